@@ -1,0 +1,56 @@
+# One environment in .venv, two commands: `make demo` and `make test`.
+# Installation steps are skipped while their stamp file is newer than what they depend on.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Extra arguments for pip, empty by default: e.g. PIP_TORCH_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# picks the CPU build of PyTorch where the default index serves the CUDA build (Linux).
+PIP_TORCH_ARGS ?=
+# Arguments for the programs: make train ARGS="--seed 1", make test ARGS="-m 'not slow'"
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_TORCH_ARGS) -c constraints.txt
+PACKAGING := setup.py pyproject.toml constraints.txt
+CODE := src tests examples setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test train lint clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo-installed  ## answer questions about flags with the shipped model; writes demo.png
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py $(ARGS)
+
+test: lint  ## lint, types, floors, then all tests and doctests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(ARGS)
+
+train: $(VENV)/.demo-installed  ## train retriever and reader on the flags; writes the folder that the demo loads
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		--num_cpu_threads_per_process $$(getconf _NPROCESSORS_ONLN) examples/train.py $(ARGS)
+
+# Without a cache: an old one takes modules that came since for missing ones.
+lint: $(VENV)/.test-installed  ## format check, lint, import floors, types
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+
+clean:  ## remove the environment, caches and build outputs
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache demo.png
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# The environment is an order-only prerequisite: its date says nothing about what is installed in it.
+$(VENV)/.demo-installed: $(PACKAGING) | $(BIN)/pip
+	@echo "Installing hf_ravlm and what it needs into $(VENV): one to five minutes, once."
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test-installed: $(PACKAGING) | $(BIN)/pip
+	@echo "Installing hf_ravlm, what it needs and what its tests need into $(VENV): one to five minutes, once."
+	$(PIP) -e ".[dev]"
+	@touch $@ $(VENV)/.demo-installed

@@ -1,0 +1,127 @@
+"""Knows the words: how a row of the knowledge base becomes passages that stand for themselves.
+
+One set of pure functions serves the index, the training data and the answers, so that the reader meets in use what it
+met in training. Every passage opens with what it is about and a colon. Inside the facts, fields are parted by "; " and
+the items of a list by ", ", so the end of a value can be seen without guessing (a full stop would not do: "St.
+George's", "Washington, D.C.").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+KINDS = ("facts", "flag", "meaning", "background")
+
+_SENTENCE_END = re.compile(r"""[.!?]["')]*(?=\s+[A-Z"']|$)""")
+_ABBREVIATION = re.compile(r"(\b[A-Z]|St|Dr|Mr|Mt|Gen|Sgt|Lt|Col)\.$")
+
+
+def passage_texts(row: dict) -> dict[str, tuple[str, str]]:
+    """The passages of one country: kind → (title, text), in the order of `KINDS`; a kind without text is left out.
+
+    Example:
+
+    ```python
+    >>> for title, text in passage_texts({"name": "Utopia", "capital": "Amaurot", "flag_desc": "white"}).values():
+    ...     print(f"[{title}] {text}")
+    [Facts about Utopia] Facts about Utopia: Capital: Amaurot.
+    [Flag of Utopia] The flag of Utopia: white.
+
+    ```
+    """
+    name = row["name"]
+    texts = {"facts": (f"Facts about {name}", facts_text(name, fact_fields(row)))}
+    if row.get("flag_desc"):
+        texts["flag"] = (f"Flag of {name}", f"The flag of {name}: {row['flag_desc'].strip()}.")
+    if row.get("flag_meaning"):
+        title = f"Meaning of the flag of {name}"
+        texts["meaning"] = (title, f"{title}: {row['flag_meaning'].strip()}.")
+    if row.get("background"):
+        title = f"Background of {name}"
+        texts["background"] = (title, f"{title}: {cut_sentences(row['background'])}")
+    return texts
+
+
+def fact_fields(row: dict) -> list[tuple[str, str]]:
+    """The facts of one country as (key, "Label: value"), missing values left out, in their usual order."""
+    area = row.get("area") or 0
+    values = [
+        ("official", "Official name", row.get("official")),
+        ("capital", "Capital", row.get("capital")),
+        ("subregion", "Part of the world", _part_of_the_world(row)),
+        ("language", "Languages", ", ".join(row.get("languages") or [])),
+        ("currency", "Currency", ", ".join(row.get("currency") or [])),
+        ("demonym", "People", row.get("demonym")),
+        ("borders", "Borders", ", ".join((row.get("borders") or [])[:8])),
+        ("calling", "Calling code", row.get("calling")),
+        ("area", "Area", f"{area:,} square km".replace(",", " ") if area > 0 else None),
+        ("independence", "Independence", cut_words(row.get("independence") or "", 25)),
+        ("symbol", "National symbol", cut_words(row.get("national_symbol") or "", 25)),
+        ("colors", "National colours", row.get("national_colors")),
+    ]
+    return [(key, f"{label}: {_in_one_piece(value)}") for key, label, value in values if value]
+
+
+def facts_text(name: str, fields: Sequence[tuple[str, str]]) -> str:
+    """One passage out of the fields, in the order given (training shuffles them)."""
+    return f"Facts about {name}: " + "; ".join(text for _, text in fields) + "."
+
+
+def description(name: str, flag_desc: str | None = None, flag_meaning: str | None = None) -> str:
+    """What a good description of a flag says: whose it is, the first clause of what it shows, and what it means.
+
+    Example:
+
+    ```python
+    >>> description("Japan", "white with a large red disk; the disk is centered", "the disk represents the sun")
+    'The flag of Japan. It shows white with a large red disk. Meaning: the disk represents the sun.'
+
+    ```
+    """
+    sentences = [f"The flag of {name}."]
+    if flag_desc:
+        sentences.append(f"It shows {flag_desc.split(';')[0].strip()}.")
+    if flag_meaning:
+        sentences.append(f"Meaning: {flag_meaning.strip()}.")
+    return " ".join(sentences)
+
+
+def cut_sentences(text: str, limit: int = 600) -> str:
+    """The longest run of whole sentences from the start of `text` with at most `limit` characters.
+
+    The source is cut in the middle of a word, so an unfinished last sentence goes too. If no sentence fits, the text
+    is cut after a word and ends in " ...".
+
+    Example:
+
+    ```python
+    >>> cut_sentences("It lies in St. George's. It is small. It has no", limit=40)
+    "It lies in St. George's. It is small."
+
+    ```
+    """
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    fitting = [end for end in ends if end <= limit and not _ABBREVIATION.search(text[:end])]
+    if fitting:
+        return text[: fitting[-1]].strip()
+    return text[:limit].rsplit(" ", 1)[0].rstrip(" ,;-") + " ..."
+
+
+def cut_words(text: str, limit: int) -> str:
+    """The first `limit` words of `text`, with " ..." where something was left out."""
+    words = text.split()
+    return text if len(words) <= limit else " ".join(words[:limit]).rstrip(",;(") + " ..."
+
+
+def _part_of_the_world(row: dict) -> str | None:
+    region, subregion = row.get("region") or None, row.get("subregion") or None
+    if subregion and region and region != subregion:
+        return f"{subregion} ({region})"
+    return subregion or region
+
+
+def _in_one_piece(value: str) -> str:
+    """A field value without the field separator inside and without white space or full stops around."""
+    return re.sub(r"\s+", " ", value).replace(";", ",").strip(" .")

@@ -1,0 +1,76 @@
+"""Packaging of `hf_ravlm`; `pyproject.toml` holds the build system and the settings of the tools, nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    """The version is written once, in the package, and read here without importing it (torch may not be there yet)."""
+    text = (ROOT / "src" / "hf_ravlm" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, flags=re.MULTILINE)
+    if match is None:
+        raise RuntimeError('src/hf_ravlm/__init__.py has no line of the form __version__ = "1.2.3"')
+    return match.group(1)
+
+
+def read_description() -> str:
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+# Lower bounds only: an upper bound would forbid the fix that a user waits for. Each bound is the oldest version that
+# installs and imports together with the others, except where a reason stands beside it.
+INSTALL_REQUIRES = [
+    "torch>=2.10",
+    "transformers>=5.10",
+    "accelerate>=1.10",
+    "peft>=0.18",  # the first that imports with transformers 5
+    "datasets>=4.0",
+    "faiss-cpu>=1.15.1",  # older ones crash on damaged index files
+    "evaluate>=0.4.5",
+    "safetensors>=0.5",
+    "Pillow>=12.3",  # security fixes in the image decoders
+    "numpy>=2",
+    "pyarrow>=16",  # the first that runs with numpy 2; 14.0.1 closed the remote-code hole of older ones
+]
+
+EXTRAS_REQUIRE = {
+    "test": ["pytest>=8.4"],
+    "quality": ["ruff>=0.14", "mypy>=1.18", "import-linter>=2.5"],
+}
+EXTRAS_REQUIRE["dev"] = EXTRAS_REQUIRE["test"] + EXTRAS_REQUIRE["quality"]
+
+setup(
+    name="hf_ravlm",
+    version=read_version(),
+    description="Retrieval-augmented vision-language models for the Hugging Face stack",
+    long_description=read_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="retrieval-augmented generation, vision-language models, transformers, faiss, knowledge base",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"hf_ravlm": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    zip_safe=False,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

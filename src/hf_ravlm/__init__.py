@@ -1,0 +1,69 @@
+"""Retrieval-augmented vision-language models for the Hugging Face stack.
+
+`import hf_ravlm` registers the models with the Auto classes and serves `pipeline("image-to-text")`; it brings torch,
+transformers and `hf_ravlm.model`. The retriever (FAISS, pyarrow) and the trainers come when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .errors import (
+    InvalidInputError,
+    KnowledgeBaseCorruptError,
+    KnowledgeBaseLockedError,
+    KnowledgeBaseMismatchError,
+    RavlmError,
+    UnsafeInputError,
+)
+from .hub.registration import register_auto_classes, register_pipelines
+from .model import RavlmConfig, RavlmForConditionalGeneration, RavlmModel, RavlmPreTrainedModel, RavlmProcessor
+
+
+if TYPE_CHECKING:
+    from .retrieval import Evidence, KnowledgeBase, Passage, RavlmEncoder, RavlmRetriever
+
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Evidence": "retrieval",
+    "KnowledgeBase": "retrieval",
+    "Passage": "retrieval",
+    "RavlmEncoder": "retrieval",
+    "RavlmRetriever": "retrieval",
+}
+
+register_auto_classes()
+register_pipelines()
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+__all__ = [
+    "Evidence",
+    "InvalidInputError",
+    "KnowledgeBase",
+    "KnowledgeBaseCorruptError",
+    "KnowledgeBaseLockedError",
+    "KnowledgeBaseMismatchError",
+    "Passage",
+    "RavlmConfig",
+    "RavlmEncoder",
+    "RavlmError",
+    "RavlmForConditionalGeneration",
+    "RavlmModel",
+    "RavlmPreTrainedModel",
+    "RavlmProcessor",
+    "RavlmRetriever",
+    "UnsafeInputError",
+]

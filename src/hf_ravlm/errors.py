@@ -1,0 +1,31 @@
+"""The errors of the project: what came, what was expected, what to do. All that is raised on purpose is here."""
+
+from __future__ import annotations
+
+
+class RavlmError(Exception):
+    """Base of every error that `hf_ravlm` raises on purpose."""
+
+
+class UnsafeInputError(RavlmError, ValueError):
+    """An input cannot be used safely: a broken or oversized image, a path out of its folder, a vector with NaN."""
+
+
+class InvalidInputError(RavlmError, ValueError):
+    """An argument is wrong: an empty question, duplicate ids, `k < 1`, a passage without text and image."""
+
+
+class KnowledgeBaseMismatchError(RavlmError, ValueError):
+    """The knowledge base was built by another encoder than the one that now asks it."""
+
+
+class KnowledgeBaseCorruptError(RavlmError, OSError):
+    """A stored knowledge base is damaged or incomplete."""
+
+
+class KnowledgeBaseLockedError(RavlmError, OSError):
+    """Another process is writing this knowledge base."""
+
+
+class KnowledgeBaseNotFoundError(RavlmError, FileNotFoundError):
+    """There is no stored knowledge base where one was expected."""

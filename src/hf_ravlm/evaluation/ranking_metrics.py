@@ -1,0 +1,227 @@
+"""Knows how well a ranking puts what is wanted on top: hit@k, recall@k, mean rank, reciprocal rank. NumPy, batched.
+
+All metrics start from one boolean matrix `relevant (Q, K)`: is the result of query `q` at rank `j + 1` a wanted one?
+`relevance_from_ids` and `relevance_from_scores` make it. Metrics return one value per query, so that the caller can
+average per group; only `mean_rank` is a mean by name.
+
+Two different things are called "Recall@K" in papers. Image-text retrieval and most knowledge-based VQA mean *hit* rate
+(anything wanted among the first K: `hit_at_k`); information retrieval means the found *fraction* (`recall_at_k`). With
+one wanted passage per query they agree. Definitions: Manning, Raghavan, Schütze, "Introduction to Information
+Retrieval" (2008), chapter 8; reciprocal rank: Voorhees, "The TREC-8 question answering track report" (1999).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidInputError
+
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
+
+
+def relevance_from_ids(
+    ranked_ids: Sequence[Sequence[Hashable]], gold_ids: Sequence[Collection[Hashable]]
+) -> BoolArray:
+    """Mark which ranked results are wanted.
+
+    Args:
+        ranked_ids (`Q` sequences of ids): Best first. Rows may differ in length; short ones are filled with `False`.
+        gold_ids (`Q` sets of ids): What each query wants. For entities with several passages, pass entity ids in both.
+
+    Returns:
+        `np.ndarray` of shape `(Q, K)` and type bool, `K` the length of the longest ranking.
+
+    Raises:
+        InvalidInputError: The two have different lengths, or a string stands where a collection of ids belongs.
+
+    Example:
+
+    ```python
+    >>> relevance_from_ids([["fr", "nl"], ["nl", "fr"]], [{"fr"}, {"fr", "mf"}])
+    array([[ True, False],
+           [False,  True]])
+
+    ```
+    """
+    if len(ranked_ids) != len(gold_ids):
+        raise InvalidInputError(f"{len(ranked_ids)} rankings came with {len(gold_ids)} sets of gold ids.")
+    for name, rows in {"ranked_ids": ranked_ids, "gold_ids": gold_ids}.items():
+        if strings := [row for row in rows if isinstance(row, str)]:
+            raise InvalidInputError(f"{name} holds {strings[0]!r}; each query needs a collection of ids.")
+    relevant = np.zeros((len(ranked_ids), max(map(len, ranked_ids), default=0)), dtype=np.bool_)  # (Q, K)
+    for marks, ranked, gold in zip(relevant, ranked_ids, gold_ids, strict=True):
+        marks[: len(ranked)] = [candidate in gold for candidate in ranked]
+    return relevant
+
+
+def relevance_from_scores(scores: npt.ArrayLike, gold: npt.ArrayLike) -> BoolArray:
+    """Rank all candidates by score, highest first, and mark the wanted ones in that order.
+
+    Candidates with equal scores keep the order of their columns, so the result does not depend on the sorting method.
+
+    Args:
+        scores (`np.ndarray` of shape `(Q, N)`): Higher is better; finite.
+        gold (`np.ndarray` of shape `(Q, N)`, bool): Which candidates each query wants.
+
+    Returns:
+        `np.ndarray` of shape `(Q, N)` and type bool.
+
+    Raises:
+        InvalidInputError: The shapes differ or are not two-dimensional, or a score is NaN.
+
+    Example:
+
+    ```python
+    >>> relevance_from_scores([[0.1, 0.9, 0.5]], [[True, False, False]])
+    array([[False, False,  True]])
+
+    ```
+    """
+    values, wanted = np.asarray(scores, dtype=np.float64), np.asarray(gold, dtype=np.bool_)
+    if values.ndim != 2 or values.shape != wanted.shape:
+        raise InvalidInputError(
+            f"scores {values.shape} and gold {wanted.shape} must have one shape (queries, candidates)."
+        )
+    if np.isnan(values).any():
+        raise InvalidInputError("scores contain NaN, which has no place in a ranking; check the embeddings.")
+    order = np.argsort(-values, axis=1, kind="stable")  # (Q, N)
+    return np.take_along_axis(wanted, order, axis=1)
+
+
+def hit_at_k(relevant: npt.ArrayLike, k: int) -> FloatArray:
+    """1.0 for every query with anything wanted among its first `k` results, else 0.0.
+
+    Args:
+        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`.
+        k (`int`): At least 1; more than `K` counts all results.
+
+    Returns:
+        `np.ndarray` of shape `(Q,)`.
+
+    Example:
+
+    ```python
+    >>> hit_at_k([[False, True, True], [False, False, True]], k=2)
+    array([1., 0.])
+
+    ```
+    """
+    return np.asarray(_checked(relevant, k)[:, :k].any(axis=1), dtype=np.float64)
+
+
+def recall_at_k(relevant: npt.ArrayLike, num_gold: npt.ArrayLike, k: int) -> FloatArray:
+    """The fraction of all wanted things that stand among the first `k` results: `|gold ∩ top k| / |gold|`.
+
+    Args:
+        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`. No id may be listed twice in a row.
+        num_gold (`int` or `np.ndarray` of shape `(Q,)`): How many wanted things exist per query, found or not.
+        k (`int`): At least 1; more than `K` counts all results.
+
+    Returns:
+        `np.ndarray` of shape `(Q,)`, each in 0..1.
+
+    Raises:
+        InvalidInputError: A query wants nothing, or more wanted results were found than exist.
+
+    Example: four things are wanted; one is found among two results, two among three.
+
+    ```python
+    >>> recall_at_k([[False, True, True]], num_gold=4, k=2), recall_at_k([[False, True, True]], num_gold=4, k=3)
+    (array([0.25]), array([0.5]))
+
+    ```
+    """
+    marks = _checked(relevant, k)
+    totals = np.asarray(num_gold)
+    if totals.ndim > 1 or (totals.ndim == 1 and totals.shape != marks.shape[:1]):
+        raise InvalidInputError(f"num_gold has the shape {totals.shape}; expected a number or {marks.shape[:1]}.")
+    if (totals < 1).any() or (marks.sum(axis=1) > totals).any():
+        raise InvalidInputError("num_gold must be at least 1 and at least the number of wanted results in each row.")
+    return np.asarray(marks[:, :k].sum(axis=1) / totals, dtype=np.float64)
+
+
+def first_relevant_rank(relevant: npt.ArrayLike) -> FloatArray:
+    """The 1-based rank of the first wanted result per query; `inf` where none is listed.
+
+    Args:
+        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`.
+
+    Returns:
+        `np.ndarray` of shape `(Q,)`.
+
+    Example:
+
+    ```python
+    >>> first_relevant_rank([[False, True, True], [False, False, False]])
+    array([ 2., inf])
+
+    ```
+    """
+    marks = _checked(relevant)
+    if marks.shape[1] == 0:
+        return np.full(marks.shape[0], np.inf)
+    return np.where(marks.any(axis=1), marks.argmax(axis=1) + 1.0, np.inf)
+
+
+def mean_rank(relevant: npt.ArrayLike) -> float:
+    """Mean over the queries of the 1-based rank of the first wanted result; 1.0 is perfect.
+
+    Rank *all* candidates before calling this: a query whose wanted result is not listed has an unknown rank, and the
+    mean is then `inf` rather than flattering. (DPR's "average rank" counts from 0: one less.)
+
+    Args:
+        relevant (`np.ndarray` of shape `(Q, N)`, bool): See `relevance_from_scores`.
+
+    Raises:
+        InvalidInputError: There is no query.
+
+    Example: ranks 2 and 1.
+
+    ```python
+    >>> mean_rank([[False, True, False], [True, False, False]])
+    1.5
+
+    ```
+    """
+    ranks = first_relevant_rank(relevant)
+    if ranks.size == 0:
+        raise InvalidInputError("The mean rank of no queries is undefined; relevant has no rows.")
+    return float(ranks.mean())
+
+
+def reciprocal_rank(relevant: npt.ArrayLike, k: int | None = None) -> FloatArray:
+    """`1 / rank` of the first wanted result per query, 0.0 where none stands among the first `k`; its mean is MRR@k.
+
+    Args:
+        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`.
+        k (`int`, *optional*): Only the first `k` results count; `None` counts all.
+
+    Returns:
+        `np.ndarray` of shape `(Q,)`.
+
+    Example:
+
+    ```python
+    >>> reciprocal_rank([[False, True, True], [True, False, False], [False, False, False]])
+    array([0.5, 1. , 0. ])
+
+    ```
+    """
+    marks = _checked(relevant, k)
+    return np.reciprocal(first_relevant_rank(marks[:, :k]))
+
+
+def _checked(relevant: npt.ArrayLike, k: int | None = None) -> BoolArray:
+    marks = np.asarray(relevant)
+    if marks.ndim != 2 or (marks.dtype != np.bool_ and marks.size > 0):
+        raise InvalidInputError(
+            f"relevant must be a bool array of shape (queries, results); came: {marks.dtype} {marks.shape}."
+        )
+    if k is not None and k < 1:
+        raise InvalidInputError(f"k must be at least 1; came: {k}.")
+    return marks.astype(np.bool_)

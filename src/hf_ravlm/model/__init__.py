@@ -1,0 +1,10 @@
+"""The network and its processor. Knows no retriever, no index and no trainer."""
+
+from __future__ import annotations
+
+from .configuration_ravlm import RavlmConfig
+from .modeling_ravlm import RavlmForConditionalGeneration, RavlmModel, RavlmPreTrainedModel
+from .processing_ravlm import RavlmProcessor
+
+
+__all__ = ["RavlmConfig", "RavlmForConditionalGeneration", "RavlmModel", "RavlmPreTrainedModel", "RavlmProcessor"]

@@ -1,0 +1,127 @@
+"""The configuration: three backbones by their own configs, the shared embedding space, and how evidence is fused.
+
+It is data only: no paths, no addresses, no code. A wrong value is refused with the list of choices.
+"""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .publishing_ravlm import PublishMixin
+
+
+DESCRIBE_PROMPT = "Describe this image and say what is known about it."
+
+
+class PublishedConfig(PublishMixin, PreTrainedConfig):
+    """`PreTrainedConfig` that saves with our shim."""
+
+
+@strict
+class RavlmConfig(PublishedConfig):
+    r"""
+    Configuration of [`RavlmModel`] and [`RavlmForConditionalGeneration`].
+
+    Args:
+        vision_config (`dict` or `PreTrainedConfig`, *optional*):
+            Any vision tower of transformers; defaults to a ViT. Of a dual tower (CLIP, SigLIP) the vision half counts.
+        text_config (`dict` or `PreTrainedConfig`, *optional*):
+            Encoder of questions and passages; defaults to BERT. Of a dual tower the text half is taken.
+        generator_config (`dict` or `PreTrainedConfig`, *optional*):
+            Any causal language model; defaults to Llama.
+        projection_dim (`int`, *optional*, defaults to 256):
+            `D`, width of the space that images, questions and passages share.
+        pooling_grid (`int`, *optional*, defaults to 1):
+            The image embedding is one linear map of the patch features averaged over a `grid x grid` raster; 1 is the
+            plain mean, 2 and more keep the layout of the picture.
+        logit_scale_init (`float`, *optional*, defaults to 2.6592):
+            Natural log of `1 / temperature` at the start (2.6592 is temperature 0.07). Kept within [0, ln 100].
+        fusion (`"in_context"` or `"gated"`, *optional*, defaults to `"in_context"`):
+            What the language model sees of the passages: their text in the prompt, or memory tokens.
+        num_passages (`int`, *optional*, defaults to 4):
+            Passages that a pipeline retrieves per question.
+        num_image_tokens (`int`, *optional*, defaults to 4):
+            `P`, placeholders of the query image in the prompt; a square number (the raster of the image).
+        num_memory_tokens (`int`, *optional*, defaults to 8):
+            `M`, memory tokens per passage with `fusion="gated"`.
+        fusion_layers (`int`, *optional*, defaults to 2): gated exchange layers.
+        fusion_heads (`int`, *optional*, defaults to 4): attention heads of the fusion; must divide its width.
+        image_token_id, evidence_token_id (`int`, *optional*): placeholders in the vocabulary of the generator.
+        default_prompt (`str`, *optional*): what a pipeline asks when it is given an image alone.
+
+    Example:
+
+    >>> from hf_ravlm import RavlmConfig
+    >>> config = RavlmConfig(generator_config={"model_type": "gpt2"}, fusion="gated")
+    >>> config.generator_config.model_type, config.num_memory_tokens
+    ('gpt2', 8)
+    """
+
+    model_type = "ravlm"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
+        "generator_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states", "evidence_hidden_states"]
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    generator_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = 256
+    pooling_grid: int = 1
+    logit_scale_init: float = 2.6592
+    fusion: Literal["in_context", "gated"] = "in_context"
+    num_passages: int = 4
+    num_image_tokens: int = 4
+    num_memory_tokens: int = 8
+    fusion_layers: int = 2
+    fusion_heads: int = 4
+    image_token_id: int = 3
+    evidence_token_id: int = 4
+    default_prompt: str = DESCRIBE_PROMPT
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.vision_config = getattr(self.vision_config, "vision_config", self.vision_config)
+        self.text_config = getattr(self.text_config, "text_config", self.text_config)
+
+    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+        """The config that generation, caches and the vocabulary are about: the generator's."""
+        return self.generator_config.get_text_config(decoder=decoder, encoder=encoder)
+
+    @property
+    def vision_dim(self) -> int:
+        """Width of one patch feature of the vision tower (the last stage's of a convolutional one)."""
+        sizes = getattr(self.vision_config, "hidden_sizes", None)
+        return sizes[-1] if sizes else self.vision_config.hidden_size
+
+    def validate_positive(self):
+        """Every count is at least 1."""
+        names = ("projection_dim", "pooling_grid", "num_passages", "num_image_tokens", "num_memory_tokens")
+        for name in (*names, "fusion_layers", "fusion_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a whole number of at least 1")
+
+    def validate_image_tokens(self):
+        """The image tokens form a square raster."""
+        if round(self.num_image_tokens**0.5) ** 2 != self.num_image_tokens:
+            raise ValueError(
+                f"num_image_tokens={self.num_image_tokens}: expected a square number (1, 4, 9, 16, ...), "
+                "because the image tokens are a square raster of the picture"
+            )
+
+    def validate_fusion_heads(self):
+        """The fusion works at the text encoder's width."""
+        if self.text_config is not None and self.text_config.hidden_size % self.fusion_heads:
+            raise ValueError(
+                f"fusion_heads={self.fusion_heads} does not divide the text encoder's width "
+                f"{self.text_config.hidden_size}; choose a divisor of it"
+            )
+
+
+__all__ = ["RavlmConfig"]

@@ -1,0 +1,104 @@
+"""How our objects are written to a folder: whole or not at all, with the one-file shim that lets strangers load them.
+
+A published folder carries no copy of our modules. `ravlm_hub.py` imports the installed package and `auto_map` points
+to it, so `trust_remote_code=True` works where the package is installed but not imported, and where it is missing
+transformers names the package to install. Files are first written to a staging folder beside their place and then
+renamed one by one: an interrupted save leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+
+SHIM_NAME = "ravlm_hub"
+AUTO_MAP = {
+    "AutoConfig": "RavlmConfig",
+    "AutoModel": "RavlmModel",
+    "AutoModelForImageTextToText": "RavlmForConditionalGeneration",
+    "AutoModelForMultimodalLM": "RavlmForConditionalGeneration",
+    "AutoProcessor": "RavlmProcessor",
+}
+STAGING_PREFIX = ".ravlm-saving-"
+
+
+class PublishMixin:
+    """First base of the config, the models and the processor; overrides how transformers saves remote code."""
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class=None) -> None:
+        """Does nothing: the loader of `auto_map` calls it on installed classes, and saving would then copy modules."""
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, repo_id: str | None = None, **kwargs
+    ):
+        """Saves to `save_directory`, atomically per file, and writes the shim and the complete `auto_map`.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): created if missing; files of the same names are replaced.
+            push_to_hub (`bool`, *optional*, defaults to `False`): also upload, to `repo_id` or the folder's name.
+            repo_id (`str`, *optional*): repository on the Hub.
+            kwargs: passed to the `save_pretrained` of transformers.
+        """
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"cannot save to {os.fspath(save_directory)!r}: it is a file; give a folder")
+        target = Path(save_directory)
+        target.mkdir(parents=True, exist_ok=True)
+        for leftover in target.glob(f"{STAGING_PREFIX}*"):  # of a save that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target))
+        try:
+            saved = super().save_pretrained(staging, **kwargs)
+            write_shim(staging)
+            _move_into(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        if push_to_hub:
+            self.push_to_hub(repo_id or target.name)
+        return saved
+
+
+def write_shim(folder: str | os.PathLike) -> None:
+    """Writes `ravlm_hub.py` and adds the complete `auto_map` to the JSON files that Auto classes read."""
+    names = ", ".join(sorted(set(AUTO_MAP.values())))
+    shim = f'"""The code of this model: pip install hf_ravlm"""\n\nfrom hf_ravlm import {names}  # noqa: F401\n'
+    Path(folder, f"{SHIM_NAME}.py").write_text(shim, encoding="utf-8")
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        path = Path(folder, name)
+        if not path.exists():
+            continue
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["auto_map"] = {
+            auto: f"{SHIM_NAME}.{cls}"
+            for auto, cls in AUTO_MAP.items()
+            if name == "config.json" or auto == "AutoProcessor"
+        }
+        path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _move_into(staging: Path, target: Path) -> None:
+    """Renames every staged file to its place, weights before the small files, and drops weights of an older save."""
+    staged = sorted((path for path in staging.rglob("*") if path.is_file()), key=lambda path: path.suffix == ".json")
+    new_weights = {path.name for path in staged if path.suffix == ".safetensors"}
+    for path in staged:
+        _fsync(path)
+        place = target / path.relative_to(staging)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
+    if new_weights:
+        for old in target.glob("model*.safetensors"):
+            if old.name not in new_weights:
+                old.unlink()
+        if not (len(new_weights) > 1):
+            (target / SAFE_WEIGHTS_INDEX_NAME).unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,109 @@
+"""`pipeline("image-text-to-text")` for our models: the built-in chat pipeline, with evidence.
+
+Other models get the built-in class itself, untouched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import GenerationConfig, ImageTextToTextPipeline
+from transformers.utils.chat_template_utils import Chat
+
+from ..errors import InvalidInputError
+from ..model import RavlmConfig
+from .answering import answer_questions
+from .image_to_text import _ANSWER_KEYS, RavlmPipelineMixin, open_picture
+
+
+class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
+    """
+    Answers chat messages, or `images=` with `text=`, as the built-in pipeline does; adds `evidence` and `posterior`.
+
+    Takes the arguments of [`~transformers.ImageTextToTextPipeline`] and `k`, `retriever`, `with_posterior` of
+    [`RavlmImageToTextPipeline`]. Of a conversation, the last user message is the question and the last picture its
+    image.
+    """
+
+    _load_processor = None  # a model object brings its folder's own
+    _default_generation_config = GenerationConfig(max_new_tokens=256, do_sample=False)
+
+    def __new__(cls, model=None, **kwargs):
+        if model is not None and model.config.model_type != RavlmConfig.model_type:
+            return ImageTextToTextPipeline(model=model, **kwargs)
+        return super().__new__(cls)
+
+    def _sanitize_parameters(self, **kwargs):
+        extra = {key: kwargs.pop(key) for key in _ANSWER_KEYS if key in kwargs}
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        return preprocess, {**forward, **extra}, postprocess
+
+    def preprocess(self, inputs=None, timeout=None, **kwargs):
+        if isinstance(inputs, Chat):
+            images, questions = zip(question_of_chat(inputs.messages))
+        elif isinstance(inputs, dict):
+            images, questions = _listed(inputs["images"]), _listed(inputs["text"])
+        else:
+            questions = _listed(inputs)
+            images = [None] * len(questions)
+        pictures = None if all(image is None for image in images) else [open_picture(i, timeout) for i in images]
+        return {"pictures": pictures, "questions": list(questions), "text": inputs}
+
+    def _forward(self, model_inputs, generate_kwargs=None, retriever=None, k=None, with_posterior=True):
+        answers = answer_questions(
+            self.model,
+            self.processor,
+            retriever if retriever is not None else self.retriever,
+            model_inputs["pictures"],
+            model_inputs["questions"],
+            k=k,
+            with_posterior=with_posterior,
+            **self._prepare_generate_kwargs(dict(generate_kwargs or {})),
+        )
+        return {"answers": answers, "text": model_inputs["text"], "questions": model_inputs["questions"]}
+
+    def postprocess(self, model_outputs, return_type=None, **kwargs):
+        new_text_only = getattr(return_type, "name", "FULL_TEXT") == "NEW_TEXT"
+        given, records = model_outputs["text"], []
+        for question, answers in zip(model_outputs["questions"], model_outputs["answers"], strict=True):
+            for answer in answers:
+                record = answer.to_record()
+                prompt = given.messages if isinstance(given, Chat) else question
+                if not new_text_only:
+                    record["generated_text"] = _full_text(prompt, answer.text)
+                records.append({"input_text": prompt, **record})
+        return records
+
+
+def question_of_chat(messages: list[dict[str, Any]]) -> tuple[Any, str]:
+    """The last picture and the last user message's words of a conversation.
+
+    >>> parts = [{"type": "image", "url": "a.png"}, {"type": "text", "text": "Who?"}]
+    >>> question_of_chat([{"role": "user", "content": parts}])
+    ('a.png', 'Who?')
+    """
+    image, question = None, None
+    for message in messages:
+        if message["role"] != "user":
+            continue
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        question = " ".join(part["text"] for part in parts if part["type"] == "text")
+        for part in parts:
+            if part["type"] == "image":
+                image = next((part[key] for key in ("image", "url", "path", "base64") if key in part), None)
+    if not question:
+        raise InvalidInputError(
+            "the conversation has no words from the user; add a text part to the last user message"
+        )
+    return image, question
+
+
+def _listed(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _full_text(prompt: Any, answer: str) -> Any:
+    if isinstance(prompt, str):
+        return f"{prompt} {answer}"
+    return [*prompt, {"role": "assistant", "content": answer}]

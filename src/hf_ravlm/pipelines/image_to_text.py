@@ -1,0 +1,197 @@
+"""`pipeline("image-to-text")`: a picture in, words with their evidence out.
+
+transformers 5 dropped this task and redirects its name. `import hf_ravlm` serves it again (`hub/registration.py`): our
+models through `RavlmImageToTextPipeline`, any other image-text-to-text checkpoint through `ImageCaptionPipeline`,
+which does what the old pipeline did.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from transformers import AutoProcessor, GenerationConfig, Pipeline
+from transformers.image_utils import load_image
+from transformers.utils import cached_file
+
+from ..errors import InvalidInputError
+from ..model import RavlmConfig, RavlmProcessor
+from .answering import answer_questions
+
+
+KNOWLEDGE_FOLDER = "knowledge_base"
+_ANSWER_KEYS = ("k", "retriever", "with_posterior")
+
+
+class RavlmPipelineMixin:
+    """What our pipelines share: the folder's own processor and knowledge base, and saving all of it."""
+
+    def __init__(self, model, processor=None, retriever=None, **kwargs):
+        processor = processor if processor is not None else _find_processor(model)
+        super().__init__(model=model, processor=processor, **kwargs)
+        self.retriever = retriever if retriever is not None else find_retriever(model, processor)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves model, processor and knowledge base to one folder; `from_pretrained` of each reads it."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+        if self.retriever is not None:
+            self.retriever.save_pretrained(save_directory)
+
+
+class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
+    """
+    Describes pictures, or answers a question about them, with evidence from a knowledge base.
+
+    `pipeline("image-to-text", model=FOLDER_OR_MODEL)` after `import hf_ravlm`. The knowledge base is the folder's own,
+    or `retriever=`. Calls take a picture (path, URL, PIL image, `{"image": ..., "question": ...}`), a list, a
+    generator or a dataset, and:
+
+    - **question** (`str`, *optional*) -- what to ask; without it `config.default_prompt` asks for a description.
+    - **k** (`int`, *optional*) -- passages to read; 0 answers closed-book.
+    - **retriever** (`RavlmRetriever`, *optional*) -- another knowledge base for this call.
+    - **with_posterior** (`bool`, *optional*, defaults to `True`) -- whether to attribute the answer to passages.
+    - everything else goes to `model.generate`.
+
+    Each picture gives a list of dictionaries with `generated_text`, `evidence` (dictionaries with id, text, image,
+    score, source, licence, ...) and `posterior` (one probability per passage).
+    """
+
+    _load_processor = _load_tokenizer = _load_image_processor = None  # foreign checkpoints may lack any of them
+    _load_feature_extractor = _load_video_processor = False
+    _pipeline_calls_generate = True
+    _default_generation_config = GenerationConfig(max_new_tokens=256, do_sample=False)
+
+    def __new__(cls, model=None, **kwargs):
+        if model is not None and model.config.model_type != RavlmConfig.model_type:
+            return ImageCaptionPipeline(model=model, **kwargs)
+        return super().__new__(cls)
+
+    def _sanitize_parameters(self, question=None, timeout=None, max_new_tokens=None, generate_kwargs=None, **kwargs):
+        preprocess = {"question": question, "timeout": timeout}
+        forward = {key: kwargs.pop(key) for key in _ANSWER_KEYS if key in kwargs}
+        generate = _merge_generate_kwargs(generate_kwargs, max_new_tokens, kwargs)
+        if generate:
+            forward["generate_kwargs"] = generate
+        return {key: value for key, value in preprocess.items() if value is not None}, forward, {}
+
+    def __call__(self, inputs=None, **kwargs):
+        """See the class; `images=` and `image=` name the first argument, too."""
+        for name in ("images", "image"):
+            inputs = kwargs.pop(name, inputs) if inputs is None else inputs
+        if inputs is None:
+            raise InvalidInputError("no picture given: call the pipeline with a path, URL, PIL image, list or dataset")
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(self, inputs, question=None, timeout=None):
+        if isinstance(inputs, dict) and "image" in inputs:
+            question = inputs.get("question", inputs.get("text", question))
+            inputs = inputs["image"]
+        if question is None:
+            question = self.model.config.default_prompt
+        return {"image": open_picture(inputs, timeout), "question": question}
+
+    def _forward(self, model_inputs, generate_kwargs=None, retriever=None, k=None, with_posterior=True):
+        images, questions = model_inputs["image"], model_inputs["question"]
+        batched = isinstance(questions, list)
+        answers = answer_questions(
+            self.model,
+            self.processor,
+            retriever if retriever is not None else self.retriever,
+            images if batched else [images],
+            questions if batched else [questions],
+            k=k,
+            with_posterior=with_posterior,
+            **self._prepare_generate_kwargs(dict(generate_kwargs or {})),
+        )
+        return {"answers": answers if batched else answers[0]}
+
+    def postprocess(self, model_outputs):
+        answers = model_outputs["answers"]
+        while answers and isinstance(answers[0], list):  # a batch of one comes back nested
+            answers = answers[0]
+        return [answer.to_record() for answer in answers]
+
+
+class ImageCaptionPipeline(Pipeline):
+    """Captions by any other image-to-text checkpoint (BLIP, GIT, Pix2Struct, vision encoder-decoders, chat models)."""
+
+    _load_processor = _load_tokenizer = _load_image_processor = None
+    _load_feature_extractor = _load_video_processor = False
+    _pipeline_calls_generate = True
+    _default_generation_config = GenerationConfig(max_new_tokens=256)
+
+    def _sanitize_parameters(self, prompt=None, timeout=None, max_new_tokens=None, generate_kwargs=None, **kwargs):
+        preprocess = {"prompt": prompt, "timeout": timeout}
+        generate = _merge_generate_kwargs(generate_kwargs, max_new_tokens, kwargs)
+        forward = {"generate_kwargs": generate} if generate else {}
+        return {key: value for key, value in preprocess.items() if value is not None}, forward, {}
+
+    def __call__(self, inputs=None, **kwargs):
+        """Captions an image, a list, a generator or a dataset; `prompt` conditions models that take one."""
+        inputs = kwargs.pop("images", inputs) if inputs is None else inputs
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(self, inputs, prompt=None, timeout=None):
+        image = load_image(inputs, timeout=timeout)
+        if prompt is None:
+            return self.image_processor(images=image, return_tensors="pt").to(self.dtype)
+        if self.processor is None:
+            raise InvalidInputError(f"{self.model.config.model_type} takes no prompt; call without prompt=")
+        model_inputs = self.processor(images=image, text=prompt, return_tensors="pt")
+        return model_inputs.to(self.dtype)
+
+    def _forward(self, model_inputs, generate_kwargs=None):
+        generate_kwargs = self._prepare_generate_kwargs(dict(generate_kwargs or {}))
+        return {"sequences": self.model.generate(**model_inputs, **generate_kwargs)}
+
+    def postprocess(self, model_outputs):
+        texts = self.tokenizer.batch_decode(model_outputs["sequences"], skip_special_tokens=True)
+        return [{"generated_text": text} for text in texts]
+
+
+def open_picture(source: Any, timeout: float | None = None) -> Any:
+    """Fetches an address that the caller gave; everything else is left to the processor, which makes it safe."""
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return load_image(source, timeout=timeout)
+    return source
+
+
+def find_retriever(model, processor: RavlmProcessor):
+    """The knowledge base that lies in the folder the model came from, or `None`.
+
+    A model in reduced precision does not embed exactly as the one that built the base; its folder's dual encoder is
+    then loaded once more as it was saved.
+    """
+    source = model.name_or_path
+    if not source or not _has_knowledge(source):
+        return None
+    from ..retrieval import RavlmEncoder, RavlmRetriever  # FAISS and pyarrow come only when needed
+
+    encoder = RavlmEncoder(model.model, processor) if str(model.dtype) == "torch.float32" else None
+    return RavlmRetriever.from_pretrained(source, encoder=encoder)
+
+
+def _has_knowledge(source: str) -> bool:
+    if os.path.isdir(source):
+        return os.path.isfile(os.path.join(source, KNOWLEDGE_FOLDER, "CURRENT"))
+    quiet = {f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "gated_repo", "connection_errors")}
+    return cached_file(source, "CURRENT", subfolder=KNOWLEDGE_FOLDER, **quiet) is not None
+
+
+def _find_processor(model) -> RavlmProcessor:
+    source = model.name_or_path
+    if not source:
+        raise InvalidInputError(
+            "this model object was not loaded from a folder, so its processor cannot be found; pass processor="
+        )
+    return AutoProcessor.from_pretrained(source, trust_remote_code=False)
+
+
+def _merge_generate_kwargs(generate_kwargs: dict | None, max_new_tokens: int | None, others: dict) -> dict:
+    merged = {**(generate_kwargs or {}), **others}
+    if max_new_tokens is not None:
+        if "max_new_tokens" in merged:
+            raise InvalidInputError("max_new_tokens is given twice: directly and in generate_kwargs; give it once")
+        merged["max_new_tokens"] = max_new_tokens
+    return merged

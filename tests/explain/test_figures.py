@@ -1,0 +1,33 @@
+"""The answer sheet draws what it was given."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from hf_ravlm.explain import answer_sheet
+from hf_ravlm.explain.figures import BAR, MARGIN, ROW_HEIGHT, THUMB
+from tiny import picture
+
+
+def bar_pixels(posterior: float) -> int:
+    entry = {"id": "a", "image": picture(0), "score": 0.5}
+    record = {"generated_text": "Oslo", "evidence": [entry], "posterior": [posterior]}
+    sheet = np.asarray(answer_sheet([Image.new("RGB", (9, 9))], ["?"], [record]))
+    blue = tuple(int(BAR[i : i + 2], 16) for i in (1, 3, 5))
+    return int((sheet == blue).all(-1).sum())
+
+
+def test_the_bar_is_as_long_as_the_posterior():
+    full, half = bar_pixels(1.0), bar_pixels(0.5)
+    assert full == (THUMB[0] + 1) * 8
+    assert abs(half / full - 0.5) < 0.01
+
+
+def test_rows_without_evidence_and_long_words_are_drawn():
+    records = [
+        {"generated_text": "word " * 200, "evidence": [], "posterior": []},
+        {"generated_text": "x" * 500, "evidence": [{"id": "b", "image": None, "score": 1.0}], "posterior": []},
+    ]
+    sheet = answer_sheet([picture(0), picture(1)], ["Why?", "How?"], records, captions=["one", "two"])
+    assert sheet.height == 2 * ROW_HEIGHT + MARGIN

@@ -1,0 +1,221 @@
+"""`pipeline(...)` after `import hf_ravlm`: our tasks, the folder's knowledge, everybody else's models untouched."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import datasets
+import pytest
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipProcessor,
+    ImageTextToTextPipeline,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    pipeline,
+)
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.pipelines.pt_utils import KeyDataset
+
+from hf_ravlm import InvalidInputError, KnowledgeBase, RavlmEncoder, RavlmRetriever
+from hf_ravlm.pipelines import ImageCaptionPipeline, RavlmImageTextToTextPipeline, RavlmImageToTextPipeline
+from tiny import picture, tiny_model, tiny_processor
+
+
+PASSAGES = [
+    {"id": f"{n}", "text": text, "image": picture(n), "source": "the almanac", "licence": "CC0-1.0"}
+    for n, text in enumerate(["the capital of Norway is Oslo", "the capital of Chad is N'Djamena", "red white"])
+]
+
+
+def save_everything(folder, **changes):
+    model, processor = tiny_model(**changes), tiny_processor(num_memory_tokens=3 if changes else 0)
+    retriever = RavlmRetriever.build(KnowledgeBase.from_dicts(PASSAGES), RavlmEncoder(model.model, processor))
+    for part in (model, processor, retriever):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_everything(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def describe(folder):
+    return pipeline("image-to-text", model=str(folder), max_new_tokens=5)
+
+
+def test_a_picture_gives_words_with_evidence_and_posterior(describe):
+    assert type(describe) is RavlmImageToTextPipeline
+    assert describe.task == "image-to-text"
+    (answer,) = describe(picture(1))
+    assert isinstance(answer["generated_text"], str)
+    assert [item["id"] for item in answer["evidence"]][0] == "1"  # its own picture stands in the base
+    assert answer["evidence"][0] | {"image": None} == {
+        "id": "1",
+        "text": "the capital of Chad is N'Djamena",
+        "image": None,
+        "score": answer["evidence"][0]["score"],
+        "rank": 1,
+        "source": "the almanac",
+        "licence": "CC0-1.0",
+        "url": None,
+        "title": None,
+        "metadata": {},
+    }
+    assert answer["evidence"][0]["image"].size == (24, 16)
+    assert len(answer["posterior"]) == len(answer["evidence"]) == 3  # asked for 4, the base has 3
+    assert sum(answer["posterior"]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_question_changes_what_is_asked_and_zero_passages_is_closed_book(describe):
+    asked = describe(picture(0), question="what is the capital ?", k=2)[0]
+    assert len(asked["evidence"]) == 2
+    closed = describe(picture(0), question="what is the capital ?", k=0)[0]
+    assert closed["evidence"] == closed["posterior"] == []
+
+
+@pytest.mark.parametrize("fusion", [{}, {"fusion": "gated"}], ids=["in_context", "gated"])
+def test_batches_lists_generators_and_datasets_agree(fusion, tmp_path):
+    pipe = pipeline("image-to-text", model=str(save_everything(tmp_path, **fusion)), max_new_tokens=5)
+    pictures = [picture(n, size=(20 + n, 16)) for n in range(5)]
+    one_by_one = [pipe(image) for image in pictures]
+    data = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
+    ways = {
+        "list": pipe(pictures),
+        "batched list": pipe(pictures, batch_size=2),
+        "generator": list(pipe((image for image in pictures), batch_size=3)),
+        "dataset": list(pipe(KeyDataset(data, "image"), batch_size=2)),
+    }
+    for name, got in ways.items():
+        assert [answer[0]["generated_text"] for answer in got] == [
+            answer[0]["generated_text"] for answer in one_by_one
+        ], name
+        for answer, expected in zip(got, one_by_one):
+            assert [item["id"] for item in answer[0]["evidence"]] == [item["id"] for item in expected[0]["evidence"]]
+            assert answer[0]["posterior"] == pytest.approx(expected[0]["posterior"], abs=1e-4)
+
+
+def test_the_posterior_is_bayes_over_single_passages(describe):
+    from hf_ravlm.pipelines.answering import Answer, add_posteriors
+
+    answer = describe(picture(1), question="what ?")[0]
+    evidence = describe.retriever.retrieve([picture(1)], ["what ?"], k=3)[0]
+    likelihood = []
+    for passage in evidence:  # by hand: token by token, one passage at a time
+        inputs = describe.processor(
+            images=[picture(1)], text=["what ?"], evidence=[[passage]], answers=[answer["generated_text"]]
+        )
+        labels = inputs.pop("labels")
+        with torch.no_grad():
+            log_probs = describe.model(**inputs).logits[0].double().log_softmax(-1)
+        kept = (labels[0] != -100).nonzero().flatten().tolist()
+        likelihood.append(sum(float(log_probs[t - 1, labels[0, t]]) for t in kept))
+    scale = float(describe.model.model.logit_scale.detach().exp())
+    joint = torch.tensor([a + scale * p.score for a, p in zip(likelihood, evidence)], dtype=torch.float64)
+    filled = Answer(answer["generated_text"], evidence)
+    add_posteriors(describe.model, describe.processor, [picture(1)], ["what ?"], [filled])
+    assert filled.posterior == pytest.approx(joint.softmax(-1).tolist(), abs=1e-4)
+
+
+def test_several_answers_per_picture(describe):
+    torch.manual_seed(0)
+    answers = describe([picture(0), picture(1)], batch_size=2, do_sample=True, num_return_sequences=3)
+    assert [len(row) for row in answers] == [3, 3]
+    assert all(len(answer["posterior"]) == 3 for row in answers for answer in row)
+
+
+def test_model_objects_find_their_own_processor_and_knowledge(folder, describe):
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    pipe = pipeline("image-to-text", model=model, max_new_tokens=5)
+    assert pipe(picture(2))[0]["evidence"][0]["id"] == "2"
+    with pytest.raises(InvalidInputError, match="pass processor="):
+        pipeline("image-to-text", model=tiny_model())
+    given = pipeline("image-to-text", model=tiny_model(), processor=tiny_processor(), max_new_tokens=5)
+    assert given(picture(0))[0]["evidence"] == []
+    borrowed = given(picture(2), retriever=describe.retriever)
+    assert len(borrowed[0]["evidence"]) == 3
+
+
+def test_dtype_and_saving_again(folder, tmp_path):
+    pipe = pipeline("image-to-text", model=str(folder), dtype=torch.bfloat16, max_new_tokens=3)
+    assert pipe(picture(1))[0]["evidence"][0]["id"] == "1"
+    whole = pipeline("image-to-text", model=str(folder), max_new_tokens=3)
+    whole.save_pretrained(tmp_path / "copy")
+    shutil.move(tmp_path / "copy", tmp_path / "moved")
+    again = pipeline("image-to-text", model=str(tmp_path / "moved"), max_new_tokens=3)
+    first, second = whole(picture(1))[0], again(picture(1))[0]
+    assert first["generated_text"] == second["generated_text"]
+    assert [item["score"] for item in first["evidence"]] == [item["score"] for item in second["evidence"]]
+
+
+def test_image_text_to_text_answers_chats_with_evidence(folder):
+    pipe = pipeline("image-text-to-text", model=str(folder), max_new_tokens=4)
+    assert type(pipe) is RavlmImageTextToTextPipeline
+    chat = [{"role": "user", "content": [{"type": "image", "image": picture(1)}, {"type": "text", "text": "red ?"}]}]
+    (answer,) = pipe(text=chat)
+    assert answer["generated_text"][-1]["role"] == "assistant"
+    assert answer["evidence"][0]["id"] == "1"
+    plain = pipe(images=[picture(1), picture(2)], text=["red ?", "white ?"], return_full_text=False)
+    assert [record["evidence"][0]["id"] for record in plain] == ["1", "2"]
+    assert plain[0]["generated_text"] == answer["generated_text"][-1]["content"]
+
+
+def test_other_models_keep_the_built_in_pipelines(tmp_path):
+    tokenizer = tiny_processor().tokenizer
+    vision = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2, "pad_token_id": 0, "encoder_hidden_size": 16}
+    config = BlipConfig(
+        vision_config={**vision, "intermediate_size": 16},
+        text_config={**text, **special, "intermediate_size": 16, "max_position_embeddings": 64},
+    )
+    processor = BlipProcessor(BlipImageProcessorPil(size={"height": 16, "width": 16}), tokenizer)
+    BlipForConditionalGeneration(config).save_pretrained(tmp_path / "blip")
+    processor.save_pretrained(tmp_path / "blip")
+    captions = pipeline("image-to-text", model=str(tmp_path / "blip"), max_new_tokens=4)
+    assert type(captions) is ImageCaptionPipeline
+    assert captions(picture(0))[0].keys() == {"generated_text"}
+    assert len(captions([picture(0), picture(1)], prompt="what is red")) == 2
+    assert type(pipeline("image-text-to-text", model=str(tmp_path / "blip"))) is ImageTextToTextPipeline
+
+
+def test_vision_encoder_decoders_caption_as_they_did(tmp_path):
+    vit = {"model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1}
+    tokenizer, images = tiny_processor().tokenizer, tiny_processor().image_processor
+    gpt2 = {"model_type": "gpt2", "vocab_size": len(tokenizer), "n_embd": 16, "n_layer": 1, "n_head": 2}
+    config = VisionEncoderDecoderConfig(
+        encoder={**vit, "num_attention_heads": 2, "intermediate_size": 16},
+        decoder={**gpt2, "add_cross_attention": True, "is_decoder": True},
+        decoder_start_token_id=1,
+        pad_token_id=0,
+    )
+    VisionEncoderDecoderModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    images.save_pretrained(tmp_path)
+    captions = pipeline("image-to-text", model=str(tmp_path), max_new_tokens=4)
+    assert isinstance(captions([picture(0)])[0][0]["generated_text"], str)
+    with pytest.raises(InvalidInputError, match="takes no prompt"):
+        captions(picture(0), prompt="red")
+
+
+def test_the_bare_line_works_in_a_new_process_without_a_word_on_stderr(folder, tmp_path):
+    picture(1).save(tmp_path / "flag.png")
+    program = (
+        "import hf_ravlm, transformers, json\n"
+        f"pipe = transformers.pipeline('image-to-text', model={str(folder)!r}, max_new_tokens=3)\n"
+        f"print(pipe({str(tmp_path / 'flag.png')!r})[0]['evidence'][0]['id'])\n"
+        "assert transformers.pipeline.__module__ == 'transformers.pipelines'\n"
+        "try:\n    transformers.pipeline('summarization')\n"
+        "except KeyError as error:\n    assert 'removed' in str(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "1", done.stderr
+    noise = [line for line in done.stderr.splitlines() if line.strip() and "Loading weights" not in line]
+    assert noise == []

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import io
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_ravlm.errors import UnsafeInputError
+from hf_ravlm.images import encoded_image, safe_image
+
+
+def encoded(image: Image.Image, image_format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=image_format, **options)
+    return buffer.getvalue()
+
+
+def photo(width: int = 16, height: int = 12) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def png_header(width: int, height: int, depth: int = 1, colour_type: int = 0) -> bytes:
+    """A PNG of any size whose pixels take a few bytes: what a decompression bomb looks like."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    pixels = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_allowed_format_opens_from_path_bytes_and_dictionary(tmp_path, image_format):
+    data = encoded(photo(), image_format)
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    sources = [path, str(path), data, {"bytes": data, "path": None}, {"bytes": None, "path": str(path)}]
+    pictures = [safe_image(source) for source in sources]
+    assert all(picture.mode == "RGB" and picture.size == (16, 12) for picture in pictures)
+    assert len({picture.tobytes() for picture in pictures}) == 1
+
+
+def test_a_lossless_picture_keeps_its_pixels():
+    assert safe_image(encoded(photo())).tobytes() == photo().tobytes()
+    assert safe_image(np.asarray(photo())).tobytes() == photo().tobytes()
+
+
+@pytest.mark.parametrize("image_format", ["PPM", "ICO", "PCX", "TGA"])
+def test_other_formats_are_refused(image_format):
+    with pytest.raises(UnsafeInputError, match="JPEG, PNG"):
+        safe_image(encoded(photo(), image_format))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UnsafeInputError, match="no-such.jpg: there is no such file"):
+        safe_image(tmp_path / "no-such.jpg")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><p>404</p>", "not an image in one of the formats"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image in one of the formats"),
+        (encoded(photo(200, 200), "JPEG")[:900], "broken or incomplete"),
+        (encoded(photo(200, 200), "PNG")[:5000], "broken or incomplete"),
+        (encoded(photo(), "PNG")[:20], "bad.jpg"),
+    ],
+    ids=["empty", "html", "svg", "cut-jpeg", "cut-png", "cut-header"],
+)
+def test_a_broken_file_is_refused_by_name(tmp_path, content, message):
+    (tmp_path / "bad.jpg").write_bytes(content)
+    with pytest.raises(UnsafeInputError, match=message) as caught:
+        safe_image(tmp_path / "bad.jpg")
+    assert "bad.jpg" in str(caught.value)
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(UnsafeInputError, match="regular file"):
+        safe_image(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are a POSIX matter")
+def test_a_pipe_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UnsafeInputError, match="regular file"):
+        safe_image(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.png", "s3://bucket/a.png", "data:image/png;base64,AAAA"])
+def test_a_url_is_never_fetched(url):
+    with pytest.raises(UnsafeInputError, match="Download the image"):
+        safe_image(url)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [
+        (8000, 1, "50 times the other"),
+        (1, 8000, "50 times the other"),
+        (20_000, 10_000, "50,000,000"),
+        (8_000, 7_000, "56,000,000 pixels, more than the limit of 50,000,000"),
+        (30_000, 1_000, "longest side allowed is 20,000"),
+    ],
+)
+def test_a_bomb_is_refused_before_a_pixel_is_decoded(width, height, message, monkeypatch):
+    def decode(*_):
+        raise AssertionError("the pixels were decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
+    start = time.perf_counter()
+    with pytest.raises(UnsafeInputError, match=message):
+        safe_image(png_header(width, height))
+    assert time.perf_counter() - start < 0.5
+
+
+def test_limits_are_arguments_and_named_in_the_message():
+    data = encoded(photo(16, 12))
+    for limits in ({"max_bytes": 20}, {"max_pixels": 100}, {"max_side": 15}, {"max_aspect": 1.2}):
+        with pytest.raises(UnsafeInputError, match=f"`{next(iter(limits))}`"):
+            safe_image(data, **limits)
+    assert safe_image(data, max_bytes=len(data), max_pixels=192, max_side=16, max_aspect=2).size == (16, 12)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_keeps_its_levels(image_format):
+    levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
+    picture = safe_image(encoded(Image.fromarray(levels), image_format))
+    grey = np.asarray(picture)[:, :, 0]
+    assert len(np.unique(grey)) == 64
+    np.testing.assert_array_equal(grey, np.rint(levels / 257))
+
+
+def test_wide_integer_and_float_pictures_are_scaled():
+    wide = Image.fromarray(np.array([[0, 32768, 65535]], np.int32))
+    assert np.asarray(safe_image(wide))[0, :, 0].tolist() == [0, 128, 255]
+    eight_bit = Image.fromarray(np.array([[0, 128, 255]], np.int32))
+    assert np.asarray(safe_image(eight_bit))[0, :, 0].tolist() == [0, 128, 255]
+    for values in ([0.0, 0.5, 1.0], [0.0, 128.0, 255.0]):
+        floats = encoded(Image.fromarray(np.array([values], np.float32)), "TIFF")
+        assert np.asarray(safe_image(floats))[0, :, 0].tolist() == [0, 128, 255]
+    for values in ([0.0, np.nan], [0.0, np.inf], [-1.0, 0.5], [0.0, 300.0]):
+        with pytest.raises(UnsafeInputError):
+            safe_image(Image.fromarray(np.array([values], np.float32)))
+
+
+def test_transparency_is_composited_on_white():
+    rgba = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    rgba.putpixel((0, 0), (0, 0, 255, 255))
+    rgba.putpixel((1, 0), (0, 0, 0, 128))
+    picture = safe_image(encoded(rgba))
+    assert picture.getpixel((0, 0)) == (0, 0, 255)
+    assert picture.getpixel((1, 0)) == pytest.approx((127, 127, 127), abs=1)
+    assert picture.getpixel((3, 3)) == (255, 255, 255)
+    assert safe_image(encoded(Image.new("LA", (4, 4), (0, 0)))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_palette_with_a_transparent_colour_becomes_white():
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    palette.putpixel((0, 0), 0)
+    picture = safe_image(encoded(palette, "PNG", transparency=1))
+    assert picture.getpixel((0, 0)) == (255, 0, 0)
+    assert picture.getpixel((2, 2)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
+def test_other_colour_modes_become_rgb(mode):
+    image = Image.new("RGB", (6, 4), "white").convert(mode)
+    image_format = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+    picture = safe_image(encoded(image, image_format))
+    assert picture.mode == "RGB"
+    assert picture.getpixel((3, 2)) == pytest.approx((255, 255, 255), abs=3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_once(orientation):
+    upright = Image.new("RGB", (16, 8), "white")
+    upright.paste("red", (0, 0, 8, 4))  # the upper left quarter
+    undo = {
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }
+    stored = upright
+    for step in undo.get(orientation, []):
+        stored = stored.transpose(step)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = safe_image(encoded(stored, "PNG", exif=exif))
+    assert picture.tobytes() == upright.tobytes()
+    assert safe_image(picture).tobytes() == upright.tobytes()
+    assert safe_image(encoded_image(picture)).tobytes() == upright.tobytes()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_broken_exif_does_not_lose_the_picture():
+    data = encoded(photo(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert safe_image(data).size == (16, 12)
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_of_an_animation_the_first_frame_is_taken(image_format):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
+    assert safe_image(data).getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_float_arrays_are_scaled_and_nan_is_refused():
+    array = np.linspace(0, 1, 8 * 8 * 3).reshape(8, 8, 3)
+    expected = np.rint(array * 255).astype(np.uint8)
+    for dtype in (np.float16, np.float32, np.float64):
+        result = np.asarray(safe_image(array.astype(dtype))).astype(int)
+        assert np.abs(result - expected).max() <= (1 if dtype == np.float16 else 0)
+    array[3, 3, 1] = np.nan
+    with pytest.raises(UnsafeInputError, match="NaN"):
+        safe_image(array)
+    with pytest.raises(UnsafeInputError, match=r"0 to 255.*astype\(numpy.uint8\)"):
+        safe_image(expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), "transpose"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"\(2, 8, 8, 3\)"),
+        (np.zeros(5, np.uint8), r"\(5,\)"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (np.zeros((4, 4, 3), np.int64), "int64"),
+        (np.zeros((4, 4, 3), bool), "bool"),
+        (np.zeros((8000, 1), np.uint8), "50 times"),
+        (np.full((2, 2), -0.5), "-0.5"),
+    ],
+)
+def test_arrays_of_another_shape_or_type_are_refused(array, message):
+    with pytest.raises(UnsafeInputError, match=message):
+        safe_image(array)
+
+
+def test_arrays_of_all_documented_shapes_open():
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    assert safe_image(grey).tobytes() == safe_image(grey[:, :, None]).tobytes()
+    assert len(np.unique(np.asarray(safe_image(grey.astype(np.uint16) * 1024)))) == 64
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    assert safe_image(rgba).getpixel((0, 0)) == (255, 255, 255)
+    assert safe_image(np.asfortranarray(photo())[::-1]).size == (16, 12)
+
+
+@pytest.mark.parametrize("source", [None, 5, [], object(), {"url": "x"}, {"bytes": None, "path": None}])
+def test_anything_else_is_refused_with_what_was_expected(source):
+    with pytest.raises(UnsafeInputError, match="path"):
+        safe_image(source)
+
+
+def test_a_plain_rgb_picture_is_not_copied_and_a_lazy_one_is_loaded(tmp_path):
+    plain = photo()
+    assert safe_image(plain) is plain
+    plain.save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as lazy:
+        picture = safe_image(lazy)
+    assert picture.tobytes() == plain.tobytes()
+
+
+def test_encoded_images_keep_their_bytes_and_pictures_are_stored_without_loss(tmp_path):
+    data = encoded(photo(), "JPEG")
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert encoded_image(data) == encoded_image(tmp_path / "a.jpg") == encoded_image({"bytes": data}) == data
+    assert safe_image(encoded_image(photo())).tobytes() == photo().tobytes()
+    with pytest.raises(UnsafeInputError):
+        encoded_image(data[:200])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+def test_mutated_files_open_or_raise_one_class_of_error():
+    random = np.random.default_rng(0)
+    originals = [encoded(photo(), image_format) for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")]
+    for case in range(400):
+        data = bytearray(originals[case % len(originals)])
+        for _ in range(int(random.integers(1, 6))):
+            data[int(random.integers(len(data) if case % 2 else min(64, len(data))))] = int(random.integers(256))
+        try:
+            picture = safe_image(bytes(data))
+        except UnsafeInputError:
+            continue
+        assert picture.mode == "RGB"
+        assert picture.width * picture.height <= 50_000_000
+
+
+def test_paths_may_be_any_path_like(tmp_path):
+    path = Path(tmp_path) / "ünïcode name.png"
+    photo().save(path)
+    assert safe_image(path).size == (16, 12)
