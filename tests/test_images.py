@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from hf_ravlm.errors import UnsafeInputError
-from hf_ravlm.images import encoded_image, safe_image
+from hf_ravlm.images import encoded_image, safe_image, trim_margins
 
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options) -> bytes:
@@ -302,3 +302,60 @@ def test_paths_may_be_any_path_like(tmp_path):
     path = Path(tmp_path) / "ünïcode name.png"
     photo().save(path)
     assert safe_image(path).size == (16, 12)
+
+
+def icon(drawing: tuple[int, int, int, int], size: tuple[int, int] = (72, 72), colour="navy") -> Image.Image:
+    """A white picture with a box of one colour."""
+    picture = Image.new("RGB", size, "white")
+    picture.paste(colour, drawing)
+    return picture
+
+
+def test_a_framed_icon_is_cut_to_its_frame():
+    framed = icon((4, 16, 68, 56), colour="black")
+    framed.paste("white", (6, 18, 66, 54))  # a white flag with a black frame
+    framed.paste("red", (6, 18, 66, 30))
+    trimmed = trim_margins(framed)
+    assert trimmed.tobytes() == framed.crop((4, 16, 68, 56)).tobytes()
+    assert trim_margins(trimmed) is trimmed
+    assert trim_margins(framed.convert("L").convert("P")).size == (64, 40)
+
+
+@pytest.mark.parametrize("margin", [(0, 1), (5, 0), (20, 5)])
+def test_margins_of_any_depth_are_cut(margin):
+    x, y = margin
+    assert trim_margins(icon((x, y, 120 - x, 80 - y), size=(120, 80))).size == (120 - 2 * x, 80 - 2 * y)
+
+
+def test_tight_pictures_with_white_edges_are_left_alone():
+    japan = Image.new("RGB", (90, 60), "white")
+    ImageDraw.Draw(japan).ellipse((27, 12, 63, 48), fill="red")
+    poland = icon((0, 30, 90, 60), (90, 60), "red")
+    sideways = icon((45, 0, 90, 60), (90, 60), "red")
+    for picture in (japan, poland, sideways, photo()):
+        assert trim_margins(picture) is picture
+
+
+@pytest.mark.parametrize(
+    "drawing",
+    [
+        (4, 4, 54, 44),  # in a corner
+        (8, 16, 72, 56),  # more to the right
+        (26, 28, 46, 44),  # small
+        (30, 4, 42, 68),  # high
+        (2, 28, 70, 44),  # too low for its width
+    ],
+)
+def test_what_is_no_whole_drawing_in_the_middle_is_left_alone(drawing):
+    picture = icon(drawing)
+    assert trim_margins(picture) is picture
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 50), (50, 1), (3000, 2)])
+def test_tiny_and_extreme_pictures_do_not_break_trimming(size):
+    for colour in ("white", "black", (248, 248, 248), (247, 255, 255)):
+        picture = Image.new("RGB", size, colour)
+        assert trim_margins(picture) is picture
+    dotted = Image.new("RGB", size, "white")
+    dotted.putpixel((size[0] // 2, size[1] // 2), (0, 0, 0))
+    assert trim_margins(dotted).mode == "RGB"

@@ -1,9 +1,8 @@
 """Knows the words: how a row of the knowledge base becomes passages that stand for themselves.
 
 One set of pure functions serves the index, the training data and the answers, so that the reader meets in use what it
-met in training. Every passage opens with what it is about and a colon. Inside the facts, fields are parted by "; " and
-the items of a list by ", ", so the end of a value can be seen without guessing (a full stop would not do: "St.
-George's", "Washington, D.C.").
+met in training. Each fact that people ask for is a passage of its own: the retriever can then put the one that
+answers first. Every passage opens with what it is about and a colon; what it says stands behind the colon.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 
-KINDS = ("facts", "flag", "meaning", "background")
+KINDS = ("name", "capital", "language", "currency", "subregion", "flag", "meaning", "facts", "background")
 
 _SENTENCE_END = re.compile(r"""[.!?]["')]*(?=\s+[A-Z"']|$)""")
 _ABBREVIATION = re.compile(r"(\b[A-Z]|St|Dr|Mr|Mt|Gen|Sgt|Lt|Col)\.$")
@@ -26,33 +25,57 @@ def passage_texts(row: dict) -> dict[str, tuple[str, str]]:
     ```python
     >>> for title, text in passage_texts({"name": "Utopia", "capital": "Amaurot", "flag_desc": "white"}).values():
     ...     print(f"[{title}] {text}")
-    [Facts about Utopia] Facts about Utopia: Capital: Amaurot.
+    [Utopia] Country or territory with this flag: Utopia.
+    [Capital of Utopia] Capital of Utopia: Amaurot.
     [Flag of Utopia] The flag of Utopia: white.
 
     ```
     """
     name = row["name"]
-    texts = {"facts": (f"Facts about {name}", facts_text(name, fact_fields(row)))}
+    texts = {"name": (name, f"Country or territory with this flag: {name}.")}
+    labels = {"capital": "Capital of", "subregion": "Part of the world of"}
+    labels["language"] = "Official languages of" if len(row.get("languages") or []) > 1 else "Official language of"
+    labels["currency"] = "Currencies of" if len(row.get("currency") or []) > 1 else "Currency of"
+    for kind, value in answer_values(row).items():
+        texts[kind] = (f"{labels[kind]} {name}", f"{labels[kind]} {name}: {value}.")
     if row.get("flag_desc"):
         texts["flag"] = (f"Flag of {name}", f"The flag of {name}: {row['flag_desc'].strip()}.")
     if row.get("flag_meaning"):
         title = f"Meaning of the flag of {name}"
         texts["meaning"] = (title, f"{title}: {row['flag_meaning'].strip()}.")
+    if fields := fact_fields(row):
+        texts["facts"] = (f"More facts about {name}", facts_text(name, fields))
     if row.get("background"):
         title = f"Background of {name}"
         texts["background"] = (title, f"{title}: {cut_sentences(row['background'])}")
     return texts
 
 
+def answer_values(row: dict) -> dict[str, str]:
+    """What a country's capital, languages, currency and part of the world are called: kind → words, missing left out.
+
+    Example:
+
+    ```python
+    >>> answer_values({"languages": ["Dari", "Pashto"], "subregion": "Southern Asia", "region": "Asia"})
+    {'language': 'Dari, Pashto', 'subregion': 'Southern Asia (Asia)'}
+
+    ```
+    """
+    values = {
+        "capital": row.get("capital"),
+        "language": ", ".join(row.get("languages") or []),
+        "currency": ", ".join(row.get("currency") or []),
+        "subregion": _part_of_the_world(row),
+    }
+    return {kind: _in_one_piece(value) for kind, value in values.items() if value}
+
+
 def fact_fields(row: dict) -> list[tuple[str, str]]:
-    """The facts of one country as (key, "Label: value"), missing values left out, in their usual order."""
+    """What else is known, as (key, "Label: value"), missing values left out, in their usual order."""
     area = row.get("area") or 0
     values = [
         ("official", "Official name", row.get("official")),
-        ("capital", "Capital", row.get("capital")),
-        ("subregion", "Part of the world", _part_of_the_world(row)),
-        ("language", "Languages", ", ".join(row.get("languages") or [])),
-        ("currency", "Currency", ", ".join(row.get("currency") or [])),
         ("demonym", "People", row.get("demonym")),
         ("borders", "Borders", ", ".join((row.get("borders") or [])[:8])),
         ("calling", "Calling code", row.get("calling")),
@@ -66,7 +89,7 @@ def fact_fields(row: dict) -> list[tuple[str, str]]:
 
 def facts_text(name: str, fields: Sequence[tuple[str, str]]) -> str:
     """One passage out of the fields, in the order given (training shuffles them)."""
-    return f"Facts about {name}: " + "; ".join(text for _, text in fields) + "."
+    return f"More facts about {name}: " + "; ".join(text for _, text in fields) + "."
 
 
 def description(name: str, flag_desc: str | None = None, flag_meaning: str | None = None) -> str:

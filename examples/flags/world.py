@@ -21,10 +21,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image
 
+from flags.questions import SHORT_KINDS
 from flags.texts import passage_texts
 
 
 DATA = Path(__file__).resolve().parent / "data"
+FACT_KINDS = (*SHORT_KINDS, "facts")  # the rest is the almanac's words
 ENTRY_VIEW = "mledoze"  # the drawing style of the pictures in the knowledge base
 VIEWS = ("coreui", "flagicons", "flagpack", "mledoze", "openmoji", "svgcf", "twemoji")
 
@@ -83,8 +85,8 @@ class World:
         Example:
 
         ```python
-        >>> [passage["id"] for passage in load_world().passages("ad")]
-        ['ad/facts', 'ad/flag', 'ad/meaning', 'ad/background']
+        >>> [passage["id"] for passage in load_world().passages("ad")][:3]
+        ['ad/name', 'ad/capital', 'ad/language']
 
         ```
         """
@@ -103,14 +105,17 @@ class World:
         ]
 
     def _provenance(self, kind: str, row: dict) -> dict[str, str]:
-        """Whose words these are. The facts take a few fields from the almanac, which asks for nothing."""
-        origins = [self.licences["facts"]] if kind == "facts" else []
-        origins += [self.licences["factbook"]] if row["factbook"] else []
+        """Whose words these are.
+
+        "More facts" take a few fields from the almanac, which asks for nothing; the facts that people ask for do not.
+        """
+        origins = [self.licences["facts"]] if kind in FACT_KINDS else []
+        origins += [self.licences["factbook"]] if row["factbook"] and kind not in SHORT_KINDS else []
         main = origins[0]
         return {
             "source": "; ".join(f"{origin['source']} ({origin['author']})" for origin in origins),
             "licence": main["licence"],
-            "url": main["url"] if kind == "facts" else f"{main['url']}/blob/master/{row['factbook']}",
+            "url": main["url"] if kind in FACT_KINDS else f"{main['url']}/blob/master/{row['factbook']}",
         }
 
 

@@ -14,6 +14,7 @@ from .errors import (
     KnowledgeBaseCorruptError,
     KnowledgeBaseLockedError,
     KnowledgeBaseMismatchError,
+    KnowledgeBaseNotFoundError,
     RavlmError,
     UnsafeInputError,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "KnowledgeBaseCorruptError",
     "KnowledgeBaseLockedError",
     "KnowledgeBaseMismatchError",
+    "KnowledgeBaseNotFoundError",
     "Passage",
     "RavlmConfig",
     "RavlmEncoder",

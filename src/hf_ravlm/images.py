@@ -125,6 +125,68 @@ def encoded_image(source: ImageSource, **limits: Any) -> bytes:
     return data
 
 
+def trim_margins(image: Image.Image) -> Image.Image:
+    """Cuts the white margin around a drawing, if there clearly is one.
+
+    Icon sets draw the same thing at different sizes on their white squares, and a small encoder that sees pictures at
+    one fixed size mistakes the margin for a part of it. White *in* a drawing reaches its edge too, so the margin is
+    cut only where what is left looks like a whole drawing with edges of its own:
+
+    - it stands in the middle: opposite margins differ by at most 6 % of the side;
+    - it is 0.9 to 2.2 times as wide as high, at least 40 % of the picture's width and 30 % of its height;
+    - along each of its four edges at least half of the length is not white (in a strip as deep as 2 % of its height).
+
+    Everything else is left alone: photographs, drawings that fill their picture, objects off the centre, round or
+    ragged objects, pictures that are all white.
+
+    Args:
+        image: A picture on opaque ground, as `safe_image` returns it. White is 248 or more in every channel.
+
+    Returns:
+        The part inside the margin, or `image` itself where nothing is cut.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> icon = Image.new("RGB", (72, 72), "white")
+    >>> icon.paste("navy", (4, 16, 68, 56))
+    >>> trim_margins(icon).size
+    (64, 40)
+    >>> icon.paste("white", (4, 16, 68, 36))  # a white upper half: the rest is no longer in the middle
+    >>> trim_margins(icon).size
+    (72, 72)
+
+    ```
+    """
+    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), 2, 0)
+    ink = (red < 248) | (green < 248) | (blue < 248)  # (H, W); bool: not white
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    if not len(rows):
+        return image
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    width, height = right - left, bottom - top
+    if (width, height) == image.size or not _is_whole_drawing(ink[top:bottom, left:right]):
+        return image
+    off_centre_x, off_centre_y = abs(left - (image.width - right)), abs(top - (image.height - bottom))
+    if off_centre_x > 0.06 * image.width or off_centre_y > 0.06 * image.height:
+        return image
+    if width < 0.4 * image.width or height < 0.3 * image.height:
+        return image
+    return image.crop((int(left), int(top), int(right), int(bottom)))
+
+
+def _is_whole_drawing(ink: np.ndarray) -> bool:
+    """Whether a box (H, W) has the shape of a drawing and is not white along its four edges."""
+    height, width = ink.shape
+    if not 0.9 <= width / height <= 2.2:
+        return False
+    depth = max(1, round(0.02 * height))
+    upper, lower = ink[:depth].any(axis=0), ink[-depth:].any(axis=0)
+    left, right = ink[:, :depth].any(axis=1), ink[:, -depth:].any(axis=1)
+    return min(edge.mean() for edge in (upper, lower, left, right)) >= 0.5
+
+
 def _read_encoded(source: Any, max_bytes: int) -> tuple[bytes, str]:
     """The encoded bytes of a source and the name by which messages call it."""
     if isinstance(source, Mapping):

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from flags.texts import KINDS, cut_sentences, cut_words, fact_fields, passage_texts
+from flags.questions import SHORT_KINDS
+from flags.texts import KINDS, answer_values, cut_sentences, cut_words, fact_fields, passage_texts
 from flags.world import DATA, SAME_DRAWING, VIEWS, drawing_group, load_world, split_entities
 from hf_ravlm.evaluation import normalize_answer
 
@@ -27,8 +28,12 @@ def test_split_is_fixed_and_disjoint(world):
     """The dev countries are a promise: a figure measured on others would not compare."""
     assert (len(world.train), len(world.dev), len(world.held_out)) == (150, 40, 60)
     assert set(world.train) | set(world.dev) | set(world.held_out) == set(world.entities)
-    assert world.dev[:6] == ["ax", "bg", "bl", "bt", "bv", "cm"]
-    assert hashlib.sha256(" ".join(world.dev).encode()).hexdigest()[:12] == "405dd8d5308e"
+    assert world.dev[:6] == ["ax", "bg", "bl", "bt", "bw", "cn"]
+    assert hashlib.sha256(" ".join(world.dev).encode()).hexdigest()[:12] == "f15f479e2613"
+
+
+def test_no_dev_country_shares_its_drawing_with_another_entry(world):
+    assert not set(world.dev) & {entity for group in SAME_DRAWING for entity in group}
 
 
 def test_held_out_countries_show_one_drawing_and_no_question(world):
@@ -64,30 +69,64 @@ def test_same_drawing_is_the_same_drawing(world):
 
 def test_passages(world):
     rows = [passage for entity in world.entities for passage in world.passages(entity)]
-    assert len({row["id"] for row in rows}) == len(rows) > 900
+    assert len({row["id"] for row in rows}) == len(rows) > 2100
     for row in rows:
         entity, kind = row["metadata"]["entity"], row["metadata"]["kind"]
         assert row["id"] == f"{entity}/{kind}"
         assert kind in KINDS
-        assert world.entities[entity]["name"] in row["text"].split(":")[0]  # stands for itself
+        name = world.entities[entity]["name"]
+        assert name in row["title"]
+        assert name in row["text"].split(":")[int(kind == "name")]  # stands for itself
         assert not re.search(r"None|null|: ;|  ", row["text"])
         assert row["image"] is world.images.encoded[entity, "mledoze"]
-        assert row["licence"] == ("ODbL-1.0" if kind == "facts" else "public domain")
-        assert row["source"]
+        assert row["licence"] == ("ODbL-1.0" if kind in (*SHORT_KINDS, "facts") else "public domain")
         assert row["url"].startswith("https://github.com/")
 
 
-def test_short_answers_stand_in_the_passages(world):
+def test_every_fact_that_is_asked_for_has_a_passage_of_its_own(world):
+    for row in world.entities.values():
+        texts = passage_texts(row)
+        assert list(texts) == [kind for kind in KINDS if kind in texts]  # in one order, none beside them
+        assert texts["name"][1] == f"Country or territory with this flag: {row['name']}."
+        asked = [kind for kind in SHORT_KINDS[1:] if kind in texts]
+        assert asked == list(answer_values(row))
+        for kind in asked:
+            assert texts[kind][1].endswith(f" {row['name']}: {answer_values(row)[kind]}.")
+
+
+def test_passages_name_whose_words_they_are(world):
+    """Facts that people ask for are the country list's alone; the almanac adds to the others or wrote them."""
+    facts, almanac = (f"{world.licences[name]['source']} (" for name in ("facts", "factbook"))
+    for entity, row in world.entities.items():
+        for passage in world.passages(entity):
+            kind = passage["metadata"]["kind"]
+            assert (facts in passage["source"]) == (kind in (*SHORT_KINDS, "facts"))
+            assert (almanac in passage["source"]) == (kind not in SHORT_KINDS and bool(row["factbook"]))
+            if kind not in (*SHORT_KINDS, "facts"):
+                assert passage["url"].endswith(row["factbook"])
+
+
+def test_every_answer_stands_in_the_passage_of_its_kind(world):
     """Otherwise no reader could answer them, however good."""
     for question in world.questions:
-        if question["type"] != "meaning":
-            facts = normalize_answer(world.passages(question["entity"])[0]["text"])
-            assert any(normalize_answer(answer) in facts for answer in question["answer"]), question
+        _, text = passage_texts(world.entities[question["entity"]])[question["type"]]
+        assert any(normalize_answer(answer) in normalize_answer(text) for answer in question["answer"]), question
 
 
 def test_missing_values_are_left_out():
-    assert fact_fields({"name": "Utopia", "capital": None, "area": -1, "languages": []}) == []
-    assert list(passage_texts({"name": "Utopia", "flag_meaning": "hope", "background": ""})) == ["facts", "meaning"]
+    row = {"name": "Utopia", "capital": None, "area": -1, "languages": [], "currency": None, "subregion": ""}
+    assert fact_fields(row) == []
+    assert answer_values(row) == {}
+    assert list(passage_texts({**row, "flag_meaning": "hope", "background": ""})) == ["name", "meaning"]
+
+
+def test_values_end_where_they_seem_to_end():
+    """A full stop closes a passage and ";" parts fields, so values have neither at their ends or inside."""
+    row = {"name": "Utopia", "capital": "Washington, D.C.", "languages": ["A", "B; C"], "official": " State;  of it. "}
+    texts = {kind: text for kind, (_, text) in passage_texts(row).items()}
+    assert texts["capital"] == "Capital of Utopia: Washington, D.C."
+    assert texts["language"] == "Official languages of Utopia: A, B, C."
+    assert texts["facts"] == "More facts about Utopia: Official name: State, of it."
 
 
 @pytest.mark.parametrize(

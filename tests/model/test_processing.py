@@ -18,7 +18,7 @@ def test_the_prompt_reads_as_documented():
     processor = tiny_processor()
     inputs = processor(images=picture(), text="red ?", evidence=[["white", "of Chad"]])
     assert (
-        decoded(processor, inputs) == "<bos>" + "<image>" * 4 + "<passage>white<passage>of Chad<question>red ?<answer>"
+        decoded(processor, inputs) == "<bos>" + "<image>" * 4 + "<passage>of Chad<passage>white<question>red ?<answer>"
     )
 
 
@@ -57,6 +57,19 @@ def test_passages_are_cut_before_the_question():
     assert text.count("<image>") == 4
     with pytest.raises(InvalidInputError, match="the question is too long: .* the context holds 40"):
         processor(images=picture(), text="what is the capital " * 10)
+
+
+def test_the_worst_passage_is_cut_first():
+    processor = tiny_processor(max_length=40)
+    best, worst = "Oslo " * 6, "white " * 40
+    asked = {"images": picture(), "text": "red ?"}
+    inputs = processor(**asked, evidence=[[best, worst]])
+    assert inputs["input_ids"].shape[1] == 40
+    first, second = decoded(processor, inputs).split("<passage>")[1:]
+    assert worst.startswith(first)
+    assert second == f"{best.strip()}<question>red ?<answer>"
+    alone = processor(**asked, evidence=[[worst, best]])  # no room for a second one
+    assert decoded(processor, alone).split("<passage>")[1:] == [decoded(processor, alone).split("<passage>")[1]]
 
 
 def test_padding_is_left_for_prompts_and_right_for_training():
@@ -103,7 +116,7 @@ def test_a_chat_becomes_picture_and_question():
 
 
 def test_saved_and_loaded_processor_gives_the_same_tensors(tmp_path):
-    processor = tiny_processor(num_memory_tokens=3, max_length=99, max_passage_length=17)
+    processor = tiny_processor(num_memory_tokens=3, max_length=99, max_passage_length=17, max_text_length=19)
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
     given = {"images": [picture()], "text": ["red ?"], "evidence": [["white red", "of"]]}

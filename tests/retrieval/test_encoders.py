@@ -168,6 +168,10 @@ def change_the_type(encoder):
     encoder.model.bfloat16()
 
 
+def reinterpret_a_buffer(encoder):
+    encoder.model.steps = encoder.model.steps.view(torch.float64)
+
+
 def rename_a_weight(encoder):
     encoder.model.palette = encoder.model.colour
     del encoder.model.colour
@@ -187,7 +191,7 @@ def change_the_model_settings(encoder):
 
 @pytest.mark.parametrize(
     "change",
-    [change_one_weight, change_a_buffer, change_the_type, rename_a_weight, reshape_a_weight]
+    [change_one_weight, change_a_buffer, reinterpret_a_buffer, change_the_type, rename_a_weight, reshape_a_weight]
     + [change_the_processor, change_the_model_settings],
 )
 def test_any_change_of_what_shapes_a_vector_changes_the_fingerprint(change):

@@ -179,7 +179,7 @@ def test_a_broken_parquet_file_is_named(tmp_path):
 
 @pytest.fixture
 def dataset(tmp_path):
-    path = save_picture(tmp_path / "a.png", "blue")
+    path = save_picture(tmp_path / "a.jpg", "blue")
     second = tmp_path / "b.png"
     Image.new("RGB", (3, 2), "green").save(second)
     images = [str(path), {"bytes": second.read_bytes(), "path": None}]
@@ -191,7 +191,7 @@ def dataset(tmp_path):
 def test_a_data_set_gives_its_images_undecoded(dataset, tmp_path):
     knowledge_base = KnowledgeBase.from_dataset(dataset, id_column="key")
     assert knowledge_base.ids == ["1", "2"]
-    assert knowledge_base[0].image_bytes == (tmp_path / "a.png").read_bytes()
+    assert knowledge_base[0].image_bytes == (tmp_path / "a.jpg").read_bytes()
     assert knowledge_base[1].image.getpixel((0, 0)) == (0, 128, 0)
     assert knowledge_base[0].metadata == {"label": 5}
 

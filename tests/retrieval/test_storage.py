@@ -343,6 +343,21 @@ def test_writers_and_readers_together_see_whole_generations_only(tmp_path):
     assert sorted(names) == [f"gen-{n:08d}" for n in range(2, 20)]
 
 
+def test_a_reader_that_is_overtaken_by_two_writers_reads_again(tmp_path):
+    write(tmp_path, "one")
+    seen = []
+
+    def load(generation):
+        seen.append(generation.manifest["tag"])
+        if len(seen) == 1:
+            write(tmp_path, "two")
+            write(tmp_path, "three")  # removes the files of the first
+        return generation.files[0].path.read_text()
+
+    assert load_generation(tmp_path, load, ("vectors",)) == "three"
+    assert seen == ["one", "three"]
+
+
 # --- Damage
 
 

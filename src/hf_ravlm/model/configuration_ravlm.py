@@ -38,6 +38,8 @@ class RavlmConfig(PublishedConfig):
             plain mean, 2 and more keep the layout of the picture.
         logit_scale_init (`float`, *optional*, defaults to 2.6592):
             Natural log of `1 / temperature` at the start (2.6592 is temperature 0.07). Kept within [0, ln 100].
+        text_weight_init (`float`, *optional*, defaults to 1.0):
+            Weight of the text vector beside the image vector (1.0) where a query or passage has both, at the start.
         fusion (`"in_context"` or `"gated"`, *optional*, defaults to `"in_context"`):
             What the language model sees of the passages: their text in the prompt, or memory tokens.
         num_passages (`int`, *optional*, defaults to 4):
@@ -73,6 +75,7 @@ class RavlmConfig(PublishedConfig):
     projection_dim: int = 256
     pooling_grid: int = 1
     logit_scale_init: float = 2.6592
+    text_weight_init: float = 1.0
     fusion: Literal["in_context", "gated"] = "in_context"
     num_passages: int = 4
     num_image_tokens: int = 4
@@ -106,6 +109,11 @@ class RavlmConfig(PublishedConfig):
         for name in (*names, "fusion_layers", "fusion_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a whole number of at least 1")
+
+    def validate_text_weight(self):
+        """A weight, whose logarithm is learned."""
+        if self.text_weight_init <= 0:
+            raise ValueError(f"text_weight_init={self.text_weight_init}: expected a positive number")
 
     def validate_image_tokens(self):
         """The image tokens form a square raster."""

@@ -31,6 +31,7 @@ from .publishing_ravlm import PublishMixin
 
 
 MAX_LOGIT_SCALE = math.log(100)
+NOT_OF_THE_NETWORK = ("_name_or_path", "architectures", "dtype", "transformers_version")  # of a config's entries
 
 
 class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
@@ -51,7 +52,7 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, RavlmModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init)
-            init.zeros_(module.modality_log_weight)
+            init.copy_(module.modality_log_weight, torch.tensor([0.0, math.log(self.config.text_weight_init)]))
         elif isinstance(module, GatedFusion):
             init.normal_(module.memory_queries, std=self.config.initializer_range)
         elif isinstance(module, NullAttend):
@@ -145,19 +146,44 @@ class RavlmModel(RavlmPreTrainedModel):
             raise ValueError(
                 "nothing to embed: expected pixel_values (images), input_ids (texts) or both, got neither"
             )
-        image_weight, text_weight = self.modality_log_weight.float().exp()
-        total = 0.0
+        images = texts = None
         if pixel_values is not None:
             images = self.get_image_features(pixel_values).pooler_output
-            total = total + image_weight * _keep_rows(images, image_mask)
         if input_ids is not None:
             texts = self.get_text_features(input_ids, attention_mask).pooler_output
-            total = total + text_weight * _keep_rows(texts, text_mask)
+        return self.combine(images, image_mask, texts, text_mask)
+
+    def combine(
+        self,
+        image_embeds: torch.Tensor | None = None,
+        image_mask: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
+        text_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The normalised weighted sum `(B, D)` of image and text vectors `(B, D)`, each where its mask `(B,)` keeps it.
+
+        Where the two modalities are orthogonal, the inner product of two such vectors is the weighted mean of the
+        images' cosine and the texts' cosine.
+        """
+        image_weight, text_weight = self.modality_log_weight.float().exp()
+        total = 0.0
+        if image_embeds is not None:
+            total = total + image_weight * _keep_rows(image_embeds, image_mask)
+        if text_embeds is not None:
+            total = total + text_weight * _keep_rows(text_embeds, text_mask)
         return F.normalize(total, dim=-1)
 
     def get_passage_features(self, **inputs: torch.Tensor | None) -> torch.Tensor:
         """Unit vectors `(N, D)` of passages; the same arguments and the same space as `get_query_features`."""
         return self.get_query_features(**inputs)
+
+    def retrieval_fingerprint(self) -> dict:
+        """What, beside the weights, decides an embedding: the towers' settings (activations, sizes) and the pooling."""
+        towers = {}
+        for name in ("vision_config", "text_config"):
+            settings = getattr(self.config, name).to_dict()
+            towers[name] = {key: value for key, value in settings.items() if key not in NOT_OF_THE_NETWORK}
+        return {"pooling_grid": self.config.pooling_grid, **towers}
 
     @can_return_tuple
     def forward(

@@ -17,7 +17,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from ..errors import InvalidInputError
-from ..images import safe_image
+from ..images import safe_image, trim_margins
 from .configuration_ravlm import DESCRIBE_PROMPT
 from .prompt_ravlm import PromptMarkers, clean_text, layout_prompt
 from .publishing_ravlm import PublishMixin
@@ -56,7 +56,11 @@ class RavlmProcessor(PublishedProcessor):
         num_memory_tokens (`int`, *optional*, defaults to 0):
             `M`, as in the model's config with a fusion that makes memory tokens; 0 writes passages as text.
         max_length (`int`, *optional*, defaults to 1024): tokens of a prompt; what the language model was trained for.
-        max_passage_length (`int`, *optional*, defaults to 256): tokens of one passage, for reader and text encoder.
+        max_passage_length (`int`, *optional*, defaults to 256): tokens of one passage in a prompt.
+        max_text_length (`int`, *optional*, defaults to 256):
+            tokens of a question or passage for the text encoder, its own marks included.
+        trim_image_margins (`bool`, *optional*, defaults to `False`):
+            cut the white margin off drawings first (`hf_ravlm.images.trim_margins`).
 
     Example:
 
@@ -74,6 +78,8 @@ class RavlmProcessor(PublishedProcessor):
         num_memory_tokens=0,
         max_length=1024,
         max_passage_length=256,
+        max_text_length=256,
+        trim_image_margins=False,
     ):
         missing = [token for token in SPECIAL_TOKENS.values() if token not in tokenizer.get_vocab()]
         if missing:
@@ -84,6 +90,8 @@ class RavlmProcessor(PublishedProcessor):
         self.num_memory_tokens = num_memory_tokens
         self.max_length = max_length
         self.max_passage_length = max_passage_length
+        self.max_text_length = max_text_length
+        self.trim_image_margins = trim_image_margins
         self.image_token = SPECIAL_TOKENS["image"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         super().__init__(image_processor, tokenizer, text_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
@@ -159,7 +167,7 @@ class RavlmProcessor(PublishedProcessor):
         data = {}
         if images is not None and any(image is not None for image in images):
             present = [image for image in images if image is not None]
-            pixels = self._pixels([safe_image(image) for image in present])
+            pixels = self._pixels([self._load_image(image) for image in present])
             mask = torch.tensor([image is not None for image in images])
             data["pixel_values"] = pixels.new_zeros(len(images), *pixels.shape[1:])
             data["pixel_values"][mask] = pixels
@@ -169,6 +177,19 @@ class RavlmProcessor(PublishedProcessor):
             data["text_mask"] = torch.tensor([bool(text) for text in texts])
         return BatchFeature(data)
 
+    @property
+    def markers(self) -> PromptMarkers:
+        """Ids of the marks in a prompt, for programs that lay out their own training sequences."""
+        ids = {name: self.tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
+        return PromptMarkers(bos=self.tokenizer.bos_token_id, eos=self.tokenizer.eos_token_id, **ids)
+
+    def encode_text(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts, each as literal text: cleaned, no special tokens added, none produced."""
+        if not texts:
+            return []
+        cleaned = [clean_text(text) for text in texts]
+        return self.tokenizer(cleaned, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
     def retrieval_fingerprint(self) -> dict[str, Any]:
         """What, beside the weights, decides an embedding: image processing and the text tokenizer."""
         vocabulary = json.loads(self.text_tokenizer.backend_tokenizer.to_str())
@@ -177,8 +198,9 @@ class RavlmProcessor(PublishedProcessor):
         settings = {key: value for key, value in self.image_processor.to_dict().items() if not key.startswith("_")}
         return {
             "image_processor": settings,
+            "trim_image_margins": self.trim_image_margins,
             "text_tokenizer": hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest(),
-            "max_passage_length": self.max_passage_length,
+            "max_text_length": self.max_text_length,
         }
 
     @property
@@ -195,8 +217,12 @@ class RavlmProcessor(PublishedProcessor):
                 if len(image) != 1:
                     raise InvalidInputError(f"got {len(image)} images for one question; give exactly one")
                 image = image[0]
-            flat.append(safe_image(image))
+            flat.append(self._load_image(image))
         return flat
+
+    def _load_image(self, image: Any) -> Image.Image:
+        picture = safe_image(image)
+        return trim_margins(picture) if self.trim_image_margins else picture
 
     def _pixels(self, pictures: list[Image.Image]) -> torch.Tensor:
         return self.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
@@ -229,12 +255,12 @@ class RavlmProcessor(PublishedProcessor):
         if answers is not None:
             if len(answers) != len(questions):
                 raise InvalidInputError(f"got {len(answers)} answers and {len(questions)} questions")
-            targets = self._encode(list(answers))
+            targets = self.encode_text(list(answers))
         in_prompt = [] if self.num_memory_tokens else sorted({text for row in passages for text, _ in row})
-        encoded = dict(zip(in_prompt, self._encode(in_prompt), strict=True))
+        encoded = dict(zip(in_prompt, self.encode_text(in_prompt), strict=True))
         return [
             layout_prompt(
-                self._markers,
+                self.markers,
                 question,
                 [encoded[text][: self.max_passage_length] for text, _ in row] if not self.num_memory_tokens else [],
                 num_image_tokens=self.num_image_tokens if with_image else 0,
@@ -242,27 +268,15 @@ class RavlmProcessor(PublishedProcessor):
                 max_length=self.max_length,
                 answer=target,
             )
-            for question, row, target in zip(self._encode(questions), passages, targets, strict=True)
+            for question, row, target in zip(self.encode_text(questions), passages, targets, strict=True)
         ]
-
-    @property
-    def _markers(self) -> PromptMarkers:
-        ids = {name: self.tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
-        return PromptMarkers(bos=self.tokenizer.bos_token_id, eos=self.tokenizer.eos_token_id, **ids)
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts, each as literal text: no special tokens added, none produced."""
-        if not texts:
-            return []
-        cleaned = [clean_text(text) for text in texts]
-        return self.tokenizer(cleaned, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _encode_for_tower(self, texts: list[str]) -> dict[str, torch.Tensor]:
         encoded = self.text_tokenizer(
             [clean_text(text) for text in texts],
             split_special_tokens=True,
             truncation=True,
-            max_length=self.max_passage_length,
+            max_length=self.max_text_length,
         )["input_ids"]
         return _pad_rows(encoded, self.text_tokenizer.pad_token_id or 0, "right")
 

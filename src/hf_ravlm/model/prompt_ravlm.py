@@ -1,9 +1,9 @@
 """How a prompt is laid out in token ids, and how text that came from outside is kept literal.
 
 `<bos> <image>*P [<passage> text]*K <question> question <answer>`; with memory tokens `<evidence>*(K*M)` stands where
-the passages' text would. The markers are ids of ours: passages and questions are tokenised apart, with special tokens
-split into ordinary ones, so no text can produce a marker. Too long a prompt loses passage text, last passage first;
-the image and the question are never cut.
+the passages' text would. The best passage stands last, next to the question: what is near weighs most. The markers are
+ids of ours: passages and questions are tokenised apart, with special tokens split into ordinary ones, so no text can
+produce a marker. Too long a prompt loses passage text, worst passage first; image and question are never cut.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def layout_prompt(
 
     >>> marks = PromptMarkers(bos=0, eos=1, image=2, evidence=3, passage=4, question=5, answer=6)
     >>> layout_prompt(marks, [50], [[60, 61], [70, 71]], 1, 0, max_length=9)
-    ([0, 2, 4, 60, 61, 4, 5, 50, 6], 9)
+    ([0, 2, 4, 4, 60, 61, 5, 50, 6], 9)
     """
     head = [] if markers.bos is None else [markers.bos]
     head += [markers.image] * num_image_tokens + [markers.evidence] * num_evidence_tokens
@@ -81,7 +81,6 @@ def layout_prompt(
         )
     body: list[int] = []
     for passage in passages:
-        piece = [markers.passage, *passage][: room - len(body)]
-        body += piece
+        body = [markers.passage, *passage][: room - len(body)] + body
     prompt = head + body + tail
     return prompt + target, len(prompt)

@@ -62,8 +62,8 @@ def table_from_rows(rows: Iterable[SourceRow], on_error: OnError = "raise") -> t
         The table, and the skipped passages as pairs of id and reason.
 
     Raises:
-        InvalidInputError: If a row has no id, neither text nor image, or a value of a wrong type; if an id comes
-            twice; if there is no row.
+        InvalidInputError: If a row has no id, neither text nor image, or a value of a wrong type, or if
+            there is no row. That ids are unique is checked by `KnowledgeBase`.
         UnsafeInputError: If an image cannot be used and `on_error="raise"`.
     """
     if on_error not in ("raise", "skip"):
@@ -94,9 +94,7 @@ def table_from_rows(rows: Iterable[SourceRow], on_error: OnError = "raise") -> t
             f"There is no passage to take: {len(skipped)} rows were skipped and no other row was found. Check the "
             "source; `KnowledgeBase()` makes an empty knowledge base on purpose."
         )
-    table = pa.Table.from_batches(batches, schema=SCHEMA)
-    check_unique_ids(table)
-    return table, skipped
+    return pa.Table.from_batches(batches, schema=SCHEMA), skipped
 
 
 def check_unique_ids(table: pa.Table) -> None:

@@ -56,7 +56,26 @@ class RavlmRetriever:
 
     Raises:
         InvalidInputError: If passages and vectors differ in number.
-        KnowledgeBaseMismatchError: If the vectors come from another encoder.
+
+    Example, with an encoder that counts letters:
+
+    ```python
+    >>> import numpy as np
+    >>> from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
+    >>> class LetterEncoder:
+    ...     name, fingerprint = "letters", "0" * 64
+    ...
+    ...     def encode_queries(self, images, texts):
+    ...         return np.array([[text.count(letter) for letter in "abnow"] for text in texts], np.float32)
+    ...
+    ...     def encode_passages(self, texts, images):
+    ...         return self.encode_queries(images, texts)
+    >>> knowledge_base = KnowledgeBase.from_dicts([{"id": 1, "text": "swan"}, {"id": 2, "text": "boobook"}])
+    >>> retriever = RavlmRetriever.build(knowledge_base, LetterEncoder())
+    >>> [(found.text, round(found.score, 2)) for found in retriever.retrieve(texts="an owl", k=2)[0]]
+    [('swan', 0.87), ('boobook', 0.45)]
+
+    ```
     """
 
     def __init__(

@@ -1,0 +1,210 @@
+"""Knows how good the system is: retrieval per drawing style, answers per question kind, always beside closed-book.
+
+A country counts as found if the entry is its own or one with the same drawing, whichever of its passages comes first.
+"Gold" hands the reader the one passage that holds the answer, and for a description those that it is made of. Exact
+match and token F1 are those of SQuAD. Figures are plain dictionaries, to be printed, stored and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flags.questions import OFFICIAL
+from flags.texts import description
+from flags.world import World, drawing_group
+from hf_ravlm.evaluation import exact_match, normalize_answer, token_f1
+from hf_ravlm.pipelines import answer_questions
+
+
+ARMS = ("closed-book", "retrieved", "gold")
+LONG_KINDS = ("meaning", "describe")
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question about one picture."""
+
+    entity: str
+    view: str
+    kind: str
+    question: str
+    answers: list[str]
+
+
+def tasks_of(world: World, countries: Iterable[str], views: Sequence[str], kinds: Sequence[str]) -> list[Task]:
+    """Every question of these kinds about every drawing of these countries; "describe" asks the default prompt."""
+    wanted = set(countries)
+    tasks = []
+    for row in world.questions:
+        if row["entity"] in wanted and row["type"] in kinds:
+            tasks += [
+                Task(row["entity"], view, row["type"], row["question"], row["answer"])
+                for view in views
+                if (row["entity"], view) in world.images
+            ]
+    if "describe" in kinds:
+        for entity in sorted(wanted):
+            row = world.entities[entity]
+            whole = description(row["name"], row.get("flag_desc"), row.get("flag_meaning"))
+            tasks += [
+                Task(entity, view, "describe", OFFICIAL["describe"], [whole])
+                for view in views
+                if (entity, view) in world.images
+            ]
+    return tasks
+
+
+def rank_countries(retriever, world: World, queries: Sequence[tuple[str, str]], question: str | None = None):
+    """Rank, from 1, of the right country among all for pictures (entity, view), by the best of its passages.
+
+    Returns:
+        `np.ndarray` of shape `(n,)`.
+    """
+    images = [world.images[query] for query in queries]
+    vectors = retriever.encoder.encode_queries(images, None if question is None else [question] * len(images))
+    scores = vectors @ retriever.vectors.T  # (n, passages)
+    owners = np.array([drawing_group(passage_id.split("/")[0]) for passage_id in retriever.knowledge_base.ids])
+    groups = sorted(set(owners))
+    best = np.stack([scores[:, owners == group].max(axis=1) for group in groups], axis=1)  # (n, countries)
+    right = np.array([groups.index(drawing_group(entity)) for entity, _ in queries])
+    own = best[np.arange(len(queries)), right]
+    return 1 + (best > own[:, None]).sum(axis=1)
+
+
+def retrieval_table(
+    retriever, world: World, countries: Sequence[str], views: Sequence[str], question=None, leave_out=frozenset()
+) -> dict[str, dict[str, float]]:
+    """hit@1, hit@5 and mean rank (from 1) of the right country, per drawing style and over all ("mean", "worst").
+
+    Args:
+        question (`str`, *optional*): asked with every picture; `None` searches by picture alone.
+        leave_out (`set[tuple[str, str]]`): pictures (entity, view) not to count.
+    """
+    table = {}
+    for view in views:
+        queries = [(e, view) for e in countries if (e, view) in world.images and (e, view) not in leave_out]
+        ranks = rank_countries(retriever, world, queries, question)
+        table[view] = {
+            "hit@1": float((ranks <= 1).mean()),
+            "hit@5": float((ranks <= 5).mean()),
+            "mean rank": float(ranks.mean()),
+            "pictures": len(queries),
+        }
+    rows = list(table.values())
+    names = ("hit@1", "hit@5", "mean rank")
+    table["mean"] = {name: float(np.mean([row[name] for row in rows])) for name in names}
+    table["worst"] = {name: (max if name == "mean rank" else min)(row[name] for row in rows) for name in names}
+    return table
+
+
+def answer_tasks(model, processor, retriever, world: World, tasks: Sequence[Task], arm: str) -> list[str]:
+    """What the system answers in one arm: "closed-book", "retrieved" or "gold" (the passage that has the answer)."""
+    by_id = None if arm != "gold" else retriever.knowledge_base
+    order = sorted(range(len(tasks)), key=lambda i: (tasks[i].kind, tasks[i].entity))
+    outputs: list[str] = [""] * len(tasks)
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        batch = [tasks[i] for i in rows]
+        evidence = None
+        if arm == "gold":
+            evidence = [[by_id[passage_id] for passage_id in gold_ids(by_id, task)] for task in batch]
+        answers = answer_questions(
+            model,
+            processor,
+            retriever,
+            [world.images[task.entity, task.view] for task in batch],
+            [task.question for task in batch],
+            k=0 if arm == "closed-book" else None,
+            evidence=evidence,
+            with_posterior=False,
+            do_sample=False,
+            max_new_tokens=256 if any(task.kind in LONG_KINDS for task in batch) else 32,
+        )
+        for row, answer in zip(rows, answers, strict=True):
+            outputs[row] = answer[0].text
+    return outputs
+
+
+def gold_ids(knowledge_base, task: Task) -> list[str]:
+    """The passages that hold the answer: one for a question, all that a description is made of."""
+    kinds = ("flag", "meaning", "name") if task.kind == "describe" else (task.kind,)
+    known = set(knowledge_base.ids)
+    return [f"{task.entity}/{kind}" for kind in kinds if f"{task.entity}/{kind}" in known]
+
+
+def score(world: World, task: Task, output: str) -> dict[str, float]:
+    """Exact match for short kinds; for the long ones token F1, and whether a description names the country."""
+    if task.kind == "describe":
+        row = world.entities[task.entity]
+        opening = normalize_answer(output.split(" It shows ")[0].split(" Meaning: ")[0])
+        scores = {"names the country": float(f" {normalize_answer(row['name'])} " in f" {opening} ")}
+        if row.get("flag_meaning"):
+            meant = output.split(" Meaning: ", 1)[1] if " Meaning: " in output else ""
+            scores["F1 of the meaning"] = token_f1(meant, [row["flag_meaning"]])
+        return scores
+    if task.kind == "meaning":
+        return {"F1": token_f1(output, task.answers)}
+    return {"exact match": exact_match(output, task.answers)}
+
+
+def answer_table(model, processor, retriever, world: World, tasks: Sequence[Task], arms=ARMS) -> dict[str, dict]:
+    """Mean scores per kind and arm: `{"capital": {"closed-book": {"exact match": 0.1}, ...}, ...}`."""
+    table: dict[str, dict] = {}
+    for arm in arms:
+        outputs = answer_tasks(model, processor, retriever, world, tasks, arm)
+        scores: dict[str, dict[str, list[float]]] = {}
+        for task, output in zip(tasks, outputs, strict=True):
+            for name, value in score(world, task, output).items():
+                scores.setdefault(task.kind, {}).setdefault(name, []).append(value)
+        for kind, named in scores.items():
+            table.setdefault(kind, {})[arm] = {name: float(np.mean(values)) for name, values in named.items()}
+    short = [kind for kind in table if "exact match" in table[kind][arms[0]]]
+    if short:
+        table["short answers"] = {
+            arm: {"exact match": float(np.mean([table[kind][arm]["exact match"] for kind in short]))} for arm in arms
+        }
+    return table
+
+
+def format_answers(table: dict[str, dict]) -> str:
+    """The answer table as Markdown.
+
+    Example:
+
+    ```python
+    >>> print(format_answers({"capital": {"closed-book": {"exact match": 0.0}, "gold": {"exact match": 1.0}}}))
+    | question | measure | closed-book | gold |
+    |---|---|---|---|
+    | capital | exact match | 0.000 | 1.000 |
+
+    ```
+    """
+    arms = list(next(iter(table.values())))
+    lines = ["| question | measure | " + " | ".join(arms) + " |", "|---" * (len(arms) + 2) + "|"]
+    for kind, by_arm in table.items():
+        for name in by_arm[arms[0]]:
+            values = " | ".join(f"{by_arm[arm][name]:.3f}" for arm in arms)
+            lines.append(f"| {kind} | {name} | {values} |")
+    return "\n".join(lines)
+
+
+def format_retrieval(table: dict[str, dict[str, float]]) -> str:
+    """The retrieval table as Markdown.
+
+    Example:
+
+    ```python
+    >>> print(format_retrieval({"openmoji": {"hit@1": 0.9, "hit@5": 1.0, "mean rank": 1.2}}))
+    | style | hit@1 | hit@5 | mean rank |
+    |---|---|---|---|
+    | openmoji | 0.900 | 1.000 | 1.20 |
+
+    ```
+    """
+    lines = ["| style | hit@1 | hit@5 | mean rank |", "|---|---|---|---|"]
+    lines += [f"| {s} | {r['hit@1']:.3f} | {r['hit@5']:.3f} | {r['mean rank']:.2f} |" for s, r in table.items()]
+    return "\n".join(lines)

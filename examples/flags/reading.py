@@ -1,0 +1,223 @@
+"""Knows how the reader is taught: its tokenizer, and endless batches of passages, questions and weighted answers.
+
+A sequence is one prompt of the processor, `<bos> <image>… <passage> text … <question> q <answer> a <eos>`, its best
+passage last, followed by further turns `<question> q <answer> a <eos>` on the same passages: reading them once serves
+several questions. The picture is any picture, for the answer stands in the passages; only closed-book questions come
+with the right one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerFast
+
+from flags.pictures import picture_tensor
+from flags.questions import OFFICIAL, PARAPHRASES
+from flags.shuffled import Example, ShuffledCountries
+from flags.texts import passage_texts
+from flags.world import World
+from hf_ravlm import RavlmProcessor
+from hf_ravlm.model.prompt_ravlm import clean_text, layout_prompt
+
+
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<evidence>", "<passage>", "<question>", "<answer>")
+FIRST_TOKEN_WEIGHT = 4.0  # falling by 1 a token to 1: finding the place is the hard part, going on is not
+IGNORED = -100  # the label of tokens that are not learned
+POOL = 96  # examples that are sorted by length together
+MULTIPLE = 16  # lengths of batches: few different shapes
+NOTHING_IS_CUT = 1 << 31  # tokens; too long sequences are left out, lest an answer be cut off
+
+
+def make_tokenizer(rows: Sequence[Mapping], vocab_size: int = 2048, seed: int = 0) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE tokenizer on the passages of `rows`, the questions and invented names.
+
+    A blank is put before every text, so that a value has the same ids inside a passage ("Capital of Norway: Oslo") and
+    at the start of an answer ("Oslo"): what is to be copied has to look the same. Every string can be written in it.
+
+    Args:
+        rows (`Sequence[dict]`): Rows of the knowledge base.
+        vocab_size (`int`): Tokens in all; 256 bytes and 8 special tokens are among them.
+        seed (`int`): Of the invented names.
+    """
+    passages = [text for row in rows for _, text in passage_texts(row).values()]
+    questions = [*OFFICIAL.values(), *(question for wordings in PARAPHRASES.values() for question in wordings)]
+    names = ShuffledCountries(rows, seed).names
+    texts = passages * 2 + questions * 5 + [names.phrase() for _ in range(3000)]
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([clean_text(text) for text in texts], trainer)
+    pad, bos, eos, *marks = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        additional_special_tokens=marks,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        add_prefix_space=True,
+    )
+
+
+class TrainingSequence(NamedTuple):
+    """One example in token ids; three lists of one length."""
+
+    input_ids: list[int]
+    labels: list[int]
+    weights: list[float]
+    entity: str | None
+
+
+class ReadingBatches(IterableDataset):
+    """Endless batches for a reader that copies; the same arguments give the same batches.
+
+    Every batch is a dictionary, ready for the model: pass it through a `DataLoader` with `batch_size=None`.
+
+    - `input_ids` (B, T) int64, padded on the right to a multiple of 16
+    - `attention_mask` (B, T) int64, 0 on the padding
+    - `labels` (B, T) int64, in step with `input_ids` (the model shifts), -100 where no answer stands
+    - `token_weights` (B, T) float32, in step with `labels`: an answer of n tokens, `<eos>` included, weighs n^-1/2 per
+      token, its first three tokens four times, three times and twice as much
+    - `pixel_values` (B, 3, H, W) float32, of any picture: the answer must not hang on it
+
+    Args:
+        processor ([`RavlmProcessor`]): Tokenizer, image processor and layout; with passages as text
+            (`num_memory_tokens=0`).
+        world (`World`): Rows and pictures.
+        countries (`Sequence[str]`): Countries to learn from: no other lends a fact, a word or a picture.
+        views (`Sequence[str]`): Drawing styles to show; each country has a picture in one of them at least.
+        tokens_per_batch (`int`): About how many tokens a batch holds, before padding to the multiple of 16.
+        num_short_batches (`int`): So many batches come first that have short contexts only.
+        seed (`int`): Workers of a `DataLoader` each add to it, and each start with their own short batches.
+
+    Raises:
+        ValueError: If a country has no picture in `views`, or the processor writes passages as memory tokens.
+    """
+
+    def __init__(
+        self,
+        processor: RavlmProcessor,
+        world: World,
+        countries: Sequence[str],
+        views: Sequence[str],
+        tokens_per_batch: int = 2048,
+        num_short_batches: int = 0,
+        seed: int = 0,
+    ):
+        if processor.num_memory_tokens:
+            raise ValueError(
+                f"the processor has `num_memory_tokens={processor.num_memory_tokens}`, but this reader copies from "
+                "passages in its prompt: make the processor with `num_memory_tokens=0`"
+            )
+        self.processor = processor
+        self.rows = [world.entities[country] for country in countries]
+        self.tokens_per_batch = tokens_per_batch
+        self.num_short_batches = num_short_batches
+        self.seed = seed
+        keys = [(country, view) for country in countries for view in views if (country, view) in world.images.encoded]
+        self.pictures_of = {country: [i for i, key in enumerate(keys) if key[0] == country] for country in countries}
+        without = [country for country, pictures in self.pictures_of.items() if not pictures]
+        if without:
+            raise ValueError(
+                f"no picture of {', '.join(without)} in {', '.join(views)}: add a style or leave them out"
+            )
+        self.pixels = picture_tensor(processor, world, keys)  # (N, 3, H, W)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        seed = self.seed + (1_000_003 * worker.id if worker else 0)
+        countries, rng = ShuffledCountries(self.rows, seed), random.Random(seed)
+        num_batches = 0
+        while True:
+            short_only = num_batches < self.num_short_batches
+            for group in self._next_groups(countries, short_only, rng):
+                yield self._collate(group, rng)
+                num_batches += 1
+                if short_only and num_batches == self.num_short_batches:
+                    break
+
+    def _next_groups(
+        self, countries: ShuffledCountries, short_only: bool, rng: random.Random
+    ) -> list[list[TrainingSequence]]:
+        """A pool of examples, cut into batches of like lengths. Examples that are too long are left out; few are."""
+        examples = [countries.example(short_only) for _ in range(POOL)]
+        sequences = [sequence for sequence in encode_examples(self.processor, examples) if sequence is not None]
+        if not sequences:
+            raise ValueError(
+                f"no example fits into the processor's `max_length` of {self.processor.max_length} tokens"
+            )
+        groups: list[list[TrainingSequence]] = [[]]
+        for sequence in sorted(sequences, key=lambda sequence: len(sequence.input_ids)):
+            if groups[-1] and (len(groups[-1]) + 1) * len(sequence.input_ids) > self.tokens_per_batch:
+                groups.append([])
+            groups[-1].append(sequence)
+        rng.shuffle(groups)
+        return groups
+
+    def _collate(self, group: Sequence[TrainingSequence], rng: random.Random) -> dict[str, torch.Tensor]:
+        length = math.ceil(max(len(sequence.input_ids) for sequence in group) / MULTIPLE) * MULTIPLE
+        pad = self.processor.tokenizer.pad_token_id
+        pictures = [
+            rng.choice(self.pictures_of[sequence.entity]) if sequence.entity else rng.randrange(len(self.pixels))
+            for sequence in group
+        ]
+        return {
+            "input_ids": torch.tensor([_padded(sequence.input_ids, pad, length) for sequence in group]),
+            "attention_mask": torch.tensor([_padded([1] * len(sequence.labels), 0, length) for sequence in group]),
+            "labels": torch.tensor([_padded(sequence.labels, IGNORED, length) for sequence in group]),
+            "token_weights": torch.tensor([_padded(sequence.weights, 0.0, length) for sequence in group]),
+            "pixel_values": self.pixels[pictures],
+        }
+
+
+def encode_examples(processor: RavlmProcessor, examples: Sequence[Example]) -> list[TrainingSequence | None]:
+    """Token ids, labels and weights of examples; `None` for one that the processor's limits would cut."""
+    texts = [text for example in examples for text in example.passages]
+    texts += [text for example in examples for _, *turn in example.turns for text in turn]
+    ids = dict(zip(texts, processor.encode_text(texts), strict=True))
+    return [_encode_example(processor, example, ids) for example in examples]
+
+
+def _encode_example(
+    processor: RavlmProcessor, example: Example, ids: Mapping[str, list[int]]
+) -> TrainingSequence | None:
+    """The first turn is laid out by the processor's own function, so that training meets what use will."""
+    markers = processor.markers
+    passages = [ids[text] for text in example.passages]
+    turns = [(ids[question], [*ids[answer], markers.eos]) for _, question, answer in example.turns]
+    if not turns or any(len(passage) > processor.max_passage_length for passage in passages):
+        return None
+    input_ids, _ = layout_prompt(
+        markers, turns[0][0], passages, processor.num_image_tokens, 0, max_length=NOTHING_IS_CUT
+    )
+    labels, weights = [IGNORED] * len(input_ids), [0.0] * len(input_ids)
+    for number, (question, answer) in enumerate(turns):
+        marked = [markers.question, *question, markers.answer] if number else []
+        weight = len(answer) ** -0.5
+        input_ids = [*input_ids, *marked, *answer]
+        labels += [IGNORED] * len(marked) + answer
+        weights += [0.0] * len(marked) + [
+            max(FIRST_TOKEN_WEIGHT - place, 1.0) * weight for place in range(len(answer))
+        ]
+    if len(input_ids) > processor.max_length:
+        return None
+    return TrainingSequence(input_ids, labels, weights, example.entity)
+
+
+def _padded(values: list, padding: float, length: int) -> list:
+    return values + [padding] * (length - len(values))

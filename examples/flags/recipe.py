@@ -1,0 +1,148 @@
+"""Knows the shipped model: which backbones, how large, and the losses of its three training stages.
+
+1. Matching: a small ResNet learns from scratch which drawings show the same flag, whatever the style.
+2. Asking: a small BERT learns which passage answers which question; the picture tower stays as it is.
+3. Reading: a small Llama learns to copy the answer out of passages; the dual encoder stays as it is.
+
+Everything is small because the task is: the demo answers in seconds on a laptop, and no pretrained part is needed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedTokenizerBase
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from hf_ravlm import RavlmConfig, RavlmForConditionalGeneration, RavlmProcessor
+from hf_ravlm.model.objectives_ravlm import info_nce
+from hf_ravlm.training import RavlmTrainer
+
+from flags.copying import start_as_copier
+from flags.questions import OFFICIAL
+
+
+IMAGE_SIZE, MEAN, STD = 64, 0.5, 0.3
+MAX_LENGTH, MAX_PASSAGE_LENGTH, MAX_TEXT_LENGTH = 960, 320, 64
+
+
+def build_processor(tokenizer: PreTrainedTokenizerBase) -> RavlmProcessor:
+    """The processor: margins trimmed, pictures squeezed to 64 x 64, one tokenizer for both towers."""
+    images = ViTImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[MEAN] * 3, image_std=[STD] * 3
+    )
+    return RavlmProcessor(
+        images,
+        tokenizer,
+        tokenizer,
+        max_length=MAX_LENGTH,
+        max_passage_length=MAX_PASSAGE_LENGTH,
+        max_text_length=MAX_TEXT_LENGTH,
+        trim_image_margins=True,
+    )
+
+
+def build_model(processor: RavlmProcessor, seed: int = 0) -> RavlmForConditionalGeneration:
+    """The model with random weights, 6 million parameters; its reader starts with a circuit that copies."""
+    torch.manual_seed(seed)
+    vocab_size = len(processor.tokenizer)
+    config = RavlmConfig(
+        vision_config={
+            "model_type": "resnet",
+            "embedding_size": 48,
+            "hidden_sizes": [48, 96, 192],
+            "depths": [1, 2, 2],
+            "layer_type": "basic",
+        },
+        text_config={
+            "model_type": "bert",
+            "vocab_size": vocab_size,
+            "hidden_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 256,
+            "max_position_embeddings": MAX_TEXT_LENGTH,
+        },
+        generator_config={
+            "model_type": "llama",
+            "vocab_size": vocab_size,
+            "hidden_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "intermediate_size": 512,
+            "max_position_embeddings": 2048,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "pad_token_id": processor.tokenizer.pad_token_id,
+            "bos_token_id": processor.tokenizer.bos_token_id,
+            "eos_token_id": processor.tokenizer.eos_token_id,
+        },
+        projection_dim=256,
+        pooling_grid=4,
+        logit_scale_init=math.log(20),
+        text_weight_init=0.5,
+        num_image_tokens=processor.num_image_tokens,
+        image_token_id=processor.tokenizer.convert_tokens_to_ids("<image>"),
+        evidence_token_id=processor.tokenizer.convert_tokens_to_ids("<evidence>"),
+        default_prompt=OFFICIAL["describe"],
+    )
+    model = RavlmForConditionalGeneration(config)
+    answer, colon = processor.tokenizer.convert_tokens_to_ids(["<answer>", ":"])
+    start_as_copier(model.language_model, seed=seed, alike=(answer, colon))
+    return model
+
+
+class MatchingTrainer(RavlmTrainer):
+    """Stage 1: of all drawings in the batch, the other one of the same flag shall be the nearest."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """InfoNCE between all drawings `(2n, 3, height, width)`; rows `i` and `i + n` show one flag."""
+        labels = inputs["labels"]
+        outputs = model(pixel_values=inputs["pixel_values"].contiguous(memory_format=torch.channels_last))
+        partner = torch.arange(len(labels), device=labels.device).roll(len(labels) // 2)
+        embeds = outputs.query_embeds
+        loss = info_nce(embeds, embeds[partner], outputs.logit_scale, labels, labels[partner])
+        return (loss, outputs) if return_outputs else loss
+
+
+class AskingTrainer(RavlmTrainer):
+    """Stage 2: the right passage for each query, while words stay out of the pictures' way.
+
+    Besides InfoNCE, the mean squared cosine of texts and pictures is kept small. Where it is zero, a search by picture
+    alone ranks countries exactly as the pictures do, whatever is written in the passages.
+    """
+
+    crosstalk_weight = 20.0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """`inputs` are those of [`RavlmModel`]: queries, passages and their labels."""
+        model = self.accelerator.unwrap_model(model)
+        images, texts, embeds = [], [], []
+        for side in ("", "passage_"):
+            images.append(model.get_image_features(inputs[f"{side}pixel_values"]).pooler_output)
+            text = None
+            if f"{side}input_ids" in inputs:
+                text = model.get_text_features(inputs[f"{side}input_ids"], inputs[f"{side}attention_mask"]).pooler_output
+                texts.append(text)
+            embeds.append(model.combine(images[-1], inputs[f"{side}image_mask"], text, inputs.get(f"{side}text_mask")))
+        loss = info_nce(*embeds, model.logit_scale.exp(), inputs["query_labels"], inputs["passage_labels"])
+        crosstalk = (torch.cat(texts) @ torch.cat(images).mT).square().mean()
+        loss = loss + self.crosstalk_weight * crosstalk
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+class ReadingTrainer(RavlmTrainer):
+    """Stage 3: every answer counts alike, long or short, and its first token most: finding the place is the task."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Weighted mean cross-entropy; `labels` and `token_weights` are `(B, L)`, rows padded on the right."""
+        labels, weights = inputs["labels"][:, 1:], inputs["token_weights"][:, 1:]
+        outputs = model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
+        keep = labels != -100
+        losses = F.cross_entropy(outputs.logits[:, :-1][keep].float(), labels[keep], reduction="none")
+        loss = (losses * weights[keep]).sum() / weights[keep].sum()
+        return (loss, outputs) if return_outputs else loss

@@ -1,0 +1,295 @@
+"""Knows fictional countries: real rows whose facts are exchanged or made up, so that they can be copied but not known.
+
+A reader that is trained on 150 real countries learns them by heart and answers from memory; asked about the 151st, it
+names one of the 150. Here no two examples agree on any fact, so looking it up in the passages is all that helps. The
+passages are those of the knowledge base, one for each fact that people ask for.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from flags.invented import MONEY, InventedNames, exchange_words
+from flags.questions import KINDS, SHORT_KINDS, ask
+from flags.texts import description, fact_fields, facts_text, passage_texts
+
+
+UNKNOWN = "unknown"  # the answer where no passage has one
+CLOSED_BOOK_SHARE = 0.02
+_LESSER_FIELDS = ("demonym", "calling", "area", "independence", "national_symbol", "national_colors")
+
+
+class Example(NamedTuple):
+    """Passages, best first, and questions on them.
+
+    Attributes:
+        passages (`list[str]`): Empty for closed-book questions.
+        turns (`list[tuple[str, str, str]]`): (kind, question, answer).
+        entity (`str`, *optional*): The real country that closed-book questions are about; `None` for fiction, where
+            nothing in a picture may help.
+    """
+
+    passages: list[str]
+    turns: list[tuple[str, str, str]]
+    entity: str | None = None
+
+
+class Shown(NamedTuple):
+    """One passage of an example: its kind, the country that it tells of, its text."""
+
+    kind: str
+    row: Mapping
+    text: str
+
+
+class ShuffledCountries:
+    """Samples fictional countries and questions on them without end; everything follows from `rows` and `seed`.
+
+    Args:
+        rows (`Sequence[dict]`): Rows of the knowledge base; no others lend facts or words.
+        seed (`int`): The same seed gives the same examples in the same order.
+
+    Raises:
+        ValueError: If there is a field that no row has a value of.
+
+    Example:
+
+    ```python
+    >>> rows = [{"id": "ut", "name": "Utopia", "languages": ["Utopian"], "currency": ["gold"], "capital": "Amaurot",
+    ...          "region": "Ocean", "subregion": "Middle Ocean", "official": "State of Utopia", "demonym": "Utopian",
+    ...          "flag_desc": "white", "flag_meaning": "white for peace", "calling": "+1", "area": 1,
+    ...          "independence": "1516", "national_symbol": "book", "national_colors": "white", "background": "None."}]
+    >>> passages, turns, entity = ShuffledCountries(rows, seed=0).example()
+    >>> all(answer in " ".join(passages) for kind, _, answer in turns if kind != "describe" and answer != "unknown")
+    True
+
+    ```
+    """
+
+    def __init__(self, rows: Sequence[Mapping], seed: int = 0):
+        self.rows, self.rng = rows, random.Random(seed)
+        self.pools = {
+            field: [row[field] for row in rows if row.get(field)]
+            for field in ("name", "capital", "subregion", "region", "official", *_LESSER_FIELDS)
+        }
+        self.pools["language"] = [language for row in rows for language in row.get("languages") or []]
+        self.pools["currency"] = [currency for row in rows for currency in row.get("currency") or []]
+        self.texts = {
+            field: [row[field] for row in rows if row.get(field)]
+            for field in ("flag_desc", "flag_meaning", "background")
+        }
+        self.clauses = {
+            field: [clause.strip() for text in self.texts[field] for clause in text.split(";")]
+            for field in ("flag_desc", "flag_meaning")
+        }
+        empty = [field for field, values in (self.pools | self.clauses).items() if not values]
+        if empty:
+            raise ValueError(f"no row has a value of {', '.join(empty)}: pass more rows, there is nothing to shuffle")
+        words = sorted({word for texts in self.texts.values() for text in texts for word in _words(text)})
+        self.names = InventedNames(words, self.pools["name"] + self.pools["capital"], self.rng)
+
+    def example(self, short_only: bool = False) -> Example:
+        """The next example.
+
+        Half of them ask one question whose passage stands first, as a good retriever puts it; the others ask several,
+        so that the reader must look for the passage that answers.
+
+        Args:
+            short_only (`bool`): Only contexts of one country, with few passages: what to start with.
+        """
+        rng = self.rng
+        if rng.random() < CLOSED_BOOK_SHARE:
+            return self._closed_book()
+        shown = self._shown(rng.choice([1, 2, 3]) if short_only else rng.choice([1, 2, 3, 4, 4, 4, 5]))
+        if not short_only and rng.random() < 0.5:
+            other = self._shown(rng.choice([1, 1, 2, 3]))
+            shown = (shown + other)[: rng.choice([4, 4, 6])]
+            if rng.random() < 0.1:
+                rng.shuffle(shown)
+        answers = answers_from(shown)
+        if rng.random() < 0.5:
+            kinds = [shown[0].kind] if shown[0].kind in KINDS else ["describe" if shown[0].kind == "flag" else "name"]
+        else:
+            kinds = self._kinds_to_ask(answers, len(shown))
+        return Example([passage.text for passage in shown], [(kind, ask(kind, rng), answers[kind]) for kind in kinds])
+
+    def country(self) -> dict:
+        """A row like those of the knowledge base, of a country that does not exist."""
+        rng = self.rng
+        row = dict(rng.choice(self.rows))
+        old_name = row["name"]
+        row["name"] = name = self._value("name", row["name"])
+        self._exchange_main_facts(row)
+        self._exchange_lesser_facts(row, old_name)
+        if rng.random() < 0.1:  # as in Gibraltar, Singapore, Djibouti
+            row["capital"] = name
+        if rng.random() < 0.6:
+            self._name_after_country(row)
+        for field, share in (("flag_desc", 0.95), ("flag_meaning", 0.9)):
+            row[field] = self._flag_text(field, row, old_name) if rng.random() < share else None
+        if row.get("background"):
+            if rng.random() < 0.5:
+                row["background"] = rng.choice(self.texts["background"])
+            row["background"] = row["background"].replace(old_name, name)
+        return row
+
+    def passages_of(self, row: Mapping) -> list[Shown]:
+        """The passages of a country; some of "More facts" are often missing, and the background is cut short."""
+        rng = self.rng
+        texts = {kind: text for kind, (_, text) in passage_texts(row).items()}
+        fields = fact_fields(row)
+        if fields:
+            rng.shuffle(fields)
+            texts["facts"] = facts_text(row["name"], fields[: rng.randint(1, len(fields))])
+        if "background" in texts and rng.random() < 0.6:  # the longest passage, and no question needs it
+            sentences = texts["background"].split(". ")
+            texts["background"] = ". ".join(sentences[: rng.randint(1, 2)]).rstrip(".") + "."
+        return [Shown(kind, row, text) for kind, text in texts.items()]
+
+    def _closed_book(self) -> Example:
+        """Real facts without a passage: what to say from the picture alone."""
+        row = self.rng.choice(self.rows)
+        answers = answers_from([Shown(kind, row, "") for kind in SHORT_KINDS])
+        known = [kind for kind in SHORT_KINDS if answers[kind] != UNKNOWN]
+        return Example([], [(kind, ask(kind, self.rng), answers[kind]) for kind in known], row["id"])
+
+    def _shown(self, num_passages: int) -> list[Shown]:
+        """Some passages of a new country, long ones less often; one time in five, first what makes a description."""
+        rng = self.rng
+        passages = self.passages_of(self.country())
+        rng.shuffle(passages)
+        if rng.random() < 0.4:
+            passages = [passage for passage in passages if passage.kind not in ("facts", "background")]
+        if rng.random() < 0.2:
+            passages.sort(key=lambda passage: passage.kind not in ("flag", "meaning"))
+        return passages[:num_passages]
+
+    def _kinds_to_ask(self, answers: Mapping[str, str], num_passages: int) -> list[str]:
+        rng = self.rng
+        known = [kind for kind in KINDS if answers[kind] != UNKNOWN]
+        missing = [kind for kind in KINDS if answers[kind] == UNKNOWN]
+        kinds = [kind for kind in known if kind in SHORT_KINDS]
+        rng.shuffle(kinds)
+        if "meaning" in known and rng.random() < 0.6:
+            kinds.append("meaning")
+        if rng.random() < (0.3 if num_passages > 1 else 0.05):
+            kinds.append("describe")
+        if missing and rng.random() < 0.1:
+            kinds.append(rng.choice(missing))
+        rng.shuffle(kinds)
+        return kinds
+
+    def _value(self, field: str, own: str | None = None) -> str:
+        """One value of a field: the country's own, another country's, or an invented one."""
+        sort = self.rng.random()
+        if own and sort < 0.2:
+            value = own
+        else:
+            value = self.rng.choice(self.pools[field]) if sort < 0.5 else self.names.value(field)
+        return _as_shown(value)
+
+    def _values(self, field: str, num_values: int) -> list[str]:
+        return list(dict.fromkeys(self._value(field) for _ in range(num_values)))
+
+    def _exchange_main_facts(self, row: dict) -> None:
+        """What has a passage of its own and is asked for; each is missing now and then."""
+        rng = self.rng
+        row["capital"] = self._value("capital", row.get("capital")) if self._present() else None
+        row["subregion"] = self._value("subregion", row.get("subregion")) if self._present() else ""
+        if rng.random() < 0.5:
+            row["region"] = rng.choice(self.pools["region"]) if rng.random() < 0.5 else self.names.word()
+        num_languages = rng.choice([1, 1, 1, 2, 2, 3, 4])
+        row["languages"] = self._values("language", num_languages) if self._present() else []
+        row["currency"] = self._values("currency", rng.choice([1, 1, 1, 2, 3])) if self._present() else []
+
+    def _present(self) -> bool:
+        return self.rng.random() < 0.97
+
+    def _exchange_lesser_facts(self, row: dict, old_name: str) -> None:
+        rng = self.rng
+        if old_name in (row.get("official") or ""):
+            row["official"] = row["official"].replace(old_name, row["name"])
+        else:
+            row["official"] = rng.choice(["Republic of ", "Kingdom of ", "Territory of ", ""]) + row["name"]
+        if rng.random() < 0.3:
+            row["official"] = rng.choice(self.pools["official"])
+        for field in _LESSER_FIELDS:
+            if rng.random() < 0.6:
+                row[field] = rng.choice(self.pools[field])
+        row["borders"] = [self._value("name") for _ in range(rng.choice([0, 1, 2, 3, 5]))]
+
+    def _name_after_country(self, row: dict) -> None:
+        """Bulgaria, Bulgarian, Bulgarian lev: values with one beginning, where copying must not slip."""
+        rng = self.rng
+        row["demonym"] = people = self.names.people(row["name"])
+        if row["currency"] and rng.random() < 0.7:
+            row["currency"][0] = f"{people} {rng.choice([*MONEY, self.names.word().lower()])}"
+        if row["languages"] and rng.random() < 0.6:
+            row["languages"][rng.randrange(len(row["languages"]))] = people
+        if row["capital"] and rng.random() < 0.15:
+            town = rng.random() < 0.5
+            row["capital"] = (
+                f"{row['name']} {rng.choice(['City', 'Town'])}" if town else self.names.people(row["name"])
+            )
+
+    def _flag_text(self, field: str, row: Mapping, old_name: str) -> str:
+        """Description or meaning: the row's own, or clauses of several; some words exchanged, the name strewn in."""
+        rng, own = self.rng, row.get(field)
+        if own and rng.random() < 0.3:
+            text = own
+        else:
+            num_clauses = min(rng.choice([1, 1, 2, 2, 3, 4]), len(self.clauses[field]))
+            text = "; ".join(rng.sample(self.clauses[field], num_clauses))
+        text = exchange_words(text, rng.choice([0, 0.05, 0.2, 0.2, 0.5, 1]), self.names)
+        text = text.replace(old_name, row["name"]).strip()
+        if rng.random() >= 0.5:
+            return text
+        mentions = [row["name"], row["name"] + "'s", row["demonym"] or row["name"]]
+        return " ".join(rng.choice(mentions) if rng.random() < 0.06 else word for word in text.split(" "))
+
+
+def answers_from(shown: Sequence[Shown]) -> dict[str, str]:
+    """Every kind's answer: from the first passage that has it; name and description are the first passage's country's.
+
+    Returns:
+        `dict[str, str]`: Kind → answer, `UNKNOWN` where no passage has one.
+    """
+    first = shown[0].row
+    answers = dict.fromkeys(KINDS, UNKNOWN)
+    answers["name"] = first["name"]
+    drawn = meant = None
+    for kind, row, _ in shown:
+        if kind in SHORT_KINDS and answers[kind] == UNKNOWN:
+            answers[kind] = _short_answers(row).get(kind, UNKNOWN)
+        elif kind == "meaning":
+            meaning = row["flag_meaning"].strip()
+            answers["meaning"] = meaning if answers["meaning"] == UNKNOWN else answers["meaning"]
+            meant = meaning if row is first else meant
+        elif kind == "flag" and row is first:
+            drawn = row["flag_desc"]
+    answers["describe"] = description(first["name"], drawn, meant)
+    return answers
+
+
+def _short_answers(row: Mapping) -> dict[str, str]:
+    """The answers that a country's passages give; of several languages or currencies the first."""
+    values = {
+        "name": row["name"],
+        "capital": row.get("capital"),
+        "language": next(iter(row.get("languages") or []), None),
+        "currency": next(iter(row.get("currency") or []), None),
+        "subregion": row.get("subregion") or row.get("region"),
+    }
+    return {key: _as_shown(value) for key, value in values.items() if value}
+
+
+def _as_shown(value: str) -> str:
+    """A value as its passage shows it: `answer_values` takes full stops off the ends."""
+    return value.strip(" .")
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w'-]+", text)

@@ -1,0 +1,193 @@
+"""Questions and fictional countries: what is asked can be found, and nothing of other countries leaks in."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from flags.questions import BACKGROUND, KINDS, NAMED, OFFICIAL, PARAPHRASES, SHORT_KINDS, UNSEEN, ask
+from flags.shuffled import UNKNOWN, ShuffledCountries
+from flags.texts import answer_values, fact_fields
+from flags.world import load_world
+
+
+HEADERS = {
+    "capital": ("Capital of ",),
+    "language": ("Official language of ", "Official languages of "),
+    "currency": ("Currency of ", "Currencies of "),
+    "subregion": ("Part of the world of ",),
+    "flag": ("The flag of ",),
+    "meaning": ("Meaning of the flag of ",),
+    "facts": ("More facts about ",),
+    "background": ("Background of ",),
+}
+NAME_HEADER = "Country or territory with this flag: "
+FIELDS = {"language": "languages", "currency": "currency"}  # kind → field that lists them
+
+
+@pytest.fixture(scope="module")
+def world():
+    return load_world()
+
+
+@pytest.fixture(scope="module")
+def rows(world):
+    return [world.entities[country] for country in world.train]
+
+
+@pytest.fixture(scope="module")
+def examples(rows):
+    countries = ShuffledCountries(rows, seed=3)
+    return [countries.example() for _ in range(600)]
+
+
+def read_back(passage: str) -> tuple[str, str, str]:
+    """Kind, country and what is said, out of the text of a passage alone."""
+    if passage.startswith(NAME_HEADER):
+        name = passage.removeprefix(NAME_HEADER).removesuffix(".")
+        return "name", name, name
+    title, said = passage.split(": ", 1)
+    ((kind, header),) = [(kind, h) for kind, headers in HEADERS.items() for h in headers if title.startswith(h)]
+    return kind, title.removeprefix(header), said.removesuffix(".")
+
+
+def first_shown(kind: str, passages: list[str]) -> str | None:
+    return next((said for shown, _, said in map(read_back, passages) if shown == kind), None)
+
+
+def all_facts(rows: list[dict]) -> list[str]:
+    facts = [f"{field};" for row in rows for _, field in fact_fields(row)]
+    return facts + [f": {value}." for row in rows for value in answer_values(row).values()]
+
+
+def test_questions_cover_every_kind_and_the_evaluation_wordings_stay_unseen(world):
+    for wordings in (OFFICIAL, PARAPHRASES, UNSEEN):
+        assert set(wordings) == set(KINDS)
+    assert set(NAMED) == {*KINDS, "background"}
+    assert all("{name}" in question for questions in NAMED.values() for question in questions)
+    assert {(row["type"], row["question"]) for row in world.questions} == {
+        (kind, OFFICIAL[kind]) for kind in KINDS if kind != "describe"
+    }
+    trained = {question.lower() for questions in PARAPHRASES.values() for question in questions}
+    trained |= {question.lower() for question in (*OFFICIAL.values(), *BACKGROUND)}
+    assert not trained & {question.lower() for questions in UNSEEN.values() for question in questions}
+
+
+def test_ask_varies_and_repeats_with_the_seed():
+    first, second = random.Random(0), random.Random(0)
+    asked = [ask("capital", first) for _ in range(200)]
+    assert asked == [ask("capital", second) for _ in range(200)]
+    assert 0.2 < asked.count(OFFICIAL["capital"]) / 200 < 0.5
+    assert len(set(asked)) > 15
+
+
+def test_known_short_answers_stand_in_the_first_passage_that_has_them(examples):
+    counted = dict.fromkeys(SHORT_KINDS, 0)
+    for passages, turns, entity in examples:
+        if entity:
+            continue
+        for kind, _, answer in turns:
+            if kind == "name":
+                assert read_back(passages[0])[1] == answer
+            elif kind in SHORT_KINDS and answer != UNKNOWN:
+                value = first_shown(kind, passages)
+                assert any(answer in passage for passage in passages)
+                assert value == answer or value.startswith((f"{answer}, ", f"{answer} ("))
+            counted[kind] = counted.get(kind, 0) + 1
+    assert min(counted.values()) > 50
+
+
+def test_unknown_is_the_answer_only_where_no_passage_has_one(examples):
+    unknown = [(passages, kind) for passages, turns, _ in examples for kind, _, a in turns if a == UNKNOWN]
+    assert len(unknown) > 20
+    for passages, kind in unknown:
+        assert first_shown(kind, passages) is None
+
+
+def test_half_of_the_examples_ask_what_the_first_passage_answers(examples):
+    """So does a good retriever in use; what comes behind must not disturb."""
+    single = 0
+    for passages, turns, _ in examples:
+        if passages and len(turns) == 1:
+            (kind, _, answer), shown = turns[0], read_back(passages[0])[0]
+            asked = shown if shown in KINDS else "describe" if shown == "flag" else "name"
+            single += kind == asked and answer != UNKNOWN
+    assert 0.4 < single / len(examples) < 0.65
+
+
+def test_long_answers_stand_in_the_passages(examples):
+    for passages, turns, _ in examples:
+        for kind, _, answer in turns:
+            if kind == "meaning" and answer != UNKNOWN:
+                assert first_shown("meaning", passages) == answer
+            if kind == "describe":
+                name = read_back(passages[0])[1]
+                assert answer.startswith(f"The flag of {name}.")
+                own = {shown: said for shown, of, said in map(read_back, passages) if of == name}
+                assert ("flag" in own) == (" It shows " in answer)
+                assert ("meaning" in own) == (" Meaning: " in answer)
+                if "flag" in own:
+                    assert own["flag"].split(";")[0].strip() in answer
+                if "meaning" in own:
+                    assert answer.endswith(f" Meaning: {own['meaning']}.")
+
+
+def test_closed_book_questions_are_about_real_countries(world, rows):
+    countries = ShuffledCountries(rows, seed=0)
+    real = [example for example in (countries.example() for _ in range(1000)) if example.entity]
+    assert 5 < len(real) < 50
+    for passages, turns, entity in real:
+        assert passages == []
+        answers = {kind: answer for kind, _, answer in turns}
+        assert answers["name"] == world.entities[entity]["name"]
+        assert entity in world.train
+        for row in world.questions:
+            if row["entity"] == entity and row["type"] in ("capital", "language", "currency"):
+                accepted = [answer.strip(" .") for answer in row["answer"]]
+                assert answers[row["type"]] in accepted
+
+
+def test_the_same_seed_gives_the_same_examples(rows, examples):
+    again, other = ShuffledCountries(rows, seed=3), ShuffledCountries(rows, seed=4)
+    assert [again.example() for _ in range(50)] == examples[:50]
+    assert [other.example() for _ in range(50)] != examples[:50]
+
+
+def test_short_contexts_are_about_one_country(rows):
+    countries = ShuffledCountries(rows, seed=0)
+    for passages, _, entity in (countries.example(short_only=True) for _ in range(200)):
+        assert entity or 1 <= len(passages) <= 3
+        assert len({read_back(passage)[1] for passage in passages}) <= 1
+
+
+def test_facts_of_other_countries_are_never_met(world, rows):
+    """Names may be, as neighbours; what is said of the countries set aside may not."""
+    countries = ShuffledCountries(rows, seed=5)
+    seen = "\n".join(text for _ in range(500) for text in countries.example().passages)
+    learned = "\n".join([*(str(value) for row in rows for value in row.values()), *all_facts(rows)])
+    for entity in world.dev + world.held_out:
+        row = world.entities[entity]
+        facts = dict(fact_fields(row))
+        texts = [f"{facts[key]};" for key in ("official", "calling", "area") if key in facts]
+        texts += [f": {value}." for kind, value in answer_values(row).items() if kind == "capital"]
+        texts += [row[field] for field in ("flag_desc", "flag_meaning", "independence") if row.get(field)]
+        texts += [row["background"].split(". ")[0]] if row.get("background") else []
+        assert [text for text in texts if text in seen and text not in learned] == []
+
+
+def test_languages_and_currencies_of_other_countries_are_never_met(world, rows):
+    countries = ShuffledCountries(rows, seed=6)
+    shown = [countries.example().passages for _ in range(500)]
+    for kind, field in FIELDS.items():
+        seen = "\n".join(text for passages in shown for text in passages if text.startswith(HEADERS[kind]))
+        learned = {value for row in rows for value in row[field]}
+        foreign = {value for entity in world.dev + world.held_out for value in world.entities[entity][field]} - learned
+        assert len(foreign) > 10
+        assert [value for value in foreign if re.search(rf"[:,] {re.escape(value)}[,.]", seen)] == []
+
+
+def test_rows_without_any_value_of_a_field_are_refused(rows):
+    with pytest.raises(ValueError, match="independence"):
+        ShuffledCountries([{**row, "independence": None} for row in rows])
