@@ -79,10 +79,11 @@ def show_tables(ask, world) -> None:
     """Retrieval per drawing style, and the three arms on the short questions about the dev countries."""
     views = ["openmoji", "twemoji", "flagpack"]
     table = retrieval_table(ask.retriever, world, world.dev, views)
-    print(f"The right country among {len(world.entities)}, by picture alone (dev countries)\n{format_retrieval(table)}\n")
+    print(f"The right country among {len(world.entities)}, by picture alone (countries absent from training)")
+    print(f"{format_retrieval(table)}\n")
     tasks = tasks_of(world, world.dev, views[:1], SHORT_KINDS)
-    answers = answer_table(ask.model, ask.processor, ask.retriever, world, tasks)
-    print(f"{len(tasks)} questions about {views[0]} drawings of countries absent from training\n{format_answers(answers)}")
+    print(f"{len(tasks)} questions about {views[0]} drawings of countries absent from training")
+    print(format_answers(answer_table(ask.model, ask.processor, ask.retriever, world, tasks)))
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def stage(options: Options, name: str, steps: int, **settings) -> TrainingArgume
 
 
 def fit(trainer_class, model, arguments: TrainingArguments, batches) -> None:
-    """Trains on batches that come ready made; the seed is set anew, so that a stage does not depend on those before."""
+    """Trains on batches that come ready made; the seed is set anew, so that no stage depends on those before."""
     set_seed(arguments.seed)
     if arguments.max_steps > 0:
         trainer_class(model=model, args=arguments, train_dataset=batches, data_collator=lambda rows: rows[0]).train()

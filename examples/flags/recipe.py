@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from flags.copying import start_as_copier
+from flags.questions import OFFICIAL
 from hf_ravlm import RavlmConfig, RavlmForConditionalGeneration, RavlmProcessor
 from hf_ravlm.model.objectives_ravlm import info_nce
 from hf_ravlm.training import RavlmTrainer
-
-from flags.copying import start_as_copier
-from flags.questions import OFFICIAL
 
 
 IMAGE_SIZE, MEAN, STD = 64, 0.5, 0.3
@@ -123,12 +122,13 @@ class AskingTrainer(RavlmTrainer):
         model = self.accelerator.unwrap_model(model)
         images, texts, embeds = [], [], []
         for side in ("", "passage_"):
-            images.append(model.get_image_features(inputs[f"{side}pixel_values"]).pooler_output)
+            given = {name.removeprefix(side): tensor for name, tensor in inputs.items() if name.startswith(side)}
+            images.append(model.get_image_features(given["pixel_values"]).pooler_output)
             text = None
-            if f"{side}input_ids" in inputs:
-                text = model.get_text_features(inputs[f"{side}input_ids"], inputs[f"{side}attention_mask"]).pooler_output
+            if "input_ids" in given:
+                text = model.get_text_features(given["input_ids"], given["attention_mask"]).pooler_output
                 texts.append(text)
-            embeds.append(model.combine(images[-1], inputs[f"{side}image_mask"], text, inputs.get(f"{side}text_mask")))
+            embeds.append(model.combine(images[-1], given["image_mask"], text, given.get("text_mask")))
         loss = info_nce(*embeds, model.logit_scale.exp(), inputs["query_labels"], inputs["passage_labels"])
         crosstalk = (torch.cat(texts) @ torch.cat(images).mT).square().mean()
         loss = loss + self.crosstalk_weight * crosstalk

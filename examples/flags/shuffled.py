@@ -19,6 +19,8 @@ from flags.texts import description, fact_fields, facts_text, passage_texts
 
 UNKNOWN = "unknown"  # the answer where no passage has one
 CLOSED_BOOK_SHARE = 0.02
+ANSWERED_FIRST_SHARE = 0.88
+ASKED_BY_PASSAGE = {**{kind: kind for kind in (*SHORT_KINDS, "meaning")}, "flag": "describe"}
 _LESSER_FIELDS = ("demonym", "calling", "area", "independence", "national_symbol", "national_colors")
 
 
@@ -94,7 +96,7 @@ class ShuffledCountries:
     def example(self, short_only: bool = False) -> Example:
         """The next example.
 
-        Half of them ask one question whose passage stands first, as a good retriever puts it; the others ask several,
+        Most of them ask one question whose passage stands first, as a good retriever puts it; the others ask several,
         so that the reader must look for the passage that answers.
 
         Args:
@@ -109,10 +111,13 @@ class ShuffledCountries:
             shown = (shown + other)[: rng.choice([4, 4, 6])]
             if rng.random() < 0.1:
                 rng.shuffle(shown)
-        answers = answers_from(shown)
-        if rng.random() < 0.5:
-            kinds = [shown[0].kind] if shown[0].kind in KINDS else ["describe" if shown[0].kind == "flag" else "name"]
+        if rng.random() < ANSWERED_FIRST_SHARE:
+            found = shown[0].row
+            shown.sort(key=lambda passage: passage.row is not found or passage.kind not in ASKED_BY_PASSAGE)
+            kinds = [ASKED_BY_PASSAGE.get(shown[0].kind, "name")]
+            answers = answers_from(shown)
         else:
+            answers = answers_from(shown)
             kinds = self._kinds_to_ask(answers, len(shown))
         return Example([passage.text for passage in shown], [(kind, ask(kind, rng), answers[kind]) for kind in kinds])
 

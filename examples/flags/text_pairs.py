@@ -32,7 +32,7 @@ class TextPairs(IterableDataset):
     """Endless batches for `RavlmModel`, ready made: queries, and passages of which the first `n` are their positives.
 
     Passage `i` answers query `i`; no passage with the label of a query is its negative. Three batches are questions,
-    with all passages of their countries; the fourth is pictures alone, with one passage of each country.
+    with `OTHERS` more passages of each country; the fourth is pictures alone, with one passage of each.
 
     Args:
         processor (`RavlmProcessor`): prepares both sides.

@@ -77,14 +77,19 @@ def test_two_tokens_start_alike_and_nothing_else_changes():
 def test_what_followed_a_token_is_copied_after_the_one_that_is_alike():
     """As in `Capital of Utopia: value. … <answer> value`: the mark itself stood nowhere before the value."""
     answer, colon, stop = 7, 33, 34
-    model = start_as_copier(LlamaForCausalLM(copier_config(vocab_size=2048)), alike=(answer, colon))
     generator = torch.Generator().manual_seed(0)
     label, value = torch.randint(100, 2048, (2, 16, 5), generator=generator)
     marks = torch.tensor([colon, stop, answer]).expand(16, 3)
     input_ids = torch.cat([label, marks[:, :1], value, marks[:, 1:], value], dim=1)
-    with torch.no_grad():
-        predicted = model(input_ids=input_ids).logits.argmax(-1)
-    assert (predicted[:, -6:-1] == value).float().mean() > 0.8
+    right = []
+    for pair in (None, (answer, colon)):
+        model = start_as_copier(LlamaForCausalLM(copier_config(vocab_size=2048)), alike=pair)
+        with torch.no_grad():
+            right.append((model(input_ids=input_ids).logits.argmax(-1)[:, -6:-1] == value).float().mean(dim=0))
+    plain, alike = right  # by place in the value
+    assert plain[0] < 0.1
+    assert alike[0] > 0.6
+    assert min(plain[1:].min(), alike[1:].min()) > 0.8
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from itertools import islice
 import pytest
 import torch
 
+from flags import text_pairs
 from flags.questions import BACKGROUND, KINDS, NAMED, OFFICIAL, PARAPHRASES
-from flags.text_pairs import TextPairs
+from flags.text_pairs import OTHERS, TextPairs
 from flags.world import drawing_group, load_world
 from tiny import tiny_processor
 
@@ -90,12 +91,13 @@ def test_batches_are_ready_for_the_model(pairs, batches):
         assert batch["pixel_values"].shape == (7, 3, 16, 16)
         assert ("input_ids" in batch) == (number % 4 != 3)  # every fourth batch is pictures alone
         num_passages = len(batch["passage_labels"])
-        assert num_passages == 7 if number % 4 == 3 else num_passages == sum(map(len, pairs.passages.values()))
+        assert num_passages == 7 if number % 4 == 3 else num_passages == 7 * (1 + OTHERS)
         for prefix, count in (("", 7), ("passage_", num_passages)):
             rows = [v for k, v in batch.items() if k.startswith("passage_") == bool(prefix)]
             assert {len(row) for row in rows} == {count}
         assert batch["passage_image_mask"].all()
         assert batch["passage_text_mask"].all()
+        assert len(set(passages(pairs, batch))) == num_passages
 
 
 def test_row_i_is_the_positive_of_query_i(pairs, batches):
@@ -142,6 +144,7 @@ def test_everything_else_of_the_country_is_a_negative_but_for_descriptions(pairs
 def test_flag_and_meaning_are_no_negatives_of_each_other_where_a_description_is_asked_for(
     world, processor, monkeypatch, kind, text_only
 ):
+    monkeypatch.setattr(text_pairs, "OTHERS", 99)  # all there are
     pairs = TextPairs(processor, world, ["ke"], VIEWS, countries_per_batch=1)
     choose = pairs.random.choice
     monkeypatch.setattr(pairs.random, "choice", lambda values: kind if kind in values else choose(values))

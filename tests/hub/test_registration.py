@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import transformers.pipelines as transformers_pipelines
-from tiny import tiny_model, tiny_processor
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 
 from hf_ravlm import RavlmConfig, RavlmForConditionalGeneration, RavlmProcessor
 from hf_ravlm.hub.registration import register_auto_classes, register_pipelines
+from tiny import tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import torch
-from tiny import picture, tiny_model, tiny_processor
 from transformers import TrainingArguments
 
 from hf_ravlm import RavlmEncoder
 from hf_ravlm.training import RavlmTrainer, freeze
+from tiny import picture, tiny_model, tiny_processor
 
 
-RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+SMALL = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 
 
 def test_training_the_reader_leaves_the_encoder_untouched_and_lowers_the_loss(tmp_path):
-    model, processor = tiny_model(vision_config=RESNET), tiny_processor()  # a tower with batch norm
+    model, processor = (
+        tiny_model(vision_config={"model_type": "resnet", **SMALL}),
+        tiny_processor(),
+    )  # a tower with batch norm
     before = RavlmEncoder(model.model, processor).fingerprint
     freeze(model.model)
     rows = [

@@ -160,7 +160,7 @@ class RavlmModel(RavlmPreTrainedModel):
         text_embeds: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The normalised weighted sum `(B, D)` of image and text vectors `(B, D)`, each where its mask `(B,)` keeps it.
+        """The normalised weighted sum `(B, D)` of image and text vectors `(B, D)`, each where its mask keeps it.
 
         Where the two modalities are orthogonal, the inner product of two such vectors is the weighted mean of the
         images' cosine and the texts' cosine.
@@ -178,7 +178,7 @@ class RavlmModel(RavlmPreTrainedModel):
         return self.get_query_features(**inputs)
 
     def retrieval_fingerprint(self) -> dict:
-        """What, beside the weights, decides an embedding: the towers' settings (activations, sizes) and the pooling."""
+        """What, beside the weights, decides an embedding: the towers' settings and the pooling."""
         towers = {}
         for name in ("vision_config", "text_config"):
             settings = getattr(self.config, name).to_dict()

@@ -251,11 +251,11 @@ class RavlmProcessor(PublishedProcessor):
         self, questions: list[str], passages: list[list[tuple[str, float]]], with_image: bool, answers
     ) -> list[tuple[list[int], int]]:
         num_passages = max(len(row) for row in passages)
-        targets = [None] * len(questions)
+        targets: list[list[int] | None] = [None] * len(questions)
         if answers is not None:
             if len(answers) != len(questions):
                 raise InvalidInputError(f"got {len(answers)} answers and {len(questions)} questions")
-            targets = self.encode_text(list(answers))
+            targets = [*self.encode_text(list(answers))]
         in_prompt = [] if self.num_memory_tokens else sorted({text for row in passages for text, _ in row})
         encoded = dict(zip(in_prompt, self.encode_text(in_prompt), strict=True))
         return [
