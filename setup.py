@@ -29,7 +29,7 @@ def read_description() -> str:
 # installs and imports together with the others, except where a reason stands beside it.
 INSTALL_REQUIRES = [
     "torch>=2.10",
-    "transformers>=5.10",
+    "transformers>=5.20",  # the first with SubConfigSpec, which lets a part of a config be any backbone
     "accelerate>=1.10",
     "peft>=0.18",  # the first that imports with transformers 5
     "datasets>=4.0",

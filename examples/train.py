@@ -21,6 +21,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
+from flags.copying import copying_parts
 from flags.matching import FlagPairs, wrong_flag_pictures
 from flags.measure import answer_table, format_answers, format_retrieval, retrieval_table, tasks_of
 from flags.reading import ReadingBatches, make_tokenizer
@@ -40,9 +41,9 @@ class Options:
 
     out: str = field(default="runs/flags", metadata={"help": "folder to write"})
     seed: int = field(default=0, metadata={"help": "of weights and data"})
-    matching_steps: int = field(default=900, metadata={"help": "stage 1: batches of about 208 drawings"})
-    text_steps: int = field(default=400, metadata={"help": "stage 2: batches of 24 questions"})
-    reading_steps: int = field(default=4000, metadata={"help": "stage 3: batches of about 2048 tokens; 0 skips it"})
+    matching_steps: int = field(default=1300, metadata={"help": "stage 1: batches of about 208 drawings"})
+    text_steps: int = field(default=350, metadata={"help": "stage 2: batches of 24 questions"})
+    reading_steps: int = field(default=2500, metadata={"help": "stage 3: batches of about 2048 tokens; 0 skips it"})
     start_from: str | None = field(default=None, metadata={"help": "folder of an earlier run to go on from"})
     leave_out: str | None = field(default=None, metadata={"help": "a drawing style never to train on"})
     designs: int = field(default=5000, metadata={"help": "invented flags of stage 1"})
@@ -69,7 +70,7 @@ def main(options: Options) -> None:
     save(model, processor, world, folder)
     logger.warning("trained and saved to %s in %.1f minutes", folder, (time.perf_counter() - started) / 60)
     if options.evaluate:
-        evaluate(folder, processor, world, answers=options.reading_steps > 0)
+        evaluate(folder, processor, world, options)
 
 
 def train_matching(model, world, views, options: Options) -> None:
@@ -93,11 +94,11 @@ def train_asking(model, processor, world, views, options: Options) -> None:
 
 def train_reading(model, processor, world, views, options: Options) -> None:
     """Stage 3: the reader, on an encoder that no longer changes."""
-    freeze(model.model)
+    freeze(model.model, *copying_parts(model.language_model))
     batches = ReadingBatches(
         processor, world, world.train, views, seed=options.seed, num_short_batches=options.reading_steps // 4
     )
-    arguments = stage(options, "reading", options.reading_steps, learning_rate=1e-3, adam_beta2=0.98)
+    arguments = stage(options, "reading", options.reading_steps, learning_rate=5e-4, adam_beta2=0.98)
     fit(ReadingTrainer, model, arguments, batches)
 
 
@@ -136,21 +137,24 @@ def save(model, processor, world, folder: Path) -> None:
     RavlmRetriever.build(knowledge_base, RavlmEncoder(model.model, processor)).save_pretrained(folder)
 
 
-def evaluate(folder: Path, processor, world, answers: bool = True) -> None:
+def evaluate(folder: Path, processor, world, options: Options) -> None:
     """Loads the folder as a user would, measures the dev countries, writes `figures.json` beside the weights."""
     model = AutoModelForImageTextToText.from_pretrained(folder)
     retriever = RavlmRetriever.from_pretrained(folder, encoder=RavlmEncoder(model.model, processor))
     queries = [view for view in VIEWS if view != "mledoze"]
     wrong = wrong_flag_pictures(world, [*world.train, *world.dev], VIEWS)
     figures = {
+        "left out": options.leave_out,
+        "parameters": model.num_parameters(),
+        "passages": len(retriever),
         "retrieval": retrieval_table(retriever, world, world.dev, queries),
         "retrieval without pictures that show another entry's flag": retrieval_table(
             retriever, world, world.dev, queries, leave_out=wrong
         ),
     }
-    for name, table in figures.items():
+    for name, table in list(figures.items())[3:]:
         print(f"\n{name} (dev countries, all {len(world.entities)} entries)\n{format_retrieval(table)}")
-    if answers:
+    if options.reading_steps:
         kinds = ("name", "capital", "language", "currency", "subregion", "meaning", "describe")
         figures["answers"] = answer_table(
             model, processor, retriever, world, tasks_of(world, world.dev, queries, kinds)

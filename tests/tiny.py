@@ -69,7 +69,7 @@ def tiny_processor(**settings) -> RavlmProcessor:
         image_processor=ViTImageProcessorPil(size={"height": 16, "width": 16}),
         tokenizer=tiny_tokenizer(),
         text_tokenizer=tiny_tokenizer(),
-        **settings,
+        **{"max_text_length": 64, **settings},
     )
 
 

@@ -109,6 +109,16 @@ def start_as_copier(
     return language_model
 
 
+def copying_parts(language_model: LlamaForCausalLM, previous_layers: Sequence[int] = (0, 2)) -> list[nn.Module]:
+    """The embeddings and the layers that look one token back: what training should leave as `start_as_copier` laid it.
+
+    Everything else learns where to begin and where to stop. Trained along, these parts lose the second tokens of names
+    that begin alike ("Moldovan leu" becomes "Moldova") before the rest has learned its share.
+    """
+    layers = [language_model.model.layers[index].self_attn for index in previous_layers]
+    return [language_model.get_input_embeddings(), *layers]
+
+
 def copier_config(
     vocab_size: int, hidden_size: int = 256, intermediate_size: int = 512, head_dim: int = 64, **fields
 ) -> LlamaConfig:

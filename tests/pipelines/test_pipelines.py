@@ -22,7 +22,7 @@ from transformers import (
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.pipelines.pt_utils import KeyDataset
 
-from hf_ravlm import InvalidInputError, KnowledgeBase, RavlmEncoder, RavlmRetriever
+from hf_ravlm import InvalidInputError, KnowledgeBase, RavlmEncoder, RavlmRetriever, UnsafeInputError
 from hf_ravlm.pipelines import ImageCaptionPipeline, RavlmImageTextToTextPipeline, RavlmImageToTextPipeline
 from tiny import picture, tiny_model, tiny_processor
 
@@ -141,6 +141,33 @@ def test_model_objects_find_their_own_processor_and_knowledge(folder, describe):
     assert given(picture(0))[0]["evidence"] == []
     borrowed = given(picture(2), retriever=describe.retriever)
     assert len(borrowed[0]["evidence"]) == 3
+
+
+def test_a_retriever_given_at_the_start_replaces_the_folders_own(folder, describe):
+    encoder = describe.retriever.encoder
+    one = RavlmRetriever.build(KnowledgeBase.from_dicts(PASSAGES[2:]), encoder)
+    none = RavlmRetriever.build(KnowledgeBase(), encoder)
+    for retriever, ids in ((one, ["2"]), (none, [])):
+        pipe = pipeline("image-to-text", model=str(folder), retriever=retriever, max_new_tokens=3)
+        (answer,) = pipe(picture(0))
+        assert [item["id"] for item in answer["evidence"]] == ids
+        assert len(answer["posterior"]) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("question", "message"), [("  ", "question 0 is empty"), ("what is red ? " * 400, "the question is too long")]
+)
+def test_questions_that_cannot_be_asked_are_explained(describe, question, message):
+    with pytest.raises(InvalidInputError, match=message):
+        describe(picture(0), question=question)
+
+
+def test_pictures_that_cannot_be_used_are_named(describe, tmp_path):
+    broken = tmp_path / "flag.jpg"
+    broken.write_bytes(b"<html>not found</html>")
+    for source in (str(broken), str(tmp_path / "missing.png")):
+        with pytest.raises(UnsafeInputError, match=source.split("/")[-1]):
+            describe(source)
 
 
 def test_dtype_and_saving_again(folder, tmp_path):
