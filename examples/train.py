@@ -127,6 +127,7 @@ def fit(trainer_class, model, arguments: TrainingArguments, batches) -> None:
     set_seed(arguments.seed)
     if arguments.max_steps > 0:
         trainer_class(model=model, args=arguments, train_dataset=batches, data_collator=lambda rows: rows[0]).train()
+        Path(arguments.output_dir).rmdir()  # the Trainer makes it, and without checkpoints nothing comes into it
 
 
 def save(model, processor, world, folder: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .configuration_ravlm import RavlmConfig
-from .modeling_ravlm import RavlmForConditionalGeneration, RavlmModel, RavlmPreTrainedModel
+from .modeling_ravlm import RavlmModel, RavlmPreTrainedModel
 from .processing_ravlm import RavlmProcessor
+from .reader_ravlm import RavlmForConditionalGeneration
 
 
 __all__ = ["RavlmConfig", "RavlmForConditionalGeneration", "RavlmModel", "RavlmPreTrainedModel", "RavlmProcessor"]
