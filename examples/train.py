@@ -63,6 +63,7 @@ def main(options: Options) -> None:
     else:
         processor = build_processor(make_tokenizer([world.entities[entity] for entity in world.train]))
         model = build_model(processor, options.seed)
+    model.model.modality_log_weight.requires_grad_(False)  # pictures decide the country, words the passage
     train_matching(model, world, views, options)
     train_asking(model, processor, world, views, options)
     train_reading(model, processor, world, views, options)
@@ -86,7 +87,6 @@ def train_asking(model, processor, world, views, options: Options) -> None:
     """Stage 2: the dual encoder's text side."""
     encoder = model.model
     freeze(encoder.vision_tower, encoder.image_projection)
-    encoder.modality_log_weight.requires_grad_(False)
     encoder.logit_scale.requires_grad_(False)
     pairs = TextPairs(processor, world, world.train, views, seed=options.seed)
     fit(AskingTrainer, encoder, stage(options, "asking", options.text_steps, learning_rate=2e-3), pairs)
@@ -98,7 +98,7 @@ def train_reading(model, processor, world, views, options: Options) -> None:
     batches = ReadingBatches(
         processor, world, world.train, views, seed=options.seed, num_short_batches=options.reading_steps // 4
     )
-    arguments = stage(options, "reading", options.reading_steps, learning_rate=5e-4, adam_beta2=0.98)
+    arguments = stage(options, "reading", options.reading_steps, learning_rate=3e-4, adam_beta2=0.98)
     fit(ReadingTrainer, model, arguments, batches)
 
 

@@ -112,8 +112,7 @@ class ShuffledCountries:
             if rng.random() < 0.1:
                 rng.shuffle(shown)
         if rng.random() < ANSWERED_FIRST_SHARE:
-            found = shown[0].row
-            shown.sort(key=lambda passage: passage.row is not found or passage.kind not in ASKED_BY_PASSAGE)
+            shown = self._as_retrieved(shown, num_rivals=0 if short_only else rng.choice([0, 0, 1, 2, 3]))
             kinds = [ASKED_BY_PASSAGE.get(shown[0].kind, "name")]
             answers = answers_from(shown)
         else:
@@ -171,6 +170,22 @@ class ShuffledCountries:
         if rng.random() < 0.2:
             passages.sort(key=lambda passage: passage.kind not in ("flag", "meaning"))
         return passages[:num_passages]
+
+    def _as_retrieved(self, shown: list[Shown], num_rivals: int) -> list[Shown]:
+        """Brings a passage that answers to the front, and behind it what a retriever brings along: further passages of
+        the country, and those of the same kind about others.
+        """
+        first = next((passage for passage in shown if passage.kind in ASKED_BY_PASSAGE), shown[0])
+        rivals = [
+            passage
+            for _ in range(num_rivals)
+            for passage in self.passages_of(self.country())
+            if passage.kind == first.kind
+        ]
+        rest = [passage for passage in shown if passage is not first] + rivals
+        if first.kind != "flag":  # a description needs the country's own meaning near
+            self.rng.shuffle(rest)
+        return [first, *rest][:6]
 
     def _kinds_to_ask(self, answers: Mapping[str, str], num_passages: int) -> list[str]:
         rng = self.rng

@@ -40,7 +40,7 @@ def rows(world):
 @pytest.fixture(scope="module")
 def examples(rows):
     countries = ShuffledCountries(rows, seed=3)
-    return [countries.example() for _ in range(600)]
+    return [countries.example() for _ in range(2500)]
 
 
 def read_back(passage: str) -> tuple[str, str, str]:
@@ -101,12 +101,12 @@ def test_known_short_answers_stand_in_the_first_passage_that_has_them(examples):
 
 def test_unknown_is_the_answer_only_where_no_passage_has_one(examples):
     unknown = [(passages, kind) for passages, turns, _ in examples for kind, _, a in turns if a == UNKNOWN]
-    assert len(unknown) > 20
+    assert len(unknown) > 15
     for passages, kind in unknown:
         assert first_shown(kind, passages) is None
 
 
-def test_half_of_the_examples_ask_what_the_first_passage_answers(examples):
+def test_most_examples_ask_what_the_first_passage_answers(examples):
     """So does a good retriever in use; what comes behind must not disturb."""
     single = 0
     for passages, turns, _ in examples:
@@ -114,7 +114,7 @@ def test_half_of_the_examples_ask_what_the_first_passage_answers(examples):
             (kind, _, answer), shown = turns[0], read_back(passages[0])[0]
             asked = shown if shown in KINDS else "describe" if shown == "flag" else "name"
             single += kind == asked and answer != UNKNOWN
-    assert 0.4 < single / len(examples) < 0.65
+    assert 0.8 < single / len(examples) < 0.95
 
 
 def test_long_answers_stand_in_the_passages(examples):

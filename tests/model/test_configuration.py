@@ -53,3 +53,10 @@ def test_saved_and_loaded_config_is_equal_and_holds_no_path(tmp_path):
     assert str(tmp_path) not in again
     assert loaded.default_prompt == "Whose flag?"
     assert json.loads(again)["auto_map"]["AutoModel"] == "ravlm_hub.RavlmModel"
+
+
+def test_the_width_of_a_convolutional_tower_is_found_or_asked_for():
+    assert RavlmConfig(vision_config={"model_type": "efficientnet", "hidden_dim": 40}).vision_dim == 40
+    unknown = RavlmConfig(vision_config={"model_type": "mobilenet_v2"})
+    with pytest.raises(ValueError, match="'mobilenet_v2' does not tell the width"):
+        unknown.vision_dim  # noqa: B018

@@ -138,3 +138,17 @@ def test_a_tokenizer_without_our_marks_gets_them():
     processor = RavlmProcessor(tiny_processor().image_processor, bare, tiny_processor().text_tokenizer)
     assert processor.tokenizer.pad_token == "<eos>"
     assert len(processor(text="red ?")["input_ids"][0]) > 3
+
+
+@pytest.mark.parametrize("flat", [["a red kite"], [{"text": "a red kite"}]])
+def test_passages_without_their_list_are_refused_and_not_read_letter_by_letter(flat):
+    with pytest.raises(InvalidInputError, match="a list of passages per question"):
+        tiny_processor()(text="red ?", evidence=flat)
+
+
+def test_one_question_takes_one_answer_and_a_context_of_its_own():
+    processor = tiny_processor(max_length=12)
+    assert "labels" in processor(text="red ?", answers="white")
+    with pytest.raises(InvalidInputError, match="too long"):
+        processor(text="red ?", answers="white " * 20)
+    assert "labels" in processor(text="red ?", answers="white " * 20, max_length=200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import subprocess
 import sys
@@ -246,3 +247,58 @@ def test_the_bare_line_works_in_a_new_process_without_a_word_on_stderr(folder, t
     assert done.stdout.strip() == "1", done.stderr
     noise = [line for line in done.stderr.splitlines() if line.strip() and "Loading weights" not in line]
     assert noise == []
+
+
+def test_chats_and_dictionaries_in_batches_answer_as_alone(folder):
+    pipe = pipeline("image-text-to-text", model=str(folder), max_new_tokens=4)
+    asked = [{"type": "text", "text": "red ?"}]
+    chats = [[{"role": "user", "content": [{"type": "image", "image": picture(n)}, *asked]}] for n in range(3)]
+    chats.append([{"role": "user", "content": "red ?"}])  # without a picture, in one batch with the others
+    alone, batched = pipe(text=chats), pipe(text=chats, batch_size=4)
+    assert [row[0]["evidence"][0]["id"] for row in batched[:3]] == ["0", "1", "2"]
+    for one, other in zip(alone, batched):
+        assert one[0]["generated_text"][-1] == other[0]["generated_text"][-1]
+    rows = ({"images": picture(n), "text": "red ?"} for n in range(3))
+    assert [row[0]["evidence"][0]["id"] for row in pipe(rows, batch_size=2)] == ["0", "1", "2"]
+    nested = pipe(images=[[picture(1)], [picture(2)]], text=["red ?", "white ?"])
+    assert [record["evidence"][0]["id"] for record in nested] == ["1", "2"]
+
+
+def test_pictures_of_a_chat_come_in_every_usual_form(folder, tmp_path):
+    pipe = pipeline("image-text-to-text", model=str(folder), max_new_tokens=2)
+    picture(1).save(tmp_path / "flag.png")
+    path, encoded = str(tmp_path / "flag.png"), base64.b64encode((tmp_path / "flag.png").read_bytes()).decode()
+    forms = [{"path": path}, {"base64": encoded}, {"url": f"data:image/png;base64,{encoded}"}]
+    parts = [{"type": "image", **form} for form in forms]
+    parts.append({"type": "image_url", "image_url": {"url": path}})
+    for part in parts:
+        (answer,) = pipe(text=[{"role": "user", "content": [part, {"type": "text", "text": "red ?"}]}])
+        assert answer["evidence"][0]["id"] == "1"
+    with pytest.raises(InvalidInputError, match="cannot be decoded"):
+        pipe({"images": "data:image/png;base64,abcde", "text": "red ?"})
+    with pytest.raises(InvalidInputError, match="image part of the conversation has no picture"):
+        pipe(text=[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "red ?"}]}])
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by the old name
+def test_models_with_adapters_answer_with_evidence(folder):
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    adapted = get_peft_model(model, LoraConfig(target_modules=r".*language_model.*\.(q_proj|v_proj)"))
+    answer = pipeline("image-to-text", model=adapted, max_new_tokens=3)(picture(2))[0]
+    assert answer["evidence"][0]["id"] == "2"
+    assert sum(answer["posterior"]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_answer_longer_than_the_context_is_still_attributed(describe):
+    small = tiny_processor(max_length=30)
+    pipe = RavlmImageToTextPipeline(tiny_model(), small, retriever=describe.retriever, max_new_tokens=40)
+    answer = pipe(picture(0), question="red red red", return_dict_in_generate=True)[0]
+    assert len(small.encode_text([answer["generated_text"]])[0]) > 20
+    assert sum(answer["posterior"]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_list_of_questions_is_explained(describe):
+    with pytest.raises(InvalidInputError, match="expected one string, which is asked about every picture"):
+        describe([picture(0), picture(1)], question=["red ?", "white ?"])

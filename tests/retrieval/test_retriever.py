@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,6 +198,16 @@ def test_saved_moved_and_loaded_gives_the_same_bits(retriever, encoder, tmp_path
     assert again.vectors.tobytes() == retriever.vectors.tobytes()
     assert again.retrieve([ORANGE] * len(queries), queries, k=7) == before
     assert again.knowledge_base.table.equals(retriever.knowledge_base.table)
+
+
+def test_saved_files_are_readable_by_others_as_the_umask_says(retriever, tmp_path):
+    umask = os.umask(0o022)
+    try:
+        retriever.save_pretrained(tmp_path)
+    finally:
+        os.umask(umask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {0o644}, modes
 
 
 def test_the_folder_inside_and_another_name_will_do(retriever, encoder, tmp_path):

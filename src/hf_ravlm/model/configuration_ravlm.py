@@ -101,7 +101,15 @@ class RavlmConfig(PublishedConfig):
     def vision_dim(self) -> int:
         """Width of one patch feature of the vision tower (the last stage's of a convolutional one)."""
         sizes = getattr(self.vision_config, "hidden_sizes", None)
-        return sizes[-1] if sizes else self.vision_config.hidden_size
+        if sizes:
+            return sizes[-1]
+        for name in ("hidden_size", "hidden_dim"):
+            if hasattr(self.vision_config, name):
+                return getattr(self.vision_config, name)
+        raise ValueError(
+            f"vision_config of type {self.vision_config.model_type!r} does not tell the width of its features: "
+            "expected hidden_sizes, hidden_size or hidden_dim; choose another tower or give its config a hidden_size"
+        )
 
     def validate_positive(self):
         """Every count is at least 1."""

@@ -97,8 +97,10 @@ class RavlmModel(RavlmPreTrainedModel):
         return patch_grid(outputs.last_hidden_state, grid)
 
     def get_text_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Token states of the text encoder: `(B, L)` to `(B, L, C)`."""
-        return self.text_encoder(input_ids=input_ids, attention_mask=attention_mask.long()).last_hidden_state
+        """Token states of the text encoder: `(B, L)` to `(B, L, C)`; zeros where the mask leaves out."""
+        states = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask.long()).last_hidden_state
+        # A row without a token (a passage that stands for none) may come out as NaN, which no later mask would stop.
+        return states.masked_fill(~attention_mask.bool().unsqueeze(-1), 0)
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
@@ -241,7 +243,7 @@ def with_pooled(outputs, pooled: torch.Tensor) -> BaseModelOutputWithPooling:
 
 
 def _keep_rows(vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    return vectors if mask is None else vectors * mask.to(vectors.dtype).unsqueeze(-1)
+    return vectors if mask is None else vectors.masked_fill(~mask.bool().unsqueeze(-1), 0)
 
 
 __all__ = ["RavlmModel", "RavlmPreTrainedModel"]

@@ -101,8 +101,9 @@ class RavlmProcessor(PublishedProcessor):
         images: Any = None,
         text: str | Sequence[str] | None = None,
         evidence: Sequence[Sequence[Any]] | None = None,
-        answers: Sequence[str] | None = None,
+        answers: str | Sequence[str] | None = None,
         padding_side: str | None = None,
+        max_length: int | None = None,
         return_tensors: str | None = "pt",
         **kwargs,
     ) -> BatchFeature:
@@ -116,6 +117,7 @@ class RavlmProcessor(PublishedProcessor):
                 attributes, as a retriever returns. `None` or an empty list is closed-book.
             answers (`list[str]`, *optional*): adds the answers and `labels` (-100 on the prompt), for training.
             padding_side (`str`, *optional*): defaults to `"left"`, and to `"right"` with answers.
+            max_length (`int`, *optional*): tokens of a prompt with its answer; defaults to the processor's own.
             return_tensors (`str`, *optional*, defaults to `"pt"`): only `"pt"`; other arguments of the chat pipelines
                 (`padding`, ...) are accepted and change nothing: batches are always padded to their longest row.
 
@@ -136,7 +138,8 @@ class RavlmProcessor(PublishedProcessor):
                 f"got {len(pictures)} images and {len(questions)} questions; give one image per question, or none"
             )
         passages = self._passages(evidence, len(questions))
-        rows = self._layout(questions, passages, pictures is not None, answers)
+        answers = [answers] if isinstance(answers, str) else answers
+        rows = self._layout(questions, passages, pictures is not None, answers, max_length or self.max_length)
         side = padding_side or ("right" if answers is not None else "left")
         data = _pad_rows([ids for ids, _ in rows], self.tokenizer.pad_token_id, side)
         if answers is not None:
@@ -245,10 +248,16 @@ class RavlmProcessor(PublishedProcessor):
             raise InvalidInputError(
                 f"got evidence for {len(evidence)} questions and {num_questions} questions; give one list each"
             )
+        for row in evidence:
+            if isinstance(row, (str, dict)) or hasattr(row, "text"):
+                raise InvalidInputError(
+                    f"evidence holds a {type(row).__name__} where the passages of one question belong; give a list of "
+                    "passages per question, also for a single question: evidence=[[passage, ...]]"
+                )
         return [[_text_and_score(item) for item in row] for row in evidence]
 
     def _layout(
-        self, questions: list[str], passages: list[list[tuple[str, float]]], with_image: bool, answers
+        self, questions: list[str], passages: list[list[tuple[str, float]]], with_image: bool, answers, max_length: int
     ) -> list[tuple[list[int], int]]:
         num_passages = max(len(row) for row in passages)
         targets: list[list[int] | None] = [None] * len(questions)
@@ -265,7 +274,7 @@ class RavlmProcessor(PublishedProcessor):
                 [encoded[text][: self.max_passage_length] for text, _ in row] if not self.num_memory_tokens else [],
                 num_image_tokens=self.num_image_tokens if with_image else 0,
                 num_evidence_tokens=self.num_memory_tokens * num_passages,
-                max_length=self.max_length,
+                max_length=max_length,
                 answer=target,
             )
             for question, row, target in zip(self.encode_text(questions), passages, targets, strict=True)

@@ -75,7 +75,7 @@ def layout_prompt(
     room = max_length - len(head) - len(tail) - len(target)
     if room < 0:
         raise InvalidInputError(
-            f"the question is too long: image, question and answer take {max_length - room} tokens "
+            f"the question is too long: image, evidence marks, question and answer take {max_length - room} tokens "
             f"({len(question)} of them the question), the context holds {max_length}; shorten the question "
             "or raise the processor's max_length up to what the language model was trained for"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -26,6 +27,7 @@ AUTO_MAP = {
     "AutoProcessor": "RavlmProcessor",
 }
 STAGING_PREFIX = ".ravlm-saving-"
+HUB_ARGUMENTS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
 class PublishMixin:
@@ -44,10 +46,13 @@ class PublishMixin:
             save_directory (`str` or `os.PathLike`): created if missing; files of the same names are replaced.
             push_to_hub (`bool`, *optional*, defaults to `False`): also upload, to `repo_id` or the folder's name.
             repo_id (`str`, *optional*): repository on the Hub.
-            kwargs: passed to the `save_pretrained` of transformers.
+            kwargs: passed to the `save_pretrained` of transformers, and those of `push_to_hub` to the upload.
         """
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"cannot save to {os.fspath(save_directory)!r}: it is a file; give a folder")
+        if not kwargs.get("is_main_process", True):  # takes part in gathering the weights, but writes nothing
+            return super().save_pretrained(save_directory, **kwargs)
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         for leftover in target.glob(f"{STAGING_PREFIX}*"):  # of a save that was killed
@@ -60,7 +65,7 @@ class PublishMixin:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         if push_to_hub:
-            self.push_to_hub(repo_id or target.name)
+            self.push_to_hub(repo_id or target.name, **hub)
         return saved
 
 
@@ -83,20 +88,29 @@ def write_shim(folder: str | os.PathLike) -> None:
 
 
 def _move_into(staging: Path, target: Path) -> None:
-    """Renames every staged file to its place, weights before the small files, and drops weights of an older save."""
+    """Renames every staged file to its place, weights before the small files; drops shards of an older save.
+
+    Weights of another name (a variant, or the base model beside a saved adapter) stay.
+    """
     staged = sorted((path for path in staging.rglob("*") if path.is_file()), key=lambda path: path.suffix == ".json")
     new_weights = {path.name for path in staged if path.suffix == ".safetensors"}
+    mode = (staging / f"{SHIM_NAME}.py").stat().st_mode
     for path in staged:
+        path.chmod(mode)  # safetensors writes files that only their owner may read
         _fsync(path)
         place = target / path.relative_to(staging)
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, place)
-    if new_weights:
-        for old in target.glob("model*.safetensors"):
-            if old.name not in new_weights:
-                old.unlink()
-        if not (len(new_weights) > 1):
-            (target / SAFE_WEIGHTS_INDEX_NAME).unlink(missing_ok=True)
+    names = {_without_shard(name) for name in new_weights}
+    for old in target.glob("*.safetensors"):
+        if old.name not in new_weights and _without_shard(old.name) in names:
+            old.unlink()
+    if "model.safetensors" in new_weights:  # whole, not in shards
+        (target / SAFE_WEIGHTS_INDEX_NAME).unlink(missing_ok=True)
+
+
+def _without_shard(name: str) -> str:
+    return re.sub(r"-\d{5}-of-\d{5}", "", name)
 
 
 def _fsync(path: Path) -> None:

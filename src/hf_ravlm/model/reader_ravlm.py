@@ -128,6 +128,13 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
                 inputs_embeds, input_ids == self.config.image_token_id, image_states, "image"
             )
         if evidence_input_ids is not None and self.fusion.num_memory_tokens and evidence_input_ids.shape[1]:
+            given = (evidence_attention_mask, question_input_ids, question_attention_mask)
+            if input_ids is None or any(tensor is None for tensor in given):
+                raise ValueError(
+                    f"fusion={self.config.fusion!r} reads evidence_input_ids together with input_ids, "
+                    "evidence_attention_mask, question_input_ids and question_attention_mask, and one of them is "
+                    "missing; pass all outputs of RavlmProcessor"
+                )
             attention_mask = self.mask_evidence(input_ids, attention_mask, evidence_mask)
             memory = self.get_evidence_features(
                 evidence_input_ids, evidence_attention_mask, question_input_ids, question_attention_mask, pixel_values
@@ -165,20 +172,24 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
             evidence_hidden_states=memory,
         )
 
-    def generate(self, inputs=None, **kwargs):
+    def generate(self, inputs=None, *args, **kwargs):
         """`GenerationMixin.generate`; passages that `evidence_mask` leaves out stay invisible at every step."""
         input_ids = kwargs.get("input_ids", inputs)
-        if self.fusion.num_memory_tokens and kwargs.get("evidence_mask") is not None:
+        if self.fusion.num_memory_tokens and input_ids is not None and kwargs.get("evidence_mask") is not None:
             kwargs["attention_mask"] = self.mask_evidence(
                 input_ids, kwargs.get("attention_mask"), kwargs["evidence_mask"]
             )
-        return super().generate(inputs, **kwargs)
+        return super().generate(inputs, *args, **kwargs)
 
     def mask_evidence(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, evidence_mask: torch.Tensor | None
     ) -> torch.Tensor | None:
         """The attention mask `(B, L)` without the placeholders of passages that `evidence_mask (B, K)` leaves out."""
-        if evidence_mask is None or (attention_mask is not None and attention_mask.dim() != 2):
+        if (
+            evidence_mask is None
+            or not evidence_mask.shape[1]
+            or (attention_mask is not None and attention_mask.dim() != 2)
+        ):
             return attention_mask  # a 4D mask was made by `generate`, from the 2D one that it was given
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -218,7 +229,8 @@ def fill_placeholders(
     if wanted != given:
         raise ValueError(
             f"{name} placeholders and {name} states do not match: input_ids hold {wanted} <{name}> tokens, the inputs "
-            f"give {given} states; let RavlmProcessor write the prompt, and pass all of its outputs"
+            f"give {given} states; let RavlmProcessor write the prompt, pass all of its outputs, and see that "
+            f"config.{name}_token_id is the id of <{name}> in its tokenizer"
         )
     return inputs_embeds.masked_scatter(places.unsqueeze(-1), states.to(inputs_embeds.dtype))
 

@@ -81,6 +81,7 @@ def answer_questions(
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     sequences = model.generate(**inputs, **generate_kwargs)
+    sequences = getattr(sequences, "sequences", sequences)  # with `return_dict_in_generate`
     new_tokens = sequences[:, inputs["input_ids"].shape[1] :]
     texts = [text.strip() for text in processor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
     per_question = len(texts) // len(questions)
@@ -109,6 +110,8 @@ def add_posteriors(
     if not pairs:
         return
     log_likelihood = []
+    # What was generated came on top of a full prompt; it may stand there once more when it is scored.
+    longest = max(map(len, processor.encode_text([answer.text for answer in answers]))) + 1
     for start in range(0, len(pairs), POSTERIOR_BATCH):
         chunk = pairs[start : start + POSTERIOR_BATCH]
         inputs = processor(
@@ -117,6 +120,7 @@ def add_posteriors(
             evidence=[[passage] for _, passage in chunk],
             answers=[answers[row].text for row, _ in chunk],
             padding_side="left",
+            max_length=processor.max_length + longest,
         ).to(model.device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
@@ -125,7 +129,7 @@ def add_posteriors(
         logits = model(**inputs, logits_to_keep=keep).logits  # (n, keep, V)
         log_likelihood.append(answer_log_likelihood(logits, labels[:, -keep:]))
     log_likelihood = torch.cat(log_likelihood)
-    scale = model.model.logit_scale.float().clamp(0, MAX_LOGIT_SCALE).exp()
+    scale = without_adapters(model).model.logit_scale.float().clamp(0, MAX_LOGIT_SCALE).exp()
     start = 0
     for answer in answers:
         stop = start + len(answer.evidence)
@@ -133,3 +137,8 @@ def add_posteriors(
             scores = torch.tensor([[passage.score for passage in answer.evidence]], device=log_likelihood.device)
             answer.posterior = passage_posterior(log_likelihood[None, start:stop], scores, scale)[0].tolist()
         start = stop
+
+
+def without_adapters(model) -> RavlmForConditionalGeneration:
+    """The reader itself, where PEFT wrapped it (`get_peft_model`)."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -28,9 +28,9 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
     _load_processor = None  # a model object brings its folder's own
     _default_generation_config = GenerationConfig(max_new_tokens=256, do_sample=False)
 
-    def __new__(cls, model=None, **kwargs):
+    def __new__(cls, model=None, *args, **kwargs):
         if model is not None and model.config.model_type != RavlmConfig.model_type:
-            return ImageTextToTextPipeline(model=model, **kwargs)
+            return ImageTextToTextPipeline(model, *args, **kwargs)
         return super().__new__(cls)
 
     def _sanitize_parameters(self, **kwargs):
@@ -42,7 +42,7 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
         if isinstance(inputs, Chat):
             images, questions = zip(question_of_chat(inputs.messages))
         elif isinstance(inputs, dict):
-            images, questions = _listed(inputs["images"]), _listed(inputs["text"])
+            images, questions = [_only(image) for image in _listed(inputs["images"])], _listed(inputs["text"])
         else:
             questions = _listed(inputs)
             images = [None] * len(questions)
@@ -50,17 +50,37 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
         return {"pictures": pictures, "questions": list(questions), "text": inputs}
 
     def _forward(self, model_inputs, generate_kwargs=None, retriever=None, k=None, with_posterior=True):
-        answers = answer_questions(
-            self.model,
-            self.processor,
-            retriever if retriever is not None else self.retriever,
-            model_inputs["pictures"],
-            model_inputs["questions"],
-            k=k,
-            with_posterior=with_posterior,
-            **self._prepare_generate_kwargs(dict(generate_kwargs or {})),
-        )
-        return {"answers": answers, "text": model_inputs["text"], "questions": model_inputs["questions"]}
+        pictures, questions = model_inputs["pictures"], model_inputs["questions"]
+        batched = isinstance(questions[0], list)  # with `batch_size`: one list of questions per input
+        if not batched:
+            pictures, questions = [pictures], [questions]
+
+        def ask(pictures, questions):
+            return answer_questions(
+                self.model,
+                self.processor,
+                retriever if retriever is not None else self.retriever,
+                pictures,
+                questions,
+                k=k,
+                with_posterior=with_posterior,
+                **self._prepare_generate_kwargs(dict(generate_kwargs or {})),
+            )
+
+        with_pictures = [row is not None for row in pictures]
+        if len(set(with_pictures)) > 1:  # the reader takes batches with a picture everywhere, or nowhere
+            answers = [ask(shown, asked) for shown, asked in zip(pictures, questions, strict=True)]
+        else:
+            together = ask(
+                [picture for row in pictures for picture in row] if with_pictures[0] else None,
+                [question for row in questions for question in row],
+            )
+            answers = [[together.pop(0) for _ in row] for row in questions]
+        return {
+            "answers": answers if batched else answers[0],
+            "text": model_inputs["text"],
+            "questions": model_inputs["questions"],
+        }
 
     def postprocess(self, model_outputs, return_type=None, **kwargs):
         new_text_only = getattr(return_type, "name", "FULL_TEXT") == "NEW_TEXT"
@@ -90,13 +110,30 @@ def question_of_chat(messages: list[dict[str, Any]]) -> tuple[Any, str]:
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         question = " ".join(part["text"] for part in parts if part["type"] == "text")
         for part in parts:
-            if part["type"] == "image":
-                image = next((part[key] for key in ("image", "url", "path", "base64") if key in part), None)
+            if part["type"] in ("image", "image_url"):
+                image = _picture_of_part(part)
     if not question:
         raise InvalidInputError(
             "the conversation has no words from the user; add a text part to the last user message"
         )
     return image, question
+
+
+def _picture_of_part(part: dict[str, Any]) -> Any:
+    if "base64" in part:
+        return f"data:image/any;base64,{part['base64'].rpartition(',')[2]}"
+    for key in ("image", "url", "path", "image_url"):
+        if part.get(key) is not None:
+            return part[key].get("url") if key == "image_url" and isinstance(part[key], dict) else part[key]
+    raise InvalidInputError(
+        f"an image part of the conversation has no picture: it has the keys {sorted(part)}, expected one of "
+        "image, url, path, base64 or image_url"
+    )
+
+
+def _only(image: Any) -> Any:
+    """The picture of one question, which chat models take as a list of pictures."""
+    return image[0] if isinstance(image, (list, tuple)) and len(image) == 1 else image
 
 
 def _listed(value: Any) -> list:

@@ -7,6 +7,8 @@ which does what the old pipeline did.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 from typing import Any
 
@@ -16,7 +18,7 @@ from transformers.utils import cached_file
 
 from ..errors import InvalidInputError
 from ..model import RavlmConfig, RavlmProcessor
-from .answering import answer_questions
+from .answering import answer_questions, without_adapters
 
 
 KNOWLEDGE_FOLDER = "knowledge_base"
@@ -62,9 +64,9 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
     _pipeline_calls_generate = True
     _default_generation_config = GenerationConfig(max_new_tokens=256, do_sample=False)
 
-    def __new__(cls, model=None, **kwargs):
+    def __new__(cls, model=None, *args, **kwargs):
         if model is not None and model.config.model_type != RavlmConfig.model_type:
-            return ImageCaptionPipeline(model=model, **kwargs)
+            return ImageCaptionPipeline(model, *args, **kwargs)
         return super().__new__(cls)
 
     def _sanitize_parameters(self, question=None, timeout=None, max_new_tokens=None, generate_kwargs=None, **kwargs):
@@ -89,6 +91,11 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
             inputs = inputs["image"]
         if question is None:
             question = self.model.config.default_prompt
+        if not isinstance(question, str):
+            raise InvalidInputError(
+                f"question= came as {type(question).__name__}: expected one string, which is asked about every "
+                "picture; for a question of its own each, give dictionaries {'image': ..., 'question': ...}"
+            )
         return {"image": open_picture(inputs, timeout), "question": question}
 
     def _forward(self, model_inputs, generate_kwargs=None, retriever=None, k=None, with_posterior=True):
@@ -151,7 +158,12 @@ class ImageCaptionPipeline(Pipeline):
 
 
 def open_picture(source: Any, timeout: float | None = None) -> Any:
-    """Fetches an address that the caller gave; everything else is left to the processor, which makes it safe."""
+    """Fetches an address that the caller gave, decodes a `data:` one; the processor makes safe what comes."""
+    if isinstance(source, str) and source.startswith("data:image/"):
+        try:
+            return base64.b64decode(source.partition(",")[2])
+        except binascii.Error as error:
+            raise InvalidInputError(f"a picture given as base64 text cannot be decoded: {error}") from error
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         return load_image(source, timeout=timeout)
     return source
@@ -168,8 +180,12 @@ def find_retriever(model, processor: RavlmProcessor):
         return None
     from ..retrieval import RavlmEncoder, RavlmRetriever  # FAISS and pyarrow come only when needed
 
-    encoder = RavlmEncoder(model.model, processor) if str(model.dtype) == "torch.float32" else None
-    return RavlmRetriever.from_pretrained(source, encoder=encoder)
+    if str(model.dtype) == "torch.float32":
+        encoder = RavlmEncoder(without_adapters(model).model, processor)
+        return RavlmRetriever.from_pretrained(source, encoder=encoder)
+    retriever = RavlmRetriever.from_pretrained(source)
+    retriever.encoder.model.to(model.device)
+    return retriever
 
 
 def _has_knowledge(source: str) -> bool:

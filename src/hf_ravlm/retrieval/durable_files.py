@@ -105,7 +105,9 @@ def publish_file(write: Callable[[Path], None], folder: Path, name_of: Callable[
         The final path, and the size in bytes.
     """
     with temporary_file(folder) as temporary:
+        mode = temporary.stat().st_mode
         write(temporary)
+        os.chmod(temporary, mode)  # safetensors puts a file of its own there, which only its owner may read
         sync_file(temporary)
         num_bytes = temporary.stat().st_size
         final = name_of(sha256_of(temporary))
