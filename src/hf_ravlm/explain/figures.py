@@ -64,7 +64,7 @@ def _entry(sheet, draw, passage: dict[str, Any], posterior: float | None, left: 
         _paste(sheet, passage["image"], left, top)
     below = top + THUMB[1] + 6
     _write(draw, str(passage["id"]), left, below, THUMB[0], 1, 12, INK)
-    note = f"score {passage['score']:.2f}" + ("" if posterior is None else f"   posterior {posterior:.2f}")
+    note = f"score {passage['score']:.2f}" + ("" if posterior is None else f" · posterior {posterior:.2f}")
     _write(draw, note, left, below + 16, THUMB[0], 1, 11, FAINT)
     if posterior is not None:
         bar = below + 34

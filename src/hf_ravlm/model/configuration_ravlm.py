@@ -30,7 +30,7 @@ class RavlmConfig(PublishedConfig):
         text_config (`dict` or `PreTrainedConfig`, *optional*):
             Encoder of questions and passages; defaults to BERT. Of a dual tower the text half is taken.
         generator_config (`dict` or `PreTrainedConfig`, *optional*):
-            Any causal language model; defaults to Llama.
+            Any causal language model of attention layers; defaults to Llama.
         projection_dim (`int`, *optional*, defaults to 256):
             `D`, width of the space that images, questions and passages share.
         pooling_grid (`int`, *optional*, defaults to 1):
