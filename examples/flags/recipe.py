@@ -84,6 +84,7 @@ def build_model(processor: RavlmProcessor, seed: int = 0) -> RavlmForConditional
         pooling_grid=4,
         logit_scale_init=math.log(20),
         text_weight_init=0.2,
+        num_passages=2,  # a reader this small is better off with few
         num_image_tokens=processor.num_image_tokens,
         image_token_id=processor.tokenizer.convert_tokens_to_ids("<image>"),
         evidence_token_id=processor.tokenizer.convert_tokens_to_ids("<evidence>"),
