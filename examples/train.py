@@ -43,7 +43,7 @@ class Options:
     seed: int = field(default=0, metadata={"help": "of weights and data"})
     matching_steps: int = field(default=1300, metadata={"help": "stage 1: batches of about 208 drawings"})
     text_steps: int = field(default=350, metadata={"help": "stage 2: batches of 24 questions"})
-    reading_steps: int = field(default=2500, metadata={"help": "stage 3: batches of about 2048 tokens; 0 skips it"})
+    reading_steps: int = field(default=1800, metadata={"help": "stage 3: batches of about 2048 tokens; 0 skips it"})
     start_from: str | None = field(default=None, metadata={"help": "folder of an earlier run to go on from"})
     leave_out: str | None = field(default=None, metadata={"help": "a drawing style never to train on"})
     designs: int = field(default=5000, metadata={"help": "invented flags of stage 1"})

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from flags.measure import answer_table, retrieval_table, tasks_of
+from flags.questions import SHORT_KINDS
 from flags.unseen_styles import unseen_pictures
 from flags.world import load_world
 from hf_ravlm import KnowledgeBaseMismatchError, RavlmEncoder, RavlmRetriever
@@ -74,7 +75,7 @@ def test_a_description_names_the_country_and_its_sources(ask, world):
 @pytest.mark.slow
 def test_retrieval_is_what_makes_it_answer(ask, world):
     """Countries that it never trained on, one style: far from the card's full table, but the same order of things."""
-    tasks = tasks_of(world, world.dev, ["openmoji"], ["capital", "currency"])
+    tasks = tasks_of(world, world.dev, ["openmoji"], SHORT_KINDS)
     table = answer_table(ask.model, ask.processor, ask.retriever, world, tasks)["short answers"]
     assert table["gold"]["exact match"] >= 0.95
     assert table["retrieved"]["exact match"] >= 0.85
@@ -85,10 +86,10 @@ def test_retrieval_is_what_makes_it_answer(ask, world):
 
 @pytest.mark.slow
 def test_styles_that_nobody_trained_on_are_recognised(ask):
-    pictures = [(entity, path) for entity, style, path in unseen_pictures() if style == "emojione"]
+    pictures = [(entity, path) for entity, _, path in unseen_pictures()]
     found = ask.retriever.retrieve([str(path) for _, path in pictures], None, k=1)
     right = sum(row[0].metadata["entity"] == entity for row, (entity, _) in zip(found, pictures))
-    assert right / len(pictures) >= 0.8
+    assert right / len(pictures) >= 0.85
 
 
 def test_the_card_shows_the_figures_that_were_measured():
