@@ -132,6 +132,9 @@ def fit(trainer_class, model, arguments: TrainingArguments, batches) -> None:
 
 def save(model, processor, world, folder: Path) -> None:
     """Model, processor, knowledge base and vectors to one folder."""
+    marks = processor.markers  # of prompts, never of answers
+    never = [marks.image, marks.evidence, marks.passage, marks.question, marks.answer]
+    model.generation_config.suppress_tokens = never
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
     knowledge_base = KnowledgeBase.from_dicts([row for entity in world.entities for row in world.passages(entity)])
