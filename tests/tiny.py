@@ -57,10 +57,20 @@ def tiny_config(**changes) -> RavlmConfig:
     return RavlmConfig(**{**fields, **changes})
 
 
+FUSIONS = ["in_context", "concat", "product", "attention", "gated", "cross_attention"]
+
+
 def tiny_model(seed: int = 0, **changes) -> RavlmForConditionalGeneration:
-    """A reader with random weights, in eval mode; the same `seed` gives the same weights."""
+    """A reader with random weights, in eval mode; the same `seed` gives the same weights.
+
+    The gates of cross-attention, closed in a new model, are half open, so that evidence matters.
+    """
     torch.manual_seed(seed)
-    return RavlmForConditionalGeneration(tiny_config(**changes)).eval()
+    model = RavlmForConditionalGeneration(tiny_config(**changes)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(("read_gate", "feed_forward_gate")):
+            parameter.data.fill_(0.5)
+    return model
 
 
 def tiny_processor(**settings) -> RavlmProcessor:
@@ -69,7 +79,7 @@ def tiny_processor(**settings) -> RavlmProcessor:
         image_processor=ViTImageProcessorPil(size={"height": 16, "width": 16}),
         tokenizer=tiny_tokenizer(),
         text_tokenizer=tiny_tokenizer(),
-        **{"max_text_length": 64, **settings},
+        **{"max_text_length": 64, "num_memory_tokens": 3, **settings},
     )
 
 

@@ -24,7 +24,7 @@ from flags.shuffled import Example, ShuffledCountries
 from flags.texts import passage_texts
 from flags.world import World
 from hf_ravlm import RavlmProcessor
-from hf_ravlm.model.prompt_ravlm import clean_text, layout_prompt
+from hf_ravlm.model.prompt_ravlm import PassagePart, clean_text, layout_prompt
 
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<evidence>", "<passage>", "<question>", "<answer>")
@@ -97,7 +97,7 @@ class ReadingBatches(IterableDataset):
 
     Args:
         processor ([`RavlmProcessor`]): Tokenizer, image processor and layout; with passages as text
-            (`num_memory_tokens=0`).
+            (`fusion="in_context"`).
         world (`World`): Rows and pictures.
         countries (`Sequence[str]`): Countries to learn from: no other lends a fact, a word or a picture.
         views (`Sequence[str]`): Drawing styles to show; each country has a picture in one of them at least.
@@ -119,10 +119,10 @@ class ReadingBatches(IterableDataset):
         num_short_batches: int = 0,
         seed: int = 0,
     ):
-        if processor.num_memory_tokens:
+        if processor.fusion != "in_context":
             raise ValueError(
-                f"the processor has `num_memory_tokens={processor.num_memory_tokens}`, but this reader copies from "
-                "passages in its prompt: make the processor with `num_memory_tokens=0`"
+                f"the processor has `fusion={processor.fusion!r}`, but this reader copies from passages in its prompt: "
+                'make the processor with `fusion="in_context"`'
             )
         self.processor = processor
         self.rows = [world.entities[country] for country in countries]
@@ -198,13 +198,13 @@ def _encode_example(
 ) -> TrainingSequence | None:
     """The first turn is laid out by the processor's own function, so that training meets what use will."""
     markers = processor.markers
-    passages = [ids[text] for text in example.passages]
+    passages = [PassagePart(ids[text]) for text in example.passages]
     turns = [(ids[question], [*ids[answer], markers.eos]) for _, question, answer in example.turns]
-    if not turns or any(len(passage) > processor.max_passage_length for passage in passages):
+    if not turns or any(len(passage.text) > processor.max_passage_length for passage in passages):
         return None
-    input_ids, _ = layout_prompt(
-        markers, turns[0][0], passages, processor.num_image_tokens, 0, max_length=NOTHING_IS_CUT
-    )
+    input_ids = layout_prompt(
+        markers, turns[0][0], passages, processor.num_image_tokens, max_length=NOTHING_IS_CUT
+    ).ids
     labels, weights = [IGNORED] * len(input_ids), [0.0] * len(input_ids)
     for number, (question, answer) in enumerate(turns):
         marked = [markers.question, *question, markers.answer] if number else []

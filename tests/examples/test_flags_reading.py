@@ -201,6 +201,6 @@ def test_closed_book_questions_come_with_the_right_picture(batches, world, count
 def test_missing_pictures_and_memory_tokens_are_refused(processor, world, countries, tokenizer):
     with pytest.raises(ValueError, match=world.held_out[0]):
         ReadingBatches(processor, world, [*countries, world.held_out[0]], ("openmoji",))
-    with_memory = RavlmProcessor(processor.image_processor, tokenizer, processor.text_tokenizer, num_memory_tokens=2)
-    with pytest.raises(ValueError, match="num_memory_tokens"):
+    with_memory = RavlmProcessor(processor.image_processor, tokenizer, processor.text_tokenizer, fusion="gated")
+    with pytest.raises(ValueError, match="fusion"):
         ReadingBatches(with_memory, world, countries, ("openmoji",))

@@ -12,7 +12,7 @@ from tiny import tiny_config
 
 
 def test_unknown_fusion_lists_the_choices():
-    with pytest.raises(Exception, match="'in_context', 'gated'.*got gate"):
+    with pytest.raises(Exception, match="'in_context', 'concat', .* 'cross_attention'.*got gate"):
         tiny_config(fusion="gate")
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, AutoModelForImageTextToText
 
 from hf_ravlm import RavlmForConditionalGeneration, RavlmModel
-from tiny import VISION, WIDTHS, picture, tiny_config, tiny_model, tiny_processor, tiny_tokenizer
+from tiny import FUSIONS, VISION, WIDTHS, picture, tiny_config, tiny_model, tiny_processor, tiny_tokenizer
 
 
 QUESTIONS = ["what is the capital ?", "red or white of this country ?"]
@@ -20,11 +20,11 @@ EVIDENCE = [
 
 
 def inputs_for(fusion: str, evidence=EVIDENCE, **settings):
-    processor = tiny_processor(num_memory_tokens=3 if fusion == "gated" else 0, **settings)
+    processor = tiny_processor(fusion=fusion, **settings)
     return processor(images=[picture(0), picture(1)], text=QUESTIONS, evidence=evidence)
 
 
-@pytest.mark.parametrize("fusion", ["in_context", "gated"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False}, {"cache_implementation": "static"}])
 def test_a_batch_generates_what_its_rows_generate_alone(fusion, options):
     model = tiny_model(fusion=fusion)
@@ -32,7 +32,7 @@ def test_a_batch_generates_what_its_rows_generate_alone(fusion, options):
     together = model.generate(**inputs, max_new_tokens=6, do_sample=False, **options)[
         :, inputs["input_ids"].shape[1] :
     ]
-    processor = tiny_processor(num_memory_tokens=3 if fusion == "gated" else 0)
+    processor = tiny_processor(fusion=fusion)
     for row in range(2):
         single = processor(images=[picture(row)], text=[QUESTIONS[row]], evidence=[EVIDENCE[row]])
         alone = model.generate(**single, max_new_tokens=6, do_sample=False, **options)[
@@ -41,7 +41,7 @@ def test_a_batch_generates_what_its_rows_generate_alone(fusion, options):
         assert together[row, : alone.shape[1]].tolist() == alone[0].tolist()
 
 
-@pytest.mark.parametrize("fusion", ["in_context", "gated"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_caches_change_nothing_and_sampling_follows_the_seed(fusion):
     model, inputs = tiny_model(fusion=fusion), inputs_for(fusion)
     greedy = [model.generate(**inputs, max_new_tokens=6, do_sample=False, use_cache=cache) for cache in (True, False)]
@@ -54,16 +54,15 @@ def test_caches_change_nothing_and_sampling_follows_the_seed(fusion):
     assert len(samples[0]) == 4
 
 
-def test_gated_with_all_evidence_masked_equals_closed_book():
-    model = tiny_model(fusion="gated")
-    inputs = inputs_for("gated")
-    inputs["evidence_mask"] = torch.zeros_like(inputs["evidence_mask"])
-    closed = inputs_for("gated", evidence=None)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_masked_evidence_is_no_evidence(fusion):
+    model = tiny_model(fusion=fusion)
+    inputs, closed = inputs_for(fusion), inputs_for(fusion, evidence=None)
     with torch.no_grad():
-        masked_logits = model(**inputs).logits[:, -1]
-        closed_logits = model(**closed).logits[:, -1]
-        open_logits = model(**inputs_for("gated")).logits[:, -1]
-    torch.testing.assert_close(masked_logits, closed_logits, atol=1e-5, rtol=0)
+        open_logits = model(**inputs).logits[:, -1]
+        inputs["evidence_mask"] = torch.zeros_like(inputs["evidence_mask"])
+        masked_logits, closed_logits = model(**inputs).logits[:, -1], model(**closed).logits[:, -1]
+    torch.testing.assert_close(masked_logits, closed_logits, atol=1e-6, rtol=0)
     assert (open_logits - closed_logits).abs().max() > 1e-4  # the evidence does matter
     generated = [
         model.generate(**given, max_new_tokens=5, do_sample=False)[:, given["input_ids"].shape[1] :]
@@ -72,10 +71,52 @@ def test_gated_with_all_evidence_masked_equals_closed_book():
     assert torch.equal(*generated)
 
 
-@pytest.mark.parametrize("fusion", ["in_context", "gated"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_masked_passage_is_a_passage_that_was_not_given(fusion):
+    model, processor = tiny_model(fusion=fusion), tiny_processor(fusion=fusion)
+    asked = {"images": [picture(0)], "text": [QUESTIONS[0]]}
+    three = processor(**asked, evidence=[["red white", "of Chad", "the capital of Norway"]])
+    three["evidence_mask"][0, 1] = False
+    two = processor(**asked, evidence=[["red white", "the capital of Norway"]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(**three).logits[:, -1], model(**two).logits[:, -1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_pictures_of_passages_are_read(fusion):
+    model, processor = tiny_model(fusion=fusion), tiny_processor(fusion=fusion, passage_images=True)
+
+    def answer(*pictures):
+        passages = [{"text": "red white", "image": picture} for picture in pictures]
+        inputs = processor(images=[picture(9)], text=["red ?"], evidence=[passages])
+        model.generate(**inputs, max_new_tokens=2, num_beams=2)
+        with torch.no_grad():
+            return model(**inputs).logits[:, -1]
+
+    picture_of, without = picture, None
+    first = answer(picture_of(0), without)
+    assert not torch.allclose(first, answer(picture_of(1), without), atol=1e-6)
+    assert not torch.allclose(first, answer(without, without), atol=1e-6)
+    plain = tiny_processor(fusion=fusion)(images=[picture(9)], text=["red ?"], evidence=[["red white"] * 2])
+    with torch.no_grad():
+        torch.testing.assert_close(answer(without, without), model(**plain).logits[:, -1])
+
+
+@pytest.mark.parametrize("fusion", [name for name in FUSIONS if name != "in_context"])
+def test_passages_encoded_once_serve_as_if_encoded_now(fusion):
+    model, inputs = tiny_model(fusion=fusion), inputs_for(fusion)
+    with torch.no_grad():
+        now = model(**inputs).logits
+        ids, mask = inputs.pop("evidence_input_ids"), inputs.pop("evidence_attention_mask")
+        states, token_mask = model.encode_evidence(ids, mask)
+        later = model(**inputs, evidence_states=states, evidence_token_mask=token_mask).logits
+    torch.testing.assert_close(later, now)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_no_evidence_and_no_image_are_legal(fusion):
     model = tiny_model(fusion=fusion)
-    processor = tiny_processor(num_memory_tokens=3 if fusion == "gated" else 0)
+    processor = tiny_processor(fusion=fusion)
     nothing = processor(text=["red ?"], evidence=[[]])
     assert "pixel_values" not in nothing
     assert "evidence_scores" not in nothing
@@ -84,10 +125,10 @@ def test_no_evidence_and_no_image_are_legal(fusion):
     assert model.generate(**with_evidence, max_new_tokens=3, do_sample=False).shape[0] == 1
 
 
-@pytest.mark.parametrize("fusion", ["in_context", "gated"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_every_trainable_part_of_the_reader_gets_a_gradient(fusion):
     model = tiny_model(fusion=fusion).train()
-    processor = tiny_processor(num_memory_tokens=3 if fusion == "gated" else 0)
+    processor = tiny_processor(fusion=fusion)
     inputs = processor(images=[picture(0)], text=["red ?"], evidence=[["red white"]], answers=["white"])
     model(**inputs).loss.backward()
     reader_parts = ("language_model.", "image_projector.", "fusion.")

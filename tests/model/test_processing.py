@@ -116,7 +116,7 @@ def test_a_chat_becomes_picture_and_question():
 
 
 def test_saved_and_loaded_processor_gives_the_same_tensors(tmp_path):
-    processor = tiny_processor(num_memory_tokens=3, max_length=99, max_passage_length=17, max_text_length=19)
+    processor = tiny_processor(fusion="gated", max_length=99, max_passage_length=17, max_text_length=19)
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
     given = {"images": [picture()], "text": ["red ?"], "evidence": [["white red", "of"]]}

@@ -6,20 +6,20 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
-from tiny import picture, tiny_model, tiny_processor
+from tiny import FUSIONS, picture, tiny_model, tiny_processor
 
 
 EVIDENCE = [["the capital of Norway is Oslo", "red white"], ["red"]]
 
 
 def inputs_for(fusion: str, **more):
-    processor = tiny_processor(num_memory_tokens=3 if fusion == "gated" else 0)
+    processor = tiny_processor(fusion=fusion)
     return processor(images=[picture(0), picture(1)], text=["what is ?", "red or"], evidence=EVIDENCE, **more)
 
 
 def test_zero_passages_as_empty_tensors_are_closed_book():
     model = tiny_model(fusion="gated")
-    closed = tiny_processor(num_memory_tokens=3)(images=[picture(0)], text=["red ?"])
+    closed = tiny_processor(fusion="gated")(images=[picture(0)], text=["red ?"])
     empty = {
         "evidence_scores": torch.zeros(1, 0),
         "evidence_mask": torch.zeros(1, 0, dtype=torch.bool),
@@ -33,10 +33,11 @@ def test_zero_passages_as_empty_tensors_are_closed_book():
 
 
 def test_a_missing_half_of_the_evidence_is_named():
-    inputs = inputs_for("gated")
-    del inputs["evidence_attention_mask"]
-    with pytest.raises(ValueError, match="evidence_attention_mask, question_input_ids and question_attention_mask"):
-        tiny_model(fusion="gated")(**inputs)
+    for missing in ("evidence_attention_mask", "question_attention_mask"):
+        inputs = inputs_for("gated")
+        del inputs[missing]
+        with pytest.raises(ValueError, match=f"{missing}.*pass all outputs of RavlmProcessor"):
+            tiny_model(fusion="gated")(**inputs)
 
 
 def test_a_generation_config_may_be_given_by_place():
@@ -74,7 +75,7 @@ def test_token_states_are_zero_where_nothing_stands(monkeypatch):
     torch.testing.assert_close(model.combine(image, None, nan, absent), image)
 
 
-@pytest.mark.parametrize("fusion", ["in_context", "gated"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_half_precision_generates_and_trains(fusion):
     model = tiny_model(fusion=fusion).bfloat16()
     assert len(model.generate(**inputs_for(fusion), max_new_tokens=3, num_beams=2, num_return_sequences=2)) == 4
@@ -82,7 +83,7 @@ def test_half_precision_generates_and_trains(fusion):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("fusion", ["in_context", "gated"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_gradient_checkpointing_gives_the_same_gradients(fusion):
     model, inputs = tiny_model(fusion=fusion).train(), inputs_for(fusion, answers=["white", "of"])
     for module in model.modules():
@@ -100,7 +101,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(fusion):
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by the old name
-@pytest.mark.parametrize("fusion", ["in_context", "gated"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_lora_on_the_language_model_trains_answers_and_comes_back(fusion, tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -108,7 +109,7 @@ def test_lora_on_the_language_model_trains_answers_and_comes_back(fusion, tmp_pa
     base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base").eval()
     inputs, options = inputs_for(fusion), {"max_new_tokens": 3, "num_beams": 2, "do_sample": False}
     before = base(**inputs).logits
-    trained = ["image_projector", "fusion"] if fusion == "gated" else ["image_projector"]
+    trained = ["image_projector"] if fusion == "in_context" else ["image_projector", "fusion"]
     settings = LoraConfig(target_modules=r".*language_model.*\.(q_proj|v_proj)", modules_to_save=trained)
     adapted = get_peft_model(base, settings).eval()
     assert torch.equal(adapted(**inputs).logits, before)

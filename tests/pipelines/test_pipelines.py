@@ -35,7 +35,7 @@ PASSAGES = [
 
 
 def save_everything(folder, **changes):
-    model, processor = tiny_model(**changes), tiny_processor(num_memory_tokens=3 if changes else 0)
+    model, processor = tiny_model(**changes), tiny_processor(**changes)
     retriever = RavlmRetriever.build(KnowledgeBase.from_dicts(PASSAGES), RavlmEncoder(model.model, processor))
     for part in (model, processor, retriever):
         part.save_pretrained(folder)

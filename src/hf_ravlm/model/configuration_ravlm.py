@@ -40,16 +40,23 @@ class RavlmConfig(PublishedConfig):
             Natural log of `1 / temperature` at the start (2.6592 is temperature 0.07). Kept within [0, ln 100].
         text_weight_init (`float`, *optional*, defaults to 1.0):
             Weight of the text vector beside the image vector (1.0) where a query or passage has both, at the start.
-        fusion (`"in_context"` or `"gated"`, *optional*, defaults to `"in_context"`):
-            What the language model sees of the passages: their text in the prompt, or memory tokens.
+        fusion (`str`, *optional*, defaults to `"in_context"`):
+            What the language model sees of the passages: their text in the prompt (`"in_context"`); memory tokens in
+            it: all projected states (`"concat"`), one (`"product"`) or `num_memory_tokens` (`"attention"`, `"gated"`)
+            per passage; or nothing in the prompt, but layers of its own that read them (`"cross_attention"`).
+        marginalization (`"none"`, `"sequence"` or `"token"`, *optional*, defaults to `"none"`):
+            `"none"` reads all passages in one prompt. The others read each in a prompt of its own and weigh them by
+            the retriever's belief, for the answer as a whole (RAG-sequence) or token by token (RAG-token).
         num_passages (`int`, *optional*, defaults to 4):
             Passages that a pipeline retrieves per question.
         num_image_tokens (`int`, *optional*, defaults to 4):
             `P`, placeholders of the query image in the prompt; a square number (the raster of the image).
         num_memory_tokens (`int`, *optional*, defaults to 8):
-            `M`, memory tokens per passage with `fusion="gated"`.
+            `M`, memory tokens per passage with `fusion="attention"` or `"gated"`.
         fusion_layers (`int`, *optional*, defaults to 2): gated exchange layers.
         fusion_heads (`int`, *optional*, defaults to 4): attention heads of the fusion; must divide its width.
+        cross_attention_every (`int`, *optional*, defaults to 4):
+            With `fusion="cross_attention"` every so many layers of the language model read the evidence.
         image_token_id, evidence_token_id (`int`, *optional*): placeholders in the vocabulary of the generator.
         default_prompt (`str`, *optional*): what a pipeline asks when it is given an image alone.
 
@@ -76,12 +83,14 @@ class RavlmConfig(PublishedConfig):
     pooling_grid: int = 1
     logit_scale_init: float = 2.6592
     text_weight_init: float = 1.0
-    fusion: Literal["in_context", "gated"] = "in_context"
+    fusion: Literal["in_context", "concat", "product", "attention", "gated", "cross_attention"] = "in_context"
+    marginalization: Literal["none", "sequence", "token"] = "none"
     num_passages: int = 4
     num_image_tokens: int = 4
     num_memory_tokens: int = 8
     fusion_layers: int = 2
     fusion_heads: int = 4
+    cross_attention_every: int = 4
     image_token_id: int = 3
     evidence_token_id: int = 4
     default_prompt: str = DESCRIBE_PROMPT
@@ -114,7 +123,7 @@ class RavlmConfig(PublishedConfig):
     def validate_positive(self):
         """Every count is at least 1."""
         names = ("projection_dim", "pooling_grid", "num_passages", "num_image_tokens", "num_memory_tokens")
-        for name in (*names, "fusion_layers", "fusion_heads"):
+        for name in (*names, "fusion_layers", "fusion_heads", "cross_attention_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a whole number of at least 1")
 

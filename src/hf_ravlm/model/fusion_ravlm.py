@@ -2,50 +2,84 @@
 
 A fusion turns image, question and passage states into `M` memory tokens per passage, which take the places of the
 `<evidence>` placeholders in the prompt. `in_context` makes none (`M = 0`): there the passages are text of the prompt,
-which the processor writes. The fusion knows neither the language model nor where the passages came from.
+which the processor writes; `cross_attention` makes none either, it reads the evidence inside the language model. A
+fusion does not know where the passages came from.
+
+| fusion | placeholders per passage | reads |
+|---|---|---|
+| `in_context` | 0 | nothing: the passages are text |
+| `concat` | as many as the passage has kept states | the passage |
+| `product` | 1 | image and passage |
+| `attention` | `config.num_memory_tokens` | image, question and passage |
+| `gated` | `config.num_memory_tokens` | image, question and passage, each also the others |
+| `cross_attention` | 0 | the passage, from inside the language model |
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
 
+from .attention_fusion_ravlm import AttentionFusion
 from .configuration_ravlm import RavlmConfig
+from .cross_attention_ravlm import CrossAttentionFusion, CrossReading
+from .gated_fusion_ravlm import GatedFusion
+from .null_attend_ravlm import NullAttend
 from .pooling_ravlm import masked_mean
 
 
 class InContextFusion(nn.Module):
     """Passages are text in the prompt; there is nothing to compute and nothing to learn."""
 
+    num_memory_tokens = 0
+    reads_evidence = False
+
     def __init__(self, config: RavlmConfig):
         super().__init__()
-        self.num_memory_tokens = 0
 
 
-class GatedFusion(nn.Module):
-    """Multi-stream gated attention over image, question and evidence.
+class ConcatFusion(nn.Module):
+    """Every kept state of a passage becomes one memory token, through `LayerNorm` and a two-layer MLP."""
 
-    In each layer every stream reads every other: `X_i <- X_i + sum_j g_ij * softmax(Q_i K_j^T / sqrt(d)) V_j`, where
-    the gate `g_ij` in (0, 1), one number per channel, is computed from the means of both streams. Learned queries
-    then read `M` memory tokens out of each passage's stream. A learned null key and value stands beside every stream,
-    so that an empty one (no question, a masked passage) is legal and gives finite numbers.
+    num_memory_tokens = None
+    reads_evidence = True
+
+    def __init__(self, config: RavlmConfig):
+        super().__init__()
+        width, hidden_dim = config.text_config.hidden_size, config.get_text_config().hidden_size
+        self.projector = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim)
+        )
+
+    def forward(
+        self,
+        image_patches: torch.Tensor,
+        question_states: torch.Tensor,
+        question_mask: torch.Tensor,
+        evidence_states: torch.Tensor,
+        evidence_token_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Memory tokens `(B, K, L, H)`, of which those that `evidence_token_mask (B, K, L)` keeps mean something."""
+        return self.projector(evidence_states)
+
+
+class ProductFusion(nn.Module):
+    """One token per passage: the mean of the image times the mean of the passage, channel by channel.
+
+    `memory = W_o LayerNorm((W_i mean(image) + b) * (W_p mean(passage)))`. Without an image its mean is zero and the
+    learned `b`, which starts at one, stands for it: the token is then about the passage alone.
     """
+
+    num_memory_tokens = 1
+    reads_evidence = True
 
     def __init__(self, config: RavlmConfig):
         super().__init__()
         width = config.text_config.hidden_size
-        self.num_memory_tokens = config.num_memory_tokens
-        self.image_input = nn.Linear(config.vision_dim, width)
-        self.question_input = nn.Linear(width, width)
+        self.image_input = nn.Linear(config.vision_dim, width, bias=False)
+        self.null_image = nn.Parameter(torch.ones(width))
         self.evidence_input = nn.Linear(width, width)
-        last = config.fusion_layers - 1  # what the last layer would write to image and question, nobody reads
-        self.layers = nn.ModuleList(
-            GatedExchange(width, config.fusion_heads, targets=(2,) if layer == last else (0, 1, 2))
-            for layer in range(config.fusion_layers)
-        )
-        self.memory_queries = nn.Parameter(torch.zeros(config.num_memory_tokens, width))
-        self.readout = NullAttend(width, config.fusion_heads)
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, config.get_text_config().hidden_size)
 
@@ -57,76 +91,36 @@ class GatedFusion(nn.Module):
         evidence_states: torch.Tensor,
         evidence_token_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """Memory tokens of every passage.
-
-        Args:
-            image_patches (`torch.Tensor` of shape `(B, P, C)`): with `P = 0` where there is no image.
-            question_states (`torch.Tensor` of shape `(B, Lq, width)`), question_mask (`(B, Lq)`).
-            evidence_states (`torch.Tensor` of shape `(B, K, L, width)`), evidence_token_mask (`(B, K, L)`).
-
-        Returns:
-            `torch.Tensor` of shape `(B, K, M, H)`.
-        """
-        batch, passages = evidence_states.shape[:2]
-        image = self.image_input(image_patches).repeat_interleave(passages, dim=0)  # (B * K, P, width)
-        question = self.question_input(question_states).repeat_interleave(passages, dim=0)  # (B * K, Lq, width)
-        evidence = self.evidence_input(evidence_states).flatten(0, 1)  # (B * K, L, width)
-        masks = [
-            torch.ones(image.shape[:2], dtype=torch.bool, device=image.device),
-            question_mask.bool().repeat_interleave(passages, dim=0),
-            evidence_token_mask.bool().flatten(0, 1),
-        ]
-        streams = [image, question, evidence]
-        for layer in self.layers:
-            streams = layer(streams, masks)
-        queries = self.memory_queries.expand(batch * passages, -1, -1)
-        memory = queries + self.readout(queries, streams[2], masks[2])  # (B * K, M, width)
-        return self.output(self.norm(memory)).unflatten(0, (batch, passages))
+        """Memory tokens `(B, K, 1, H)` of every passage; the arguments are those of [`GatedFusion`]."""
+        shape = evidence_states.shape[:2]
+        image = self.image_input(image_patches.sum(dim=1) / max(image_patches.shape[1], 1)) + self.null_image
+        passages = masked_mean(evidence_states.flatten(0, 1), evidence_token_mask.flatten(0, 1)).unflatten(0, shape)
+        product = image.unsqueeze(1) * self.evidence_input(passages)  # (B, K, width)
+        return self.output(self.norm(product)).unsqueeze(2)
 
 
-class GatedExchange(nn.Module):
-    """One layer in which the streams named in `targets` (0 image, 1 question, 2 evidence) read all three."""
-
-    def __init__(self, width: int, heads: int, targets: tuple[int, ...]):
-        super().__init__()
-        self.targets = targets
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.attend = nn.ModuleList(NullAttend(width, heads) for _ in range(3 * len(targets)))
-        self.gates = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(3 * len(targets)))
-
-    def forward(self, streams: list[torch.Tensor], masks: list[torch.Tensor]) -> list[torch.Tensor]:
-        normed = [norm(stream) for norm, stream in zip(self.norms, streams, strict=True)]
-        means = [masked_mean(stream, mask) for stream, mask in zip(normed, masks, strict=True)]  # (N, width) each
-        updated = list(streams)
-        for place, i in enumerate(self.targets):
-            for j in range(3):
-                attend, gate = self.attend[3 * place + j], self.gates[3 * place + j]
-                opened = torch.sigmoid(gate(torch.cat([means[i], means[j]], dim=-1)))  # g_ij, (N, width)
-                updated[i] = updated[i] + opened.unsqueeze(1) * attend(normed[i], normed[j], masks[j])
-        return updated
+FUSIONS: dict[str, type[nn.Module]] = {
+    "in_context": InContextFusion,
+    "concat": ConcatFusion,
+    "product": ProductFusion,
+    "attention": AttentionFusion,
+    "gated": GatedFusion,
+    "cross_attention": CrossAttentionFusion,
+}
 
 
-class NullAttend(nn.Module):
-    """Multi-head attention with a learned null key and value, so that an empty source is legal."""
+def init_fusion_weights(module: nn.Module, std: float) -> None:
+    """Initialises the parameters that `module` itself holds, if it is a part of a fusion; loaded ones stay.
 
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.null_key_value = nn.Parameter(torch.zeros(2 * width))
-        self.output = nn.Linear(width, width)
-
-    def forward(self, target: torch.Tensor, source: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """`target (N, T, width)` reads `source (N, S, width)` where `mask (N, S)` keeps it."""
-        null = self.null_key_value.expand(len(source), 1, -1)
-        key, value = torch.cat([null, self.key_value(source)], dim=1).chunk(2, dim=-1)  # (N, 1 + S, width)
-        keep = F.pad(mask, (1, 0), value=True)  # the null is always there
-        split = lambda states: states.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731
-        read = F.scaled_dot_product_attention(
-            split(self.query(target)), split(key), split(value), attn_mask=keep[:, None, None, :]
-        )  # (N, heads, T, width / heads)
-        return self.output(read.transpose(1, 2).flatten(2))
-
-
-FUSIONS: dict[str, type[nn.Module]] = {"in_context": InContextFusion, "gated": GatedFusion}
+    Args:
+        std (`float`): of the normal distribution of learned queries.
+    """
+    if isinstance(module, (AttentionFusion, GatedFusion)):
+        init.normal_(module.memory_queries, std=std)
+    elif isinstance(module, NullAttend):
+        init.zeros_(module.null_key_value)
+    elif isinstance(module, ProductFusion):
+        init.ones_(module.null_image)
+    elif isinstance(module, CrossReading):
+        for parameter in (module.null_key, module.read_gate, module.feed_forward_gate):
+            init.zeros_(parameter)

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from .configuration_ravlm import RavlmConfig
-from .fusion_ravlm import GatedFusion, NullAttend
+from .fusion_ravlm import init_fusion_weights
 from .objectives_ravlm import info_nce
 from .outputs_ravlm import RavlmEmbeddingOutput
 from .pooling_ravlm import masked_mean, patch_grid
@@ -49,10 +49,8 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
         if isinstance(module, RavlmModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init)
             init.copy_(module.modality_log_weight, torch.tensor([0.0, math.log(self.config.text_weight_init)]))
-        elif isinstance(module, GatedFusion):
-            init.normal_(module.memory_queries, std=self.config.initializer_range)
-        elif isinstance(module, NullAttend):
-            init.zeros_(module.null_key_value)
+        else:
+            init_fusion_weights(module, std=self.config.initializer_range)
 
 
 class RavlmModel(RavlmPreTrainedModel):
@@ -73,7 +71,7 @@ class RavlmModel(RavlmPreTrainedModel):
     torch.Size([2, 8])
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^language_model\.", r"^fusion\.", r"^image_projector\."]
+    _keys_to_ignore_on_load_unexpected = [r"^language_model\.", r"^fusion\.", r"^(evidence_)?image_projector\."]
 
     def __init__(self, config: RavlmConfig):
         super().__init__(config)
@@ -90,6 +88,10 @@ class RavlmModel(RavlmPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_encoder.set_input_embeddings(value)
+
+    def get_logit_scale(self) -> torch.Tensor:
+        """`1 / temperature`, a learned number from 1 to 100."""
+        return self.logit_scale.float().clamp(0, MAX_LOGIT_SCALE).exp()
 
     def get_image_patches(self, pixel_values: torch.Tensor, grid: int) -> torch.Tensor:
         """Patch features on a raster: `(B, 3, height, width)` to `(B, grid * grid, C)`."""
@@ -214,7 +216,7 @@ class RavlmModel(RavlmPreTrainedModel):
             return_loss (`bool`, *optional*): whether to compute InfoNCE.
         """
         query_embeds = self.get_query_features(pixel_values, image_mask, input_ids, attention_mask, text_mask)
-        scale = self.logit_scale.float().clamp(0, MAX_LOGIT_SCALE).exp()
+        scale = self.get_logit_scale()
         passage_embeds = scores = loss = None
         if passage_input_ids is not None or passage_pixel_values is not None:
             passage_embeds = self.get_passage_features(

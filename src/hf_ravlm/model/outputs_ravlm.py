@@ -46,6 +46,9 @@ class RavlmCausalLMOutputWithPast(ModelOutput):
         image_hidden_states (`torch.FloatTensor` of shape `(B, P, H)`, *optional*): the image tokens it saw.
         evidence_hidden_states (`torch.FloatTensor` of shape `(B, K, M, H)`, *optional*):
             the memory tokens that a fusion made of the passages.
+        passage_log_likelihood (`torch.FloatTensor` of shape `(B, K)`, *optional*):
+            `log p(y | x, z_k)` of the labelled answer under each latent passage.
+        posterior (`torch.FloatTensor` of shape `(B, K)`, *optional*): `p(z_k | x, y)`, without gradient.
     """
 
     loss: torch.FloatTensor | None = None
@@ -55,3 +58,37 @@ class RavlmCausalLMOutputWithPast(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
     image_hidden_states: torch.FloatTensor | None = None
     evidence_hidden_states: torch.FloatTensor | None = None
+    passage_log_likelihood: torch.FloatTensor | None = None
+    posterior: torch.FloatTensor | None = None
+
+
+@dataclass
+class RavlmGenerateOutput(ModelOutput):
+    """What RAG-sequence generates.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(B * R, L + T)`): prompt and answer, best first for each query.
+        sequences_scores (`torch.FloatTensor` of shape `(B * R,)`):
+            `log p(y | x)`, or with `decoding="fast"` `log p(z | x) p(y | x, z)` of the passage that proposed it.
+    """
+
+    sequences: torch.LongTensor | None = None
+    sequences_scores: torch.FloatTensor | None = None
+
+
+@dataclass
+class RavlmAttribution(ModelOutput):
+    """What an answer rests on.
+
+    Args:
+        posterior (`torch.FloatTensor` of shape `(B, K)`): `p(z_k | x, y)`; rows sum to 1 where there is a passage.
+        leave_one_out (`torch.FloatTensor` of shape `(B, K)`):
+            `log p(y | x, Z) - log p(y | x, Z without z_k)`, in nats; above 0 where the passage helped.
+        log_likelihood (`torch.FloatTensor` of shape `(B,)`): `log p(y | x, Z)`.
+        passage_log_likelihood (`torch.FloatTensor` of shape `(B, K)`): `log p(y | x, z_k)` under each passage alone.
+    """
+
+    posterior: torch.FloatTensor | None = None
+    leave_one_out: torch.FloatTensor | None = None
+    log_likelihood: torch.FloatTensor | None = None
+    passage_log_likelihood: torch.FloatTensor | None = None

@@ -1,7 +1,7 @@
 """From image, question and evidence to the tensors of the model: the one place where inputs are made safe.
 
 The processor holds an image processor, the tokenizer of the language model (`tokenizer`) and that of the text encoder
-(`text_tokenizer`). It knows no retriever: evidence is whatever has a text and, if it likes, a score.
+(`text_tokenizer`). It knows no retriever: evidence is whatever has a text and, if it likes, a score and a picture.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from transformers.processing_utils import ProcessorMixin
 
 from ..errors import InvalidInputError
 from ..images import safe_image, trim_margins
+from .batching_ravlm import EvidenceItem, pad_rows, read_evidence
 from .configuration_ravlm import DESCRIBE_PROMPT
-from .prompt_ravlm import PromptMarkers, clean_text, layout_prompt
+from .prompt_ravlm import PassagePart, Prompt, PromptMarkers, clean_text, layout_prompt
 from .publishing_ravlm import PublishMixin
 
 
@@ -52,9 +53,16 @@ class RavlmProcessor(PublishedProcessor):
             `<answer>`) are added to it, so resize the language model's embeddings for a tokenizer that lacks them.
         text_tokenizer: tokenizer of the text encoder.
         chat_template (`str`, *optional*): Jinja template; the default puts `<image>` before the words.
+        fusion (`str`, *optional*, defaults to `"in_context"`):
+            as in the model's config: whether passages are words of the prompt, places for memory tokens, or neither.
         num_image_tokens (`int`, *optional*, defaults to 4): `P`, as in the model's config.
-        num_memory_tokens (`int`, *optional*, defaults to 0):
-            `M`, as in the model's config with a fusion that makes memory tokens; 0 writes passages as text.
+        num_memory_tokens (`int`, *optional*, defaults to 8): `M`, as in the model's config.
+        question_first (`bool`, *optional*, defaults to `False`):
+            the question stands before the passages: with one prompt per passage, image and question are then read
+            once. A reader answers well only in the layout that it was trained in.
+        passage_prompts (`bool`, *optional*, defaults to `False`):
+            one prompt per passage, as `config.marginalization` other than `"none"` needs.
+        passage_images (`bool`, *optional*, defaults to `False`): whether the reader sees the pictures of passages.
         max_length (`int`, *optional*, defaults to 1024): tokens of a prompt; what the language model was trained for.
         max_passage_length (`int`, *optional*, defaults to 256): tokens of one passage in a prompt.
         max_text_length (`int`, *optional*, defaults to 256):
@@ -74,8 +82,12 @@ class RavlmProcessor(PublishedProcessor):
         tokenizer=None,
         text_tokenizer=None,
         chat_template=None,
+        fusion="in_context",
         num_image_tokens=4,
-        num_memory_tokens=0,
+        num_memory_tokens=8,
+        question_first=False,
+        passage_prompts=False,
+        passage_images=False,
         max_length=1024,
         max_passage_length=256,
         max_text_length=256,
@@ -86,8 +98,12 @@ class RavlmProcessor(PublishedProcessor):
             tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        self.fusion = fusion
         self.num_image_tokens = num_image_tokens
         self.num_memory_tokens = num_memory_tokens
+        self.question_first = question_first
+        self.passage_prompts = passage_prompts
+        self.passage_images = passage_images
         self.max_length = max_length
         self.max_passage_length = max_passage_length
         self.max_text_length = max_text_length
@@ -102,6 +118,7 @@ class RavlmProcessor(PublishedProcessor):
         text: str | Sequence[str] | None = None,
         evidence: Sequence[Sequence[Any]] | None = None,
         answers: str | Sequence[str] | None = None,
+        passage_prompts: bool | None = None,
         padding_side: str | None = None,
         max_length: int | None = None,
         return_tensors: str | None = "pt",
@@ -113,9 +130,10 @@ class RavlmProcessor(PublishedProcessor):
             images: one image or a list, each a PIL image, path, bytes or array; all questions have one, or none has.
             text (`str` or `list[str]`, *optional*): the questions; `None` asks for a description.
             evidence (`list[list]`, *optional*):
-                per question its passages, best first: strings, dicts with `text` (and `score`), or objects with these
-                attributes, as a retriever returns. `None` or an empty list is closed-book.
+                per question its passages, best first: strings, dicts with `text` (and `score`, `image`), or objects
+                with these attributes, as a retriever returns. `None` or an empty list is closed-book.
             answers (`list[str]`, *optional*): adds the answers and `labels` (-100 on the prompt), for training.
+            passage_prompts (`bool`, *optional*): one prompt per passage; defaults to the processor's own setting.
             padding_side (`str`, *optional*): defaults to `"left"`, and to `"right"` with answers.
             max_length (`int`, *optional*): tokens of a prompt with its answer; defaults to the processor's own.
             return_tensors (`str`, *optional*, defaults to `"pt"`): only `"pt"`; other arguments of the chat pipelines
@@ -123,9 +141,12 @@ class RavlmProcessor(PublishedProcessor):
 
         Returns:
             `BatchFeature`: `input_ids` and `attention_mask` `(B, L)`; `pixel_values` `(B, 3, height, width)`; with
-            evidence `evidence_scores` and `evidence_mask` `(B, K)`; with memory tokens also `evidence_input_ids` and
-            `evidence_attention_mask` `(B, K, L)`, `question_input_ids` and `question_attention_mask` `(B, Lq)`; with
-            answers `labels` `(B, L)`.
+            answers `labels` `(B, L)`. With evidence `evidence_scores` and `evidence_mask` `(B, K)`, and
+            `token_passages` `(B, L)`, the passage that a token of the prompt belongs to (-1 for none). With one prompt
+            per passage, `L`-wide rows are `B * K`, passage by passage. With a fusion that reads evidence also
+            `evidence_input_ids` and `evidence_attention_mask` `(B, K, T)`, `question_input_ids` and
+            `question_attention_mask` `(B, Lq)`; with pictures of passages `evidence_pixel_values`
+            `(B, K, 3, height, width)` and `evidence_image_mask` `(B, K)`.
 
         Raises:
             `InvalidInputError`: empty question, lists of different lengths, a question longer than `max_length`.
@@ -137,18 +158,22 @@ class RavlmProcessor(PublishedProcessor):
             raise InvalidInputError(
                 f"got {len(pictures)} images and {len(questions)} questions; give one image per question, or none"
             )
-        passages = self._passages(evidence, len(questions))
-        answers = [answers] if isinstance(answers, str) else answers
-        rows = self._layout(questions, passages, pictures is not None, answers, max_length or self.max_length)
+        passages = read_evidence(evidence, len(questions))
+        num_passages = max(len(row) for row in passages)
+        each = bool(num_passages) and (self.passage_prompts if passage_prompts is None else passage_prompts)
+        tower = self._evidence_tensors(questions, passages, num_passages)
+        prompts = self._prompts(questions, passages, each, pictures is not None, answers, max_length, tower)
+        if "evidence_image_mask" in tower and self.fusion == "in_context":  # a picture that had no room is not there
+            shown = [[k in prompt.passages for k in range(num_passages)] for prompt in prompts]
+            shown = [[0 in prompt.passages] for prompt in prompts] if each else shown
+            tower["evidence_image_mask"] &= torch.tensor(shown).reshape(-1, num_passages)
         side = padding_side or ("right" if answers is not None else "left")
-        data = _pad_rows([ids for ids, _ in rows], self.tokenizer.pad_token_id, side)
-        if answers is not None:
-            labels = [[-100] * start + ids[start:] for ids, start in rows]
-            data["labels"] = _pad_rows(labels, -100, side)["input_ids"]
+        data = self._pad_prompts(prompts, each, side, answers is not None)
+        if not num_passages:
+            del data["token_passages"]
         if pictures is not None:
             data["pixel_values"] = self._pixels(pictures)
-        data.update(self._evidence_tensors(questions, passages))
-        return BatchFeature(data, tensor_type=None)
+        return BatchFeature({**data, **tower}, tensor_type=None)
 
     def for_retrieval(self, images: Sequence[Any] | None = None, texts: Sequence[str | None] | None = None):
         """Inputs of the dual encoder, for queries and passages alike.
@@ -241,44 +266,86 @@ class RavlmProcessor(PublishedProcessor):
                 raise InvalidInputError(f"question {row} is empty; give words, or text=None for a description")
         return [clean_text(question) for question in questions]
 
-    def _passages(self, evidence: Sequence[Sequence[Any]] | None, num_questions: int) -> list[list[tuple[str, float]]]:
-        if evidence is None:
-            return [[] for _ in range(num_questions)]
-        if len(evidence) != num_questions:
-            raise InvalidInputError(
-                f"got evidence for {len(evidence)} questions and {num_questions} questions; give one list each"
-            )
-        for row in evidence:
-            if isinstance(row, (str, dict)) or hasattr(row, "text"):
-                raise InvalidInputError(
-                    f"evidence holds a {type(row).__name__} where the passages of one question belong; give a list of "
-                    "passages per question, also for a single question: evidence=[[passage, ...]]"
-                )
-        return [[_text_and_score(item) for item in row] for row in evidence]
-
-    def _layout(
-        self, questions: list[str], passages: list[list[tuple[str, float]]], with_image: bool, answers, max_length: int
-    ) -> list[tuple[list[int], int]]:
-        num_passages = max(len(row) for row in passages)
+    def _prompts(
+        self,
+        questions: list[str],
+        passages: list[list[EvidenceItem]],
+        each: bool,
+        with_image: bool,
+        answers: str | Sequence[str] | None,
+        max_length: int | None,
+        tower: dict[str, torch.Tensor],
+    ) -> list[Prompt]:
+        """One prompt per question, or per question and passage (`each`), in which a missing passage has no place."""
         targets: list[list[int] | None] = [None] * len(questions)
         if answers is not None:
+            answers = [answers] if isinstance(answers, str) else list(answers)
             if len(answers) != len(questions):
                 raise InvalidInputError(f"got {len(answers)} answers and {len(questions)} questions")
-            targets = [*self.encode_text(list(answers))]
-        in_prompt = [] if self.num_memory_tokens else sorted({text for row in passages for text, _ in row})
-        encoded = dict(zip(in_prompt, self.encode_text(in_prompt), strict=True))
+            targets = [*self.encode_text(answers)]
+        parts = self._passage_parts(passages, tower)
         return [
             layout_prompt(
                 self.markers,
                 question,
-                [encoded[text][: self.max_passage_length] for text, _ in row] if not self.num_memory_tokens else [],
+                shown,
                 num_image_tokens=self.num_image_tokens if with_image else 0,
-                num_evidence_tokens=self.num_memory_tokens * num_passages,
-                max_length=max_length,
+                max_length=max_length or self.max_length,
                 answer=target,
+                question_first=self.question_first,
             )
-            for question, row, target in zip(self.encode_text(questions), passages, targets, strict=True)
+            for question, row, target in zip(self.encode_text(questions), parts, targets, strict=True)
+            for shown in ([[part] for part in row] if each else [row])
         ]
+
+    def _passage_parts(
+        self, passages: list[list[EvidenceItem]], tower: dict[str, torch.Tensor]
+    ) -> list[list[PassagePart]]:
+        """What of each passage stands in the prompt; rows are filled up to `K` with empty parts."""
+        num_passages = max(len(row) for row in passages)
+        pictured = tower.get("evidence_image_mask", torch.zeros(len(passages), num_passages, dtype=torch.bool))
+        pictures = (pictured * self.num_image_tokens).tolist()
+        if self.fusion == "in_context":
+            texts = sorted({item.text for row in passages for item in row})
+            encoded = dict(zip(texts, self.encode_text(texts), strict=True))
+            return [
+                [
+                    PassagePart(encoded[item.text][: self.max_passage_length], place)
+                    for item, place in zip(row, places, strict=False)
+                ]
+                + [PassagePart()] * (num_passages - len(row))
+                for row, places in zip(passages, pictures, strict=True)
+            ]
+        if not num_passages:
+            return [[] for _ in passages]
+        if self.fusion == "concat":  # as many places as the passage has states
+            counts = tower["evidence_attention_mask"].sum(-1) + pictured * self.num_image_tokens  # (B, K)
+            counts = counts * tower["evidence_mask"]
+        else:
+            places = {"cross_attention": 0, "product": 1}.get(self.fusion, self.num_memory_tokens)
+            counts = torch.full_like(tower["evidence_mask"], places, dtype=torch.long)
+        return [[PassagePart(evidence_tokens=count) for count in row] for row in counts.tolist()]
+
+    def _pad_prompts(self, prompts: list[Prompt], each: bool, side: str, with_labels: bool) -> dict[str, torch.Tensor]:
+        """Tensors `(n, L)`; prompts of one question line up where they are alike: before their passage."""
+        cuts = [prompt.prefix if each else 0 for prompt in prompts]
+
+        def pad(rows: list[list[int]], value: int) -> torch.Tensor:
+            heads = pad_rows([row[:cut] for row, cut in zip(rows, cuts, strict=True)], value, "left")
+            return torch.cat(
+                [heads, pad_rows([row[cut:] for row, cut in zip(rows, cuts, strict=True)], value, side)], dim=1
+            )
+
+        data = {
+            "input_ids": pad([prompt.ids for prompt in prompts], self.tokenizer.pad_token_id),
+            "attention_mask": pad([[1] * len(prompt.ids) for prompt in prompts], 0),
+            "token_passages": pad([prompt.passages for prompt in prompts], -1),
+        }
+        if with_labels:
+            starts = [prompt.answer_start for prompt in prompts]
+            labels = [[-100] * start + prompt.ids[start:] for prompt, start in zip(prompts, starts, strict=True)]
+            data["labels"] = pad(labels, -100)
+        return data
 
     def _encode_for_tower(self, texts: list[str]) -> dict[str, torch.Tensor]:
         encoded = self.text_tokenizer(
@@ -287,51 +354,31 @@ class RavlmProcessor(PublishedProcessor):
             truncation=True,
             max_length=self.max_text_length,
         )["input_ids"]
-        return _pad_rows(encoded, self.text_tokenizer.pad_token_id or 0, "right")
+        mask = pad_rows([[1] * len(ids) for ids in encoded], 0, "right")
+        return {"input_ids": pad_rows(encoded, self.text_tokenizer.pad_token_id or 0, "right"), "attention_mask": mask}
 
-    def _evidence_tensors(self, questions: list[str], passages: list[list[tuple[str, float]]]) -> dict[str, Any]:
-        num_passages = max(len(row) for row in passages)
+    def _evidence_tensors(
+        self, questions: list[str], passages: list[list[EvidenceItem]], num_passages: int
+    ) -> dict[str, torch.Tensor]:
+        """What the model gets of the passages beside the prompt; nothing where there is none."""
         if not num_passages:
             return {}
-        missing = [[("", 0.0)] * (num_passages - len(row)) for row in passages]
-        filled = [row + pad for row, pad in zip(passages, missing, strict=True)]
+        shape = (len(questions), num_passages)
+        filled = [item for row in passages for item in [*row, *[EvidenceItem("")] * (num_passages - len(row))]]
         data = {
-            "evidence_scores": torch.tensor([[score for _, score in row] for row in filled]),
+            "evidence_scores": torch.tensor([item.score for item in filled]).reshape(shape),
             "evidence_mask": torch.tensor([[k < len(row) for k in range(num_passages)] for row in passages]),
         }
-        if self.num_memory_tokens:
-            tower = self._encode_for_tower([text for row in filled for text, _ in row])
-            data["evidence_input_ids"] = tower["input_ids"].unflatten(0, (len(questions), num_passages))
-            data["evidence_attention_mask"] = tower["attention_mask"].unflatten(0, (len(questions), num_passages))
+        if self.fusion != "in_context":
+            tower = self._encode_for_tower([item.text for item in filled])
+            data.update({f"evidence_{name}": tensor.unflatten(0, shape) for name, tensor in tower.items()})
             question = self._encode_for_tower(questions)
-            data["question_input_ids"] = question["input_ids"]
-            data["question_attention_mask"] = question["attention_mask"]
+            data.update({f"question_{name}": tensor for name, tensor in question.items()})
+        if self.passage_images and any(item.image is not None for item in filled):
+            pictured = self.for_retrieval(images=[item.image for item in filled])
+            data["evidence_pixel_values"] = pictured["pixel_values"].unflatten(0, shape)
+            data["evidence_image_mask"] = pictured["image_mask"].reshape(shape)
         return data
-
-
-def _text_and_score(item: Any) -> tuple[str, float]:
-    """Text and score of one piece of evidence: a string, a dict, or an object with these attributes."""
-    if isinstance(item, str):
-        return item, 0.0
-    if isinstance(item, dict):
-        return item.get("text") or item.get("title") or "", float(item.get("score") or 0.0)
-    if not hasattr(item, "text"):
-        raise InvalidInputError(
-            f"evidence of type {type(item).__name__}: expected a string, a dict with 'text', or an object with .text"
-        )
-    return item.text or getattr(item, "title", None) or "", float(getattr(item, "score", None) or 0.0)
-
-
-def _pad_rows(rows: list[list[int]], value: int, side: str) -> dict[str, torch.Tensor]:
-    """Rows of different lengths as one tensor `(n, L)`, with the mask of what is real."""
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), value, dtype=torch.long)
-    mask = torch.zeros((len(rows), length), dtype=torch.long)
-    for i, row in enumerate(rows):
-        span = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
-        ids[i, span] = torch.tensor(row, dtype=torch.long)
-        mask[i, span] = 1
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 __all__ = ["RavlmProcessor"]

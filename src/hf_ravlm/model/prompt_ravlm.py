@@ -1,9 +1,11 @@
 """How a prompt is laid out in token ids, and how text that came from outside is kept literal.
 
 `<bos> <image>*P [<passage> text]*K <question> question <answer>`; with memory tokens `<evidence>*(K*M)` stands where
-the passages' text would. The best passage stands last, next to the question: what is near weighs most. The markers are
-ids of ours: passages and questions are tokenised apart, with special tokens split into ordinary ones, so no text can
-produce a marker. Too long a prompt loses passage text, worst passage first; image and question are never cut.
+the passages' text would. The best passage stands last, next to the question: what is near weighs most. With
+`question_first` the question stands before the passages, so that prompts that differ in their passage alone share all
+that comes before it. The markers are ids of ours: passages and questions are tokenised apart, with special tokens
+split into ordinary ones, so no text can produce a marker. Too long a prompt loses passage text, worst passage first;
+image and question are never cut.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import InvalidInputError
 
@@ -38,49 +41,93 @@ def clean_text(text: str) -> str:
     return "".join(char for char in text if unicodedata.category(char) not in ("Cc", "Cf"))
 
 
+class PassagePart(NamedTuple):
+    """One passage as a prompt shows it: its words, places for its picture, places for its memory tokens."""
+
+    text: Sequence[int] = ()
+    image_tokens: int = 0
+    evidence_tokens: int = 0
+
+
+class Prompt(NamedTuple):
+    """Token ids, the passage of every token (from 0, in the retriever's order; -1 for none), and where things end.
+
+    `prefix` tokens stand before the first token of a passage, `answer_start` before the answer.
+    """
+
+    ids: list[int]
+    passages: list[int]
+    prefix: int
+    answer_start: int
+
+
 def layout_prompt(
     markers: PromptMarkers,
     question: Sequence[int],
-    passages: Sequence[Sequence[int]],
+    passages: Sequence[PassagePart],
     num_image_tokens: int,
-    num_evidence_tokens: int,
     max_length: int,
     answer: Sequence[int] | None = None,
-) -> tuple[list[int], int]:
+    question_first: bool = False,
+) -> Prompt:
     """Lays out one prompt.
 
     Args:
         markers (`PromptMarkers`): ids of the marks.
-        question, passages, answer: token ids; passages in the retriever's order, best first.
-        num_image_tokens, num_evidence_tokens (`int`): placeholders; 0 for none.
+        question, answer: token ids; an answer, for training, is closed by `<eos>`.
+        passages: in the retriever's order, best first. Their places for pictures and memory tokens are never cut
+            through: a passage whose picture has no room is left out whole.
+        num_image_tokens (`int`): places for the picture asked about; 0 for none.
         max_length (`int`): tokens in all, the answer included.
-        answer (`Sequence[int]`, *optional*): for training; closed by `<eos>`.
-
-    Returns:
-        The ids, and how many of them belong to the prompt (the answer starts there).
+        question_first (`bool`): whether the question stands before the passages.
 
     Raises:
-        `InvalidInputError`: if image, question and answer alone are longer than `max_length`.
+        `InvalidInputError`: if image, memory tokens, question and answer alone are longer than `max_length`.
 
     Example:
 
     >>> marks = PromptMarkers(bos=0, eos=1, image=2, evidence=3, passage=4, question=5, answer=6)
-    >>> layout_prompt(marks, [50], [[60, 61], [70, 71]], 1, 0, max_length=9)
-    ([0, 2, 4, 4, 60, 61, 5, 50, 6], 9)
+    >>> passages = [PassagePart([60, 61]), PassagePart([70, 71])]
+    >>> prompt = layout_prompt(marks, [50], passages, 1, max_length=9)
+    >>> prompt.ids, prompt.passages
+    ([0, 2, 4, 4, 60, 61, 5, 50, 6], [-1, -1, 1, 0, 0, 0, -1, -1, -1])
+    >>> layout_prompt(marks, [50], passages[:1], 1, max_length=9, question_first=True).ids
+    [0, 2, 5, 50, 4, 60, 61, 6]
     """
     head = [] if markers.bos is None else [markers.bos]
-    head += [markers.image] * num_image_tokens + [markers.evidence] * num_evidence_tokens
-    tail = [markers.question, *question, markers.answer]
+    head += [markers.image] * num_image_tokens
+    asked = [markers.question, *question]
     target = [] if answer is None else [*answer, markers.eos]
-    room = max_length - len(head) - len(tail) - len(target)
+    memory = [k for k, passage in enumerate(passages) for _ in range(passage.evidence_tokens)]
+    room = max_length - len(head) - len(memory) - len(asked) - 1 - len(target)
     if room < 0:
         raise InvalidInputError(
             f"the question is too long: image, evidence marks, question and answer take {max_length - room} tokens "
             f"({len(question)} of them the question), the context holds {max_length}; shorten the question "
             "or raise the processor's max_length up to what the language model was trained for"
         )
-    body: list[int] = []
-    for passage in passages:
-        body = [markers.passage, *passage][: room - len(body)] + body
-    prompt = head + body + tail
-    return prompt + target, len(prompt)
+    texts, owners = _passage_texts(markers, passages, room)
+    body, body_owners = [markers.evidence] * len(memory) + texts, memory + owners
+    before, after = ([*head, *asked], []) if question_first else (head, asked)
+    prompt = [*before, *body, *after, markers.answer]
+    rest = len(after) + 1 + len(target)
+    return Prompt(
+        ids=prompt + target,
+        passages=[-1] * len(before) + body_owners + [-1] * rest,
+        prefix=len(before),
+        answer_start=len(prompt),
+    )
+
+
+def _passage_texts(markers: PromptMarkers, passages: Sequence[PassagePart], room: int) -> tuple[list[int], list[int]]:
+    """Words and pictures of the passages in `room` tokens, worst passage first, and the passage of every token."""
+    ids: list[int] = []
+    owners: list[int] = []
+    for k, passage in enumerate(passages):
+        if not passage.text and not passage.image_tokens:
+            continue
+        part = [markers.passage, *[markers.image] * passage.image_tokens, *passage.text][: max(room - len(ids), 0)]
+        if len(part) <= passage.image_tokens:
+            break
+        ids, owners = part + ids, [k] * len(part) + owners
+    return ids, owners

@@ -1,0 +1,149 @@
+"""What the language model reads: placeholders filled with states, passages hidden, tensors that must fit together.
+
+Plain functions of tensors; they know neither towers nor language model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+# Inputs of the reader that are encoded once and then live in the key/value cache.
+ENCODED_INPUTS = (
+    "pixel_values",
+    "question_input_ids",
+    "question_attention_mask",
+    "evidence_input_ids",
+    "evidence_attention_mask",
+    "evidence_pixel_values",
+    "evidence_image_mask",
+)
+STATES = (
+    "image_patches",
+    "question_states",
+    "question_mask",
+    "evidence_states",
+    "evidence_token_mask",
+    "evidence_keys_values",
+    "evidence_patches",
+    "evidence_image_mask",
+)
+
+
+def fill_placeholders(
+    inputs_embeds: torch.Tensor, places: torch.Tensor, states: torch.Tensor, name: str
+) -> torch.Tensor:
+    """Puts `states` (any leading shape, width `H`), in order, where `places (B, L)` is true in `inputs_embeds`.
+
+    Raises:
+        `ValueError`: if the numbers differ.
+    """
+    given = states[..., 0].numel()
+    if not torch.compiler.is_compiling() and int(places.sum()) != given:
+        raise ValueError(
+            f"{name} placeholders and {name} states do not match: input_ids hold {int(places.sum())} <{name}> tokens, "
+            f"the inputs give {given} states; let RavlmProcessor write the prompt, pass all of its outputs, and see "
+            f"that config.{name}_token_id is the id of <{name}> in its tokenizer"
+        )
+    return inputs_embeds.masked_scatter(places.unsqueeze(-1), states.to(inputs_embeds.dtype))
+
+
+def find_places(input_ids: torch.Tensor, token_id: int, token_passages: torch.Tensor | None) -> torch.Tensor:
+    """Where `token_id` stands in the prompt `(B, L)`; what was generated behind it is no place to fill."""
+    places = input_ids == token_id
+    if token_passages is not None and token_passages.shape[1] < input_ids.shape[1]:
+        places = places.clone()
+        places[:, token_passages.shape[1] :] = False
+    return places
+
+
+def passage_columns(token_passages: torch.Tensor, length: int) -> torch.Tensor:
+    """`token_passages (B, L)` as wide as the sequence: tokens behind the prompt belong to no passage."""
+    return torch.nn.functional.pad(token_passages, (0, length - token_passages.shape[1]), value=-1)
+
+
+def hide_passages(
+    attention_mask: torch.Tensor | None,
+    token_passages: torch.Tensor | None,
+    evidence_mask: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """The attention mask `(B, L)` without the tokens of passages that `evidence_mask (B, K)` leaves out.
+
+    Raises:
+        `ValueError`: if a passage is left out and nothing says which tokens are its own.
+
+    Example:
+
+    >>> hide_passages(torch.ones(1, 4).long(), torch.tensor([[-1, 1, 0, -1]]), torch.tensor([[True, False]])).tolist()
+    [[1, 0, 1, 1]]
+    """
+    if evidence_mask is None or not evidence_mask.shape[1]:
+        return attention_mask
+    if attention_mask is not None and attention_mask.dim() != 2:
+        return attention_mask  # a 4D mask was made by `generate`, from the 2D one that it was given
+    if token_passages is None:
+        if not torch.compiler.is_compiling() and not evidence_mask.all():
+            raise ValueError(
+                "evidence_mask leaves passages out, but token_passages is missing, which says where they stand in the "
+                "prompt; pass all outputs of RavlmProcessor"
+            )
+        return attention_mask
+    length = token_passages.shape[1] if attention_mask is None else attention_mask.shape[1]
+    columns = passage_columns(token_passages, length)
+    keep = evidence_mask.bool().gather(1, columns.clamp(min=0)) | (columns < 0)  # (B, L)
+    return keep.long() if attention_mask is None else attention_mask * keep.to(attention_mask.dtype)
+
+
+def positions_from(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position ids `(B, L)` that count the kept tokens of every row."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def repeat_for_passages(states: dict[str, torch.Tensor | None], num_passages: int) -> dict[str, torch.Tensor | None]:
+    """States of `B` queries as those of `B * K` prompts with one passage each, passage by passage."""
+    flat: dict[str, torch.Tensor | None] = {}
+    for name, tensor in states.items():
+        if tensor is None:
+            flat[name] = None
+        elif name.startswith("evidence"):
+            flat[name] = tensor.flatten(0, 1).unsqueeze(1)  # (B * K, 1, ...)
+        else:
+            flat[name] = tensor.repeat_interleave(num_passages, dim=0)
+    return flat
+
+
+def check_evidence(prompts: int, marginal: bool, tensors: dict[str, Any]) -> None:
+    """Refuses evidence tensors whose `B`, `K` or `L` disagree.
+
+    Args:
+        prompts (`int`): rows of `input_ids`.
+        marginal (`bool`): whether each passage has a prompt of its own.
+        tensors (`dict`): the inputs that carry passages or questions, by name; `None` for missing ones.
+
+    Raises:
+        `ValueError`: names the tensors, the shapes that came and the shape that fits.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor is not None}
+    evidence = {name: shape for name, shape in shapes.items() if name.startswith("evidence")}
+    if not evidence:
+        return
+    batches = {name: shape[:2] for name, shape in evidence.items()}
+    if len(set(batches.values())) > 1:
+        raise ValueError(f"evidence tensors disagree about (B, K): {evidence}; all of them start with the same (B, K)")
+    for ids, mask in (("evidence_input_ids", "evidence_attention_mask"), ("evidence_states", "evidence_token_mask")):
+        if ids in shapes and mask in shapes and shapes[ids][:3] != shapes[mask]:
+            raise ValueError(f"{ids} {shapes[ids]} and {mask} {shapes[mask]} do not fit: expected one (B, K, L)")
+    rows, passages = next(iter(batches.values()))
+    wanted = rows * passages if marginal and passages else rows
+    if prompts != wanted:
+        meaning = "B * K rows of input_ids, one prompt per passage" if marginal else "one row of input_ids per query"
+        raise ValueError(
+            f"evidence comes for B={rows} queries with K={passages} passages, input_ids have {prompts} rows: expected "
+            f"{wanted} ({meaning}); RavlmProcessor(..., passage_prompts=...) decides it, and config.marginalization "
+            "must say the same"
+        )
+    queries = {name: shape[0] for name, shape in shapes.items() if not name.startswith("evidence")}
+    if any(size != rows for size in queries.values()):
+        raise ValueError(f"inputs of the queries have {queries} rows, the evidence comes for {rows} queries")
