@@ -275,3 +275,27 @@ def test_config_of_a_loaded_model_keeps_its_shim_when_saved_again(tmp_path):
     assert (tmp_path / "b" / "ravlm_hub.py").read_text() == (tmp_path / "a" / "ravlm_hub.py").read_text()
     assert "def " not in (tmp_path / "b" / "ravlm_hub.py").read_text()  # a shim, no copied code
     assert tiny_config().to_dict()["model_type"] == "ravlm"
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_prompts_of_different_lengths_are_read_in_groups_and_answered_alike(fusion):
+    model, processor = tiny_model(fusion=fusion), tiny_processor(fusion=fusion)
+    asked = {"images": [picture(n) for n in range(4)], "text": ["red ?", "red " * 40, "is of ?", "white " * 35]}
+    inputs = processor(**asked, evidence=[["red"], [], ["white red", "of"], ["is"]])
+    sent = []
+    read = model.language_model.forward
+
+    def counting(**kwargs):
+        sent.append(kwargs["inputs_embeds"].shape[:2].numel())
+        return read(**kwargs)
+
+    model.language_model.forward = counting
+    together = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    if fusion != "cross_attention":  # whose layers see other rows of evidence
+        decoded = 3 * 4  # the first of four new tokens comes with the prompt
+        assert 1 - inputs["attention_mask"].sum() / (sum(sent) - decoded) <= 0.15
+    for row in range(4):
+        one = {name: values[row : row + 1] for name, values in asked.items()}
+        alone = processor(**one, evidence=[[["red"], [], ["white red", "of"], ["is"]][row]])
+        sequence = model.generate(**alone, max_new_tokens=4, do_sample=False)[0, alone["input_ids"].shape[1] :]
+        assert together[row, : len(sequence)].tolist() == sequence.tolist()

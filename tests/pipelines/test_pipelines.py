@@ -104,7 +104,7 @@ def test_batches_lists_generators_and_datasets_agree(fusion, tmp_path):
 
 
 def test_the_posterior_is_bayes_over_single_passages(describe):
-    from hf_ravlm.pipelines.answering import Answer, add_posteriors
+    from hf_ravlm.pipelines.answering import Answer, add_attributions
 
     answer = describe(picture(1), question="what ?")[0]
     evidence = describe.retriever.retrieve([picture(1)], ["what ?"], k=3)[0]
@@ -121,7 +121,7 @@ def test_the_posterior_is_bayes_over_single_passages(describe):
     scale = float(describe.model.model.logit_scale.detach().exp())
     joint = torch.tensor([a + scale * p.score for a, p in zip(likelihood, evidence)], dtype=torch.float64)
     filled = Answer(answer["generated_text"], evidence)
-    add_posteriors(describe.model, describe.processor, [picture(1)], ["what ?"], [filled])
+    add_attributions(describe.model, describe.processor, [picture(1)], ["what ?"], [filled])
     assert filled.posterior == pytest.approx(joint.softmax(-1).tolist(), abs=1e-4)
 
 

@@ -67,29 +67,31 @@ class PassageAttribution:
         """Likelihoods under each passage alone `(B, K)`, under all `(B,)`, and the loss of each left out `(B, K)`."""
         num_passages = evidence_mask.shape[1]
         one = torch.eye(num_passages, dtype=torch.bool, device=evidence_mask.device)
-        subsets = torch.cat([one, ~one, torch.ones_like(one[:1])])  # (2 * K + 1, K)
-        masks = (subsets & evidence_mask.unsqueeze(1)).flatten(0, 1)  # (B * (2 * K + 1), K)
+        asked = torch.cat([one, ~one, torch.ones_like(one[:1])])  # (2 * K + 1, K)
+        subsets, place = asked.unique(dim=0, return_inverse=True)  # with K = 2 "without one" is "the other alone"
+        masks = (subsets & evidence_mask.unsqueeze(1)).flatten(0, 1)  # (B * number of subsets, K)
         rows = torch.arange(len(evidence_mask), device=masks.device).repeat_interleave(len(subsets))
-        scored = []
-        for start in range(0, len(rows), ROWS_PER_PASS):
-            chunk, mask = rows[start : start + ROWS_PER_PASS], masks[start : start + ROWS_PER_PASS]
-            picked = {name: None if tensor is None else tensor[chunk] for name, tensor in states.items()}
-            scored.append(
-                self._score_prompts(picked, {k: _rows(v, chunk) for k, v in prompt.items()}, labels[chunk], mask)
-            )
-        scored = torch.cat(scored).unflatten(0, (-1, len(subsets)))  # (B, 2 * K + 1)
+        prompts = {name: None if tensor is None else tensor[rows] for name, tensor in prompt.items()}
+        if prompts["attention_mask"] is None:
+            prompts["attention_mask"] = torch.ones_like(prompts["input_ids"])
+        kept = hide_passages(prompts["attention_mask"], prompts["token_passages"], masks)
+        order = kept.sum(dim=1).argsort(descending=True)  # rows of one length share a pass
+        scored = kept.new_zeros(len(rows), dtype=torch.float32)
+        for chunk in order.split(ROWS_PER_PASS):
+            picked = {name: None if tensor is None else tensor[rows[chunk]] for name, tensor in states.items()}
+            passages = None if prompts["token_passages"] is None else prompts["token_passages"][chunk]
+            ids, answers = prompts["input_ids"][chunk], labels[rows[chunk]]
+            scored[chunk] = self._score_prompts(picked, ids, kept[chunk], passages, answers, masks[chunk])
+        scored = scored.unflatten(0, (-1, len(subsets)))[:, place]  # (B, 2 * K + 1)
         alone, without, joint = scored.split([num_passages, num_passages, 1], dim=1)
         return alone, joint.squeeze(1), joint - without
 
-    def _score_prompts(self, states, prompt, labels, evidence_mask) -> torch.Tensor:
-        """`log p(y | x, passages of evidence_mask)`, `(N,)`; hidden tokens are cut out, not only masked."""
-        input_ids = prompt["input_ids"]
-        mask = torch.ones_like(input_ids) if prompt["attention_mask"] is None else prompt["attention_mask"]
-        mask = hide_passages(mask, prompt["token_passages"], evidence_mask)
+    def _score_prompts(self, states, input_ids, mask, token_passages, labels, evidence_mask) -> torch.Tensor:
+        """`log p(y | x, passages of evidence_mask)`, `(N,)`; tokens that `mask` hides are cut out."""
         if states["evidence_token_mask"] is not None and self.fusion.num_memory_tokens == 0:  # read without a place
             kept = states["evidence_token_mask"].bool() & evidence_mask.unsqueeze(-1)
             states = {**states, "evidence_token_mask": kept}
-        embeds = self.embed_prompt(states, input_ids, prompt["token_passages"])[0]
+        embeds = self.embed_prompt(states, input_ids, token_passages)[0]
         order = mask.long().argsort(dim=1, stable=True)[:, mask.shape[1] - int(mask.sum(dim=1).max()) :]
         mask, labels = mask.gather(1, order), labels.gather(1, order)
         outputs = self.language_model(
@@ -101,7 +103,3 @@ class PassageAttribution:
             **self.fusion_kwargs(states),
         )
         return answer_log_likelihood(outputs.logits, labels[:, -keep:])
-
-
-def _rows(tensor: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
-    return None if tensor is None else tensor[rows]

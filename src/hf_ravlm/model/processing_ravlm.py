@@ -320,10 +320,10 @@ class RavlmProcessor(PublishedProcessor):
             return [[] for _ in passages]
         if self.fusion == "concat":  # as many places as the passage has states
             counts = tower["evidence_attention_mask"].sum(-1) + pictured * self.num_image_tokens  # (B, K)
-            counts = counts * tower["evidence_mask"]
         else:
             places = {"cross_attention": 0, "product": 1}.get(self.fusion, self.num_memory_tokens)
             counts = torch.full_like(tower["evidence_mask"], places, dtype=torch.long)
+        counts = counts * tower["evidence_mask"]
         return [[PassagePart(evidence_tokens=count) for count in row] for row in counts.tolist()]
 
     def _pad_prompts(self, prompts: list[Prompt], each: bool, side: str, with_labels: bool) -> dict[str, torch.Tensor]:

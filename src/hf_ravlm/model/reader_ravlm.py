@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from .attribution_ravlm import PassageAttribution
+from .branches_ravlm import MAX_PADDING, has_plain_layers, read_rows
 from .configuration_ravlm import RavlmConfig
 from .cross_attention_ravlm import attach_cross_attention
 from .fusion_ravlm import FUSIONS
@@ -28,6 +29,7 @@ from .reading_ravlm import (
     ENCODED_INPUTS,
     STATES,
     check_evidence,
+    fill_memory,
     fill_placeholders,
     find_places,
     hide_passages,
@@ -284,6 +286,11 @@ class RavlmForConditionalGeneration(PassageLikelihoods, PassageAttribution, Ravl
             attention_mask = hide_passages(attention_mask, token_passages, evidence_mask)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = positions_from(attention_mask)[:, -inputs_embeds.shape[1] :]
+        if self._pads_much(attention_mask, past_key_values, kwargs):
+            given = (inputs_embeds, attention_mask, 0, 1, kwargs["logits_to_keep"], past_key_values)
+            return RavlmCausalLMOutputWithPast(
+                logits=read_rows(self.language_model, *given), past_key_values=past_key_values
+            )
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -299,6 +306,23 @@ class RavlmForConditionalGeneration(PassageLikelihoods, PassageAttribution, Ravl
             attentions=outputs.attentions,
             image_hidden_states=image_states,
             evidence_hidden_states=memory,
+        )
+
+    def _pads_much(self, attention_mask: torch.Tensor | None, cache: Cache | None, kwargs: dict) -> bool:
+        """Whether `generate` begins with prompts of such different lengths that they are better read in groups."""
+        return (
+            not torch.compiler.is_compiling()
+            and not torch.is_grad_enabled()
+            and attention_mask is not None
+            and attention_mask.dim() == 2
+            and isinstance(keep := kwargs.get("logits_to_keep"), int)
+            and keep == 1
+            and cache is not None
+            and has_plain_layers(cache)
+            and not cache.get_seq_length()
+            and not (self.fusion.reads_evidence and self.fusion.num_memory_tokens == 0)
+            and not (kwargs.get("output_hidden_states") or kwargs.get("output_attentions"))
+            and bool(attention_mask.float().mean() < 1 - MAX_PADDING)
         )
 
     def embed_prompt(
@@ -323,9 +347,9 @@ class RavlmForConditionalGeneration(PassageLikelihoods, PassageAttribution, Ravl
             inputs_embeds = fill_placeholders(inputs_embeds, image_places & ~of_passages, image_states, "image")
         if states["evidence_states"] is not None and self.fusion.num_memory_tokens != 0:
             memory = self.get_memory(states)
-            kept = memory if self.fusion.num_memory_tokens else memory[states["evidence_token_mask"].bool()]
             places = find_places(input_ids, self.config.evidence_token_id, token_passages)
-            inputs_embeds = fill_placeholders(inputs_embeds, places, kept, "evidence")
+            kept = None if self.fusion.num_memory_tokens else states["evidence_token_mask"].bool()
+            inputs_embeds = fill_memory(inputs_embeds, places, token_passages, memory, kept)
         return inputs_embeds, image_states, memory
 
     def get_memory(self, states: dict[str, torch.Tensor | None]) -> torch.Tensor:

@@ -50,6 +50,42 @@ def fill_placeholders(
     return inputs_embeds.masked_scatter(places.unsqueeze(-1), states.to(inputs_embeds.dtype))
 
 
+def fill_memory(
+    inputs_embeds: torch.Tensor,
+    places: torch.Tensor,
+    token_passages: torch.Tensor | None,
+    memory: torch.Tensor,
+    kept: torch.Tensor | None,
+) -> torch.Tensor:
+    """Puts memory tokens `(B, K, M, H)` where `places (B, L)` is true; a passage without a place is left out.
+
+    Args:
+        token_passages (`(B, L)`): whose places they are; `None` if every passage has `M` of them, in order.
+        kept (`(B, K, M)`): which memory tokens have a place, where not all of a passage have.
+
+    Raises:
+        `ValueError`: if places and memory tokens differ in number.
+    """
+    if token_passages is None:
+        return fill_placeholders(inputs_embeds, places, memory if kept is None else memory[kept], "evidence")
+    columns = passage_columns(token_passages, places.shape[1])
+    passages = torch.arange(memory.shape[1], device=columns.device)
+    there = ((columns.unsqueeze(1) == passages[:, None]) & places.unsqueeze(1)).sum(dim=-1)  # (B, K)
+    expected = torch.full_like(there, memory.shape[2]) if kept is None else kept.sum(dim=-1)
+    if not torch.compiler.is_compiling() and bool((there != expected * (there > 0)).any()):
+        raise ValueError(
+            f"evidence placeholders and evidence states do not match: input_ids hold {there.tolist()} <evidence> tokens "
+            f"per passage, the inputs give {expected.tolist()} states; let RavlmProcessor write the prompt, with the "
+            "fusion and num_memory_tokens of the model's config, and pass all of its outputs"
+        )
+    if kept is not None:
+        return fill_placeholders(inputs_embeds, places, memory[kept & (there > 0).unsqueeze(-1)], "evidence")
+    number = (places.long().cumsum(dim=1) - 1).clamp(min=0) % memory.shape[2]  # of a place within its passage
+    source = (columns.clamp(min=0) * memory.shape[2] + number).unsqueeze(-1).expand(-1, -1, memory.shape[-1])
+    chosen = memory.flatten(1, 2).gather(1, source.clamp(max=memory.shape[1] * memory.shape[2] - 1))  # (B, L, H)
+    return torch.where(places.unsqueeze(-1), chosen.to(inputs_embeds.dtype), inputs_embeds)
+
+
 def find_places(input_ids: torch.Tensor, token_id: int, token_passages: torch.Tensor | None) -> torch.Tensor:
     """Where `token_id` stands in the prompt `(B, L)`; what was generated behind it is no place to fill."""
     places = input_ids == token_id

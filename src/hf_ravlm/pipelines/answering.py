@@ -14,15 +14,12 @@ from PIL import Image
 
 from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
-from ..model.modeling_ravlm import MAX_LOGIT_SCALE
-from ..model.objectives_ravlm import answer_log_likelihood, passage_posterior
 
 
 if TYPE_CHECKING:
     from ..retrieval import Evidence, RavlmRetriever
 
 EVIDENCE_FIELDS = ("id", "text", "image", "score", "rank", "source", "licence", "url", "title", "metadata")
-POSTERIOR_BATCH = 64  # prompts per forward pass when answers are scored under each passage
 
 
 @dataclass
@@ -33,16 +30,24 @@ class Answer:
         text (`str`): the generated words.
         evidence (`list[Evidence]`): the passages that the reader saw, best first.
         posterior (`list[float]`): `p(passage | question, answer)` of each, sums to 1; empty without evidence.
+        leave_one_out (`list[float]`):
+            by how much the answer's log-probability, in nats, falls without each passage; empty without evidence.
     """
 
     text: str
     evidence: list[Evidence] = field(default_factory=list)
     posterior: list[float] = field(default_factory=list)
+    leave_one_out: list[float] = field(default_factory=list)
 
     def to_record(self) -> dict[str, Any]:
         """As a pipeline returns it: plain dictionaries."""
         evidence = [{name: getattr(passage, name) for name in EVIDENCE_FIELDS} for passage in self.evidence]
-        return {"generated_text": self.text, "evidence": evidence, "posterior": self.posterior}
+        return {
+            "generated_text": self.text,
+            "evidence": evidence,
+            "posterior": self.posterior,
+            "leave_one_out": self.leave_one_out,
+        }
 
 
 @torch.inference_mode()
@@ -65,7 +70,7 @@ def answer_questions(
         images (`list`, *optional*), questions (`list[str]`): of one length.
         k (`int`, *optional*): passages per question, `config.num_passages` by default; 0 is closed-book.
         evidence (`list[list[Evidence]]`, *optional*): use these passages and do not retrieve.
-        with_posterior (`bool`): also score each answer under each passage alone (`B * K` short forward passes).
+        with_posterior (`bool`): also attribute each answer to its passages (about `2 * K` forward passes each).
         generate_kwargs: passed to `model.generate`.
 
     Returns:
@@ -78,8 +83,9 @@ def answer_questions(
         find = retriever is not None and k > 0
         evidence = retriever.retrieve(images, list(questions), k=k) if find else [[] for _ in questions]
     inputs = processor(images=images, text=list(questions), evidence=evidence).to(model.device)
-    if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    for name in ("pixel_values", "evidence_pixel_values"):
+        if name in inputs:
+            inputs[name] = inputs[name].to(model.dtype)
     sequences = model.generate(**inputs, **generate_kwargs)
     sequences = getattr(sequences, "sequences", sequences)  # with `return_dict_in_generate`
     new_tokens = sequences[:, inputs["input_ids"].shape[1] :]
@@ -89,54 +95,39 @@ def answer_questions(
     answers = [Answer(text, list(evidence[row])) for text, row in zip(texts, rows, strict=True)]
     if with_posterior:
         pictures = None if images is None else [images[row] for row in rows]
-        add_posteriors(model, processor, pictures, [questions[row] for row in rows], answers)
+        add_attributions(model, processor, pictures, [questions[row] for row in rows], answers)
     return [answers[start : start + per_question] for start in range(0, len(answers), per_question)]
 
 
 @torch.inference_mode()
-def add_posteriors(
+def add_attributions(
     model: RavlmForConditionalGeneration,
     processor: RavlmProcessor,
     images: Sequence[Image.Image] | None,
     questions: Sequence[str],
     answers: Sequence[Answer],
 ) -> None:
-    """Fills in `posterior` of each answer: `softmax_k(log p(y | x, z_k) + log p(z_k | x))`.
-
-    `p(y | x, z_k)` is the reader's probability of the answer when it sees passage `k` alone, `p(z_k | x)` the softmax
-    of the retriever's scores at its temperature.
-    """
-    pairs = [(row, passage) for row, answer in enumerate(answers) for passage in answer.evidence]
-    if not pairs:
+    """Fills in `posterior` and `leave_one_out` of each answer; see `RavlmForConditionalGeneration.attribute`."""
+    rows = [row for row, answer in enumerate(answers) if answer.evidence]
+    if not rows:
         return
-    log_likelihood = []
     # What was generated came on top of a full prompt; it may stand there once more when it is scored.
     longest = max(map(len, processor.encode_text([answer.text for answer in answers]))) + 1
-    for start in range(0, len(pairs), POSTERIOR_BATCH):
-        chunk = pairs[start : start + POSTERIOR_BATCH]
-        inputs = processor(
-            images=None if images is None else [images[row] for row, _ in chunk],
-            text=[questions[row] for row, _ in chunk],
-            evidence=[[passage] for _, passage in chunk],
-            answers=[answers[row].text for row, _ in chunk],
-            padding_side="left",
-            max_length=processor.max_length + longest,
-        ).to(model.device)
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        labels = inputs.pop("labels")
-        keep = int((labels != -100).sum(dim=1).max()) + 1  # answers end at the right edge
-        logits = model(**inputs, logits_to_keep=keep).logits  # (n, keep, V)
-        log_likelihood.append(answer_log_likelihood(logits, labels[:, -keep:]))
-    log_likelihood = torch.cat(log_likelihood)
-    scale = without_adapters(model).model.logit_scale.float().clamp(0, MAX_LOGIT_SCALE).exp()
-    start = 0
-    for answer in answers:
-        stop = start + len(answer.evidence)
-        if stop > start:
-            scores = torch.tensor([[passage.score for passage in answer.evidence]], device=log_likelihood.device)
-            answer.posterior = passage_posterior(log_likelihood[None, start:stop], scores, scale)[0].tolist()
-        start = stop
+    inputs = processor(
+        images=None if images is None else [images[row] for row in rows],
+        text=[questions[row] for row in rows],
+        evidence=[answers[row].evidence for row in rows],
+        answers=[answers[row].text for row in rows],
+        padding_side="left",
+        max_length=processor.max_length + longest,
+    ).to(model.device)
+    for name in ("pixel_values", "evidence_pixel_values"):
+        if name in inputs:
+            inputs[name] = inputs[name].to(model.dtype)
+    told = without_adapters(model).attribute(**inputs)
+    for row, posterior, without in zip(rows, told.posterior.tolist(), told.leave_one_out.tolist(), strict=True):
+        number = len(answers[row].evidence)
+        answers[row].posterior, answers[row].leave_one_out = posterior[:number], without[:number]
 
 
 def without_adapters(model) -> RavlmForConditionalGeneration:

@@ -1,0 +1,37 @@
+"""From questions and passages to attributed answers, for every way of reading the passages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_ravlm.pipelines.answering import answer_questions
+from hf_ravlm.retrieval import Evidence
+from tiny import FUSIONS, picture, tiny_model, tiny_processor
+
+
+EVIDENCE = [
+    [Evidence(id="no", text="the capital of Norway is Oslo", score=0.9, rank=1), Evidence(id="w", text="white", rank=2)],
+    [],
+    [Evidence(id="td", text="of Chad", score=0.4, rank=1)],
+]
+ASKED = {"images": [picture(n) for n in range(3)], "questions": ["what is the capital ?", "red ?", "of ?"]}
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("marginalization", ["none", "sequence", "token"])
+def test_answers_come_with_what_they_rest_on(fusion, marginalization):
+    model = tiny_model(fusion=fusion, marginalization=marginalization)
+    processor = tiny_processor(fusion=fusion, passage_prompts=marginalization != "none", question_first=True)
+    rows = answer_questions(model, processor, None, **ASKED, evidence=EVIDENCE, max_new_tokens=3, do_sample=False)
+    for row, passages in zip(rows, EVIDENCE):
+        (answer,) = row
+        assert len(answer.posterior) == len(answer.leave_one_out) == len(passages)
+        assert not passages or sum(answer.posterior) == pytest.approx(1.0, abs=1e-5)
+    by_hand = processor(
+        images=ASKED["images"][:1], text=ASKED["questions"][:1], evidence=EVIDENCE[:1], answers=[rows[0][0].text]
+    )
+    told = model.attribute(**by_hand)
+    torch.testing.assert_close(told.posterior[0], torch.tensor(rows[0][0].posterior), atol=1e-4, rtol=0)
+    torch.testing.assert_close(told.leave_one_out[0], torch.tensor(rows[0][0].leave_one_out), atol=1e-4, rtol=0)
+    assert rows[0][0].to_record()["leave_one_out"] == rows[0][0].leave_one_out
