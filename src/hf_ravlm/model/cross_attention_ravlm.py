@@ -45,7 +45,7 @@ class CrossAttentionFusion(nn.Module):
     def __init__(self, config: RavlmConfig):
         super().__init__()
         width, decoder = config.text_config.hidden_size, config.get_text_config()
-        self.places = cross_attention_places(decoder.num_hidden_layers, getattr(config, "cross_attention_every", 4))
+        self.places = cross_attention_places(decoder.num_hidden_layers, config.cross_attention_every)
         self.norm = nn.LayerNorm(width)
         self.key_value = nn.Linear(width, len(self.places) * 2 * width)  # of all layers
         self.layers = nn.ModuleDict(

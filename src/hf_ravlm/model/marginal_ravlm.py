@@ -114,7 +114,7 @@ class PassageLikelihoods:
         if self._can_share(input_ids, token_passages, cache, keep, kwargs):
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             mask = hide_passages(mask, token_passages, evidence_mask)
-            prefix = shared_prefix_length(input_ids, mask, token_passages, num_passages)
+            prefix = shared_prefix_length(input_ids, mask, token_passages, num_passages) if num_passages > 1 else 0
         if not prefix or keep > input_ids.shape[1] - prefix:
             return self.read(states, attention_mask=attention_mask, logits_to_keep=logits_to_keep, **given)
         inputs_embeds, image_states, memory = self.embed_prompt(states, input_ids, token_passages)
