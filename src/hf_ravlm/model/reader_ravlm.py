@@ -10,35 +10,36 @@ import math
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from .assembly_ravlm import assemble_model
 from .attribution_ravlm import PassageAttribution
+from .backbones_ravlm import Backbone, reads_images
 from .branches_ravlm import MAX_PADDING, has_plain_layers, read_rows
 from .configuration_ravlm import RavlmConfig
 from .cross_attention_ravlm import attach_cross_attention
+from .encoding_ravlm import InputEncoding
 from .fusion_ravlm import FUSIONS
 from .marginal_ravlm import PassageLikelihoods
 from .modeling_ravlm import RavlmModel, RavlmPreTrainedModel, with_pooled
+from .multimodal_reader_ravlm import build_reader, generate_multimodal, read_multimodal
 from .outputs_ravlm import RavlmCausalLMOutputWithPast
 from .pooling_ravlm import patch_grid
 from .reading_ravlm import (
     ENCODED_INPUTS,
     STATES,
     check_evidence,
-    fill_memory,
-    fill_placeholders,
-    find_places,
     hide_passages,
-    passage_columns,
     positions_from,
 )
 
 
-class RavlmForConditionalGeneration(PassageLikelihoods, PassageAttribution, RavlmPreTrainedModel, GenerationMixin):
+class RavlmForConditionalGeneration(
+    InputEncoding, PassageLikelihoods, PassageAttribution, RavlmPreTrainedModel, GenerationMixin
+):
     """The reader: answers from image, question and evidence.
 
     `<image>` placeholders in `input_ids` are filled with the projected patches of images. With `fusion="in_context"`
@@ -52,14 +53,42 @@ class RavlmForConditionalGeneration(PassageLikelihoods, PassageAttribution, Ravl
     def __init__(self, config: RavlmConfig):
         super().__init__(config)
         self.model = RavlmModel(config)
-        self.language_model = AutoModelForCausalLM.from_config(config.generator_config)
-        self.image_projector = nn.Linear(config.vision_dim, config.get_text_config().hidden_size)
+        self.language_model = build_reader(config)
+        self.reads_images = reads_images(config.generator_config)
+        if not self.reads_images:  # it sees pictures through our tower
+            self.image_projector = nn.Linear(config.vision_dim, config.generator_dim)
         self.fusion = FUSIONS[config.fusion](config)
         if config.fusion == "cross_attention":
             attach_cross_attention(self.language_model)
         if self.fusion.reads_evidence:  # pictures of passages join the states of their texts
             self.evidence_image_projector = nn.Linear(config.vision_dim, config.text_config.hidden_size)
         self.post_init()
+
+    @classmethod
+    def from_backbones(cls, vision: Backbone, text: Backbone, generator: Backbone, **settings):
+        """A reader out of three pretrained backbones, with all of their weights, in eval mode.
+
+        Args:
+            vision, text, generator (`str`, `os.PathLike` or `PreTrainedModel`):
+                each a name on the Hub, a folder, or a model object, which then becomes a part of the model (no copy).
+                The generator is a causal language model or an image-text-to-text model.
+            settings: `tokenizer` (of a causal generator that is an object from no folder), `dtype`,
+                `trust_remote_code`, and fields of [`RavlmConfig`] (`fusion`, `projection_dim`, ...).
+
+        The processor is `RavlmProcessor.from_backbones(vision, text, generator, config=model.config)`.
+
+        Raises:
+            `InvalidInputError`: if a backbone does not fit its role, or its checkpoint lacks weights.
+
+        Example:
+
+        >>> model = RavlmForConditionalGeneration.from_backbones(
+        ...     vision="google/siglip2-base-patch16-224",
+        ...     text="sentence-transformers/all-MiniLM-L6-v2",
+        ...     generator="Qwen/Qwen3-0.6B",
+        ... )  # doctest: +SKIP
+        """
+        return assemble_model(cls, vision, text, generator, **settings)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -82,92 +111,6 @@ class RavlmForConditionalGeneration(PassageLikelihoods, PassageAttribution, Ravl
         outputs = self.model.vision_tower(pixel_values.to(self.image_projector.weight.dtype), **kwargs)
         patches = patch_grid(outputs.last_hidden_state, math.isqrt(self.config.num_image_tokens))
         return with_pooled(outputs, self.image_projector(patches))
-
-    def encode_evidence(
-        self,
-        evidence_input_ids: torch.LongTensor,
-        evidence_attention_mask: torch.Tensor,
-        evidence_pixel_values: torch.FloatTensor | None = None,
-        evidence_image_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """States of passages, which depend on nothing else: encode a knowledge base once and keep them.
-
-        Args:
-            evidence_input_ids, evidence_attention_mask (`(B, K, L)`): passages for the text encoder.
-            evidence_pixel_values (`(B, K, 3, height, width)`, *optional*), evidence_image_mask (`(B, K)`):
-                their pictures; `P` states of the picture stand before those of the text.
-
-        Returns:
-            `evidence_states` `(B, K, S, C)` and `evidence_token_mask` `(B, K, S)`, as `forward` takes them.
-        """
-        shape = evidence_input_ids.shape[:2]
-        states = self.model.get_text_states(evidence_input_ids.flatten(0, 1), evidence_attention_mask.flatten(0, 1))
-        states, mask = states.unflatten(0, shape), evidence_attention_mask.bool()
-        if evidence_pixel_values is not None:
-            patches = self._passage_patches(evidence_pixel_values)
-            pictures = self.evidence_image_projector(patches).to(states.dtype)
-            if evidence_image_mask is None:
-                evidence_image_mask = mask.new_ones(shape)
-            pictured = evidence_image_mask.bool().unsqueeze(-1).expand(*shape, pictures.shape[2])
-            states = torch.cat([pictures.masked_fill(~pictured.unsqueeze(-1), 0), states], dim=2)
-            mask = torch.cat([pictured, mask], dim=2)
-        return states, mask
-
-    def encode_inputs(
-        self,
-        pixel_values: torch.FloatTensor | None = None,
-        question_input_ids: torch.LongTensor | None = None,
-        question_attention_mask: torch.Tensor | None = None,
-        evidence_input_ids: torch.LongTensor | None = None,
-        evidence_attention_mask: torch.Tensor | None = None,
-        evidence_pixel_values: torch.FloatTensor | None = None,
-        evidence_image_mask: torch.Tensor | None = None,
-        evidence_mask: torch.Tensor | None = None,
-        **states: torch.Tensor | None,
-    ) -> dict[str, torch.Tensor | None]:
-        """Everything that towers compute, by the names under which `forward` takes it; what is given is kept."""
-        encoded = {name: states.get(name) for name in STATES}
-        if encoded["image_patches"] is None and pixel_values is not None:
-            grid = math.isqrt(self.config.num_image_tokens)
-            encoded["image_patches"] = self.model.get_image_patches(pixel_values, grid)
-        encoded["evidence_image_mask"] = evidence_image_mask
-        if not self.fusion.reads_evidence:
-            if encoded["evidence_patches"] is None and evidence_pixel_values is not None:
-                encoded["evidence_patches"] = self._passage_patches(evidence_pixel_values)
-            return encoded
-        if encoded["evidence_states"] is None and encoded["evidence_keys_values"] is None:
-            if evidence_input_ids is None or not evidence_input_ids.shape[1]:
-                return encoded
-            if evidence_attention_mask is None:
-                raise ValueError(
-                    "evidence_input_ids came without evidence_attention_mask; pass all outputs of RavlmProcessor"
-                )
-            encoded["evidence_states"], encoded["evidence_token_mask"] = self.encode_evidence(
-                evidence_input_ids, evidence_attention_mask, evidence_pixel_values, evidence_image_mask
-            )
-        if self.fusion.num_memory_tokens != 0 and encoded["question_states"] is None:
-            if question_input_ids is None or question_attention_mask is None:
-                raise ValueError(
-                    f"fusion={self.config.fusion!r} reads the evidence together with question_input_ids and "
-                    "question_attention_mask, and one of them is missing; pass all outputs of RavlmProcessor"
-                )
-            encoded["question_states"] = self.model.get_text_states(question_input_ids, question_attention_mask)
-            encoded["question_mask"] = question_attention_mask.bool()
-        if self.fusion.num_memory_tokens != 0:  # hidden with its place in the prompt
-            return encoded
-        if evidence_mask is not None:
-            encoded["evidence_token_mask"] = encoded["evidence_token_mask"].bool() & evidence_mask.bool().unsqueeze(-1)
-        if encoded["evidence_keys_values"] is None:
-            # All layers' keys and values at once; the language model is given these at every step.
-            evidence = (encoded["evidence_states"], encoded["evidence_token_mask"])
-            encoded["evidence_keys_values"] = self.fusion(None, None, None, *evidence)
-            encoded["evidence_states"] = None
-        return encoded
-
-    def _passage_patches(self, evidence_pixel_values: torch.Tensor) -> torch.Tensor:
-        grid = math.isqrt(self.config.num_image_tokens)
-        patches = self.model.get_image_patches(evidence_pixel_values.flatten(0, 1), grid)
-        return patches.unflatten(0, evidence_pixel_values.shape[:2])  # (B, K, P, C)
 
     @can_return_tuple
     def forward(
@@ -220,6 +163,20 @@ class RavlmForConditionalGeneration(PassageLikelihoods, PassageAttribution, Ravl
                 set by `generate` for RAG-token.
             labels (`(B, L)`, *optional*): aligned with `input_ids`; -100 is ignored.
         """
+        if self.reads_images:
+            return read_multimodal(
+                self.language_model,
+                input_ids=input_ids,
+                pixel_values=pixel_values,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         given = {
@@ -308,6 +265,36 @@ class RavlmForConditionalGeneration(PassageLikelihoods, PassageAttribution, Ravl
             evidence_hidden_states=memory,
         )
 
+    def read_states(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_passages: torch.LongTensor | None = None,
+        evidence_mask: torch.Tensor | None = None,
+        evidence_scores: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """The reader without its head: `last_hidden_state` `(B, L, H)`, which the head turns into logits."""
+        inputs = {name: kwargs.pop(name, None) for name in (*ENCODED_INPUTS, *STATES)}
+        states = self.encode_inputs(**inputs, evidence_mask=evidence_mask)
+        inputs_embeds = self.embed_prompt(states, input_ids, token_passages)[0]
+        attention_mask = hide_passages(attention_mask, token_passages, evidence_mask)
+        if position_ids is None and attention_mask is not None:
+            position_ids = positions_from(attention_mask)
+        return self.get_decoder()(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **self.fusion_kwargs(states),
+            **kwargs,
+        )
+
+    @property
+    def base_model(self) -> ReaderBody:
+        """The dual encoder that lies in the reader; called, it is the reader without its head."""
+        return ReaderBody(self)
+
     def _pads_much(self, attention_mask: torch.Tensor | None, cache: Cache | None, kwargs: dict) -> bool:
         """Whether `generate` begins with prompts of such different lengths that they are better read in groups."""
         return (
@@ -325,54 +312,6 @@ class RavlmForConditionalGeneration(PassageLikelihoods, PassageAttribution, Ravl
             and bool(attention_mask.float().mean() < 1 - MAX_PADDING)
         )
 
-    def embed_prompt(
-        self,
-        states: dict[str, torch.Tensor | None],
-        input_ids: torch.LongTensor,
-        token_passages: torch.LongTensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Embeddings `(B, L, H)` of a prompt with its placeholders filled; also image tokens and memory tokens."""
-        inputs_embeds = self.get_input_embeddings()(input_ids)
-        image_states = memory = None
-        image_places = find_places(input_ids, self.config.image_token_id, token_passages)
-        of_passages = torch.zeros_like(image_places)
-        if states["evidence_patches"] is not None and token_passages is not None:
-            of_passages = image_places & (passage_columns(token_passages, input_ids.shape[1]) >= 0)
-            pictures = self.image_projector(states["evidence_patches"]).flip(1)  # the best passage stands last
-            pictured = states["evidence_image_mask"]
-            pictures = pictures.flatten(0, 1) if pictured is None else pictures[pictured.bool().flip(1)]
-            inputs_embeds = fill_placeholders(inputs_embeds, of_passages, pictures, "image")
-        if states["image_patches"] is not None:
-            image_states = self.image_projector(states["image_patches"])
-            inputs_embeds = fill_placeholders(inputs_embeds, image_places & ~of_passages, image_states, "image")
-        if states["evidence_states"] is not None and self.fusion.num_memory_tokens != 0:
-            memory = self.get_memory(states)
-            places = find_places(input_ids, self.config.evidence_token_id, token_passages)
-            kept = None if self.fusion.num_memory_tokens else states["evidence_token_mask"].bool()
-            inputs_embeds = fill_memory(inputs_embeds, places, token_passages, memory, kept)
-        return inputs_embeds, image_states, memory
-
-    def get_memory(self, states: dict[str, torch.Tensor | None]) -> torch.Tensor:
-        """Memory tokens `(B, K, M, H)` that the fusion makes of encoded inputs."""
-        patches = states["image_patches"]
-        if patches is None:
-            question = states["question_states"]
-            patches = question.new_zeros(len(question), 0, self.config.vision_dim)
-        return self.fusion(
-            image_patches=patches,
-            question_states=states["question_states"],
-            question_mask=states["question_mask"],
-            evidence_states=states["evidence_states"],
-            evidence_token_mask=states["evidence_token_mask"],
-        )
-
-    def fusion_kwargs(self, states: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
-        """What layers of the fusion inside the language model read."""
-        if states["evidence_keys_values"] is None:
-            return {}
-        memory = self.fusion.reading(states["evidence_keys_values"], states["evidence_token_mask"])
-        return {"evidence_memory": memory}
-
     def generate(self, inputs=None, *args, **kwargs):
         """`GenerationMixin.generate`, over all passages in one prompt or over latent passages.
 
@@ -381,6 +320,8 @@ class RavlmForConditionalGeneration(PassageLikelihoods, PassageAttribution, Ravl
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
+        if self.reads_images:
+            return generate_multimodal(self.language_model, self.generation_config, inputs, *args, **kwargs)
         if self.passages_are_latent(kwargs.get("evidence_scores")):
             return self.generate_over_passages(inputs, *args, **kwargs)
         if inputs is not None:
@@ -410,6 +351,19 @@ class RavlmForConditionalGeneration(PassageLikelihoods, PassageAttribution, Ravl
                 if name not in kept:
                     inputs.pop(name, None)
         return inputs
+
+
+class ReaderBody:
+    """What trainers that bring a head of their own (trl) call instead of the reader; else the dual encoder."""
+
+    def __init__(self, reader: RavlmForConditionalGeneration):
+        self.reader = reader
+
+    def __call__(self, *args, **kwargs) -> BaseModelOutputWithPast:
+        return self.reader.read_states(*args, **kwargs)
+
+    def __getattr__(self, name: str):
+        return getattr(self.reader.model, name)
 
 
 __all__ = ["RavlmForConditionalGeneration"]
