@@ -19,7 +19,14 @@ from .errors import (
     UnsafeInputError,
 )
 from .hub.registration import register_auto_classes, register_pipelines
-from .model import RavlmConfig, RavlmForConditionalGeneration, RavlmModel, RavlmPreTrainedModel, RavlmProcessor
+from .model import (
+    RavlmConfig,
+    RavlmForConditionalGeneration,
+    RavlmModel,
+    RavlmPreTrainedModel,
+    RavlmProcessor,
+    from_backbones,
+)
 
 
 if TYPE_CHECKING:
@@ -68,4 +75,5 @@ __all__ = [
     "RavlmProcessor",
     "RavlmRetriever",
     "UnsafeInputError",
+    "from_backbones",
 ]

@@ -11,7 +11,14 @@ from transformers import (
     AutoProcessor,
 )
 
-from ..model import RavlmConfig, RavlmForConditionalGeneration, RavlmModel, RavlmProcessor
+from ..model import (
+    EfficientNetLiteConfig,
+    EfficientNetLiteModel,
+    RavlmConfig,
+    RavlmForConditionalGeneration,
+    RavlmModel,
+    RavlmProcessor,
+)
 from ..pipelines import RavlmImageTextToTextPipeline, RavlmImageToTextPipeline
 
 
@@ -25,6 +32,8 @@ def register_auto_classes() -> None:
     AutoModelForImageTextToText.register(RavlmConfig, RavlmForConditionalGeneration, exist_ok=True)
     AutoModelForMultimodalLM.register(RavlmConfig, RavlmForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(RavlmConfig, RavlmProcessor, exist_ok=True)
+    AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
+    AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
 
 
 def register_pipelines() -> None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_ravlm import RavlmConfig
+from .efficientnet_lite import EfficientNetLiteModel
+from .from_backbones_ravlm import from_backbones
 from .modeling_ravlm import RavlmModel, RavlmPreTrainedModel
 from .processing_ravlm import RavlmProcessor
 from .reader_ravlm import RavlmForConditionalGeneration
 
 
-__all__ = ["RavlmConfig", "RavlmForConditionalGeneration", "RavlmModel", "RavlmPreTrainedModel", "RavlmProcessor"]
+__all__ = [
+    "EfficientNetLiteConfig",
+    "EfficientNetLiteModel",
+    "RavlmConfig",
+    "RavlmForConditionalGeneration",
+    "RavlmModel",
+    "RavlmPreTrainedModel",
+    "RavlmProcessor",
+    "from_backbones",
+]

@@ -36,7 +36,7 @@ class AttentionFusion(nn.Module):
         self.read_context = NullAttend(width, config.fusion_heads)
         self.layers = nn.ModuleList(PassageReading(width, config.fusion_heads) for _ in range(config.fusion_layers))
         self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, config.get_text_config().hidden_size)
+        self.output = nn.Linear(width, config.generator_dim)
 
     def forward(
         self,

@@ -43,6 +43,11 @@ class PassageAttribution:
             (B, K)`, by how much the answer's log-probability falls when a passage is taken away; `log_likelihood
             (B,)`; `passage_log_likelihood (B, K)`. A passage that `evidence_mask` leaves out has 0 and 0.
         """
+        if self.reads_images:
+            raise ValueError(
+                "the reader is an image-text-to-text model, whose passages cannot be masked in a prompt: use "
+                "attribute_prompts(model, processor, images, questions, evidence, answers)"
+            )
         states = self.encode_inputs(**inputs, evidence_mask=None)
         scale = self.model.get_logit_scale()
         if evidence_mask is None:

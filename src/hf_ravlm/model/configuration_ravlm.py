@@ -30,7 +30,7 @@ class RavlmConfig(PublishedConfig):
         text_config (`dict` or `PreTrainedConfig`, *optional*):
             Encoder of questions and passages; defaults to BERT. Of a dual tower the text half is taken.
         generator_config (`dict` or `PreTrainedConfig`, *optional*):
-            Any causal language model of attention layers; defaults to Llama.
+            Any causal language model of attention layers, or any image-text-to-text model; defaults to Llama.
         projection_dim (`int`, *optional*, defaults to 256):
             `D`, width of the space that images, questions and passages share.
         pooling_grid (`int`, *optional*, defaults to 1):
@@ -119,6 +119,12 @@ class RavlmConfig(PublishedConfig):
             f"vision_config of type {self.vision_config.model_type!r} does not tell the width of its features: "
             "expected hidden_sizes, hidden_size or hidden_dim; choose another tower or give its config a hidden_size"
         )
+
+    @property
+    def generator_dim(self) -> int:
+        """Width of the generator's input embeddings (not its hidden size in the 350M OPT)."""
+        config = self.get_text_config()
+        return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
     def validate_positive(self):
         """Every count is at least 1."""

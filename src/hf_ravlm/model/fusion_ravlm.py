@@ -47,7 +47,7 @@ class ConcatFusion(nn.Module):
 
     def __init__(self, config: RavlmConfig):
         super().__init__()
-        width, hidden_dim = config.text_config.hidden_size, config.get_text_config().hidden_size
+        width, hidden_dim = config.text_config.hidden_size, config.generator_dim
         self.projector = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim)
         )
@@ -81,7 +81,7 @@ class ProductFusion(nn.Module):
         self.null_image = nn.Parameter(torch.ones(width))
         self.evidence_input = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, config.get_text_config().hidden_size)
+        self.output = nn.Linear(width, config.generator_dim)
 
     def forward(
         self,

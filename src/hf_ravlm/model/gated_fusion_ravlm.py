@@ -41,7 +41,7 @@ class GatedFusion(nn.Module):
         self.memory_queries = nn.Parameter(torch.zeros(config.num_memory_tokens, width))
         self.readout = NullAttend(width, config.fusion_heads)
         self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, config.get_text_config().hidden_size)
+        self.output = nn.Linear(width, config.generator_dim)
 
     def forward(
         self,

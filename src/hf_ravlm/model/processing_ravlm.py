@@ -18,9 +18,13 @@ from transformers.processing_utils import ProcessorMixin
 
 from ..errors import InvalidInputError
 from ..images import safe_image, trim_margins
+from .backbones_ravlm import Backbone
 from .batching_ravlm import EvidenceItem, pad_rows, read_evidence
-from .configuration_ravlm import DESCRIBE_PROMPT
-from .prompt_ravlm import PassagePart, Prompt, PromptMarkers, clean_text, layout_prompt
+from .configuration_ravlm import DESCRIBE_PROMPT, RavlmConfig
+from .literal_ravlm import literal_ids
+from .multimodal_processing_ravlm import GeneratorProcessorMixin
+from .processor_assembly_ravlm import assemble_processor
+from .prompt_ravlm import SPECIAL_TOKENS, PassagePart, Prompt, PromptMarkers, clean_text, layout_prompt
 from .publishing_ravlm import PublishMixin
 
 
@@ -29,16 +33,9 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>"
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
 )
-SPECIAL_TOKENS = {
-    "image": "<image>",
-    "evidence": "<evidence>",
-    "passage": "<passage>",
-    "question": "<question>",
-    "answer": "<answer>",
-}
 
 
-class PublishedProcessor(PublishMixin, ProcessorMixin):
+class PublishedProcessor(PublishMixin, GeneratorProcessorMixin, ProcessorMixin):
     """`ProcessorMixin` that saves with our shim."""
 
 
@@ -69,6 +66,9 @@ class RavlmProcessor(PublishedProcessor):
             tokens of a question or passage for the text encoder, its own marks included.
         trim_image_margins (`bool`, *optional*, defaults to `False`):
             cut the white margin off drawings first (`hf_ravlm.images.trim_margins`).
+        generator_processor (*optional*):
+            the processor of an image-text-to-text generator, which then writes the prompts in its own chat template;
+            `tokenizer` is its tokenizer. Number of image tokens and question first are its own business.
 
     Example:
 
@@ -92,9 +92,12 @@ class RavlmProcessor(PublishedProcessor):
         max_passage_length=256,
         max_text_length=256,
         trim_image_margins=False,
+        generator_processor=None,
     ):
         missing = [token for token in SPECIAL_TOKENS.values() if token not in tokenizer.get_vocab()]
-        if missing:
+        if generator_processor is not None:
+            generator_processor.tokenizer = tokenizer  # one, which is loaded and changed once
+        elif missing:
             tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -108,9 +111,24 @@ class RavlmProcessor(PublishedProcessor):
         self.max_passage_length = max_passage_length
         self.max_text_length = max_text_length
         self.trim_image_margins = trim_image_margins
+        self.generator_processor = generator_processor
         self.image_token = SPECIAL_TOKENS["image"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         super().__init__(image_processor, tokenizer, text_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+
+    @classmethod
+    def from_backbones(
+        cls, vision: Backbone, text: Backbone, generator: Backbone, config: RavlmConfig | None = None, **settings
+    ) -> RavlmProcessor:
+        """The processor for a model of the same backbones.
+
+        Args:
+            vision, text, generator (`str`, `os.PathLike` or `PreTrainedModel`): as `from_backbones` of the model.
+            config (`RavlmConfig`, *optional*): the model's, for its fusion and the number of image and memory tokens.
+            settings: `image_processor`, `text_tokenizer`, `tokenizer`, `generator_processor` where a backbone is an
+                object from no folder; `trust_remote_code`; arguments of [`RavlmProcessor`].
+        """
+        return assemble_processor(cls, vision, text, generator, config=config, **settings)
 
     def __call__(
         self,
@@ -161,6 +179,10 @@ class RavlmProcessor(PublishedProcessor):
         passages = read_evidence(evidence, len(questions))
         num_passages = max(len(row) for row in passages)
         each = bool(num_passages) and (self.passage_prompts if passage_prompts is None else passage_prompts)
+        side = padding_side or ("right" if answers is not None else "left")
+        if self.generator_processor is not None:
+            data = self.multimodal_inputs(questions, pictures, passages, answers, each, side, max_length)
+            return BatchFeature(data, tensor_type=None)
         tower = self._evidence_tensors(questions, passages, num_passages)
         prompts = self._prompts(questions, passages, each, pictures is not None, answers, max_length, tower)
         if "evidence_image_mask" in tower and self.fusion == "in_context":  # a picture that had no room is not there
@@ -213,10 +235,7 @@ class RavlmProcessor(PublishedProcessor):
 
     def encode_text(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts, each as literal text: cleaned, no special tokens added, none produced."""
-        if not texts:
-            return []
-        cleaned = [clean_text(text) for text in texts]
-        return self.tokenizer(cleaned, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return literal_ids(self.tokenizer, texts)
 
     def retrieval_fingerprint(self) -> dict[str, Any]:
         """What, beside the weights, decides an embedding: image processing and the text tokenizer."""

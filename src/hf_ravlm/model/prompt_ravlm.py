@@ -18,6 +18,15 @@ from typing import NamedTuple
 from ..errors import InvalidInputError
 
 
+SPECIAL_TOKENS = {
+    "image": "<image>",
+    "evidence": "<evidence>",
+    "passage": "<passage>",
+    "question": "<question>",
+    "answer": "<answer>",
+}
+
+
 @dataclass(frozen=True)
 class PromptMarkers:
     """Token ids of the marks in a prompt; `bos` is `None` for tokenizers without one."""

@@ -14,6 +14,8 @@ from PIL import Image
 
 from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
+from ..model.multimodal_attribution_ravlm import attribute_prompts
+from ..model.outputs_ravlm import RavlmAttribution
 
 
 if TYPE_CHECKING:
@@ -113,6 +115,19 @@ def add_attributions(
         return
     # What was generated came on top of a full prompt; it may stand there once more when it is scored.
     longest = max(map(len, processor.encode_text([answer.text for answer in answers]))) + 1
+    reader = without_adapters(model)
+    if reader.reads_images:
+        told = attribute_prompts(
+            model,
+            processor,
+            None if images is None else [images[row] for row in rows],
+            [questions[row] for row in rows],
+            [answers[row].evidence for row in rows],
+            [answers[row].text for row in rows],
+            processor.max_length + longest,
+        )
+        fill_attributions(rows, told, answers)
+        return
     inputs = processor(
         images=None if images is None else [images[row] for row in rows],
         text=[questions[row] for row in rows],
@@ -124,7 +139,11 @@ def add_attributions(
     for name in ("pixel_values", "evidence_pixel_values"):
         if name in inputs:
             inputs[name] = inputs[name].to(model.dtype)
-    told = without_adapters(model).attribute(**inputs)
+    fill_attributions(rows, reader.attribute(**inputs), answers)
+
+
+def fill_attributions(rows: Sequence[int], told: RavlmAttribution, answers: Sequence[Answer]) -> None:
+    """Writes what was told of the answers in `rows` to them."""
     for row, posterior, without in zip(rows, told.posterior.tolist(), told.leave_one_out.tolist(), strict=True):
         number = len(answers[row].evidence)
         answers[row].posterior, answers[row].leave_one_out = posterior[:number], without[:number]

@@ -1,0 +1,169 @@
+"""Which models of transformers can be a part of ours, and how each is loaded with all of its weights.
+
+Three roles: a vision tower, a text encoder, a generator. Each is given as a name on the Hub, a folder, or a model
+object; of a dual tower (CLIP, SigLIP) the half that fits is taken. What does not fit is refused by name, and weights
+that a checkpoint lacks are an error instead of random numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, Union
+
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from ..errors import InvalidInputError
+
+
+Backbone = Union[str, "os.PathLike[str]", PreTrainedModel]
+Reader = Literal["image_text", "causal"]
+
+AUTO_READERS: dict[str, Any] = {"image_text": AutoModelForImageTextToText, "causal": AutoModelForCausalLM}
+POOLERS = ("pooler",)  # we pool ourselves, so a checkpoint may lack these
+
+
+def reader_kind(config: PreTrainedConfig) -> Reader:
+    """How a generator reads: `"image_text"` sees pictures by itself, `"causal"` sees those that we project for it.
+
+    A type that is in both mappings of transformers (Gemma 3, Llama 4) is an image-text-to-text model.
+
+    Raises:
+        `InvalidInputError`: for a type in neither mapping, and for encoder-decoders.
+
+    Example:
+
+    >>> from transformers import Gemma3Config, LlamaConfig
+    >>> reader_kind(LlamaConfig()), reader_kind(Gemma3Config())
+    ('causal', 'image_text')
+    """
+    if config.is_encoder_decoder:
+        raise InvalidInputError(
+            f"the generator is a {config.model_type!r} model, an encoder-decoder; expected a decoder: a causal "
+            "language model (llama, qwen3, gpt2, gemma3_text, opt, ...) or an image-text-to-text model (qwen2_5_vl, "
+            "llava, smolvlm, gemma3, ...)"
+        )
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return "image_text"
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return "causal"
+    raise InvalidInputError(
+        f"the generator is a {config.model_type!r} model, which neither generates text nor reads pictures; expected a "
+        "type of AutoModelForCausalLM (llama, qwen3, gpt2, gemma3_text, opt, ...) or of AutoModelForImageTextToText "
+        "(qwen2_5_vl, llava, smolvlm, gemma3, ...)"
+    )
+
+
+def reads_images(config: PreTrainedConfig) -> bool:
+    """Whether a generator of this configuration is an image-text-to-text model."""
+    return reader_kind(config) == "image_text"
+
+
+def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
+    """The generator: a causal language model, or an image-text-to-text model with its own vision tower.
+
+    Args:
+        source (`str`, `os.PathLike` or `PreTrainedModel`): name on the Hub, folder, or the model itself.
+        loading: passed to `from_pretrained` (`dtype`, `trust_remote_code`).
+
+    Raises:
+        `InvalidInputError`: if it is no generator, or its checkpoint lacks weights.
+    """
+    if not isinstance(source, nn.Module):
+        config = read_config(source, **loading)
+        auto = AUTO_READERS[reader_kind(config)]
+        return _load(auto, source, config, "generator", **loading)
+    config = source.config
+    mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if reads_images(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    if not isinstance(source, mapping[type(config)]):
+        raise InvalidInputError(
+            f"the generator came as a {type(source).__name__}, which has no head that writes; expected a "
+            f"{mapping[type(config)].__name__}: load it with {AUTO_READERS[reader_kind(config)].__name__}"
+        )
+    return source
+
+
+def load_vision_tower(source: Backbone, **loading: Any) -> PreTrainedModel:
+    """The vision tower: any model that turns pictures into patch features; the vision half of a dual tower.
+
+    Raises:
+        `InvalidInputError`: if it takes no fixed-size pictures, or its checkpoint lacks weights.
+    """
+    tower = _load_half(source, "vision", **loading)
+    if tower.config.model_type == "siglip2_vision_model":
+        raise InvalidInputError(
+            "the vision tower is a SigLIP 2 of flexible resolution (NaFlex), which takes patches with their shapes "
+            "and no pictures; choose a SigLIP 2 of fixed resolution (siglip2-base-patch16-224, ...), which loads as "
+            "SigLIP"
+        )
+    if tower.main_input_name != "pixel_values":
+        raise InvalidInputError(
+            f"the vision tower is a {type(tower).__name__}, which reads {tower.main_input_name}; expected a model "
+            "that reads pixel_values (ViT, CLIP, SigLIP, DINOv2, DINOv3, ConvNeXt, ResNet, ...)"
+        )
+    return tower
+
+
+def load_text_encoder(source: Backbone, **loading: Any) -> PreTrainedModel:
+    """The text encoder: any model that turns tokens into states of `hidden_size`; the text half of a dual tower.
+
+    Raises:
+        `InvalidInputError`: for an encoder-decoder or a model without texts, or if its checkpoint lacks weights.
+    """
+    encoder = _load_half(source, "text", **loading)
+    if encoder.main_input_name != "input_ids" or encoder.config.is_encoder_decoder:
+        raise InvalidInputError(
+            f"the text encoder is a {type(encoder).__name__}, which reads {encoder.main_input_name}"
+            f"{' and has a decoder' if encoder.config.is_encoder_decoder else ''}; expected a model of texts alone "
+            "(BERT, MiniLM, RoBERTa, ModernBERT, the text half of CLIP, ...)"
+        )
+    return encoder
+
+
+def read_config(source: Backbone, trust_remote_code: bool = False, **_: Any) -> PreTrainedConfig:
+    """The configuration of a backbone that may not be loaded yet."""
+    if isinstance(source, nn.Module):
+        return source.config
+    return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+def _load_half(source: Backbone, half: Literal["vision", "text"], **loading: Any) -> PreTrainedModel:
+    config = read_config(source, **loading)
+    config = getattr(config, f"{half}_config", config)
+    if type(config) not in MODEL_MAPPING and not loading.get("trust_remote_code"):
+        raise InvalidInputError(
+            f"the {half} part is of type {config.model_type!r}, which AutoModel does not know; choose another "
+            + ("vision tower (ViT, CLIP, SigLIP, ...)" if half == "vision" else "text encoder (BERT, CLIP, ...)")
+        )
+    if not isinstance(source, nn.Module):
+        return _load(AutoModel, source, config, f"{half} part", **loading)
+    for module in source.modules():  # the model itself, the base of a model with a head, or half of a dual tower
+        if isinstance(module, MODEL_MAPPING[type(config)]):
+            return module
+    raise InvalidInputError(
+        f"the {half} part came as a {type(source).__name__}, in which there is no "
+        f"{MODEL_MAPPING[type(config)].__name__}; give its folder, or that part itself"
+    )
+
+
+def _load(auto: Any, source: Any, config: PreTrainedConfig, role: str, **loading: Any) -> PreTrainedModel:
+    model, report = auto.from_pretrained(source, config=config, output_loading_info=True, **loading)
+    missing = [key for key in report["missing_keys"] if not any(name in key for name in POOLERS)]
+    if missing or report["mismatched_keys"]:
+        misshapen = [str(entry[0]) for entry in report["mismatched_keys"]]
+        raise InvalidInputError(
+            f"the {role} {os.fspath(source)!r} lacks {len(missing)} weights of a {type(model).__name__}, and "
+            f"{len(misshapen)} have another shape ({', '.join([*sorted(missing), *misshapen][:3])}, ...): they would "
+            "start from random numbers; give a checkpoint of this architecture"
+        )
+    return model
