@@ -119,3 +119,28 @@ def test_adapters_on_every_part_save_load_and_merge(fusion, tmp_path):
         merged.save_pretrained(tmp_path / "merged")
         again = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").eval()
         torch.testing.assert_close(again(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_the_language_model_alone_is_quantized_and_reloads(tmp_path):
+    quantization = pytest.importorskip("torchao.quantization", reason='needs torchao: pip install -e ".[dev]"')
+    from transformers import TorchAoConfig
+
+    model, inputs = tiny_model(fusion="gated"), inputs_for("gated")
+    model.save_pretrained(tmp_path / "exact")
+    settings = TorchAoConfig(
+        quantization.Int8WeightOnlyConfig(), modules_to_not_convert=["model", "image_projector", "fusion", "lm_head"]
+    )
+    load = AutoModelForImageTextToText.from_pretrained
+    small = load(tmp_path / "exact", quantization_config=settings, device_map="cpu").eval()
+    kept = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        difference = (small(**inputs).logits - model(**inputs).logits)[kept].abs().max()
+    assert 0 < difference < 0.02
+    assert type(small.fusion.output.weight) is torch.nn.Parameter
+    small.save_pretrained(tmp_path / "small")
+    again = load(tmp_path / "small", device_map="cpu").eval()
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, small(**inputs).logits)
+    assert again.generate(**inputs, max_new_tokens=2).shape[0] == 2

@@ -74,7 +74,7 @@ def fill_memory(
     expected = torch.full_like(there, memory.shape[2]) if kept is None else kept.sum(dim=-1)
     if not torch.compiler.is_compiling() and bool((there != expected * (there > 0)).any()):
         raise ValueError(
-            f"evidence placeholders and evidence states do not match: input_ids hold {there.tolist()} <evidence> tokens "
+            f"evidence placeholders and states do not match: input_ids hold {there.tolist()} <evidence> tokens "
             f"per passage, the inputs give {expected.tolist()} states; let RavlmProcessor write the prompt, with the "
             "fusion and num_memory_tokens of the model's config, and pass all of its outputs"
         )
