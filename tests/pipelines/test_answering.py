@@ -11,7 +11,10 @@ from tiny import FUSIONS, picture, tiny_model, tiny_processor
 
 
 EVIDENCE = [
-    [Evidence(id="no", text="the capital of Norway is Oslo", score=0.9, rank=1), Evidence(id="w", text="white", rank=2)],
+    [
+        Evidence(id="no", text="the capital of Norway is Oslo", score=0.9, rank=1),
+        Evidence(id="w", text="white", rank=2),
+    ],
     [],
     [Evidence(id="td", text="of Chad", score=0.4, rank=1)],
 ]

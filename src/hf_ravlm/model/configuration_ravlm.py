@@ -98,6 +98,7 @@ class RavlmConfig(PublishedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        kwargs.pop("auto_map", None)  # of the folder it was loaded from; saving writes it anew
         super().__post_init__(**kwargs)
         self.vision_config = getattr(self.vision_config, "vision_config", self.vision_config)
         self.text_config = getattr(self.text_config, "text_config", self.text_config)

@@ -74,6 +74,8 @@ class InputEncoding:
             encoded["evidence_states"], encoded["evidence_token_mask"] = self.encode_evidence(
                 evidence_input_ids, evidence_attention_mask, evidence_pixel_values, evidence_image_mask
             )
+        elif encoded["evidence_states"] is not None:  # kept ones may be of another precision
+            encoded["evidence_states"] = encoded["evidence_states"].to(self.image_projector.weight.dtype)
         if self.fusion.num_memory_tokens != 0 and encoded["question_states"] is None:
             if question_input_ids is None or question_attention_mask is None:
                 raise ValueError(

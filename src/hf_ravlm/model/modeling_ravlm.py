@@ -37,6 +37,7 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
+    _no_split_modules = ["CrossReading", "GatedExchange", "PassageReading"]  # beside those of the backbones
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -88,6 +89,10 @@ class RavlmModel(RavlmPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_encoder.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """Resizes the text encoder's vocabulary; it is counted in `config.text_config`, not in the generator's."""
+        return self.text_encoder.resize_token_embeddings(*args, **kwargs)
 
     def get_logit_scale(self) -> torch.Tensor:
         """`1 / temperature`, a learned number from 1 to 100."""
@@ -142,16 +147,23 @@ class RavlmModel(RavlmPreTrainedModel):
         Raises:
             `ValueError`: if neither images nor texts are given.
         """
+        return self._embed(pixel_values, image_mask, input_ids, attention_mask, text_mask)[0]
+
+    def _embed(
+        self, pixel_values, image_mask, input_ids, attention_mask, text_mask, **recorded: bool
+    ) -> tuple[torch.Tensor, BaseModelOutputWithPooling | None]:
+        """What `get_query_features` returns, and what the text encoder returned, with the states that are wanted."""
         if pixel_values is None and input_ids is None:
             raise ValueError(
                 "nothing to embed: expected pixel_values (images), input_ids (texts) or both, got neither"
             )
         images = texts = None
         if pixel_values is not None:
-            images = self.get_image_features(pixel_values).pooler_output
+            images = self.get_image_features(pixel_values)
         if input_ids is not None:
-            texts = self.get_text_features(input_ids, attention_mask).pooler_output
-        return self.combine(images, image_mask, texts, text_mask)
+            texts = self.get_text_features(input_ids, attention_mask, **recorded)
+        vectors = [None if output is None else output.pooler_output for output in (images, texts)]
+        return self.combine(vectors[0], image_mask, vectors[1], text_mask), texts
 
     def combine(
         self,
@@ -201,6 +213,8 @@ class RavlmModel(RavlmPreTrainedModel):
         query_labels: torch.LongTensor | None = None,
         passage_labels: torch.LongTensor | None = None,
         return_loss: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs,
     ) -> RavlmEmbeddingOutput:
         r"""
@@ -214,8 +228,12 @@ class RavlmModel(RavlmPreTrainedModel):
             query_labels (`(B,)`), passage_labels (`(N,)`), *optional*:
                 passages with the label of a query are never its negatives.
             return_loss (`bool`, *optional*): whether to compute InfoNCE.
+            output_hidden_states, output_attentions (`bool`, *optional*):
+                whether to return those of the text encoder over the queries; `get_image_features` has the images'.
         """
-        query_embeds = self.get_query_features(pixel_values, image_mask, input_ids, attention_mask, text_mask)
+        wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        recorded = {name: value for name, value in wanted.items() if value is not None}
+        query_embeds, texts = self._embed(pixel_values, image_mask, input_ids, attention_mask, text_mask, **recorded)
         scale = self.get_logit_scale()
         passage_embeds = scores = loss = None
         if passage_input_ids is not None or passage_pixel_values is not None:
@@ -230,7 +248,13 @@ class RavlmModel(RavlmPreTrainedModel):
             if return_loss:
                 loss = info_nce(query_embeds, passage_embeds, scale, query_labels, passage_labels)
         return RavlmEmbeddingOutput(
-            loss=loss, query_embeds=query_embeds, passage_embeds=passage_embeds, scores=scores, logit_scale=scale
+            loss=loss,
+            query_embeds=query_embeds,
+            passage_embeds=passage_embeds,
+            scores=scores,
+            logit_scale=scale,
+            hidden_states=None if texts is None else texts.hidden_states,
+            attentions=None if texts is None else texts.attentions,
         )
 
 

@@ -25,6 +25,7 @@ class RavlmEmbeddingOutput(ModelOutput):
         scores (`torch.FloatTensor` of shape `(B, N)`, *optional*): cosine of every query with every passage.
         logit_scale (`torch.FloatTensor`, *optional*):
             `1 / temperature`. Part of the output so that distributed training sees the parameter in `forward`.
+        hidden_states, attentions (`tuple`, *optional*): of the text encoder over the queries, when asked for.
     """
 
     loss: torch.FloatTensor | None = None
@@ -32,6 +33,8 @@ class RavlmEmbeddingOutput(ModelOutput):
     passage_embeds: torch.FloatTensor | None = None
     scores: torch.FloatTensor | None = None
     logit_scale: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass

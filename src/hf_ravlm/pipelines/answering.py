@@ -20,6 +20,7 @@ from ..model.outputs_ravlm import RavlmAttribution
 
 if TYPE_CHECKING:
     from ..retrieval import Evidence, RavlmRetriever
+    from .encoded_knowledge import EncodedKnowledge
 
 EVIDENCE_FIELDS = ("id", "text", "image", "score", "rank", "source", "licence", "url", "title", "metadata")
 
@@ -62,6 +63,7 @@ def answer_questions(
     k: int | None = None,
     evidence: Sequence[Sequence[Any]] | None = None,
     with_posterior: bool = True,
+    encoded_knowledge: EncodedKnowledge | None = None,
     **generate_kwargs,
 ) -> list[list[Answer]]:
     """Answers questions about images with what the retriever finds.
@@ -73,6 +75,7 @@ def answer_questions(
         k (`int`, *optional*): passages per question, `config.num_passages` by default; 0 is closed-book.
         evidence (`list[list[Evidence]]`, *optional*): use these passages and do not retrieve.
         with_posterior (`bool`): also attribute each answer to its passages (about `2 * K` forward passes each).
+        encoded_knowledge (`EncodedKnowledge`, *optional*): states of the passages, read once and kept.
         generate_kwargs: passed to `model.generate`.
 
     Returns:
@@ -85,6 +88,8 @@ def answer_questions(
         find = retriever is not None and k > 0
         evidence = retriever.retrieve(images, list(questions), k=k) if find else [[] for _ in questions]
     inputs = processor(images=images, text=list(questions), evidence=evidence).to(model.device)
+    if encoded_knowledge is not None:
+        encoded_knowledge.replace_inputs(inputs, evidence)
     for name in ("pixel_values", "evidence_pixel_values"):
         if name in inputs:
             inputs[name] = inputs[name].to(model.dtype)

@@ -22,7 +22,7 @@ from .answering import answer_questions, without_adapters
 
 
 KNOWLEDGE_FOLDER = "knowledge_base"
-_ANSWER_KEYS = ("k", "retriever", "with_posterior")
+_ANSWER_KEYS = ("k", "retriever", "with_posterior", "encoded_knowledge")
 
 
 class RavlmPipelineMixin:
@@ -53,10 +53,12 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
     - **k** (`int`, *optional*) -- passages to read; 0 answers closed-book.
     - **retriever** (`RavlmRetriever`, *optional*) -- another knowledge base for this call.
     - **with_posterior** (`bool`, *optional*, defaults to `True`) -- whether to attribute the answer to passages.
+    - **encoded_knowledge** (`EncodedKnowledge`, *optional*) -- states of the passages, read once and kept.
     - everything else goes to `model.generate`.
 
     Each picture gives a list of dictionaries with `generated_text`, `evidence` (dictionaries with id, text, image,
-    score, source, licence, ...) and `posterior` (one probability per passage).
+    score, source, licence, ...), `posterior` (one probability per passage) and `leave_one_out` (what the answer's
+    log-probability loses without the passage).
     """
 
     _load_processor = _load_tokenizer = _load_image_processor = None  # foreign checkpoints may lack any of them
@@ -98,7 +100,9 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
             )
         return {"image": open_picture(inputs, timeout), "question": question}
 
-    def _forward(self, model_inputs, generate_kwargs=None, retriever=None, k=None, with_posterior=True):
+    def _forward(
+        self, model_inputs, generate_kwargs=None, retriever=None, k=None, with_posterior=True, encoded_knowledge=None
+    ):
         images, questions = model_inputs["image"], model_inputs["question"]
         batched = isinstance(questions, list)
         answers = answer_questions(
@@ -109,6 +113,7 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
             questions if batched else [questions],
             k=k,
             with_posterior=with_posterior,
+            encoded_knowledge=encoded_knowledge,
             **self._prepare_generate_kwargs(dict(generate_kwargs or {})),
         )
         return {"answers": answers if batched else answers[0]}
