@@ -120,8 +120,8 @@ class EncodedKnowledge:
         row = self.row_of.get(getattr(passage, "id", None))
         if row is None:
             raise InvalidInputError(
-                f"passage {getattr(passage, 'id', passage)!r} has no stored states: expected passages of the knowledge "
-                "base that encoded_knowledge was built from"
+                f"passage {getattr(passage, 'id', passage)!r} has no stored states: expected passages of the "
+                "knowledge base that encoded_knowledge was built from"
             )
         return row
 
