@@ -69,17 +69,26 @@ def train(model, processor, world, countries: list[str], arguments: argparse.Nam
         ShuffledCountries([world.entities[c] for c in countries], arguments.seed),
     )
     images = [(c, VIEW) for c in countries if (c, VIEW) in world.images]
-    for name, parameter in model.named_parameters():  # pictures tell nothing here, and the retriever stays what it is
-        parameter.requires_grad = not name.startswith(("model.vision_tower", "model.image_projection", "model.logit"))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=arguments.lr)
+    trained = ("fusion.", "model.text_encoder.", "language_model.")  # pictures tell nothing here
+    groups: dict[bool, list] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith(trained)
+        if parameter.requires_grad:
+            groups[name.startswith("language_model.")].append(parameter)
+    # The language model can copy already, and forgets it at the pace at which a fusion learns.
+    peaks = {True: arguments.lr / 20, False: arguments.lr}
+    optimizer = torch.optim.AdamW([{"params": groups[old], "lr": peaks[old]} for old in (True, False)])
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / 20) * (1 - step / arguments.steps)
+    )
     model.train()
     for step in range(arguments.steps):
-        optimizer.param_groups[0]["lr"] = arguments.lr * min(1, (step + 1) / 20) * (1 - step / arguments.steps)
         inputs = processor(**training_batch(fiction, world, images, rng, arguments.batch_size))
         loss = model(**inputs).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
         if step % 50 == 49:
             print(f"  step {step + 1}: loss {loss.item():.3f}", file=sys.stderr)
@@ -126,7 +135,9 @@ def main() -> None:
     parser.add_argument("--fusions", nargs="+", choices=FUSIONS, default=FUSIONS)
     parser.add_argument("--steps", type=int, default=300, help="training steps of each reader")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=4e-4, help="peak learning rate")
+    parser.add_argument(
+        "--lr", type=float, default=1e-3, help="peak learning rate of the fusion; the language model's is 1/20"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, help="write figures as JSON")

@@ -140,12 +140,28 @@ def return_freed_memory() -> None:
         pass
 
 
-def run(model, inputs: dict, new_tokens: int) -> tuple[float, float]:
-    """CPU and wall seconds of one `generate`."""
-    cpu, wall = time.process_time(), time.perf_counter()
+class Clock:
+    """A streamer of `generate` that notes the CPU and wall time at which the prompt and each token come."""
+
+    def __init__(self):
+        self.times = []
+
+    def put(self, _):
+        self.times.append((time.process_time(), time.perf_counter()))
+
+    def end(self):
+        pass
+
+
+def run(model, inputs: dict, new_tokens: int) -> tuple[float, float, float]:
+    """CPU and wall seconds to the first token of one `generate`, and CPU seconds per token after it."""
+    clock = Clock()
+    start = time.process_time(), time.perf_counter()
+    options = {"min_new_tokens": 1 + new_tokens, "max_new_tokens": 1 + new_tokens, "do_sample": False}
     with torch.inference_mode():
-        model.generate(**inputs, min_new_tokens=new_tokens, max_new_tokens=new_tokens, do_sample=False)
-    return time.process_time() - cpu, time.perf_counter() - wall
+        model.generate(**inputs, **options, streamer=clock)
+    first, last = clock.times[1], clock.times[-1]  # the prompt came before
+    return first[0] - start[0], first[1] - start[1], (last[0] - first[0]) / new_tokens
 
 
 def measure(arguments: argparse.Namespace) -> list[dict]:
@@ -167,9 +183,8 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
             PassageLikelihoods._can_share = (lambda *_: False) if way.endswith("naive") else share
             return_freed_memory()
             with PeakMemory() as memory:
-                first = run(models[way], inputs, 1)
-            more = run(models[way], inputs, 1 + arguments.new_tokens)
-            seen = (*first, max(more[0] - first[0], 0.0) / arguments.new_tokens, memory.bytes)
+                seen = run(models[way], inputs, arguments.new_tokens)
+            seen = (*seen, memory.bytes)
             best = jobs[way, k]
             jobs[way, k] = seen if best is None else (*map(min, best[:3], seen[:3]), max(best[3], seen[3]))
     PassageLikelihoods._can_share = share

@@ -117,7 +117,7 @@ class EncodedKnowledge:
         inputs["evidence_states"], inputs["evidence_token_mask"] = states.to(device), mask.to(device)
 
     def _row(self, passage: Any) -> int:
-        row = self.row_of.get(getattr(passage, "id", None))
+        row = self.row_of.get(str(getattr(passage, "id", None)))
         if row is None:
             raise InvalidInputError(
                 f"passage {getattr(passage, 'id', passage)!r} has no stored states: expected passages of the "
