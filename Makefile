@@ -6,25 +6,32 @@ VENV ?= .venv
 # Extra arguments for pip, empty by default: e.g. PIP_TORCH_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 # picks the CPU build of PyTorch where the default index serves the CUDA build (Linux).
 PIP_TORCH_ARGS ?=
-# Arguments for the programs: make train ARGS="--seed 1", make test ARGS="-m 'not slow'"
+# Arguments for the programs: make train ARGS="--seed 1", make test ARGS="-m 'not slow'", make conformance ARGS="-k Gated"
 ARGS ?=
 
 BIN := $(VENV)/bin
+HARNESS := .conformance
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_TORCH_ARGS) -c constraints.txt
 PACKAGING := setup.py pyproject.toml constraints.txt
-CODE := src tests examples setup.py
+CODE := src tests examples benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test train lint clean
+.PHONY: help demo test conformance train lint clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo-installed  ## answer questions about flags with the shipped model; writes demo.png
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py $(ARGS)
 
 test: lint  ## lint, types, floors, then all tests and doctests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(ARGS)
+
+# The suites come from the source archives of the installed versions, which are downloaded once into HARNESS.
+conformance: $(VENV)/.test-installed  ## common test suites of transformers and peft, run on our classes
+	$(BIN)/python tests/conformance/build_harness.py $(HARNESS)
+	cd $(HARNESS) && HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
+		$(abspath $(BIN))/python -m pytest -c pyproject.toml -q -n auto $(CURDIR)/tests/conformance $(ARGS)
 
 train: $(VENV)/.demo-installed  ## train retriever and reader on the flags; writes the folder that the demo loads
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -38,7 +45,7 @@ lint: $(VENV)/.test-installed  ## format check, lint, import floors, types
 	$(BIN)/mypy
 
 clean:  ## remove the environment, caches and build outputs
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache demo.png
+	rm -rf $(VENV) $(HARNESS) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache demo.png
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/pip:

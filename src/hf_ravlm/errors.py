@@ -29,3 +29,7 @@ class KnowledgeBaseLockedError(RavlmError, OSError):
 
 class KnowledgeBaseNotFoundError(RavlmError, FileNotFoundError):
     """There is no stored knowledge base where one was expected."""
+
+
+class HubUnavailableError(RavlmError, ConnectionError):
+    """The Hub cannot be reached, or refused to answer; what lies on this machine is as it was."""

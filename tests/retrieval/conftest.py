@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
@@ -97,3 +98,11 @@ def retriever_of(encoder):
         return RavlmRetriever.build(KnowledgeBase.from_dicts(rows), encoder)
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """What is noted about index files stays among the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(constants, "HF_HOME", str(folder))
+    return folder

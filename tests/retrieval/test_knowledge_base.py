@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from hf_ravlm.errors import InvalidInputError, UnsafeInputError
-from hf_ravlm.retrieval import KnowledgeBase, Passage
+from hf_ravlm.retrieval import KnowledgeBase, Passage, RavlmRetriever
+from hf_ravlm.retrieval.filters import matching_rows
 from hf_ravlm.retrieval.passage_table import MAX_TEXT_BYTES
 
 
@@ -22,10 +23,11 @@ def test_passages_come_back_as_they_were_given():
         "source": "s",
         "licence": "CC0-1.0",
         "url": "u",
+        "revision": "r",
         "title": "t",
     }
     passage = KnowledgeBase.from_dicts([{**row, "metadata": {"year": 1999}, "tags": ["x", "y"]}])[0]
-    for name in ("id", "text", "source", "licence", "url", "title"):
+    for name in ("id", "text", "source", "licence", "url", "revision", "title"):
         assert getattr(passage, name) == row[name]
     assert passage.metadata == {"year": 1999, "tags": ["x", "y"]}
     assert passage.image.tobytes() == picture.tobytes()
@@ -139,13 +141,43 @@ def test_a_broken_image_stops_or_is_skipped_and_listed(caplog):
     with caplog.at_level(logging.WARNING, logger="hf_ravlm"):
         knowledge_base = KnowledgeBase.from_dicts(rows, on_error="skip")
     assert knowledge_base.ids == ["good"]
-    assert [passage_id for passage_id, _ in knowledge_base.skipped] == ["broken", "missing"]
-    assert "/no/such/file.png" in knowledge_base.skipped[1][1]
-    assert "2 passages were skipped" in caplog.text
+    assert [item.id for item in knowledge_base.skipped] == ["broken", "missing"]
+    assert "/no/such/file.png" in knowledge_base.skipped[1].reason
+    assert "2 items were skipped" in caplog.text
     with pytest.raises(InvalidInputError, match="2 rows were skipped"):
         KnowledgeBase.from_dicts(rows[1:], on_error="skip")
     with pytest.raises(InvalidInputError, match='"raise" or "skip"'):
         KnowledgeBase.from_dicts(rows, on_error="ignore")
+
+
+def test_an_id_that_comes_again_is_left_out_when_items_may_be_skipped():
+    rows = [{"id": name, "text": str(row)} for row, name in enumerate("abacbb")]
+    knowledge_base = KnowledgeBase.from_dicts(rows, on_error="skip")
+    assert [(passage.id, passage.text) for passage in knowledge_base] == [("a", "0"), ("b", "1"), ("c", "3")]
+    assert [item.id for item in knowledge_base.skipped] == ["a", "b", "b"]
+
+
+def test_a_report_is_written_even_when_nothing_was_left_out(tmp_path):
+    rows = [{"id": "a", "text": "t"}]
+    KnowledgeBase.from_dicts(rows, on_error="skip", report_file=tmp_path / "report.jsonl")
+    assert (tmp_path / "report.jsonl").read_text() == ""
+    with pytest.raises(InvalidInputError, match='together with on_error="skip"'):
+        KnowledgeBase.from_dicts(rows, report_file=tmp_path / "report.jsonl")
+
+
+def test_a_table_from_before_revisions_is_taken_without_them():
+    whole = KnowledgeBase.from_dicts([{"id": "a", "text": "t", "title": "T", "revision": "7"}])
+    assert whole[0].revision == "7"
+    older = KnowledgeBase(whole.table.drop_columns(["revision"]))
+    assert (older[0].revision, older[0].title) == (None, "T")
+    assert older.table.schema.equals(whole.table.schema)
+
+
+def test_metadata_without_a_number_is_missing_and_the_rest_is_kept():
+    metadata = KnowledgeBase.from_dicts([{"id": "a", "text": "t", "year": float("nan"), "x": np.float32(1.5)}])[
+        0
+    ].metadata
+    assert metadata == {"x": 1.5}
 
 
 def test_a_table_of_another_form_is_refused():
@@ -158,3 +190,13 @@ def test_passages_can_be_compared_and_hashed():
     assert one == two
     assert len({one, two}) == 1
     assert one.image is None
+
+
+def test_a_revision_is_stored_and_can_be_asked_for(encoder, tmp_path):
+    rows = [
+        {"id": name, "text": f"text {name}", "revision": revision} for name, revision in zip("abc", ["1", "2", None])
+    ]
+    RavlmRetriever.build(KnowledgeBase.from_dicts(rows), encoder).save_pretrained(tmp_path)
+    knowledge_base = KnowledgeBase.load(tmp_path)
+    assert [passage.revision for passage in knowledge_base] == ["1", "2", None]
+    assert matching_rows(knowledge_base.table, {"revision": "2"}).tolist() == [False, True, False]

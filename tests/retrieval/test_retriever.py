@@ -13,13 +13,14 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
+from hash_encoder import HashEncoder
 from hf_ravlm.errors import (
     InvalidInputError,
     KnowledgeBaseMismatchError,
     KnowledgeBaseNotFoundError,
     UnsafeInputError,
 )
-from hf_ravlm.retrieval import Evidence, KnowledgeBase, RavlmRetriever
+from hf_ravlm.retrieval import Evidence, KnowledgeBase, RavlmRetriever, hub_folder
 from hf_ravlm.retrieval import retriever as retriever_module
 from hf_ravlm.retrieval.storage import open_generation
 
@@ -268,7 +269,7 @@ def test_without_an_encoder_model_and_processor_come_from_the_same_folder(retrie
 
     monkeypatch.setattr(transformers, "AutoModel", loader("model"))
     monkeypatch.setattr(transformers, "AutoProcessor", loader("processor"))
-    monkeypatch.setattr(retriever_module, "RavlmEncoder", lambda model, processor: encoder)
+    monkeypatch.setattr(hub_folder, "RavlmEncoder", lambda model, processor: encoder)
     retriever.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     for folder in (tmp_path, tmp_path / "knowledge_base"):
@@ -347,7 +348,7 @@ def test_model_and_knowledge_base_come_from_one_commit(hub, retriever, encoder, 
         seen.append((source, hub_kwargs))
         return encoder
 
-    monkeypatch.setattr(retriever_module, "_load_encoder", load_encoder)
+    monkeypatch.setattr(retriever_module, "load_encoder", load_encoder)
     RavlmRetriever.from_pretrained("owner/birds", revision="main")
     assert seen == [("owner/birds", {"revision": "b" * 40})]
 
@@ -356,3 +357,19 @@ def test_a_repository_without_a_knowledge_base_is_explained(hub, encoder):
     hub.folder.mkdir(parents=True)
     with pytest.raises(KnowledgeBaseNotFoundError, match="no knowledge_base/CURRENT"):
         RavlmRetriever.from_pretrained("owner/birds", encoder=encoder)
+
+
+@pytest.mark.parametrize("channels", [("dense",), ("bm25",), ("dense", "bm25")])
+def test_the_score_is_the_cosine_however_a_passage_was_found(channels):
+    rows = [{"id": n, "text": text} for n, text in enumerate(["red kite", "white swan", "kite of paper", "paper"])]
+    retriever = RavlmRetriever.build(KnowledgeBase.from_dicts(rows), HashEncoder())
+    found = retriever.retrieve(texts=["red kite", "paper swan"], k=3, channels=channels)
+    vectors = retriever.encoder.encode_queries(None, ["red kite", "paper swan"])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for vector, passages in zip(vectors, found):
+        assert passages
+        for passage in passages:
+            cosine = vector @ retriever.vectors[retriever.knowledge_base.ids.index(passage.id)]
+            assert passage.score == pytest.approx(cosine, abs=1e-5)
+        order = [passage.ranking_score for passage in passages]
+        assert order == sorted(order, reverse=True)

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import json
+import lzma
+import tracemalloc
+import zipfile
 
 import datasets
 import pyarrow as pa
@@ -11,6 +16,8 @@ from PIL import Image
 
 from hf_ravlm.errors import InvalidInputError, UnsafeInputError
 from hf_ravlm.retrieval import KnowledgeBase
+from hf_ravlm.retrieval.chunking import Chunking
+from hf_ravlm.retrieval.table_sources import rows_from_jsonl
 
 
 READERS = {"jsonl": KnowledgeBase.from_jsonl, "csv": KnowledgeBase.from_csv, "parquet": KnowledgeBase.from_parquet}
@@ -206,11 +213,128 @@ def test_a_data_set_of_another_kind_is_refused_with_the_way_out(dataset):
         KnowledgeBase.from_dataset(dataset)
     with pytest.raises(InvalidInputError, match=r"Pick one of its splits \['train'\]"):
         KnowledgeBase.from_dataset(datasets.DatasetDict({"train": dataset}))
-    with pytest.raises(InvalidInputError, match="without streaming"):
-        KnowledgeBase.from_dataset(dataset.to_iterable_dataset())
     paths = datasets.Dataset.from_dict({"id": ["a"], "image": ["/etc/hostname"]})
     with pytest.raises(InvalidInputError, match=r"cast_column\('image', datasets.Image\(\)\)"):
         KnowledgeBase.from_dataset(paths)
+
+
+def test_a_streamed_data_set_gives_the_same_passages(dataset):
+    loaded = KnowledgeBase.from_dataset(dataset, id_column="key")
+    streamed = KnowledgeBase.from_dataset(dataset.to_iterable_dataset(num_shards=2), id_column="key")
+    assert streamed.table.equals(loaded.table)
+
+
+def test_a_stream_that_does_not_know_its_columns_is_read_by_its_first_row():
+    rows = [{"id": "a", "text": "t", "image": Image.new("RGB", (2, 2)), "year": 1999}, {"id": "b", "text": "u"}]
+    rows.append({"id": "c", "text": "v", "image": "/etc/hostname"})
+    stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    assert stream.features is None
+    with pytest.raises(InvalidInputError, match="row 2: the image is a string"):
+        KnowledgeBase.from_dataset(stream)
+    knowledge_base = KnowledgeBase.from_dataset(stream, on_error="skip")
+    assert [(passage.id, passage.image is None, passage.metadata) for passage in knowledge_base] == [
+        ("a", False, {"year": 1999}),
+        ("b", True, {}),
+    ]
+    assert knowledge_base.skipped[0][0] == "c"
+
+
+def test_a_stream_may_name_images_inside_an_archive(tmp_path):
+    data = save_picture(tmp_path / "a.png", "blue").read_bytes()
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("a.png", data)
+    paths = [f"zip://a.png::{tmp_path}/images.zip", f"zip://gone.png::{tmp_path}/images.zip"]
+    types = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image()})
+    rows = [{"id": str(number), "image": path} for number, path in enumerate(paths)]
+    stream = datasets.IterableDataset.from_generator(lambda: iter(rows), features=types)
+    knowledge_base = KnowledgeBase.from_dataset(stream, on_error="skip")
+    assert [passage.image_bytes for passage in knowledge_base] == [data]
+    assert "cannot be read (gone.png)" in knowledge_base.skipped[0].reason
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, bytes])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_compressed_tables_are_known_by_their_content(tmp_path, suffix, compress):
+    plain = write_table(tmp_path / f"plain.{suffix}", [{"id": "a", "text": "Zoë"}, {"id": "b", "text": "u"}])
+    path = tmp_path / f"table.{suffix}.gz"
+    path.write_bytes(compress(b"\xef\xbb\xbf" + plain.read_bytes()))
+    assert [passage.text for passage in read(suffix, path)] == ["Zoë", "u"]
+
+
+def test_a_cut_archive_stops_even_when_items_may_be_skipped(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(b"id,text\n" + b"".join(b"%d,t\n" % row for row in range(5000)))[:-20])
+    with pytest.raises(InvalidInputError, match="t.csv.gz: the file cannot be read to its end"):
+        KnowledgeBase.from_csv(path, on_error="skip")
+
+
+def test_values_are_parted_by_tabs_in_tsv_files_or_as_one_says(tmp_path):
+    (tmp_path / "t.tsv").write_text("id\ttext\na\tone, two\n")
+    (tmp_path / "t.csv").write_text("id;text\na;one, two\n")
+    assert KnowledgeBase.from_csv(tmp_path / "t.tsv")[0].text == "one, two"
+    assert KnowledgeBase.from_csv(tmp_path / "t.csv", delimiter=";")[0].text == "one, two"
+
+
+def test_every_broken_item_of_a_jsonl_file_is_left_out_and_reported(tmp_path):
+    lines = [
+        b'{"id": "a", "text": "t", "image": "a.png"}',
+        b'{"id": "b"',
+        b"[1]",
+        b'{"text": "no id"}',
+        b'{"id": "e", "text": "\xff"}',
+        b'{"id": "f", "text": 5}',
+        b'{"id": "g", "text": "' + b"x" * 70_000 + b'"}',
+        b'{"id": "h", "text": "t", "image": "../a.png"}',
+        b'{"id": "i", "text": "t", "image": "broken.png"}',
+        b'{"id": "a", "text": "again"}',
+        b'{"id": "z", "text": "t"}',
+    ]
+    (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    save_picture(tmp_path / "a.png")
+    with pytest.raises(InvalidInputError, match="t.jsonl line 2 is not JSON.*on_error"):
+        KnowledgeBase.from_jsonl(tmp_path / "t.jsonl")
+    report = tmp_path / "report.jsonl"
+    knowledge_base = KnowledgeBase.from_jsonl(tmp_path / "t.jsonl", on_error="skip", report_file=report)
+    assert knowledge_base.ids == ["a", "z"]
+    reported = [json.loads(line) for line in report.read_text().splitlines()]
+    assert [item["id"] for item in reported] == [None, None, None, None, "f", "g", "h", "i", "a"]
+    assert reported[0]["where"] == "t.jsonl line 2"
+    assert all(item["reason"] for item in reported)
+    assert [(item.where, item.id, item.reason) for item in knowledge_base.skipped] == [
+        (item["where"], item["id"], item["reason"]) for item in reported
+    ]
+
+
+def test_every_broken_row_of_a_csv_file_is_left_out(tmp_path):
+    content = b'id,text\na,t\nb,t,more\nc,"open\nd,t"x\ne,\xff\nf\ng,"two\nlines"\n'
+    (tmp_path / "t.csv").write_bytes(content)
+    knowledge_base = KnowledgeBase.from_csv(tmp_path / "t.csv", on_error="skip")
+    assert [(passage.id, passage.text) for passage in knowledge_base] == [("a", "t"), ("g", "two\nlines")]
+    assert [item.where for item in knowledge_base.skipped] == [f"t.csv line {number}" for number in (3, 4, 6, 7)]
+
+
+def test_a_quote_that_is_never_closed_does_not_swallow_rows_in_silence(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b'id,text\na,t\nb,"open\nc,t\n')
+    with pytest.raises(InvalidInputError, match="t.csv line 3 is not CSV"):
+        KnowledgeBase.from_csv(tmp_path / "t.csv")
+
+
+def test_a_long_document_may_stand_in_one_cell(tmp_path):
+    (tmp_path / "t.csv").write_text(f"id,text\na,{'A sentence. ' * 20_000}\n")
+    assert len(KnowledgeBase.from_csv(tmp_path / "t.csv", chunking=Chunking(4000))) == 61
+
+
+def test_files_are_read_in_bounded_memory(tmp_path):
+    with gzip.open(tmp_path / "t.jsonl.gz", "wt") as file:
+        for row in range(2_000):
+            file.write(json.dumps({"id": row, "text": "x" * 5_000}) + "\n")
+    tracemalloc.start()
+    num_rows = sum(1 for _ in rows_from_jsonl(tmp_path / "t.jsonl.gz", {}))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert num_rows == 2_000
+    assert peak < 1_000_000  # of 10 MB
 
 
 def test_a_folder_gives_images_with_the_texts_beside_them_and_texts_alone(tmp_path):
@@ -280,3 +404,16 @@ def test_images_with_one_stem_and_empty_or_missing_folders_are_refused(tmp_path)
         KnowledgeBase.from_folder(tmp_path)
     (tmp_path / "a.jpg").write_bytes(b"broken")
     assert KnowledgeBase.from_folder(tmp_path, on_error="skip").skipped[0][0] == "a"
+
+
+def test_every_broken_item_of_a_folder_is_left_out(tmp_path):
+    save_picture(tmp_path / "data" / "a.png")
+    (tmp_path / "data" / "b.png").write_bytes(b"broken")
+    (tmp_path / "data" / "c.txt").write_bytes(b"\xff")
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "data" / "d.txt").symlink_to(tmp_path / "secret.txt")
+    rows = [{"file_name": "a.png", "text": "An a."}, {"file_name": "gone.png"}, {"file_name": "../secret.txt"}]
+    write_table(tmp_path / "data" / "metadata.jsonl", rows)
+    knowledge_base = KnowledgeBase.from_folder(tmp_path / "data", on_error="skip")
+    assert [(passage.id, passage.text) for passage in knowledge_base] == [("a", "An a.")]
+    assert [item.id for item in knowledge_base.skipped] == [None, None, "b", "c", "d"]

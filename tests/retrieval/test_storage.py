@@ -19,10 +19,20 @@ from hf_ravlm.errors import (
     KnowledgeBaseLockedError,
     KnowledgeBaseNotFoundError,
 )
-from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever, durable_files, stored_knowledge
+from hf_ravlm.retrieval import (
+    KnowledgeBase,
+    RavlmRetriever,
+    durable_files,
+    passage_files,
+    storage,
+    stored_knowledge,
+    vector_files,
+)
 from hf_ravlm.retrieval.durable_files import exclusive_lock
-from hf_ravlm.retrieval.storage import NewFile, load_generation, open_generation, write_generation
-from hf_ravlm.retrieval.stored_knowledge import load_knowledge
+from hf_ravlm.retrieval.leases import Lease
+from hf_ravlm.retrieval.manifest import FORMAT
+from hf_ravlm.retrieval.opened_knowledge import OpenOptions, load_passages, open_state
+from hf_ravlm.retrieval.storage import NewFile, load_generation, open_generation, read_generation, write_generation
 
 
 def new_file(content: str, role: str = "vectors", suffix: str = "safetensors") -> NewFile:
@@ -30,9 +40,8 @@ def new_file(content: str, role: str = "vectors", suffix: str = "safetensors") -
 
 
 def write(folder, content: str, **options) -> str:
-    return write_generation(
-        folder, {"tag": content}, [new_file(content), new_file(f"{content}!", "passages")], **options
-    )
+    files = [new_file(content), new_file(f"{content}!", "passages")]
+    return write_generation(folder, {"tag": content}, files, **options).name
 
 
 def read(folder) -> str:
@@ -48,8 +57,16 @@ def all_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def load(store):
+    return open_state(store, OpenOptions()).knowledge
+
+
+def paths_of(store, role: str) -> list[Path]:
+    return [file.path for file in read_generation(store).files_of(role)]
+
+
 def texts_of(store) -> list[str]:
-    return load_knowledge(store).table["text"].to_pylist()
+    return load_passages(store)["text"].to_pylist()
 
 
 # --- What is written
@@ -98,17 +115,17 @@ def test_a_saved_knowledge_base_is_reproducible_and_says_nothing_about_its_maker
 
 def test_the_vectors_open_with_safetensors_alone(retriever, tmp_path):
     retriever.save_pretrained(tmp_path)
-    (path,) = (tmp_path / "knowledge_base" / "objects").rglob("*.safetensors")
+    (path,) = paths_of(tmp_path / "knowledge_base", "vectors")
     np.testing.assert_array_equal(load_file(path)["vectors"], retriever.vectors)
 
 
 def test_a_large_knowledge_base_is_cut_into_files_and_joined_again(retriever_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(stored_knowledge, "_MAX_ROWS_PER_FILE", 7)
+    monkeypatch.setattr(passage_files, "_MAX_ROWS_PER_FILE", 7)
     retriever = retriever_of("tag", 20)
     retriever.save_pretrained(tmp_path / "rows")
-    monkeypatch.setattr(stored_knowledge, "_MAX_BYTES_PER_FILE", 60)
+    monkeypatch.setattr(passage_files, "_MAX_BYTES_PER_FILE", 60)
     retriever.save_pretrained(tmp_path / "bytes")
-    monkeypatch.setattr(stored_knowledge, "_MAX_BYTES_PER_FILE", 1)
+    monkeypatch.setattr(passage_files, "_MAX_BYTES_PER_FILE", 1)
     retriever.save_pretrained(tmp_path / "single")
     for name, num_files in (("rows", 3), ("bytes", 9), ("single", 20)):
         assert len(list((tmp_path / name).rglob("*.parquet"))) == num_files
@@ -158,8 +175,7 @@ def save_on(disk: FaultyDisk, retriever: RavlmRetriever, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("existing", [False, True], ids=["first", "over-an-existing-one"])
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_a_failure_at_any_step_leaves_the_previous_state(retriever_of, tmp_path, existing, error):
+def test_a_failure_at_any_step_leaves_the_previous_state(retriever_of, tmp_path, existing):
     old, new, other = retriever_of("old"), retriever_of("new"), retriever_of("other")
     template = tmp_path / "template"
     template.mkdir()
@@ -172,7 +188,7 @@ def test_a_failure_at_any_step_leaves_the_previous_state(retriever_of, tmp_path,
     assert dry.log[commit - 1][1][1].endswith("CURRENT")
     assert len(dry.log) > 20
     for n in range(1, len(dry.log) + 1):
-        folder = tmp_path / str(n)
+        folder, error = tmp_path / str(n), errno.ENOSPC if n % 2 else errno.EIO
         shutil.copytree(template, folder)
         with pytest.raises(OSError, match=os.strerror(error)):
             save_on(FaultyDisk(fail_at=n, error=error), new, folder)
@@ -192,16 +208,19 @@ def test_a_failure_at_any_step_leaves_the_previous_state(retriever_of, tmp_path,
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("writer", ["_write_passages", "_write_vectors"])
-def test_a_failure_while_a_file_is_filled_leaves_the_previous_state(retriever_of, tmp_path, monkeypatch, writer):
+@pytest.mark.parametrize(("module", "writer"), [(stored_knowledge, "write_passages"), (vector_files, "write_arrays")])
+def test_a_failure_while_a_file_is_filled_leaves_the_previous_state(
+    retriever_of, tmp_path, monkeypatch, module, writer
+):
     retriever_of("old").save_pretrained(tmp_path)
     before = all_files(tmp_path)
 
-    def fail(_, path):
+    def fail(*arguments):
+        path = next(argument for argument in arguments if isinstance(argument, Path))
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "disk full")
 
-    monkeypatch.setattr(stored_knowledge, writer, fail)
+    monkeypatch.setattr(module, writer, fail)
     with pytest.raises(OSError, match="disk full"):
         retriever_of("new").save_pretrained(tmp_path)
     assert texts_of(tmp_path / "knowledge_base")[0].startswith("old")
@@ -242,7 +261,9 @@ def write(n):
              for role in ("passages", "vectors")]
     write_generation(folder, {"tag": n}, files)
 
+begun = time.monotonic()
 write(0)
+pace = 5 * (time.monotonic() - begun)
 last = in_doubt = 0
 for _ in range(num_kills):
     reader, writer = os.pipe()
@@ -254,7 +275,7 @@ for _ in range(num_kills):
             write(n)
             os.write(writer, b"%12d" % n)
     os.close(writer)
-    time.sleep(random.uniform(0.0, 0.06))
+    time.sleep(random.uniform(0.0, pace))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     acknowledged = [last, *map(int, os.fdopen(reader, "rb").read().split())]
@@ -323,7 +344,6 @@ def test_writers_and_readers_together_see_whole_generations_only(tmp_path):
                         generation.manifest["tag"],
                         [file.path.read_text() for file in generation.files],
                     ),
-                    ("vectors", "passages"),
                 )
                 if contents != [tag, f"{tag}!"]:
                     wrong.append((tag, contents))
@@ -343,7 +363,10 @@ def test_writers_and_readers_together_see_whole_generations_only(tmp_path):
     assert sorted(names) == [f"gen-{n:08d}" for n in range(2, 20)]
 
 
-def test_a_reader_that_is_overtaken_by_two_writers_reads_again(tmp_path):
+@pytest.mark.parametrize("locks", [True, False], ids=["with-leases", "on-a-disk-without-locks"])
+def test_a_reader_that_is_overtaken_by_two_writers_sees_one_whole_state(tmp_path, monkeypatch, locks):
+    if not locks:
+        monkeypatch.setattr(storage, "take_lease", lambda path: Lease())
     write(tmp_path, "one")
     seen = []
 
@@ -351,11 +374,13 @@ def test_a_reader_that_is_overtaken_by_two_writers_reads_again(tmp_path):
         seen.append(generation.manifest["tag"])
         if len(seen) == 1:
             write(tmp_path, "two")
-            write(tmp_path, "three")  # removes the files of the first
+            write(tmp_path, "three")  # removes the files of the first, unless it is leased
         return generation.files[0].path.read_text()
 
-    assert load_generation(tmp_path, load, ("vectors",)) == "three"
-    assert seen == ["one", "three"]
+    assert load_generation(tmp_path, load) == ("one" if locks else "three")
+    assert seen == (["one"] if locks else ["one", "three"])
+    write(tmp_path, "four")
+    assert len(list((tmp_path / "manifests").iterdir())) == 2  # the lease ended with the reader
 
 
 # --- Damage
@@ -385,13 +410,28 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", ["CURRENT", "gen-00000001.json", ".parquet", ".safetensors"])
+FILES = ["CURRENT", "manifests/gen-00000002.json", "passages", "vectors", "tombstones", "probe"]
+
+
+@pytest.fixture
+def store_with_gap(store, encoder):
+    """A store from which a passage was removed: its current generation has files of all roles but an index."""
+    RavlmRetriever.from_pretrained(store, encoder=encoder).remove("wren")
+    return store
+
+
+def path_of(store, kind: str) -> Path:
+    """A file of a store, by its name or by its role."""
+    return store / kind if (store / kind).exists() else paths_of(store, kind)[0]
+
+
+@pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_file_is_refused_by_name(store, encoder, kind, damage):
-    (path,) = (path for path in store.rglob("*") if path.is_file() and path.name.endswith(kind))
+def test_a_damaged_file_is_refused_by_name(store_with_gap, encoder, kind, damage):
+    path = path_of(store_with_gap, kind)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(KnowledgeBaseCorruptError) as caught:
-        RavlmRetriever.from_pretrained(store.parent, encoder=encoder)
+        RavlmRetriever.from_pretrained(store_with_gap.parent, encoder=encoder)
     if kind == "CURRENT":
         assert "CURRENT" in str(caught.value) or "gen-" in str(caught.value)
     else:
@@ -399,20 +439,21 @@ def test_a_damaged_file_is_refused_by_name(store, encoder, kind, damage):
     assert isinstance(caught.value, OSError)
 
 
-@pytest.mark.parametrize("kind", ["gen-00000001.json", ".parquet", ".safetensors"])
-def test_a_missing_or_irregular_file_is_named(store, kind):
-    (path,) = store.rglob(f"*{kind}")
+@pytest.mark.parametrize("kind", FILES[1:])
+def test_a_missing_or_irregular_file_is_named(store_with_gap, kind):
+    path = path_of(store_with_gap, kind)
     path.unlink()
     with pytest.raises(KnowledgeBaseCorruptError, match=f"{path.name}.*missing"):
-        load_knowledge(store)
+        load(store_with_gap)
     path.mkdir()
     with pytest.raises(KnowledgeBaseCorruptError, match=f"{path.name}.*not a regular file"):
-        load_knowledge(store)
+        load(store_with_gap)
 
 
-def test_random_damage_is_never_read_silently(store):
+def test_random_damage_is_never_read_silently(store_with_gap):
+    store = store_with_gap
     random = np.random.default_rng(0)
-    files = [path for path in store.rglob("*") if path.is_file() and path.name != "LOCK"]
+    files = [store / name for name in read_generation(store).file_names()]
     for case in range(240):
         path = files[case % len(files)]
         original = path.read_bytes()
@@ -430,23 +471,22 @@ def test_random_damage_is_never_read_silently(store):
         path.write_bytes(bytes(data))
         if bytes(data) != original:
             with pytest.raises(KnowledgeBaseCorruptError):
-                load_knowledge(store)
+                load(store)
         path.write_bytes(original)
-    load_knowledge(store)
+    load(store)
 
 
 def test_passages_can_be_rescued_when_only_the_vectors_are_damaged(store, knowledge_base):
-    (path,) = store.rglob("*.safetensors")
+    (path,) = paths_of(store, "vectors")
     path.write_bytes(b"")
     assert KnowledgeBase.load(store).table.equals(knowledge_base.table)
 
 
 def test_saving_again_heals_damaged_objects_but_never_guesses_at_a_damaged_pointer(store, retriever):
-    for suffix in ("parquet", "safetensors"):
-        (path,) = store.rglob(f"*.{suffix}")
+    for path in (store / "objects").rglob("*.*"):
         path.write_bytes(b"damaged")
     retriever.save_pretrained(store.parent)
-    assert len(load_knowledge(store).table) == len(retriever)
+    assert len(load(store).table) == len(retriever)
     (store / "CURRENT").write_text("garbage")
     before = all_files(store)
     with pytest.raises(KnowledgeBaseCorruptError, match="CURRENT"):
@@ -471,38 +511,48 @@ def rewrite_manifest(store: Path, change) -> None:
 def test_a_manifest_cannot_name_files_elsewhere(store, name):
     rewrite_manifest(store, lambda manifest: manifest["files"][0].update(name=name))
     with pytest.raises(KnowledgeBaseCorruptError, match="gen-00000001.json"):
-        load_knowledge(store)
+        load(store)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda manifest: manifest.update(format=2), "format 2, .*reads format 1.*[Uu]pgrade"),
+        (lambda manifest: manifest.update(format=FORMAT + 1), f"format {FORMAT + 1}, .*up to {FORMAT}.*[Uu]pgrade"),
+        (lambda manifest: manifest.update(format="2"), "format 2, .*[Uu]pgrade"),
         (lambda manifest: manifest.pop("format") and None, "not a manifest"),
         (lambda manifest: manifest.pop("files") and None, "not a manifest"),
         (lambda manifest: [1, 2], "not a manifest"),
         (lambda manifest: manifest.pop("encoder") and None, "names no encoder"),
         (lambda manifest: manifest.update(rows=3), "lists 3 passages and holds 7"),
-        (lambda manifest: manifest["files"].pop() and None, "0 vector files"),
-        (lambda manifest: manifest["files"].pop(0) and None, "lists 7 passages and holds 0"),
+        (lambda manifest: manifest.update(rows={"passages": 7, "tombstones": 1}), "lists 1 as removed and names 0"),
+        (lambda manifest: manifest.update(rows=[]), "lists .* passages and holds 7"),
+        (lambda manifest: manifest.update(index={"kind": "os.system"}), "asks for the index"),
+        (lambda manifest: manifest.update(index={"kind": "hnsw", "recall": 7}), "asks for the index"),
+        (lambda manifest: manifest["files"].pop(1) and None, "7 passages and 0 vectors"),
+        (lambda manifest: manifest["files"].pop(0) and None, "0 passages and 7 vectors"),
         (lambda manifest: manifest["files"][0].update(rows=6), "7 rows instead of 6"),
         (lambda manifest: manifest["files"][0].update(rows=-1), "with the sizes"),
-        (lambda manifest: manifest["files"][0].update(role="vectors"), "2 vector files|lists 7 passages"),
+        (lambda manifest: manifest["files"][0].update(rows=10**30), "more than 100,000,000 passages"),
+        (lambda manifest: manifest["files"][0].update(role="vectors"), "0 passages and 14 vectors"),
+        (lambda manifest: manifest["files"][0].update(role=["passages"]), "lists a file under the name"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(store, change, message):
     rewrite_manifest(store, change)
     with pytest.raises(KnowledgeBaseCorruptError, match=message):
-        load_knowledge(store)
+        load(store)
 
 
-def test_files_of_another_content_are_refused_even_with_right_checksums(retriever_of, tmp_path, encoder):
-    short, long = retriever_of("short", 3), retriever_of("long", 5)
-    short.save_pretrained(tmp_path)
-    knowledge = load_knowledge(tmp_path / "knowledge_base")
-    stored_knowledge.save_knowledge(tmp_path / "knowledge_base", knowledge._replace(vectors=long.vectors))
-    with pytest.raises(KnowledgeBaseCorruptError, match="3 passages and 5 vectors"):
-        load_knowledge(tmp_path / "knowledge_base")
+def test_vectors_of_other_passages_are_refused_even_with_right_checksums(retriever_of, rows, encoder, tmp_path):
+    retriever_of("a", 7).save_pretrained(tmp_path / "one")
+    RavlmRetriever.build(KnowledgeBase.from_dicts(rows), encoder).save_pretrained(tmp_path / "two")
+    one, two = tmp_path / "one" / "knowledge_base", tmp_path / "two" / "knowledge_base"
+    other = next(file for file in read_generation(two).files if file.role == "vectors")
+    (one / other.fields["name"]).parent.mkdir(exist_ok=True)
+    shutil.copy(other.path, one / other.fields["name"])
+    rewrite_manifest(one, lambda manifest: manifest["files"].__setitem__(1, dict(other.fields)))
+    with pytest.raises(KnowledgeBaseCorruptError, match="made for other passages, or for these in another order"):
+        load(one)
 
 
 # --- Where it may lie
@@ -519,10 +569,10 @@ def test_junk_in_the_folder_has_no_effect(store, retriever):
     for name in junk:
         (store / name).parent.mkdir(exist_ok=True)
         (store / name).write_text("junk")
-    assert len(load_knowledge(store).table) == len(retriever)
+    assert len(load(store).table) == len(retriever)
     retriever.save_pretrained(store.parent)
     assert (store / "CURRENT").read_text().startswith("gen-00000010 ")
-    assert len(load_knowledge(store).table) == len(retriever)
+    assert len(load(store).table) == len(retriever)
     assert [(store / name).exists() for name in junk] == [False, True, False, False, True]
 
 

@@ -1,4 +1,4 @@
-"""How evidence comes in, whatever it is, and how rows of token ids become one padded tensor."""
+"""How evidence comes in, whatever it is, and how rows of token ids and prompts become padded tensors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from ..errors import InvalidInputError
+from .prompt_ravlm import Prompt
 
 
 class EvidenceItem(NamedTuple):
@@ -70,3 +72,41 @@ def pad_rows(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tens
         for row in rows
     ]
     return torch.tensor(padded, dtype=torch.long).reshape(len(rows), length)
+
+
+def pad_prompts(
+    prompts: Sequence[Prompt],
+    pad_token_id: int,
+    side: str,
+    *,
+    align_prefixes: bool,
+    with_labels: bool,
+    width: int = 0,
+    multiple: int = 1,
+) -> dict[str, torch.Tensor]:
+    """Prompts as tensors `(n, L)`: `input_ids`, `attention_mask`, `token_passages` and, if asked for, `labels`.
+
+    Args:
+        side (`str`): `"left"` or `"right"`, where padding goes.
+        align_prefixes (`bool`): whether prompts line up where those of one question are alike, before their passage.
+        width, multiple (`int`): `L` is at least `width`, and a multiple of `multiple`.
+    """
+    cuts = [prompt.prefix if align_prefixes else 0 for prompt in prompts]
+    longest = max(cuts) + max(len(prompt.ids) - cut for prompt, cut in zip(prompts, cuts, strict=True))
+    missing = -(-max(width, longest) // multiple) * multiple - longest
+
+    def pad(rows: list[list[int]], value: int) -> torch.Tensor:
+        heads = pad_rows([row[:cut] for row, cut in zip(rows, cuts, strict=True)], value, "left")
+        tails = pad_rows([row[cut:] for row, cut in zip(rows, cuts, strict=True)], value, side)
+        return F.pad(torch.cat([heads, tails], dim=1), (missing, 0) if side == "left" else (0, missing), value=value)
+
+    data = {
+        "input_ids": pad([prompt.ids for prompt in prompts], pad_token_id),
+        "attention_mask": pad([[1] * len(prompt.ids) for prompt in prompts], 0),
+        "token_passages": pad([prompt.passages for prompt in prompts], -1),
+    }
+    if with_labels:
+        starts = [prompt.answer_start for prompt in prompts]
+        labels = [[-100] * start + prompt.ids[start:] for prompt, start in zip(prompts, starts, strict=True)]
+        data["labels"] = pad(labels, -100)
+    return data

@@ -127,7 +127,8 @@ class PassageLikelihoods:
         )
 
     def _can_share(self, input_ids, token_passages, cache, keep, kwargs) -> bool:
-        recomputes = self.training and self.language_model.is_gradient_checkpointing
+        reading = self.language_model.modules()
+        recomputes = self.training and any(getattr(module, "gradient_checkpointing", False) for module in reading)
         wants_states = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
         inside = self.fusion.reads_evidence and self.fusion.num_memory_tokens == 0  # the prefix sees the passages, too
         return (

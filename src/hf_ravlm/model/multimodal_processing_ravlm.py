@@ -263,7 +263,7 @@ def _word(number: int) -> str:
 class GeneratorProcessorMixin:
     """Base of our processor that keeps the processor of an image-text-to-text generator in a folder of its own."""
 
-    generator_processor: ProcessorMixin | None = None
+    generator_processor: ProcessorMixin | None
 
     @cached_property
     def multimodal_prompt(self) -> MultimodalPrompt:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
 from ..errors import InvalidInputError
 from ..images import safe_image, trim_margins
 from .backbones_ravlm import Backbone
-from .batching_ravlm import EvidenceItem, pad_rows, read_evidence
+from .batching_ravlm import EvidenceItem, pad_prompts, pad_rows, read_evidence
 from .configuration_ravlm import DESCRIBE_PROMPT, RavlmConfig
 from .literal_ravlm import literal_ids
 from .multimodal_processing_ravlm import GeneratorProcessorMixin
@@ -33,6 +33,12 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>"
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
 )
+
+
+class RavlmProcessorKwargs(ProcessingKwargs, total=False):
+    """Settings of one call of [`RavlmProcessor`], beside those that every processor takes."""
+
+    passage_prompts: bool | None
 
 
 class PublishedProcessor(PublishMixin, GeneratorProcessorMixin, ProcessorMixin):
@@ -76,6 +82,8 @@ class RavlmProcessor(PublishedProcessor):
     >>> model.generate(**inputs)  # doctest: +SKIP
     """
 
+    valid_processor_kwargs = RavlmProcessorKwargs
+
     def __init__(
         self,
         image_processor=None,
@@ -101,6 +109,7 @@ class RavlmProcessor(PublishedProcessor):
             tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"  # where pipelines that are not ours pad batches of rows that we made
         self.fusion = fusion
         self.num_image_tokens = num_image_tokens
         self.num_memory_tokens = num_memory_tokens
@@ -136,11 +145,7 @@ class RavlmProcessor(PublishedProcessor):
         text: str | Sequence[str] | None = None,
         evidence: Sequence[Sequence[Any]] | None = None,
         answers: str | Sequence[str] | None = None,
-        passage_prompts: bool | None = None,
-        padding_side: str | None = None,
-        max_length: int | None = None,
-        return_tensors: str | None = "pt",
-        **kwargs,
+        **kwargs: Unpack[RavlmProcessorKwargs],
     ) -> BatchFeature:
         """Inputs of the reader.
 
@@ -154,8 +159,10 @@ class RavlmProcessor(PublishedProcessor):
             passage_prompts (`bool`, *optional*): one prompt per passage; defaults to the processor's own setting.
             padding_side (`str`, *optional*): defaults to `"left"`, and to `"right"` with answers.
             max_length (`int`, *optional*): tokens of a prompt with its answer; defaults to the processor's own.
-            return_tensors (`str`, *optional*, defaults to `"pt"`): only `"pt"`; other arguments of the chat pipelines
-                (`padding`, ...) are accepted and change nothing: batches are always padded to their longest row.
+            padding (*optional*): `"max_length"` pads to that length; all else to the longest row.
+            pad_to_multiple_of (`int`, *optional*): rounds the padded length up.
+            kwargs: arguments of the image processor (`size`, `do_rescale`, ...) for the images of this call; in
+                `images_kwargs` and `text_kwargs` where a name is not clear. Tensors are always PyTorch's.
 
         Returns:
             `BatchFeature`: `input_ids` and `attention_mask` `(B, L)`; `pixel_values` `(B, 3, height, width)`; with
@@ -170,6 +177,12 @@ class RavlmProcessor(PublishedProcessor):
             `InvalidInputError`: empty question, lists of different lengths, a question longer than `max_length`.
             `UnsafeInputError`: a picture that cannot be used.
         """
+        if images is None and text is None:
+            raise InvalidInputError("nothing to ask: expected images, text or both, got neither")
+        passage_prompts = kwargs.pop("passage_prompts", None)
+        settings = self._merge_kwargs(RavlmProcessorKwargs, **kwargs)
+        layout = settings["text_kwargs"]
+        max_length = layout.get("max_length") or self.max_length
         pictures = None if images is None else self._load_images(images)
         questions = self._questions(text, pictures)
         if pictures is not None and len(pictures) != len(questions):
@@ -179,9 +192,10 @@ class RavlmProcessor(PublishedProcessor):
         passages = read_evidence(evidence, len(questions))
         num_passages = max(len(row) for row in passages)
         each = bool(num_passages) and (self.passage_prompts if passage_prompts is None else passage_prompts)
-        side = padding_side or ("right" if answers is not None else "left")
+        side = layout.get("padding_side") or ("right" if answers is not None else "left")
         if self.generator_processor is not None:
-            data = self.multimodal_inputs(questions, pictures, passages, answers, each, side, max_length)
+            given = layout.get("max_length")
+            data = self.multimodal_inputs(questions, pictures, passages, answers, each, side, given)
             return BatchFeature(data, tensor_type=None)
         tower = self._evidence_tensors(questions, passages, num_passages)
         prompts = self._prompts(questions, passages, each, pictures is not None, answers, max_length, tower)
@@ -189,12 +203,19 @@ class RavlmProcessor(PublishedProcessor):
             shown = [[k in prompt.passages for k in range(num_passages)] for prompt in prompts]
             shown = [[0 in prompt.passages] for prompt in prompts] if each else shown
             tower["evidence_image_mask"] &= torch.tensor(shown).reshape(-1, num_passages)
-        side = padding_side or ("right" if answers is not None else "left")
-        data = self._pad_prompts(prompts, each, side, answers is not None)
+        data = pad_prompts(
+            prompts,
+            self.tokenizer.pad_token_id,
+            side,
+            align_prefixes=each,
+            with_labels=answers is not None,
+            width=max_length if layout.get("padding") == "max_length" else 0,
+            multiple=layout.get("pad_to_multiple_of") or 1,
+        )
         if not num_passages:
             del data["token_passages"]
         if pictures is not None:
-            data["pixel_values"] = self._pixels(pictures)
+            data["pixel_values"] = self._pixels(pictures, **settings["images_kwargs"])
         return BatchFeature({**data, **tower}, tensor_type=None)
 
     def for_retrieval(self, images: Sequence[Any] | None = None, texts: Sequence[str | None] | None = None):
@@ -271,8 +292,8 @@ class RavlmProcessor(PublishedProcessor):
         picture = safe_image(image)
         return trim_margins(picture) if self.trim_image_margins else picture
 
-    def _pixels(self, pictures: list[Image.Image]) -> torch.Tensor:
-        return self.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    def _pixels(self, pictures: list[Image.Image], **settings: Any) -> torch.Tensor:
+        return self.image_processor(images=pictures, **{**settings, "return_tensors": "pt"})["pixel_values"]
 
     def _questions(self, text: str | Sequence[str] | None, pictures: list | None) -> list[str]:
         if text is None:
@@ -292,7 +313,7 @@ class RavlmProcessor(PublishedProcessor):
         each: bool,
         with_image: bool,
         answers: str | Sequence[str] | None,
-        max_length: int | None,
+        max_length: int,
         tower: dict[str, torch.Tensor],
     ) -> list[Prompt]:
         """One prompt per question, or per question and passage (`each`), in which a missing passage has no place."""
@@ -309,7 +330,7 @@ class RavlmProcessor(PublishedProcessor):
                 question,
                 shown,
                 num_image_tokens=self.num_image_tokens if with_image else 0,
-                max_length=max_length or self.max_length,
+                max_length=max_length,
                 answer=target,
                 question_first=self.question_first,
             )
@@ -344,27 +365,6 @@ class RavlmProcessor(PublishedProcessor):
             counts = torch.full_like(tower["evidence_mask"], places, dtype=torch.long)
         counts = counts * tower["evidence_mask"]
         return [[PassagePart(evidence_tokens=count) for count in row] for row in counts.tolist()]
-
-    def _pad_prompts(self, prompts: list[Prompt], each: bool, side: str, with_labels: bool) -> dict[str, torch.Tensor]:
-        """Tensors `(n, L)`; prompts of one question line up where they are alike: before their passage."""
-        cuts = [prompt.prefix if each else 0 for prompt in prompts]
-
-        def pad(rows: list[list[int]], value: int) -> torch.Tensor:
-            heads = pad_rows([row[:cut] for row, cut in zip(rows, cuts, strict=True)], value, "left")
-            return torch.cat(
-                [heads, pad_rows([row[cut:] for row, cut in zip(rows, cuts, strict=True)], value, side)], dim=1
-            )
-
-        data = {
-            "input_ids": pad([prompt.ids for prompt in prompts], self.tokenizer.pad_token_id),
-            "attention_mask": pad([[1] * len(prompt.ids) for prompt in prompts], 0),
-            "token_passages": pad([prompt.passages for prompt in prompts], -1),
-        }
-        if with_labels:
-            starts = [prompt.answer_start for prompt in prompts]
-            labels = [[-100] * start + prompt.ids[start:] for prompt, start in zip(prompts, starts, strict=True)]
-            data["labels"] = pad(labels, -100)
-        return data
 
     def _encode_for_tower(self, texts: list[str]) -> dict[str, torch.Tensor]:
         encoded = self.text_tokenizer(

@@ -47,6 +47,9 @@ class PublishMixin:
             push_to_hub (`bool`, *optional*, defaults to `False`): also upload, to `repo_id` or the folder's name.
             repo_id (`str`, *optional*): repository on the Hub.
             kwargs: passed to the `save_pretrained` of transformers, and those of `push_to_hub` to the upload.
+
+        Returns:
+            What the `save_pretrained` of transformers returns: paths of saved files, or `None`.
         """
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         if os.path.isfile(save_directory):
@@ -66,7 +69,9 @@ class PublishMixin:
             shutil.rmtree(staging, ignore_errors=True)
         if push_to_hub:
             self.push_to_hub(repo_id or target.name, **hub)
-        return saved
+        if not isinstance(saved, (list, tuple)):
+            return saved
+        return [os.fspath(target / Path(path).relative_to(staging)) for path in saved]
 
 
 def write_shim(folder: str | os.PathLike) -> None:

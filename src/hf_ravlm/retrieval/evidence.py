@@ -1,0 +1,117 @@
+"""Knows what goes into a search and what comes out of it: checked questions and images, passages with scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidInputError
+from ..images import safe_image
+from .channels import Query, encode_queries
+from .encoders import Encoder
+from .knowledge_base import Passage
+from .living_knowledge import LivingKnowledge
+from .ranking import Ranking
+from .unit_vectors import unit_vectors
+
+
+@dataclass(frozen=True)
+class Evidence(Passage):
+    """A passage that was found, with its place in the ranking; all attributes of `Passage`, and:
+
+    Attributes:
+        score: The cosine of the angle between query and passage, from -1 to 1, however the passage was found: what
+            a reader may take for the retriever's belief.
+        ranking_score: What the order rests on: the cosine again, or the score of several channels or a reranker.
+        rank: 1 for the best.
+    """
+
+    score: float = field(default=0.0, kw_only=True)
+    ranking_score: float = field(default=0.0, kw_only=True)
+    rank: int = field(default=1, kw_only=True)
+
+
+def checked_queries(images: Any, texts: Any) -> list[Query]:
+    """Returns one query per image and text, each of which has at least one of them.
+
+    Args:
+        images: One image per query, anything that `safe_image` takes; a single one is a batch of one. `None` for no
+            images at all, or in single places.
+        texts: One question per query; likewise.
+
+    Raises:
+        InvalidInputError: If a query has neither image nor text, or the lists differ in length.
+        UnsafeInputError: If an image cannot be used.
+    """
+    if images is None and texts is None:
+        raise InvalidInputError("There is no query. Pass `images`, `texts`, or both.")
+    image_list = None if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    text_list = None if texts is None else list(texts) if isinstance(texts, (list, tuple)) else [texts]
+    if image_list is not None and text_list is not None and len(image_list) != len(text_list):
+        raise InvalidInputError(
+            f"{len(image_list)} images came with {len(text_list)} texts. Pass one of each per query; `None` stands "
+            "for a missing one."
+        )
+    num_queries = len(image_list if image_list is not None else text_list or [])
+    image_list = image_list if image_list is not None else [None] * num_queries
+    text_list = [_checked_question(text, row) for row, text in enumerate(text_list or [None] * num_queries)]
+    for row, (image, text) in enumerate(zip(image_list, text_list, strict=True)):
+        if image is None and text is None:
+            raise InvalidInputError(f"Query {row} is empty: it has no image, and no text but spaces. Ask something.")
+    return [
+        Query(text, None if image is None else safe_image(image))
+        for image, text in zip(image_list, text_list, strict=True)
+    ]
+
+
+def cosines_of(encoder: Encoder, queries: Sequence[Query], vectors: np.ndarray, ranking: Ranking) -> np.ndarray:
+    """The cosines of queries with the passages found for them, (n, k).
+
+    Args:
+        encoder: Encodes queries that no dense channel has encoded.
+        queries: The queries.
+        vectors: Unit vectors of all passages, (N, D).
+        ranking: What was found, (n, k); where there is no candidate the cosine is meaningless.
+    """
+    if ranking.rows.size == 0:
+        return np.zeros(ranking.rows.shape, np.float32)
+    left = [query for query in queries if id(encoder) not in query.vectors]
+    if left:
+        encoded = encode_queries(encoder, [query.image for query in left], [query.text for query in left])
+        for query, vector in zip(left, unit_vectors(encoded, "query vectors"), strict=True):
+            query.vectors[id(encoder)] = vector
+    asked = np.stack([query.vectors[id(encoder)] for query in queries])  # (n, D)
+    cosines: np.ndarray = np.einsum("nd,nkd->nk", asked, vectors[np.maximum(ranking.rows, 0)])
+    return cosines
+
+
+def evidence_of(knowledge: LivingKnowledge, ranking: Ranking, cosines: np.ndarray) -> list[list[Evidence]]:
+    """Returns the passages of a ranking over the rows of a state, a list per query; `cosines` as of `cosines_of`."""
+    valid = ranking.rows >= 0
+    unique, places = np.unique(ranking.rows[valid], return_inverse=True)
+    passages = [_fields_of(passage) for passage in knowledge.passages(unique.tolist())]
+    place_of = np.full(ranking.rows.shape, -1)
+    place_of[valid] = places
+    return [
+        [
+            Evidence(**passages[place], score=float(cosine), ranking_score=float(score), rank=rank)
+            for rank, (place, score, cosine) in enumerate(zip(*of_query, strict=True), start=1)
+            if place >= 0
+        ]
+        for of_query in zip(place_of.tolist(), ranking.scores, cosines, strict=True)
+    ]
+
+
+def _checked_question(text: Any, row: int) -> str | None:
+    if text is not None and not isinstance(text, str):
+        raise InvalidInputError(
+            f"The text of query {row} is of type {type(text).__name__}. Expected a string or None."
+        )
+    return text if text and text.strip() else None
+
+
+def _fields_of(passage: Passage) -> dict[str, Any]:
+    return {item.name: getattr(passage, item.name) for item in fields(passage)}

@@ -1,0 +1,89 @@
+"""Knows who still reads an old generation, so that nobody removes its files from under them.
+
+A reader holds a shared lock on the manifest of its generation; whoever clears up asks for an exclusive one first. The
+kernel frees the lock when the reader ends, however it ends. Where a disk has no locks there are no leases; a reader
+that then finds a file gone reads again.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+class Lease:
+    """A file that must stay, until `release` or until this object is gone.
+
+    A copy of it, in another process or by `copy`, holds nothing.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        self._finalizer = None if descriptor is None else weakref.finalize(self, os.close, descriptor)
+
+    def release(self) -> None:
+        """Gives the file up; may be called again."""
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Lease, ())
+
+
+def take_lease(path: Path) -> Lease:
+    """Keeps a file from being removed by `remove_unless_leased`.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or it is being removed.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if not _lock(descriptor, shared=True) or os.fstat(descriptor).st_nlink == 0:
+            raise FileNotFoundError(f"{path} is being removed.")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return Lease(descriptor)
+
+
+def remove_unless_leased(path: Path) -> bool:
+    """Removes a file that nobody reads; returns whether it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    except OSError:  # nobody can read it, so nobody holds it
+        path.unlink()
+        return True
+    try:
+        if not _lock(descriptor, shared=False):
+            return False
+        if os.name != "nt":
+            path.unlink()
+            return True
+    finally:
+        os.close(descriptor)
+    # Windows refuses to remove a file that is open anywhere, which is a lease of its own.
+    with suppress(FileNotFoundError):
+        try:
+            path.unlink()
+        except PermissionError:
+            return False
+    return True
+
+
+def _lock(descriptor: int, shared: bool) -> bool:
+    """Locks an open file unless another process holds it against us; a disk without locks grants everything."""
+    if os.name == "nt":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,107 @@
+"""Knows how rows are put into batches: sorted by length, cut by tokens, and halved where memory does not suffice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+
+logger = logging.getLogger(__name__)
+
+Encoded = TypeVar("Encoded", np.ndarray, list[Any])
+
+
+def longest_first(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Returns the rows from the longest to the shortest, int64; equal ones in their order.
+
+    >>> longest_first([1, 3, 3]).tolist()
+    [1, 2, 0]
+    """
+    return np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+
+
+def cut_batches(lengths: Sequence[int], max_tokens: int, padded: bool) -> list[tuple[int, int]]:
+    """Cuts rows that are sorted by falling length into batches, as pairs of start and end.
+
+    Args:
+        lengths: Tokens per row.
+        max_tokens: The most tokens of a batch; a longer row is a batch of its own.
+        padded: Whether every row of a batch counts as long as its longest one.
+
+    Example:
+
+    >>> cut_batches([6, 3, 2, 1], max_tokens=6, padded=False)
+    [(0, 1), (1, 4)]
+    >>> cut_batches([6, 3, 2, 1], max_tokens=6, padded=True)
+    [(0, 1), (1, 3), (3, 4)]
+    """
+    batches: list[tuple[int, int]] = []
+    start = tokens = 0
+    for end, length in enumerate(lengths):
+        cost = (end - start + 1) * lengths[start] if padded else tokens + length
+        if end > start and cost > max_tokens:
+            batches.append((start, end))
+            start, tokens = end, 0
+        tokens += length
+    if len(lengths):
+        batches.append((start, len(lengths)))
+    return batches
+
+
+def encode_halving(encode: Callable[[list[int]], Encoded], rows: list[int]) -> Encoded:
+    """Encodes rows, in two halves if the memory does not suffice for all of them, and so on down to single rows.
+
+    Args:
+        encode: Maps rows to vectors (n, D), or to a list with one item per row.
+        rows: At least one.
+
+    Raises:
+        RuntimeError: If the memory does not suffice for one row, as the device reports it.
+    """
+    try:
+        return encode(rows)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(rows) == 1:
+            raise
+        reason = str(error).partition("\n")[0]
+    # Out of the `except` block: the traceback holds on to the tensors of the failed attempt.
+    _free_device_memory()
+    logger.warning("Memory does not suffice for %d rows at once; trying halves. (%s)", len(rows), reason)
+    middle = len(rows) // 2
+    first, second = (encode_halving(encode, part) for part in (rows[:middle], rows[middle:]))
+    return np.concatenate([first, second]) if isinstance(first, np.ndarray) else first + second
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the machine or of the device is full."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("out of memory", "defaultcpuallocator", "not enough memory", "alloc_failed")
+    )
+
+
+def _free_device_memory() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def with_progress(batches: Sequence[tuple[int, int]], description: str) -> Iterator[tuple[int, int]]:
+    """Goes through batches under a progress bar that counts rows; a single batch needs none."""
+    from transformers.utils.logging import tqdm
+
+    if len(batches) <= 1:
+        yield from batches
+        return
+    with tqdm(total=batches[-1][1], desc=description, unit="row", leave=False) as bar:
+        for start, end in batches:
+            yield start, end
+            bar.update(end - start)
