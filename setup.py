@@ -63,7 +63,7 @@ EXTRAS_REQUIRE = {
     "real-models": REAL_MODELS,
     "sentence-transformers": SENTENCE_TRANSFORMERS,
     "wikipedia": WIKIPEDIA,
-    "test": ["pytest>=8.4", "rank-bm25>=0.2.2", *HYBRID, *WIKIPEDIA, *MILVUS, "milvus-lite>=3.2"],
+    "test": ["pytest>=8.4", "rank-bm25>=0.2.2", "ir-measures>=0.4", *HYBRID, *WIKIPEDIA, *MILVUS, "milvus-lite>=3.2"],
     "quality": ["ruff>=0.14", "mypy>=1.18", "import-linter>=2.5"],
 }
 EXTRAS_REQUIRE["dev"] = EXTRAS_REQUIRE["test"] + EXTRAS_REQUIRE["conformance"] + EXTRAS_REQUIRE["quality"]

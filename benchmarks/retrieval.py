@@ -30,12 +30,12 @@ import faiss
 import numpy as np
 import torch
 
-from hf_ravlm.retrieval.exact_search import exact_search
-from hf_ravlm.retrieval.index_building import add_rows, trained_index
-from hf_ravlm.retrieval.index_shards import merged_index, write_index_shard, write_trained_index
-from hf_ravlm.retrieval.index_tuning import found_share
-from hf_ravlm.retrieval.index_types import num_lists
-from hf_ravlm.retrieval.vector_index import ApproximateIndex, FlatIndex, build_index, open_index
+from hf_ravlm.retrieval.indexes.exact_search import exact_search
+from hf_ravlm.retrieval.indexes.index_building import add_rows, trained_index
+from hf_ravlm.retrieval.indexes.index_shards import merged_index, write_index_shard, write_trained_index
+from hf_ravlm.retrieval.indexes.index_tuning import found_share
+from hf_ravlm.retrieval.indexes.index_types import num_lists
+from hf_ravlm.retrieval.indexes.vector_index import ApproximateIndex, FlatIndex, build_index, open_index
 from measuring import Finding, Times, interleaved, markdown, write_json
 from vectors_data import SearchData, load_data
 

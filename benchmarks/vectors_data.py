@@ -73,7 +73,7 @@ def _grown(vectors: np.ndarray, num_vectors: int, cache: Path) -> np.ndarray:
     if not path.exists():
         import faiss
 
-        from hf_ravlm.retrieval.faiss_settings import matrix_products
+        from hf_ravlm.retrieval.indexes.faiss_settings import matrix_products
 
         rng = np.random.default_rng(0)
         neighbours = np.empty(len(vectors), np.int64)

@@ -15,8 +15,8 @@ import os
 from pathlib import Path
 
 from hf_ravlm import KnowledgeBase, RavlmRetriever
-from hf_ravlm.retrieval.embedding_job import embed_corpus
-from hf_ravlm.retrieval.encoder_adapters import load_encoder
+from hf_ravlm.retrieval.encoding.embedding_job import embed_corpus
+from hf_ravlm.retrieval.encoding.encoder_adapters import load_encoder
 
 
 READERS = {".jsonl": KnowledgeBase.from_jsonl, ".csv": KnowledgeBase.from_csv, ".parquet": KnowledgeBase.from_parquet}

@@ -14,10 +14,11 @@ from hf_ravlm.errors import (
     KnowledgeBaseMismatchError,
     KnowledgeBaseNotFoundError,
 )
-from hf_ravlm.retrieval import KnowledgeBase, Passage, RavlmRetriever, store_info, stored_knowledge
+from hf_ravlm.retrieval import KnowledgeBase, Passage, RavlmRetriever, store_info
 from hf_ravlm.retrieval import retriever as retriever_module
-from hf_ravlm.retrieval.index_types import INDEX_KINDS
-from hf_ravlm.retrieval.storage import read_generation
+from hf_ravlm.retrieval.indexes.index_types import INDEX_KINDS
+from hf_ravlm.retrieval.store import stored_knowledge
+from hf_ravlm.retrieval.store.storage import read_generation
 
 
 APPROXIMATE = [kind for kind in INDEX_KINDS if kind not in ("flat", "auto")]

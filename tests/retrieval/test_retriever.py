@@ -22,7 +22,7 @@ from hf_ravlm.errors import (
 )
 from hf_ravlm.retrieval import Evidence, KnowledgeBase, RavlmRetriever, hub_folder
 from hf_ravlm.retrieval import retriever as retriever_module
-from hf_ravlm.retrieval.storage import open_generation
+from hf_ravlm.retrieval.store.storage import open_generation
 
 
 ORANGE, BLUE = (Image.new("RGB", (9, 9), colour) for colour in ("orange", "blue"))

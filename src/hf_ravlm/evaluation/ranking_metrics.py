@@ -1,18 +1,21 @@
-"""Knows how well a ranking puts what is wanted on top: hit@k, recall@k, mean rank, reciprocal rank. NumPy, batched.
+"""Knows how well a ranking puts what is wanted on top: hit, recall and precision at k, MRR, mAP, nDCG, ranks. NumPy.
 
 All metrics start from one boolean matrix `relevant (Q, K)`: is the result of query `q` at rank `j + 1` a wanted one?
-`relevance_from_ids` and `relevance_from_scores` make it. Metrics return one value per query, so that the caller can
-average per group; only `mean_rank` is a mean by name.
+`relevance_from_ids` and `relevance_from_scores` make it, and `relevance_from_answers` where nobody knows which
+passages are wanted. Metrics return one value per query, so that the caller can average per group; only `mean_rank` and
+`median_rank` are one number.
 
 Two different things are called "Recall@K" in papers. Image-text retrieval and most knowledge-based VQA mean *hit* rate
 (anything wanted among the first K: `hit_at_k`); information retrieval means the found *fraction* (`recall_at_k`). With
 one wanted passage per query they agree. Definitions: Manning, Raghavan, Schütze, "Introduction to Information
-Retrieval" (2008), chapter 8; reciprocal rank: Voorhees, "The TREC-8 question answering track report" (1999).
+Retrieval" (2008), chapter 8; reciprocal rank: Voorhees, "The TREC-8 question answering track report" (1999); nDCG:
+Järvelin, Kekäläinen, "Cumulated gain-based evaluation of IR techniques" (2002).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -137,12 +140,100 @@ def recall_at_k(relevant: npt.ArrayLike, num_gold: npt.ArrayLike, k: int) -> Flo
     ```
     """
     marks = _checked(relevant, k)
-    totals = np.asarray(num_gold)
-    if totals.ndim > 1 or (totals.ndim == 1 and totals.shape != marks.shape[:1]):
-        raise InvalidInputError(f"num_gold has the shape {totals.shape}; expected a number or {marks.shape[:1]}.")
-    if (totals < 1).any() or (marks.sum(axis=1) > totals).any():
-        raise InvalidInputError("num_gold must be at least 1 and at least the number of wanted results in each row.")
-    return np.asarray(marks[:, :k].sum(axis=1) / totals, dtype=np.float64)
+    return np.asarray(marks[:, :k].sum(axis=1) / _checked_totals(num_gold, marks), dtype=np.float64)
+
+
+def precision_at_k(relevant: npt.ArrayLike, k: int) -> FloatArray:
+    """The fraction of the first `k` results that are wanted; a ranking shorter than `k` is not excused.
+
+    Args:
+        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`.
+        k (`int`): At least 1.
+
+    Returns:
+        `np.ndarray` of shape `(Q,)`.
+
+    Example:
+
+    ```python
+    >>> precision_at_k([[True, False, True]], k=2), precision_at_k([[True, False, True]], k=4)
+    (array([0.5]), array([0.5]))
+
+    ```
+    """
+    return np.asarray(_checked(relevant, k)[:, :k].sum(axis=1) / k, dtype=np.float64)
+
+
+def average_precision(
+    relevant: npt.ArrayLike,
+    num_gold: npt.ArrayLike,
+    k: int | None = None,
+    divide_by: Literal["reachable", "gold"] = "reachable",
+) -> FloatArray:
+    """The precision at each rank with a wanted result, summed and divided by how many there could be; mean: mAP@k.
+
+    Args:
+        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`. No id may be listed twice in a row.
+        num_gold (`int` or `np.ndarray` of shape `(Q,)`): How many wanted things exist per query, found or not.
+        k (`int`, *optional*): Only the first `k` results count; `None` counts all.
+        divide_by (`str`): `"reachable"` divides by `min(k, num_gold)`, so that 1.0 can be reached (ranx, meerqat);
+            `"gold"` by `num_gold` (trec_eval). The same without `k`.
+
+    Returns:
+        `np.ndarray` of shape `(Q,)`, each in 0..1.
+
+    Raises:
+        InvalidInputError: A query wants nothing, or more wanted results were found than exist.
+
+    Example: found at ranks 1 and 3, of two: `(1/1 + 2/3) / 2`.
+
+    ```python
+    >>> average_precision([[True, False, True]], num_gold=2).round(4)
+    array([0.8333])
+
+    ```
+    """
+    marks = _checked(relevant, k)
+    totals = _checked_totals(num_gold, marks)
+    if divide_by not in ("reachable", "gold"):
+        raise InvalidInputError(f'divide_by={divide_by!r} is not known. Choose "reachable" or "gold".')
+    if divide_by == "reachable" and k is not None:
+        totals = np.minimum(totals, k)
+    marks = marks[:, :k]
+    precisions = marks.cumsum(axis=1) / np.arange(1, marks.shape[1] + 1)  # (Q, k)
+    return np.asarray((precisions * marks).sum(axis=1) / totals, dtype=np.float64)
+
+
+def ndcg_at_k(relevant: npt.ArrayLike, num_gold: npt.ArrayLike, k: int | None = None) -> FloatArray:
+    """Normalised discounted cumulative gain: `sum(1 / log2(rank + 1))` of what was found, over that of the best order.
+
+    What is wanted is wanted to one degree here; then the gains `rel` and `2 ** rel - 1` are the same.
+
+    Args:
+        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`. No id may be listed twice in a row.
+        num_gold (`int` or `np.ndarray` of shape `(Q,)`): How many wanted things exist per query, found or not.
+        k (`int`, *optional*): Only the first `k` ranks count; `None` counts all.
+
+    Returns:
+        `np.ndarray` of shape `(Q,)`, each in 0..1.
+
+    Raises:
+        InvalidInputError: A query wants nothing, or more wanted results were found than exist.
+
+    Example: one wanted thing, at rank 3: `1 / log2(4)`.
+
+    ```python
+    >>> ndcg_at_k([[False, False, True]], num_gold=1, k=5)
+    array([0.5])
+
+    ```
+    """
+    marks = _checked(relevant, k)
+    totals = np.broadcast_to(_checked_totals(num_gold, marks), marks.shape[:1])
+    depth = int(totals.max(initial=0)) if k is None else k
+    discounts = 1 / np.log2(np.arange(2, max(depth, marks.shape[1]) + 2))
+    gains = (marks[:, :k] * discounts[: marks[:, :k].shape[1]]).sum(axis=1)
+    return np.asarray(gains / discounts.cumsum()[np.minimum(totals, depth) - 1], dtype=np.float64)
 
 
 def first_relevant_rank(relevant: npt.ArrayLike) -> FloatArray:
@@ -168,14 +259,16 @@ def first_relevant_rank(relevant: npt.ArrayLike) -> FloatArray:
     return np.where(marks.any(axis=1), marks.argmax(axis=1) + 1.0, np.inf)
 
 
-def mean_rank(relevant: npt.ArrayLike) -> float:
+def mean_rank(relevant: npt.ArrayLike, official_quirks: bool = False) -> float:
     """Mean over the queries of the 1-based rank of the first wanted result; 1.0 is perfect.
 
     Rank *all* candidates before calling this: a query whose wanted result is not listed has an unknown rank, and the
-    mean is then `inf` rather than flattering. (DPR's "average rank" counts from 0: one less.)
+    mean is then `inf` rather than flattering.
 
     Args:
         relevant (`np.ndarray` of shape `(Q, N)`, bool): See `relevance_from_scores`.
+        official_quirks (`bool`): Count from 0, as the "average rank" of DPR does: one less. (DPR also ranks against
+            the passages of its validation batches only, so its figures do not compare with ranks in a knowledge base.)
 
     Raises:
         InvalidInputError: There is no query.
@@ -188,10 +281,26 @@ def mean_rank(relevant: npt.ArrayLike) -> float:
 
     ```
     """
-    ranks = first_relevant_rank(relevant)
-    if ranks.size == 0:
-        raise InvalidInputError("The mean rank of no queries is undefined; relevant has no rows.")
-    return float(ranks.mean())
+    return float(_ranks(relevant, "mean").mean()) - official_quirks
+
+
+def median_rank(relevant: npt.ArrayLike, official_quirks: bool = False) -> float:
+    """Median over the queries of the 1-based rank of the first wanted result; see `mean_rank`.
+
+    Unlike the mean it stays finite while less than half of the queries have an unknown rank.
+
+    Raises:
+        InvalidInputError: There is no query.
+
+    Example: ranks 2, 1 and unknown.
+
+    ```python
+    >>> median_rank([[False, True], [True, False], [False, False]])
+    2.0
+
+    ```
+    """
+    return float(np.median(_ranks(relevant, "median"))) - official_quirks
 
 
 def reciprocal_rank(relevant: npt.ArrayLike, k: int | None = None) -> FloatArray:
@@ -214,6 +323,22 @@ def reciprocal_rank(relevant: npt.ArrayLike, k: int | None = None) -> FloatArray
     """
     marks = _checked(relevant, k)
     return np.reciprocal(first_relevant_rank(marks[:, :k]))
+
+
+def _ranks(relevant: npt.ArrayLike, name: str) -> FloatArray:
+    ranks = first_relevant_rank(relevant)
+    if ranks.size == 0:
+        raise InvalidInputError(f"The {name} rank of no queries is undefined; relevant has no rows.")
+    return ranks
+
+
+def _checked_totals(num_gold: npt.ArrayLike, marks: BoolArray) -> npt.NDArray[np.int64]:
+    totals = np.asarray(num_gold)
+    if totals.ndim > 1 or (totals.ndim == 1 and totals.shape != marks.shape[:1]):
+        raise InvalidInputError(f"num_gold has the shape {totals.shape}; expected a number or {marks.shape[:1]}.")
+    if (totals < 1).any() or (marks.sum(axis=1) > totals).any():
+        raise InvalidInputError("num_gold must be at least 1 and at least the number of wanted results in each row.")
+    return totals
 
 
 def _checked(relevant: npt.ArrayLike, k: int | None = None) -> BoolArray:

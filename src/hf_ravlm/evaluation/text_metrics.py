@@ -1,47 +1,18 @@
-"""Knows when an answer in words is right: the SQuAD normaliser, exact match and token F1. Strings in, numbers out.
+"""Knows when an answer in words is right: exact match and token F1 of SQuAD. Strings in, numbers out.
 
-Definitions as in the official SQuAD evaluation script (Rajpurkar et al. 2016, https://huggingface.co/papers/1606.05250;
-`evaluate-v2.0.py` of Rajpurkar et al. 2018, https://huggingface.co/papers/1806.03822). Every function judges one
-prediction; the mean over a data set is the caller's, who may want it per question kind.
+Definitions as in the official SQuAD evaluation script (Rajpurkar et al. 2016,
+https://huggingface.co/papers/1606.05250; `evaluate-v2.0.py` of Rajpurkar et al. 2018,
+https://huggingface.co/papers/1806.03822). Every function judges one prediction; the mean over a data set is the
+caller's, who may want it per question kind.
 """
 
 from __future__ import annotations
 
-import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 
 from ..errors import InvalidInputError
-
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalize_answer(text: str) -> str:
-    """Lower-case `text`, drop ASCII punctuation and English articles, and make every run of white space one space.
-
-    Punctuation is deleted, not replaced by a space ("well-known" becomes "wellknown"); accents, other scripts and
-    their punctuation stay as they are. The order of the four steps is the official one.
-
-    Args:
-        text (`str`): An answer as a model or a person wrote it.
-
-    Returns:
-        `str`: The form in which answers are compared; empty if nothing but articles and punctuation was there.
-
-    Example:
-
-    ```python
-    >>> normalize_answer("The  U.S.   dollar!")
-    'us dollar'
-    >>> normalize_answer("São Tomé and Príncipe")
-    'são tomé and príncipe'
-
-    ```
-    """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
+from .answer_normalization import normalize_answer
 
 
 def exact_match(prediction: str, answers: str | Sequence[str]) -> float:

@@ -35,7 +35,7 @@ CHAT_TEMPLATE = (
 )
 
 
-class RavlmProcessorKwargs(ProcessingKwargs, total=False):
+class RavlmProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]  # its base is not followed
     """Settings of one call of [`RavlmProcessor`], beside those that every processor takes."""
 
     passage_prompts: bool | None

@@ -16,8 +16,8 @@ from torch import nn
 from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..retrieval import KnowledgeBase
-from ..retrieval.encoders import fingerprint_of
-from ..retrieval.passage_states import PassageStates
+from ..retrieval.encoding.encoders import fingerprint_of
+from ..retrieval.passages.passage_states import PassageStates
 
 
 class EncodedKnowledge:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .encoders import Encoder, RavlmEncoder
+from .encoding.encoders import Encoder, RavlmEncoder
 from .evidence import Evidence
+from .indexes.vector_index import FlatIndex
 from .knowledge_base import KnowledgeBase, Passage
 from .retriever import RavlmRetriever
-from .store_care import repair_store, store_info, verify_store
-from .vector_index import FlatIndex
+from .store.store_care import repair_store, store_info, verify_store
 
 
 __all__ = [

@@ -10,12 +10,12 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from ..images import safe_image
-from .channels import Query, encode_queries
-from .encoders import Encoder
+from .encoding.encoders import Encoder
+from .indexes.unit_vectors import unit_vectors
 from .knowledge_base import Passage
 from .living_knowledge import LivingKnowledge
-from .ranking import Ranking
-from .unit_vectors import unit_vectors
+from .ranking.channels import Query, encode_queries
+from .ranking.ranking import Ranking
 
 
 @dataclass(frozen=True)

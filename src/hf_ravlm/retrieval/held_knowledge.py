@@ -16,13 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .embedding_job import input_digest
-from .encoder_probe import EncoderRecord
+from .encoding.embedding_job import input_digest
+from .encoding.encoder_probe import EncoderRecord
 from .knowledge_base import KnowledgeBase
 from .living_knowledge import LivingKnowledge
-from .opened_knowledge import OpenOptions, open_state, read_state
-from .storage import remove_old_generations
-from .stored_knowledge import StoredState, write_change, write_state
+from .store.opened_knowledge import OpenOptions, open_state, read_state
+from .store.storage import remove_old_generations
+from .store.stored_knowledge import StoredState, write_change, write_state
 
 
 STAGING = "staging"

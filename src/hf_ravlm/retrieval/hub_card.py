@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .manifest import Generation, StoredFile
+from .store.manifest import Generation, StoredFile
 
 
 CARD = "README.md"

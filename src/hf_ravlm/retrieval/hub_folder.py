@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import HubUnavailableError, InvalidInputError, KnowledgeBaseNotFoundError
-from .encoders import RavlmEncoder
-from .manifest import StoredFile
-from .safe_paths import safe_relpath
-from .storage import current_generation_name, read_generation
+from ..errors import HubUnavailableError, InvalidInputError, KnowledgeBaseNotFoundError, RavlmError
+from .encoding.encoders import RavlmEncoder
+from .store.manifest import StoredFile
+from .store.safe_paths import safe_relpath
+from .store.storage import current_generation_name, read_generation
 
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -111,22 +111,27 @@ def hub_errors(doing: str, hint: str = "Check the network and try again.") -> It
     """
     from huggingface_hub import errors
 
+    not_delivered = (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError, TimeoutError)
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise KnowledgeBaseNotFoundError(
-            f"{doing}: its owner asks for consent first. Accept the terms on its page, and log in (`hf auth login`)."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise KnowledgeBaseNotFoundError(
-            f"{doing}: there is no such repository, or it is private and not yours to see. Check the name and "
-            "`repo_type`, and log in (`hf auth login`) or pass `token`."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise KnowledgeBaseNotFoundError(f"{doing}: it has no such revision. Check `revision`.") from error
-    except (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError, TimeoutError) as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise HubUnavailableError(f"{doing}: the Hub did not deliver ({reason}). {hint}") from error
+    except (*not_delivered, RuntimeError, ValueError) as error:
+        # What fails in a thread, or while something is fetched anew, comes wrapped in a RuntimeError or ValueError.
+        found = error if isinstance(error, not_delivered) else error.__cause__
+        if isinstance(error, RavlmError) or not isinstance(found, not_delivered):
+            raise
+        if isinstance(found, errors.GatedRepoError):
+            reason = "its owner asks for consent first. Accept the terms on its page, and log in (`hf auth login`)."
+        elif isinstance(found, errors.RepositoryNotFoundError):
+            reason = (
+                "there is no such repository, or it is private and not yours to see. Check the name and `repo_type`, "
+                "and log in (`hf auth login`) or pass `token`."
+            )
+        elif isinstance(found, errors.RevisionNotFoundError):
+            reason = "it has no such revision. Check `revision`."
+        else:
+            lines = str(found).strip().splitlines() or [type(found).__name__]
+            raise HubUnavailableError(f"{doing}: the Hub did not deliver ({lines[0][:300]}). {hint}") from error
+        raise KnowledgeBaseNotFoundError(f"{doing}: {reason}") from error
 
 
 def is_hub_snapshot(folder: Path) -> bool:

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InvalidInputError
-from .encoder_probe import EncoderRecord
+from .encoding.encoder_probe import EncoderRecord
 from .hub_card import CARD, dataset_card
 from .hub_folder import RepoType, check_repo_type, hub_errors
 from .living_knowledge import LivingKnowledge
-from .manifest import Generation
 from .published_parts import PARTS, roles_of
-from .safe_paths import safe_relpath
-from .stored_knowledge import write_published
+from .store.manifest import Generation
+from .store.safe_paths import safe_relpath
+from .store.stored_knowledge import write_published
 
 
 _MAX_SHOWN = 10

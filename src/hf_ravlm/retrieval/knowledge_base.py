@@ -19,12 +19,12 @@ from PIL import Image
 
 from ..errors import InvalidInputError
 from ..images import safe_image
-from .chunking import Chunking, chunked_rows
-from .corpora.conceptnet import conceptnet_rows
-from .corpora.wikipedia import wikipedia_rows
-from .corpora.wordnet import PARTS_OF_SPEECH, wordnet_rows
-from .folder_source import rows_from_folder
-from .passage_table import (
+from .reading.chunking import Chunking, chunked_rows
+from .reading.corpora.conceptnet import conceptnet_rows
+from .reading.corpora.wikipedia import wikipedia_rows
+from .reading.corpora.wordnet import PARTS_OF_SPEECH, wordnet_rows
+from .reading.folder_source import rows_from_folder
+from .reading.passage_table import (
     SCHEMA,
     OnError,
     SkippedItem,
@@ -33,15 +33,15 @@ from .passage_table import (
     table_from_rows,
     with_later_columns,
 )
-from .sources import rows_from_dataset, rows_from_dicts
-from .table_sources import rows_from_csv, rows_from_jsonl, rows_from_parquet
+from .reading.sources import rows_from_dataset, rows_from_dicts
+from .reading.table_sources import rows_from_csv, rows_from_jsonl, rows_from_parquet
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from typing_extensions import Unpack
 
-    from .columns import ColumnNames
+    from .reading.columns import ColumnNames
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class KnowledgeBase:
       table lacks is taken as empty, a named one must exist. `id_column=None` numbers the rows. `"license"` is found
       as well.
     * `metadata_columns` lists the columns kept as metadata; `None` keeps all the others.
-    * `chunking` cuts long texts into several passages, see `hf_ravlm.retrieval.chunking.Chunking`: passage `"12-3"`
+    * `chunking` cuts long texts into several passages, see `hf_ravlm.retrieval.reading.chunking.Chunking`: passage `"12-3"`
       is the fourth chunk of `"12"`, with its title, url, licence and metadata. `None` takes texts as they are.
     * `on_error` says what happens to an item that cannot be used: a line that is not JSON, a row without id, a text
       over 64 KiB, a broken image, a damaged page, an id that comes again. `"raise"` stops; `"skip"` leaves it out,
@@ -97,7 +97,7 @@ class KnowledgeBase:
       lines with `where`, `id` and `reason`.
 
     Args:
-        table: An Arrow table with the schema of `hf_ravlm.retrieval.passage_table`; `None` for an empty one.
+        table: An Arrow table with the schema of `hf_ravlm.retrieval.reading.passage_table`; `None` for an empty one.
         skipped: The items that were left out while reading, as `(id, reason, where)`.
 
     Example:
@@ -286,7 +286,7 @@ class KnowledgeBase:
         on_error: OnError = "raise",
         report_file: str | os.PathLike[str] | None = None,
     ) -> KnowledgeBase:
-        """Reads WordNet, one passage per synset; see `hf_ravlm.retrieval.corpora.wordnet`.
+        """Reads WordNet, one passage per synset; see `hf_ravlm.retrieval.reading.corpora.wordnet`.
 
         Args:
             folder: The folder with `data.noun` and the like, such as `/usr/share/wordnet` of Debian's `wordnet-base`
@@ -310,7 +310,7 @@ class KnowledgeBase:
         on_error: OnError = "raise",
         report_file: str | os.PathLike[str] | None = None,
     ) -> KnowledgeBase:
-        """Reads the assertions of ConceptNet 5, one sentence each; see `hf_ravlm.retrieval.corpora.conceptnet`.
+        """Reads the assertions of ConceptNet 5, one sentence each; see `hf_ravlm.retrieval.reading.corpora.conceptnet`.
 
         Args:
             path: The file of assertions, such as `conceptnet-assertions-5.7.0.csv.gz`, compressed or not.
@@ -334,7 +334,7 @@ class KnowledgeBase:
         on_error: OnError = "raise",
         report_file: str | os.PathLike[str] | None = None,
     ) -> KnowledgeBase:
-        """Reads articles of Wikipedia, cut into chunks; see `hf_ravlm.retrieval.corpora.wikipedia`.
+        """Reads articles of Wikipedia, cut into chunks; see `hf_ravlm.retrieval.reading.corpora.wikipedia`.
 
         Args:
             paths: One or several files: dumps of pages and articles (XML, compressed or not), or Parquet files with
@@ -362,8 +362,8 @@ class KnowledgeBase:
             KnowledgeBaseNotFoundError: If there is no knowledge base.
             KnowledgeBaseCorruptError: If a stored passage file is damaged.
         """
-        from .opened_knowledge import load_passages
-        from .stored_knowledge import find_store
+        from .store.opened_knowledge import load_passages
+        from .store.stored_knowledge import find_store
 
         return cls(load_passages(find_store(folder, subfolder)))
 

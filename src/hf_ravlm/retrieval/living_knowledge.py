@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InvalidInputError
-from .filters import metadata_table
+from .indexes.unit_vectors import check_unit_vectors
+from .indexes.vector_index import build_index
 from .knowledge_base import KnowledgeBase, Passage, passages_at
-from .unit_vectors import check_unit_vectors
-from .vector_index import build_index
+from .ranking.filters import metadata_table
 
 
 if TYPE_CHECKING:
-    from .vector_index import VectorIndex
+    from .indexes.vector_index import VectorIndex
 
 
 class IndexOptions(NamedTuple):

@@ -10,10 +10,10 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..errors import InvalidInputError, KnowledgeBaseMismatchError, KnowledgeBaseNotFoundError
-from .embedding_job import input_digest
+from .encoding.embedding_job import input_digest
 from .knowledge_base import KnowledgeBase
-from .manifest import Generation
-from .passage_files import ids_digest
+from .store.manifest import Generation
+from .store.passage_files import ids_digest
 
 
 PARTS = ("passages", "vectors")

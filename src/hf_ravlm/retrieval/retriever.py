@@ -13,28 +13,28 @@ import numpy as np
 
 from ..errors import InvalidInputError, KnowledgeBaseMismatchError
 from ..images import ImageSource
-from .channels import Query
-from .embedding_job import embed_corpus
-from .encoder_probe import EncoderRecord, check_encoder, describe_encoder, encode_probes
-from .encoders import Encoder
+from .encoding.embedding_job import embed_corpus
+from .encoding.encoder_probe import EncoderRecord, check_encoder, describe_encoder, encode_probes
+from .encoding.encoders import Encoder
 from .evidence import Evidence, checked_queries, cosines_of, evidence_of
 from .held_knowledge import HeldKnowledge
 from .hub_folder import RepoType, is_hub_snapshot, load_encoder, local_folder
 from .hub_upload import Destination, publish
 from .knowledge_base import KnowledgeBase, Passage
-from .knowledge_channels import KnowledgeChannels
 from .living_knowledge import IndexOptions, LivingKnowledge
-from .opened_knowledge import OnCorrupt, OpenOptions, open_state
 from .published_parts import PARTS, roles_of
-from .ranking import Normalisation
-from .safe_paths import safe_relpath
-from .search import SearchOptions, search
-from .stored_knowledge import find_store
-from .trusted_files import is_trusted
+from .ranking.channels import Query
+from .ranking.knowledge_channels import KnowledgeChannels
+from .ranking.ranking import Normalisation
+from .ranking.search import SearchOptions, search
+from .store.opened_knowledge import OnCorrupt, OpenOptions, open_state
+from .store.safe_paths import safe_relpath
+from .store.stored_knowledge import find_store
+from .store.trusted_files import is_trusted
 
 
 if TYPE_CHECKING:
-    from .vector_index import VectorIndex
+    from .indexes.vector_index import VectorIndex
 
 
 logger = logging.getLogger(__name__)
@@ -211,8 +211,8 @@ class RavlmRetriever:
             texts: One question per query; likewise.
             k: How many passages to return; a smaller knowledge base returns all it has.
             where: Which passages may be found, such as `{"licence": "CC0-1.0"}`, see
-                `hf_ravlm.retrieval.filters.matching_rows`; `None` for all.
-            channels: How candidates are found, names of `hf_ravlm.retrieval.knowledge_channels`: `"dense"` by
+                `hf_ravlm.retrieval.ranking.filters.matching_rows`; `None` for all.
+            channels: How candidates are found, names of `hf_ravlm.retrieval.ranking.knowledge_channels`: `"dense"` by
                 vectors, `"bm25"` by words, ...; several are fused.
             **options: The other fields of `SearchOptions`: `num_candidates`, `weights`, `reranker`,
                 `max_per_source`, `near_duplicate_threshold`, `mmr_lambda`, ...
@@ -271,7 +271,7 @@ class RavlmRetriever:
             normalise: As `SearchOptions`.
 
         Returns:
-            A dictionary for JSON, see `hf_ravlm.retrieval.ranking.learn_weights`. Its `weights` and `normalise` are
+            A dictionary for JSON, see `hf_ravlm.retrieval.ranking.ranking.learn_weights`. Its `weights` and `normalise` are
             options of `retrieve`, with the same `channels`.
 
         Raises:

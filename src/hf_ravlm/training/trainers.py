@@ -1,12 +1,36 @@
-"""The Trainer for our models: what is frozen stays as it is, batch statistics included.
+"""The Trainer for our models: what is frozen stays as it is, batch statistics included; nothing is resumed half.
 
 Freezing belongs to training and not to the model: `from_pretrained` makes every parameter trainable again.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
 from torch import nn
-from transformers import Trainer
+from transformers import DataCollator, Trainer, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+
+from ..errors import InvalidInputError
+from ..model.processing_ravlm import RavlmProcessor
+from ..retrieval import RavlmEncoder, RavlmRetriever
+from .checkpoints import checkpoint_to_resume, mark_complete
+from .evidence_mixing import EvidenceMix
+from .lora import add_adapters, reader_of
+from .reader_batches import ROW_NAMES, OnBroken, ReaderBatches
+from .reader_evaluation import means_of, reader_sums
+from .training_rows import NumberedRows, check_gold_ids, gold_ids_of
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+logger = logging.getLogger(__name__)
 
 
 def freeze(*modules: nn.Module) -> None:
@@ -24,11 +48,171 @@ def freeze(*modules: nn.Module) -> None:
 
 
 class RavlmTrainer(Trainer):
-    """`transformers.Trainer` that leaves frozen parts of the model in eval mode.
+    """`transformers.Trainer` for a reader that learns to answer from evidence.
 
-    The reader is trained on a dual encoder that has already built an index. Dropout there would be noise, and a batch
-    norm in training mode would move its running statistics: the encoder would no longer be the one of the index.
+    With a `data_collator` it trains on what that makes of the rows. Without one, and with a [`RavlmProcessor`] as
+    `processing_class`, rows are those of `hf_ravlm.training.training_rows`: pictures, questions and answers, for which
+    the `retriever` finds evidence that is mixed as `evidence` says. Prompts and passages are never learned, only
+    answers, each token alike: accumulated gradients are those of one large batch, also over latent passages.
+
+    Frozen parts stay in eval mode: dropout in them would be noise, and a batch norm in training mode would move its
+    running statistics, so that the encoder would no longer be the one of the index. A checkpoint is resumed from only
+    if it is complete (see `checkpoints`). A loss that is NaN or infinite stops the training.
+
+    Args:
+        model, args, data_collator, ...: As for `transformers.Trainer`.
+        retriever: Finds the evidence. A dual encoder that it shares with the model is frozen.
+        evidence: What is read in training; `None` for what the retriever finds, `config.num_passages` of it.
+        peft_config: Adapters to train instead of the model, such as `LoraConfig(r=8)`, see `lora.add_adapters`; with
+            it the language model may be quantized.
+        generation: For `generate` in evaluation, which then also reports `exact_match`, `token_f1`, both with
+            evidence, `closed_book_exact_match`, how many answers evidence `rescued` and `harmed`, and how good the
+            ranking is (`hit@k`, `mrr`). `None` reports the loss alone. Any of these may be `metric_for_best_model`.
+        on_broken: `"raise"`, or `"blank"` for a grey picture in the place of one that cannot be used.
+        max_broken: More broken pictures than this stop the training.
+
+    Raises:
+        InvalidInputError: If the knowledge base misses a gold passage, adapters match nothing, there is no complete
+            checkpoint to resume from.
+        FloatingPointError: If a loss is NaN or infinite; names the step and the rows.
+
+    Example:
+
+    ```python
+    trainer = RavlmTrainer(
+        model,
+        TrainingArguments("reader", metric_for_best_model="exact_match", load_best_model_at_end=True, ...),
+        train_dataset=rows,
+        eval_dataset=held_out,
+        processing_class=processor,
+        retriever=retriever,
+        evidence=EvidenceMix(num_passages=4, gold=(1.0, 0.2), noise=0.2, dropout=0.1),
+        peft_config=LoraConfig(r=8),
+        generation={"max_new_tokens": 16},
+    )
+    trainer.train()
+    ```
     """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
+        retriever: RavlmRetriever | None = None,
+        evidence: EvidenceMix | None = None,
+        peft_config: PeftConfig | None = None,
+        generation: Mapping[str, Any] | None = None,
+        on_broken: OnBroken = "raise",
+        max_broken: int = 100,
+        **kwargs: Any,
+    ) -> None:
+        if model is not None and retriever is not None:
+            _freeze_shared_encoder(model, retriever)
+        if peft_config is not None:
+            recomputes = bool(getattr(args, "activation_checkpointing", False))
+            model = add_adapters(model, peft_config, recomputes)
+        self.batches: ReaderBatches | None = None
+        self.generation = None if generation is None else dict(generation)
+        reads_rows = data_collator is None and isinstance(processing_class, RavlmProcessor)
+        if reads_rows:
+            data_collator = list  # rows stay rows until their step is known
+        elif retriever is not None or evidence is not None or generation is not None:
+            raise InvalidInputError(
+                "retriever, evidence and generation are for rows that this trainer prepares itself: pass a "
+                "RavlmProcessor as `processing_class`, and no `data_collator`."
+            )
+        super().__init__(
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            **kwargs,
+        )
+        if reads_rows:
+            self._read_rows(processing_class, retriever, evidence, on_broken, max_broken)
+
+    def _read_rows(self, processor, retriever, evidence, on_broken, max_broken) -> None:
+        config = reader_of(self.model).config
+        mix = EvidenceMix(config.num_passages) if evidence is None else evidence
+        self.batches = ReaderBatches(
+            processor,
+            retriever,
+            mix,
+            lambda: config.marginalization != "none",
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            on_broken=on_broken,
+            max_broken=max_broken,
+        )
+        self._check_gold_ids()
+
+    def _check_gold_ids(self) -> None:
+        """Refuses data sets whose gold passages the knowledge base misses, where that can be seen without reading."""
+        if self.retriever is None:
+            return
+        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for rows in (self.train_dataset, *evaluated.values()):
+            if (gold_ids := gold_ids_of(rows)) is not None:
+                check_gold_ids(gold_ids, self.retriever.knowledge_base)
+
+    @property
+    def retriever(self) -> RavlmRetriever | None:
+        """What finds the evidence now."""
+        return None if self.batches is None else self.batches.retriever
+
+    # Batches: rows stay rows until their step is known.
+
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        if self.batches is not None and hasattr(dataset, "__getitem__"):
+            dataset = NumberedRows(dataset)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def _get_collator_with_removed_columns(self, data_collator, description=None):
+        if self.batches is not None:
+            return data_collator
+        return super()._get_collator_with_removed_columns(data_collator, description)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keeps the columns that the collator names in `columns`, beside those that the model takes."""
+        super()._set_signature_columns_if_needed()
+        wanted = getattr(self.data_collator, "columns", [])
+        self._signature_columns += [name for name in wanted if name not in self._signature_columns]
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """The batches of one optimizer step, and how many answer tokens they hold."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.batches is None:
+            return batches, num_items
+        batches = [self.training_inputs(rows) for rows in batches]
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def training_inputs(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """The inputs of one batch of rows at the step that comes."""
+        step = self.state.global_step
+        return self.batches.for_training(rows, step, step / max(self.state.max_steps, 1))
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """Answer tokens, each counted once, in however many prompts of latent passages it stands."""
+        return super()._get_num_items_in_batch([self._answers_once(inputs) for inputs in batch_samples], device)
+
+    def _answers_once(self, inputs: Any) -> Any:
+        num_prompts = self._prompts_per_answer(inputs)
+        return inputs if num_prompts == 1 else {"labels": inputs["labels"][::num_prompts]}
+
+    def _prompts_per_answer(self, inputs: Any) -> int:
+        if not isinstance(inputs, Mapping) or "labels" not in inputs or "evidence_scores" not in inputs:
+            return 1
+        config = getattr(reader_of(self.accelerator.unwrap_model(self.model)), "config", None)
+        is_latent = getattr(config, "marginalization", "none") != "none"
+        return max(inputs["evidence_scores"].shape[1], 1) if is_latent else 1
+
+    # Steps.
 
     def compute_loss_context_manager(self):
         """Entered for every loss, after the model was put into training mode: frozen parts go back to eval mode."""
@@ -37,3 +221,110 @@ class RavlmTrainer(Trainer):
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
         return super().compute_loss_context_manager()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's own loss. It divides by `K` again what it takes for labels of `K` prompts."""
+        if num_items_in_batch is not None:
+            num_items_in_batch = num_items_in_batch * self._prompts_per_answer(inputs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One step; stops at a loss that is no number."""
+        names = inputs.pop(ROW_NAMES, None) if isinstance(inputs, MutableMapping) else None
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss).all():
+            raise FloatingPointError(
+                f"The loss of step {self.state.global_step + 1} is {loss.item()} (epoch {self.state.epoch or 0:.2f}, "
+                f"rows: {', '.join(names[:8]) if names else 'of a collator that does not name them'}). Look at these "
+                "rows, lower the learning rate, or compute in bfloat16 instead of float16. The last complete "
+                "checkpoint is from before this step."
+            )
+        return loss
+
+    # Evaluation.
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss of one batch of rows, with the evidence that the retriever finds."""
+        if self.batches is not None and isinstance(inputs, list):
+            inputs = self.batches.for_evaluation(inputs)
+            inputs.pop(ROW_NAMES)
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
+        """The loss, and with `generation` also what the answers are worth."""
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.batches is not None and self.generation is not None:
+            measured = self._measure_answers(dataloader.dataset)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
+        return output
+
+    def _measure_answers(self, rows: Any) -> dict[str, float]:
+        reader = reader_of(self.accelerator.unwrap_model(self.model)).eval()
+        own = range(self.args.process_index, len(rows), self.args.world_size)
+        totals: dict[str, float] = {}
+        for start in range(0, len(own), self.args.eval_batch_size):
+            batch = [rows[number] for number in own[start : start + self.args.eval_batch_size]]
+            for name, value in reader_sums(reader, self.batches, batch, **self.generation).items():
+                totals[name] = totals.get(name, 0.0) + value
+        if self.args.world_size > 1:
+            names = sorted({name for named in _gather_objects(sorted(totals)) for name in named})
+            values = torch.tensor([totals.get(name, 0.0) for name in names], device=self.args.device)
+            totals = dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
+        return means_of(totals)
+
+    # Checkpoints.
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """As `Trainer.train`; torn checkpoints are skipped with a warning, for the newest complete one."""
+        checkpoint = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
+        if checkpoint is not None:
+            self.load_more(Path(checkpoint))
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        # Old checkpoints go only when the new one is complete.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        run_folder = self._get_output_dir(trial)
+        folder = Path(run_folder) / f"checkpoint-{self.state.global_step}"
+        self.accelerator.wait_for_everyone()  # for the random states of all processes
+        if self.args.should_save:
+            self.save_more(folder)
+            mark_complete(folder, resumable=not self.args.save_only_model)
+            rotate_checkpoints(
+                output_dir=run_folder,
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def save_more(self, folder: Path) -> None:
+        """Writes what else a checkpoint needs: the states of callbacks that have `save_state`."""
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "save_state"):
+                callback.save_state(folder)
+
+    def load_more(self, folder: Path) -> None:
+        """Reads what `save_more` wrote."""
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "load_state"):
+                callback.load_state(folder)
+
+
+def _gather_objects(value: Any) -> list[Any]:
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def _freeze_shared_encoder(model: nn.Module, retriever: RavlmRetriever) -> None:
+    """Freezes the towers that made the vectors of the retriever, if they are the model's own."""
+    encoder = retriever.encoder
+    towers = getattr(reader_of(model), "model", None)
+    if isinstance(encoder, RavlmEncoder) and towers is not None and encoder.model is towers:
+        if any(parameter.requires_grad for parameter in towers.parameters()):
+            logger.info("The dual encoder is frozen: it made the vectors of the retriever.")
+        freeze(towers)

@@ -10,7 +10,7 @@ import pytest
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.retrieval import KnowledgeBase
 from hf_ravlm.retrieval.backends.milvus_filters import milvus_filter
-from hf_ravlm.retrieval.filters import matching_rows
+from hf_ravlm.retrieval.ranking.filters import matching_rows
 
 
 HOSTILE = ['" or id != "', "\\", '\\" or true or "', "line\nbreak\ttab\r", "'quoted'", "日本 {x} %_*", 'a"] or ["b']

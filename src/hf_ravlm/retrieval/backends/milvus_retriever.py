@@ -13,14 +13,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ...errors import InvalidInputError, KnowledgeBaseMismatchError
-from ..channels import Query
-from ..embedding_job import embed_corpus
-from ..encoder_probe import describe_encoder
-from ..encoders import Encoder
+from ..encoding.embedding_job import embed_corpus
+from ..encoding.encoder_probe import describe_encoder
+from ..encoding.encoders import Encoder
 from ..evidence import Evidence
 from ..knowledge_base import KnowledgeBase, Passage
+from ..ranking.channels import Query
+from ..ranking.search import SearchOptions
 from ..retriever import Passages, RavlmRetriever, as_knowledge_base
-from ..search import SearchOptions
 from .milvus import MilvusBackend
 from .milvus_search import search_collection
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from ...errors import InvalidInputError, KnowledgeBaseCorruptError
 from ..knowledge_base import Passage
-from ..lexical_index import K1, B
-from ..lexical_tokens import lexical_tokens
-from ..passage_table import TEXT_COLUMNS
+from ..ranking.lexical_index import K1, B
+from ..ranking.lexical_tokens import lexical_tokens
+from ..reading.passage_table import TEXT_COLUMNS
 
 
 # Bytes, as Milvus counts the length of a VARCHAR.

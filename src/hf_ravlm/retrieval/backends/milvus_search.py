@@ -1,4 +1,4 @@
-"""Knows how a Milvus collection is searched by the steps of `hf_ravlm.retrieval.search`, which reckon with rows.
+"""Knows how a Milvus collection is searched by the steps of `hf_ravlm.retrieval.ranking.search`, which reckon with rows.
 
 The server finds, by vectors and by words; what it found is numbered here in the order in which it came, and fused,
 reranked and thinned out as passages of a local knowledge base are. So both give the same answers to the same options.
@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import InvalidInputError
-from ..channels import Channel, DenseChannel, LexicalChannel, Query
-from ..encoders import Encoder
+from ..encoding.encoders import Encoder
 from ..evidence import Evidence, cosines_of, evidence_of
 from ..knowledge_base import Passage
-from ..ranking import ranking_from_lists
-from ..search import SearchOptions, search
+from ..ranking.channels import Channel, DenseChannel, LexicalChannel, Query
+from ..ranking.ranking import ranking_from_lists
+from ..ranking.search import SearchOptions, search
 from .milvus import MAX_RESULTS, Found, MilvusBackend
 
 

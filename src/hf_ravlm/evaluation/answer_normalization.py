@@ -1,0 +1,140 @@
+"""Knows how different ways to write one answer become equal: the normalisers of SQuAD, VQA and Encyclopedic-VQA.
+
+Each is the one of an official evaluation script, whose choices (which marks go, in which order) decide what is right:
+`evaluate-v2.0.py` of SQuAD (Rajpurkar et al. 2018, https://huggingface.co/papers/1806.03822), which InfoSeek shares;
+`vqaEval.py` of https://github.com/GT-Vision-Lab/VQA; `evaluation_utils.py` of `encyclopedic_vqa` in
+https://github.com/google-research/google-research.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+_ENCYCLOPEDIC_FILLERS = re.compile(r"\b(the answer is|a|an|the)\b")
+_ENCYCLOPEDIC_MARKS = str.maketrans("", "", string.punctuation + "‘’´")
+_ENCYCLOPEDIC_WORDS = {"entailment": "yes", "true": "yes", "contradiction": "no", "false": "no"}
+_T5_PREFIX = "<extra_id_0> "
+
+_VQA_MARKS = ';/[]"{}()=+\\_-><@`,?!'
+_DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
+_FULL_STOP = re.compile(r"\.(?!\d)")
+_OFFICIAL_FULL_STOPS = 32
+_VQA_ARTICLES = frozenset({"a", "an", "the"})
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
+_NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBER_WORDS)}}
+
+# A contraction is recognised when one or more of its apostrophes are missing; what it is recognised by, is what people
+# type that is no other word ("were" is not "we're").
+_ONE_APOSTROPHE = (
+    "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's "
+    "isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've "
+    "shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd "
+    "there're there's  they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've "
+    "when's where'd where's  where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all "
+    "you'd you'll you're you've"
+).split()
+_TWO_APOSTROPHES = (
+    "couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've "
+    "something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've"
+).split()
+_OFFICIAL_SLIPS = {"somebody'd": "somebodyd"}
+
+
+def normalize_answer(text: str) -> str:
+    """Lower-case `text`, drop ASCII punctuation and English articles, and make every run of white space one space.
+
+    Punctuation is deleted, not replaced by a space ("well-known" becomes "wellknown"); accents, other scripts and
+    their punctuation stay as they are. The order of the four steps is the official one.
+
+    Args:
+        text (`str`): An answer as a model or a person wrote it.
+
+    Returns:
+        `str`: The form in which answers are compared; empty if nothing but articles and punctuation was there.
+
+    Example:
+
+    ```python
+    >>> normalize_answer("The  U.S.   dollar!")
+    'us dollar'
+    >>> normalize_answer("São Tomé and Príncipe")
+    'são tomé and príncipe'
+
+    ```
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
+
+
+def normalize_vqa_answer(text: str, official_quirks: bool = True) -> str:
+    """The form in which the VQA script compares answers: no punctuation, articles or number words, in lower case.
+
+    A mark becomes a space, except next to a space, or where the text has a number such as "1,000": there it is
+    deleted.
+
+    Args:
+        text (`str`): An answer of a model or a person.
+        official_quirks (`bool`): With the slips of the script, see `vqa_accuracy`.
+
+    Example:
+
+    ```python
+    >>> normalize_vqa_answer("The  T-shirt: two dont match")
+    "t shirt: 2 don't match"
+    >>> normalize_vqa_answer("$1,000.00.")
+    '$1000.00'
+
+    ```
+    """
+    delete_marks = _DIGIT_COMMA_DIGIT.search(text) is not None
+    kept = text
+    for mark in _VQA_MARKS:
+        beside_space = f"{mark} " in text or f" {mark}" in text
+        kept = kept.replace(mark, "" if delete_marks or beside_space else " ")
+    kept = _FULL_STOP.sub("", kept, count=_OFFICIAL_FULL_STOPS if official_quirks else 0)
+    words = [_NUMBERS.get(word, word) for word in kept.lower().split()]
+    if official_quirks:
+        words = [_OFFICIAL_SLIPS.get(word, word) for word in words]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _VQA_ARTICLES)
+
+
+def normalize_encyclopedic_answer(text: str) -> str:
+    """The form in which Encyclopedic-VQA compares answers; also drops "the answer is", and "true" becomes "yes".
+
+    Args:
+        text (`str`): An answer of a model or a person.
+
+    Example:
+
+    ```python
+    >>> normalize_encyclopedic_answer("The answer is: the two well-known L’Oréals")
+    '2 wellknown loréals'
+    >>> normalize_encyclopedic_answer("True"), normalize_encyclopedic_answer("they dont")
+    ('yes', "they don't")
+
+    ```
+    """
+    text = text.lower().replace("\n", " ").replace("\t", " ").strip()
+    if text.startswith(_T5_PREFIX):
+        text = text.replace(_T5_PREFIX, "")
+    words = _ENCYCLOPEDIC_FILLERS.sub(" ", text.translate(_ENCYCLOPEDIC_MARKS)).split()
+    words = [_ENCYCLOPEDIC_WORDS.get(word) or _NUMBERS.get(word, word) for word in words]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words)
+
+
+def _contractions() -> dict[str, str]:
+    """From what people type to what is meant: all apostrophes but one may be there."""
+    table = {word.replace("'", ""): word for word in _ONE_APOSTROPHE}
+    for word in _TWO_APOSTROPHES:
+        first, second, third = word.split("'")
+        table[f"{first}{second}'{third}"] = table[f"{first}'{second}{third}"] = word
+    table["y'all'dve"] = table["y'alld've"] = table["yall'd've"] = "y'all'd've"
+    table["'ow'sat"] = table["'ows'at"] = table["ow's'at"] = "'ow's'at"
+    return table
+
+
+CONTRACTIONS = _contractions()

@@ -1,0 +1,251 @@
+"""Knows how good a system is: the same questions answered closed-book, with evidence, and in any other arm.
+
+An arm is a function from a batch of questions to replies; the evaluator knows no model. It never reports an arm
+without the closed-book arm beside it. With a folder it keeps every finished reply, so that a run that was killed goes
+on where it stopped, and figures can be computed again without asking again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidInputError, KnowledgeBaseLockedError
+from .calibration import auroc, expected_calibration_error, reliability_bins
+from .finished_items import FinishedItem, FinishedItems
+from .questions import AnswerFunction, Question, Reply, check_questions
+from .report import ArmReport, Calibration, Cost, Effect, EvaluationReport
+from .resampling import Interval, bootstrap_interval
+from .retrieval_effect import retrieval_effect
+from .scoring import AnswerMetric, Scores, retrieval_scores, score_answers
+
+
+logger = logging.getLogger(__name__)
+
+REPLIES_FILE = "replies.jsonl"
+_RIGHT = 0.5  # from this score on an answer counts as right
+
+
+@dataclass
+class Evaluator:
+    """Asks the same questions in several arms and reports how they compare.
+
+    Args:
+        arms (`dict[str, callable]`): By name, functions from a list of `Question` to as many `Reply` (or strings). One
+            of them must be `baseline`.
+        metrics (`list[str]` or `dict[str, callable]`): Names of `ANSWER_METRICS`, or functions
+            `(prediction, question) -> score`, also mixed (`{"exact_match": None, "mine": my_metric}`). The first
+            decides what is right (a score of 0.5 or more) and must be in 0..1.
+        baseline (`str`): The arm without evidence.
+        batch_size (`int`): Questions per call of an arm; also how much is lost when the run is killed.
+        ks (`list[int]`): For the figures of retrieval.
+        num_resamples, seed (`int`): Of the bootstrap intervals.
+        settings (`dict`): Whatever decides the replies (fingerprint of the model, number of passages): written beside
+            them, and a folder of other settings is not continued.
+
+    Raises:
+        InvalidInputError: There is no such baseline, no metric, or one that is not known.
+
+    Example:
+
+    ```python
+    >>> questions = [Question(str(n), f"What is {n} + 1?", (str(n + 1),)) for n in range(4)]
+    >>> arms = {
+    ...     "closed_book": lambda batch: ["2" for question in batch],
+    ...     "retrieved": lambda batch: [Reply(question.answers[0], num_retrievals=1) for question in batch],
+    ... }
+    >>> report = Evaluator(arms, metrics=["exact_match"]).run(questions)
+    >>> report.arms["retrieved"].effect.rescue_rate.mean, report.arms["retrieved"].effect.harm_rate.mean
+    (0.75, 0.0)
+
+    ```
+    """
+
+    arms: Mapping[str, AnswerFunction]
+    metrics: Sequence[str] | Mapping[str, AnswerMetric | None] = ("exact_match", "token_f1")
+    baseline: str = "closed_book"
+    batch_size: int = 8
+    ks: Sequence[int] = (1, 5, 10)
+    num_resamples: int = 1000
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.baseline not in self.arms:
+            raise InvalidInputError(
+                f"There is no arm {self.baseline!r}; there is {', '.join(self.arms) or 'none'}. Figures with evidence "
+                "are only reported beside those without: add that arm, or name it with `baseline`."
+            )
+        if not self.metrics or self.batch_size < 1:
+            raise InvalidInputError("Pass at least one metric and a batch_size of at least 1.")
+
+    def run(self, questions: Sequence[Question], folder: str | Path | None = None) -> EvaluationReport:
+        """Asks all questions in all arms, the baseline first, and reports.
+
+        Args:
+            questions (sequence of `Question`): Read batch by batch, so that pictures can be decoded when they are
+            needed.
+            folder (`str` or `Path`, *optional*): Replies are kept there, and those that are there already are not
+                asked for again; see `FinishedItems`. The report is not written there, see `EvaluationReport.save`.
+
+        Raises:
+            InvalidInputError: A question has no answer or shares its id, an arm returned something else than a reply
+                per question, a metric does not fit, or the folder is of another run or in use.
+        """
+        asked = check_questions(questions)
+        with _held(folder):
+            finished = FinishedItems(None if folder is None else Path(folder) / REPLIES_FILE, self.settings)
+            items = {name: self._ask(name, questions, finished) for name in self._names()}
+        scores = {name: self._score([item.reply for item in of_arm], asked) for name, of_arm in items.items()}
+        accuracy = next(iter(scores[self.baseline]))
+        baseline = scores[self.baseline][accuracy]
+        for name in self._names():
+            values = scores[name][accuracy].per_question
+            if ((values < 0) | (values > 1)).any():
+                raise InvalidInputError(
+                    f"The first metric decides what is right and must be in 0..1; {accuracy!r} is not."
+                )
+        arms = {
+            name: self._report(asked, items[name], scores[name], None if name == self.baseline else baseline)
+            for name in self.arms
+        }
+        return EvaluationReport(len(asked), self.baseline, accuracy, dict(self.settings), arms)
+
+    def _names(self) -> list[str]:
+        return [self.baseline, *(name for name in self.arms if name != self.baseline)]
+
+    def _ask(self, name: str, questions: Sequence[Question], finished: FinishedItems) -> list[FinishedItem]:
+        from transformers.utils.logging import tqdm
+
+        found: list[FinishedItem] = []
+        for start in tqdm(range(0, len(questions), self.batch_size), desc=name):
+            batch = [questions[place] for place in range(start, min(start + self.batch_size, len(questions)))]
+            known = [finished.find(name, question) for question in batch]
+            pending = [question for question, item in zip(batch, known, strict=True) if item is None]
+            new = iter(self._answer(name, pending) if pending else [])
+            whole = [next(new) if item is None else item for item in known]
+            finished.add(item for item, old in zip(whole, known, strict=True) if old is None)
+            found.extend(whole)
+        return found
+
+    def _answer(self, name: str, questions: Sequence[Question]) -> list[FinishedItem]:
+        start = time.perf_counter()
+        replies = list(self.arms[name](questions))
+        seconds = (time.perf_counter() - start) / len(questions)
+        if len(replies) != len(questions):
+            raise InvalidInputError(f"The arm {name!r} gave {len(replies)} replies to {len(questions)} questions.")
+        return [
+            FinishedItem(name, question.id, question.digest(), _checked_reply(reply, name, question), seconds)
+            for question, reply in zip(questions, replies, strict=True)
+        ]
+
+    def _score(self, replies: Sequence[Reply], questions: Sequence[Question]) -> dict[str, Scores]:
+        metrics = self.metrics if isinstance(self.metrics, Mapping) else dict.fromkeys(self.metrics)
+        texts = [reply.text for reply in replies]
+        return {name: score_answers(name, texts, questions, metric) for name, metric in metrics.items()}
+
+    def _report(
+        self,
+        questions: Sequence[Question],
+        items: Sequence[FinishedItem],
+        scores: Mapping[str, Scores],
+        baseline: Scores | None,
+    ) -> ArmReport:
+        replies = [item.reply for item in items]
+        values = next(iter(scores.values())).per_question
+        clusters = [question.id if question.cluster is None else question.cluster for question in questions]
+        kinds = {kind: [q.kind == kind for q in questions] for kind in sorted({q.kind for q in questions})}
+        tokens = [reply.num_tokens for reply in replies if reply.num_tokens is not None]
+        return ArmReport(
+            metrics={
+                name: self._interval(score.per_question, clusters) if score.is_mean else _without_interval(score.value)
+                for name, score in scores.items()
+            },
+            by_kind={
+                kind: {"count": float(sum(marks)), "value": float(values[marks].mean())}
+                for kind, marks in kinds.items()
+            },
+            retrieval={
+                name: self._interval(found, clusters)
+                for name, found in retrieval_scores(replies, questions, self.ks).items()
+            },
+            effect=None if baseline is None else self._effect(baseline.per_question, values, clusters),
+            calibration=_calibration(replies, values),
+            cost=Cost(
+                seconds=float(np.mean([item.seconds for item in items])),
+                retrievals=float(np.mean([reply.num_retrievals for reply in replies])),
+                tokens=float(np.mean(tokens)) if len(tokens) == len(replies) else None,
+            ),
+        )
+
+    def _effect(
+        self, without: npt.NDArray[np.float64], with_evidence: npt.NDArray[np.float64], clusters: Sequence[str]
+    ) -> Effect:
+        before, after = without >= _RIGHT, with_evidence >= _RIGHT
+        effect = retrieval_effect(before, after)
+        return Effect(
+            rescue_rate=self._interval(after & ~before, clusters),
+            harm_rate=self._interval(before & ~after, clusters),
+            net_gain=self._interval(after.astype(float) - before, clusters),
+            rescued_of_wrong=effect.rescued_of_wrong,
+            harmed_of_right=effect.harmed_of_right,
+        )
+
+    def _interval(self, values: npt.NDArray[Any], clusters: Sequence[str]) -> Interval:
+        return bootstrap_interval(values, clusters, self.num_resamples, seed=self.seed)
+
+
+def _without_interval(value: float) -> Interval:
+    return Interval(value, math.nan, math.nan)
+
+
+def _calibration(replies: Sequence[Reply], values: npt.NDArray[np.float64]) -> Calibration | None:
+    confidences = [reply.confidence for reply in replies if reply.confidence is not None]
+    if len(confidences) < len(replies):
+        return None
+    area = auroc(confidences, values >= _RIGHT)
+    return Calibration(
+        ece=expected_calibration_error(confidences, values),
+        auroc=None if math.isnan(area) else area,
+        mean_confidence=float(np.mean(confidences)),
+        bins=[bin for bin in reliability_bins(confidences, values) if bin.count],
+    )
+
+
+def _checked_reply(reply: Reply | str, arm: str, question: Question) -> Reply:
+    reply = Reply(reply) if isinstance(reply, str) else reply
+    if not isinstance(reply, Reply) or not isinstance(reply.text, str):
+        raise InvalidInputError(
+            f"The arm {arm!r} answered question {question.id!r} by {reply!r}; expected a Reply or a string."
+        )
+    if reply.confidence is not None and not 0 <= reply.confidence <= 1:
+        raise InvalidInputError(
+            f"The arm {arm!r} answered question {question.id!r} with the confidence {reply.confidence}, not in 0..1."
+        )
+    return reply
+
+
+@contextmanager
+def _held(folder: str | Path | None) -> Iterator[None]:
+    """Keeps a second run out of the folder."""
+    from ..retrieval.store.durable_files import exclusive_lock
+
+    with ExitStack() as stack:
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(exclusive_lock(Path(folder) / "lock", timeout_seconds=0))
+            except KnowledgeBaseLockedError:
+                raise InvalidInputError(
+                    f"{folder}: another evaluation is writing there, or the disk knows no locks. Pass another folder."
+                ) from None
+        yield

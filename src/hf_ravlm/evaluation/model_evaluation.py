@@ -1,0 +1,199 @@
+"""Evaluates a saved model on a file of questions, from paths to a folder with reports; behind `hf-ravlm evaluate`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import InvalidInputError
+from .evaluator import Evaluator
+from .growth import GrowthReport, measure_growth, without_answers
+from .questions import QuestionRows, questions_from
+from .report import EvaluationReport
+
+
+if TYPE_CHECKING:
+    from ..model import RavlmForConditionalGeneration
+    from ..retrieval import RavlmRetriever
+
+_SAMPLED_VECTORS = 4096
+_TABLE_KINDS = {".parquet": "parquet", ".csv": "csv", ".json": "json"}
+
+
+class ModelEvaluation(NamedTuple):
+    """What `evaluate_model` found and where it is written."""
+
+    report: EvaluationReport
+    growth: GrowthReport | None
+    files: list[Path]
+
+
+def evaluate_model(
+    model: str | os.PathLike[str],
+    data: Any,
+    output: str | os.PathLike[str],
+    *,
+    arms: Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    metrics: Sequence[str] = ("exact_match", "token_f1"),
+    knowledge: str | os.PathLike[str] | None = None,
+    k: int | None = None,
+    channels: Sequence[str] | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    device: str | None = None,
+    distractors: str | os.PathLike[str] | Iterable[Mapping[str, Any]] | None = None,
+    factors: Sequence[int] = (1, 10, 100),
+    **generate_kwargs: Any,
+) -> ModelEvaluation:
+    """Asks a model all questions in all arms, reports, and keeps every reply, so that a killed run goes on.
+
+    Args:
+        model: A folder or Hub id of a `RavlmForConditionalGeneration` with its processor.
+        data: Questions: a file with one JSON object per line, a Parquet, CSV or JSON table, a folder of
+            `Dataset.save_to_disk` or of pictures with metadata, a Hub id, or what `questions_from` takes.
+        output: The folder for `report.json`, `report.md`, `report.png` and the replies; those of `growth` too.
+        arms (`list[str]`, *optional*): Of `answering_arms.ARMS`; by default `closed_book`, `retrieved`, and `gold`
+            where every question has `gold_ids`. `closed_book` is always there.
+        columns (`dict`, *optional*): See `questions_from`.
+        split (`str`): Of a data set with several.
+        limit (`int`, *optional*): Only the first so many questions.
+        metrics (`list[str]`): Of `ANSWER_METRICS`; the first decides what is right.
+        knowledge: The folder of the knowledge base, if it is not in that of the model.
+        k (`int`, *optional*), channels (`list[str]`, *optional*): Passages per question and how they are found.
+        batch_size, seed, device: As one would think; the device is `cuda` where there is one.
+        distractors: A folder of WordNet, a JSONL file of passages, or passages: with it the questions are asked once
+            more at each of the sizes in `factors`. Passages that hold an accepted answer are left out.
+        generate_kwargs: Passed to `model.generate`, such as `max_new_tokens` (32 by default).
+
+    Raises:
+        InvalidInputError: Whatever is wrong with data, columns, arms or metrics; see `Evaluator`.
+    """
+    from .answering_arms import growing_arm, model_arms
+
+    output = Path(output)
+    questions = read_questions(data, columns, split)
+    if limit is not None:
+        questions = questions.first(limit)
+    reader, processor, retriever = _load(model, knowledge, device)
+    if arms is None:
+        gold = all(question.gold_ids for question in questions.without_images())
+        arms = ["closed_book", *(["retrieved", *(["gold"] if gold else [])] if retriever is not None else [])]
+    options = {"k": k, "seed": seed, "max_new_tokens": 32, **generate_kwargs}
+    if channels is not None:
+        options["retrieve_options"] = {"channels": list(channels)}
+    settings = {
+        "model": _weights_digest(reader),
+        "knowledge": None if retriever is None else _knowledge_digest(retriever),
+        "options": {name: value for name, value in sorted(options.items()) if value is not None},
+    }
+    named = model_arms(reader, processor, retriever, list(dict.fromkeys(["closed_book", *arms])), **options)
+    evaluator = Evaluator(named, metrics, batch_size=batch_size, seed=seed, settings=settings)
+    report = evaluator.run(questions, output)
+    files = report.save(output)
+    if distractors is None:
+        return ModelEvaluation(report, None, files)
+    if retriever is None:
+        raise InvalidInputError(f"There is no knowledge base in {model} that could grow. Pass `knowledge`.")
+    growth = measure_growth(
+        questions,
+        named["closed_book"],
+        growing_arm(
+            reader,
+            processor,
+            retriever,
+            without_answers(_passages(distractors), questions.without_images()),
+            **options,
+        ),
+        len(retriever),
+        factors,
+        output / "growth",
+        metrics[:1],
+        batch_size,
+        {**settings, "distractors": Path(distractors).name if isinstance(distractors, (str, os.PathLike)) else None},
+    )
+    return ModelEvaluation(report, growth, files + growth.save(output))
+
+
+def read_questions(data: Any, columns: Mapping[str, str] | None = None, split: str = "test") -> QuestionRows:
+    """Questions from whatever `evaluate_model` takes as `data`.
+
+    Raises:
+        InvalidInputError: The file has no known ending, the data set no such split, or a column is missing.
+    """
+    if not isinstance(data, (str, os.PathLike)):
+        return questions_from(data, columns)
+    path = Path(data)
+    if path.suffix == ".jsonl":
+        return questions_from(path, columns)
+    import datasets
+
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        found = datasets.load_from_disk(str(path))
+    elif path.is_dir():
+        found = datasets.load_dataset("imagefolder", data_dir=str(path))
+    elif path.suffix in _TABLE_KINDS and path.is_file():
+        found = datasets.load_dataset(_TABLE_KINDS[path.suffix], data_files=str(path), split="train")
+    elif path.suffix:
+        known = ", ".join([".jsonl", *_TABLE_KINDS])
+        raise InvalidInputError(f"{path} is no file of questions. Expected one that ends in {known}, or a folder.")
+    else:
+        found = datasets.load_dataset(str(data))
+    if hasattr(found, "keys"):  # several splits
+        if split not in found and len(found) > 1:
+            raise InvalidInputError(f"There is no split {split!r} in {data}; there is {', '.join(found)}.")
+        found = found[split if split in found else next(iter(found))]
+    return questions_from(found, columns)
+
+
+def _load(
+    source: str | os.PathLike[str], knowledge: str | os.PathLike[str] | None, device: str | None
+) -> tuple[Any, Any, Any]:
+    """Model, processor, and the retriever that belongs to them or `None`."""
+    import torch
+
+    from ..model import RavlmForConditionalGeneration, RavlmProcessor
+    from ..pipelines.image_to_text import find_retriever
+
+    reader = RavlmForConditionalGeneration.from_pretrained(str(source)).eval()
+    processor = RavlmProcessor.from_pretrained(str(source))
+    reader.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if knowledge is None:
+        return reader, processor, find_retriever(reader, processor)
+    from ..retrieval import RavlmEncoder, RavlmRetriever
+
+    return reader, processor, RavlmRetriever.from_pretrained(knowledge, encoder=RavlmEncoder(reader.model, processor))
+
+
+def _weights_digest(model: RavlmForConditionalGeneration) -> str:
+    """Of names, shapes and sums of all weights: enough to notice another checkpoint."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        total = float(weight.double().sum()) if weight.is_floating_point() else int(weight.sum())
+        digest.update(f"{name} {tuple(weight.shape)} {total:.6g}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _knowledge_digest(retriever: RavlmRetriever) -> str:
+    """Of all ids, the encoder, and up to a few thousand of the vectors, which stand for what the passages say."""
+    digest = hashlib.sha256("\n".join([retriever.encoder_fingerprint, *retriever.knowledge_base.ids]).encode())
+    step = max(1, len(retriever) // _SAMPLED_VECTORS)
+    digest.update(retriever.vectors[::step].tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _passages(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    if not isinstance(source, (str, os.PathLike)):
+        yield from source
+        return
+    from ..retrieval import KnowledgeBase
+
+    path = Path(source)
+    passages = KnowledgeBase.from_wordnet(path) if path.is_dir() else KnowledgeBase.from_jsonl(path)
+    for passage in passages:
+        yield {"id": passage.id, "text": passage.text, "source": passage.source, "licence": passage.licence}

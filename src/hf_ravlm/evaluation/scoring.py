@@ -1,0 +1,174 @@
+"""Knows every metric by its name: answers to questions in, a figure for all and one per question out.
+
+`ANSWER_METRICS` judge answers, the figures of `retrieval_scores` what was found before an answer was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidInputError
+from .benchmark_metrics import encyclopedic_match, infoseek_score, vqa_accuracy
+from .caption_metrics import CaptionScore, References, Tokens, bleu, cider_d, rouge_l
+from .caption_tokens import caption_tokens
+from .pseudo_relevance import relevance_from_answers
+from .questions import Question, Reply
+from .ranking_metrics import (
+    average_precision,
+    hit_at_k,
+    ndcg_at_k,
+    recall_at_k,
+    reciprocal_rank,
+    relevance_from_ids,
+)
+from .text_metrics import exact_match, token_f1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A metric over a data set.
+
+    Attributes:
+        value: The figure for all.
+        per_question: One per question, of shape `(Q,)`.
+        is_mean: Whether `value` is the mean of `per_question`; only BLEU's is not.
+    """
+
+    value: float
+    per_question: npt.NDArray[np.float64] = field(repr=False)
+    is_mean: bool = True
+
+
+# One prediction and the question that it answers.
+AnswerMetric = Callable[[str, Question], float]
+Scorer = Callable[[Sequence[str], Sequence[Question]], Scores]
+
+
+def score_answers(
+    name: str, predictions: Sequence[str], questions: Sequence[Question], metric: AnswerMetric | None = None
+) -> Scores:
+    """Scores predictions by a metric of `ANSWER_METRICS`, or by a function of one's own.
+
+    Args:
+        name (`str`): The metric.
+        predictions (`list[str]`): In the order of the questions.
+        questions (`list[Question]`): With the accepted answers.
+        metric (callable, *optional*): `(prediction, question) -> score`, for a name that is not known here.
+
+    Raises:
+        InvalidInputError: The name is not known, a prediction is missing, or the metric does not fit the questions
+            (VQA accuracy with one accepted answer, say), naming the question.
+
+    Example:
+
+    ```python
+    >>> question = Question("1", "Which colour?", ("red", "crimson"))
+    >>> score_answers("exact_match", ["Red!"], [question]).value
+    1.0
+
+    ```
+    """
+    if len(predictions) != len(questions):
+        raise InvalidInputError(
+            f"{len(predictions)} predictions came for {len(questions)} questions; pass one for each."
+        )
+    for prediction, question in zip(predictions, questions, strict=True):
+        if not isinstance(prediction, str):
+            raise InvalidInputError(
+                f"The prediction for question {question.id!r} is {prediction!r}; expected a string, maybe empty."
+            )
+    if metric is not None:
+        return _per_answer(metric)(predictions, questions)
+    if name not in ANSWER_METRICS:
+        raise InvalidInputError(
+            f"The metric {name!r} is not known. Choose of {', '.join(ANSWER_METRICS)}, or pass a function."
+        )
+    return ANSWER_METRICS[name](predictions, questions)
+
+
+def retrieval_scores(
+    replies: Sequence[Reply], questions: Sequence[Question], ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, npt.NDArray[np.float64]]:
+    """How good the evidence of the replies was, as far as the data can tell; per figure one value per question.
+
+    With `gold_ids` for every question: `hit@k`, `recall@k`, `mrr@k`, `map@k` and `ndcg@k`, with k up to the longest
+    list of evidence. With texts of the evidence: `pseudo_recall@k`, which asks whether any accepted answer stands in
+    them.
+
+    Example:
+
+    ```python
+    >>> questions = [Question("1", "Which colour?", ("red",), gold_ids=("a",))]
+    >>> replies = [Reply("red", evidence_ids=("b", "a"), evidence_texts=("Blue.", "It is red."))]
+    >>> {name: values.tolist() for name, values in retrieval_scores(replies, questions, ks=(2,)).items()}
+    {'hit@2': [1.0], 'recall@2': [1.0], 'mrr@2': [0.5], 'map@2': [0.5], 'ndcg@2': [0.6309297535714575],
+        'pseudo_recall@2': [1.0]}
+
+    ```
+    """
+    longest = max((len(reply.evidence_ids) for reply in replies), default=0)
+    found: dict[str, npt.NDArray[np.float64]] = {}
+    if longest == 0:
+        return found
+    depths = sorted({k for k in ks if k < longest} | {longest})
+    if all(question.gold_ids for question in questions):
+        relevant = relevance_from_ids(
+            [list(dict.fromkeys(reply.evidence_ids)) for reply in replies],
+            [set(question.gold_ids) for question in questions],
+        )
+        num_gold = [len(set(question.gold_ids)) for question in questions]
+        for k in depths:
+            found[f"hit@{k}"] = hit_at_k(relevant, k)
+            found[f"recall@{k}"] = recall_at_k(relevant, num_gold, k)
+            found[f"mrr@{k}"] = reciprocal_rank(relevant, k)
+            found[f"map@{k}"] = average_precision(relevant, num_gold, k)
+            found[f"ndcg@{k}"] = ndcg_at_k(relevant, num_gold, k)
+    if any(reply.evidence_texts for reply in replies):
+        relevant = relevance_from_answers(
+            [reply.evidence_texts for reply in replies], [question.answers for question in questions]
+        )
+        found |= {f"pseudo_recall@{k}": hit_at_k(relevant, k) for k in depths}
+    return found
+
+
+def _per_answer(metric: AnswerMetric) -> Scorer:
+    def score(predictions: Sequence[str], questions: Sequence[Question]) -> Scores:
+        values = []
+        for prediction, question in zip(predictions, questions, strict=True):
+            try:
+                values.append(float(metric(prediction, question)))
+            except InvalidInputError as error:
+                raise InvalidInputError(f"Question {question.id!r}: {error}") from None
+        array = np.array(values)
+        return Scores(float(array.mean()) if values else float("nan"), array)
+
+    return score
+
+
+def _per_caption(metric: Callable[[Sequence[Tokens], References], CaptionScore], is_mean: bool = True) -> Scorer:
+    def score(predictions: Sequence[str], questions: Sequence[Question]) -> Scores:
+        candidates = [caption_tokens(prediction) for prediction in predictions]
+        found = metric(candidates, [[caption_tokens(answer) for answer in question.answers] for question in questions])
+        return Scores(found.corpus, found.per_image, is_mean)
+
+    return score
+
+
+ANSWER_METRICS: Mapping[str, Scorer] = {
+    "exact_match": _per_answer(lambda said, question: exact_match(said, question.answers)),
+    "token_f1": _per_answer(lambda said, question: token_f1(said, question.answers)),
+    "vqa_accuracy": _per_answer(lambda said, question: vqa_accuracy(said, question.answers)),
+    "infoseek": _per_answer(lambda said, question: infoseek_score(said, question.answers, question.kind or "string")),
+    "encyclopedic_vqa": _per_answer(
+        lambda said, question: encyclopedic_match(
+            said, question.answers, question.kind or "automatic", question.question
+        )
+    ),
+    "bleu_4": _per_caption(bleu, is_mean=False),
+    "rouge_l": _per_caption(rouge_l),
+    "cider_d": _per_caption(cider_d),
+}

@@ -1,0 +1,245 @@
+"""Knows how other people's models of one vector become encoders: CLIP, SigLIP, sentence-transformers.
+
+Text encoders of transformers have `text_model_encoder`, and are faster there than through sentence-transformers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...errors import InvalidInputError
+from .encoders import (
+    Encoder,
+    Images,
+    RavlmEncoder,
+    Texts,
+    count_rows,
+    encode_in_batches,
+    require_attributes,
+    require_batch_size,
+    require_texts,
+)
+from .inference_model import (
+    InferenceModel,
+    fingerprint_of,
+    in_type_of,
+    inference,
+    network_settings,
+    tokenizer_digest,
+    unit_or_zero,
+)
+from .text_model_encoder import TextModelEncoder
+from .token_batches import cut_batches, encode_halving, longest_first
+
+
+# Trained on texts padded to the full length, without a mask: shorter padding changes their vectors.
+_FULLY_PADDED = ("siglip", "siglip2")
+_MAX_SIGLIP_LENGTH = 64
+
+
+def load_encoder(
+    name: str | os.PathLike[str], *, dtype: str | None = None, hub_kwargs: dict[str, Any] | None = None
+) -> Encoder:
+    """Loads a model from a folder or the Hub and wraps it in the encoder of its kind.
+
+    Args:
+        name: A `RavlmModel`, a dual encoder such as CLIP, or a text encoder.
+        dtype: See `RavlmEncoder`.
+        hub_kwargs: `revision`, `token`, `cache_dir`, ... for the Hub.
+
+    Example:
+
+    >>> load_encoder("google/siglip2-base-patch16-224", dtype="auto").name  # doctest: +SKIP
+    'Siglip2Model dtype=bfloat16'
+    """
+    from transformers import AutoConfig, AutoModel, AutoProcessor
+
+    hub_kwargs = hub_kwargs or {}
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
+    if not hasattr(config, "vision_config"):
+        return TextModelEncoder.from_pretrained(name, dtype=dtype, hub_kwargs=hub_kwargs)
+    model = AutoModel.from_pretrained(name, trust_remote_code=False, **hub_kwargs).eval()
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
+    if hasattr(processor, "for_retrieval"):
+        return RavlmEncoder(model, processor, dtype=dtype)
+    return DualEncoder(model, processor, dtype=dtype)
+
+
+class DualEncoder:
+    """Encodes with a model of two towers, such as CLIP, SigLIP or SigLIP 2, and its processor.
+
+    A row with image and text becomes the normalised sum of the two unit vectors.
+
+    Args:
+        model: Has `get_image_features(pixel_values=...)` and `get_text_features(input_ids=...)`.
+        processor: Holds an `image_processor` and a `tokenizer`.
+        batch_size: How many rows go through a tower at once.
+        dtype: See `RavlmEncoder`.
+
+    Raises:
+        InvalidInputError: If model or processor are of another kind, or `batch_size < 1`.
+    """
+
+    def __init__(self, model: Any, processor: Any, batch_size: int = 64, dtype: str | None = None) -> None:
+        require_attributes(model, ("get_image_features", "get_text_features"), "a dual encoder such as CLIPModel")
+        require_attributes(processor, ("image_processor", "tokenizer"), "the processor of the model")
+        require_batch_size(batch_size)
+        self.processor = processor
+        self.batch_size = batch_size
+        self._inference_model = InferenceModel(model, dtype)
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        self._fully_padded = model_type in _FULLY_PADDED
+
+    @property
+    def name(self) -> str:
+        """Class and number type of the model, for messages."""
+        return self._inference_model.describe()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights and their type, settings of the network, image processing and tokenizer."""
+        settings = self.processor.image_processor.to_dict()
+        return self._inference_model.fingerprint(
+            {
+                "network": network_settings(self._inference_model.model),
+                "image_processor": {key: value for key, value in settings.items() if not key.startswith("_")},
+                "tokenizer": tokenizer_digest(self.processor.tokenizer),
+                "text_options": self._text_options(),
+            }
+        )
+
+    def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
+        """Returns unit vectors (n, D) of images, texts, or both; passages are encoded in the same way."""
+        num_rows = count_rows(images, texts)
+        if num_rows == 0:
+            return np.zeros((0, 0), np.float32)
+        total: np.ndarray | None = None
+        with self._inference_model.running() as model:
+            for items, encode in ((images, self._image_vectors), (texts, self._text_vectors)):
+                rows = [] if items is None else [row for row, item in enumerate(items) if item is not None]
+                if items is not None and rows:
+                    vectors = self._tower_vectors(partial(encode, model), [items[row] for row in rows])
+                    total = np.zeros((num_rows, vectors.shape[1]), np.float32) if total is None else total
+                    total[rows] += vectors
+        if total is None:
+            raise InvalidInputError("There is nothing to encode: every row is empty. Pass images, texts, or both.")
+        return unit_or_zero(total)
+
+    def encode_passages(self, texts: Texts, images: Images) -> np.ndarray:
+        """Returns unit vectors (n, D) of passages."""
+        return self.encode_queries(images, texts)
+
+    def _tower_vectors(self, encode: Callable[[list[Any]], np.ndarray], items: list[Any]) -> np.ndarray:
+        """Unit vectors (n, D) of images alone or texts alone."""
+        order = longest_first([len(item) if isinstance(item, str) else 0 for item in items])
+        batches = cut_batches([1] * len(items), self.batch_size, padded=False)
+        encoded = encode_in_batches(lambda rows: encode([items[row] for row in rows]), order, batches, "Encoding")
+        return unit_or_zero(encoded)
+
+    def _image_vectors(self, model: Any, images: list[Image.Image]) -> np.ndarray:
+        inputs = self.processor.image_processor(images=images, return_tensors="pt").to(self._inference_model.device)
+        return _features(model.get_image_features(**in_type_of(model, inputs)))
+
+    def _text_vectors(self, model: Any, texts: list[str]) -> np.ndarray:
+        inputs = self.processor.tokenizer(texts, return_tensors="pt", **self._text_options())
+        names = ("input_ids", "attention_mask")
+        return _features(
+            model.get_text_features(
+                **{name: inputs[name].to(self._inference_model.device) for name in names if name in inputs}
+            )
+        )
+
+    def _text_options(self) -> dict[str, Any]:
+        limit = self.processor.tokenizer.model_max_length
+        text_config = getattr(self._inference_model.model.config, "text_config", None)
+        positions = getattr(text_config, "max_position_embeddings", None) or limit
+        length = min(limit, positions, _MAX_SIGLIP_LENGTH if self._fully_padded else limit)
+        padding = "max_length" if self._fully_padded else True
+        return {"padding": padding, "truncation": True, "max_length": int(length), "split_special_tokens": True}
+
+
+class SentenceTransformerEncoder:
+    """Encodes texts with a `sentence_transformers.SentenceTransformer`: pip install "hf_ravlm[sentence-transformers]".
+
+    Args:
+        model: The model, or a folder or Hub id to load it from. Its prompts for queries and documents are used.
+        batch_size: How many texts go through the model at once.
+
+    Raises:
+        ImportError: If the package is missing and `model` is a name.
+        InvalidInputError: If `batch_size < 1`.
+    """
+
+    def __init__(self, model: Any, batch_size: int = 32) -> None:
+        require_batch_size(batch_size)
+        if isinstance(model, (str, os.PathLike)):
+            model = _load_sentence_transformer(os.fspath(model))
+        require_attributes(model, ("encode_query", "encode_document"), "a SentenceTransformer of version 5 or newer")
+        self.model = model
+        self.batch_size = batch_size
+
+    @property
+    def name(self) -> str:
+        """The steps of the model, for messages."""
+        return f"{type(self.model).__name__}({', '.join(type(step).__name__ for step in self.model)})"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights and their type, the settings of every step, tokenizer, prompts and length."""
+        steps = [
+            [type(step).__name__, step.get_config_dict() if hasattr(step, "get_config_dict") else None]
+            for step in self.model
+        ]
+        tokenizer = getattr(self.model, "tokenizer", None)
+        return fingerprint_of(
+            self.model,
+            {
+                "steps": steps,
+                "prompts": [self.model.prompts, self.model.default_prompt_name],
+                "tokenizer": None if tokenizer is None else tokenizer_digest(tokenizer),
+                "max_length": self.model.max_seq_length,
+            },
+        )
+
+    def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
+        """Returns unit vectors (n, D) of queries; every one needs a text."""
+        return self._encode(self.model.encode_query, require_texts(images, texts))
+
+    def encode_passages(self, texts: Texts, images: Images | None = None) -> np.ndarray:
+        """Returns unit vectors (n, D) of passages; every one needs a text."""
+        return self._encode(self.model.encode_document, require_texts(images, texts))
+
+    def _encode(self, encode: Any, texts: list[str]) -> np.ndarray:
+        if not texts:
+            return np.zeros((0, 0), np.float32)
+
+        def encode_rows(rows: list[int]) -> np.ndarray:
+            picked = [texts[row] for row in rows]
+            vectors = encode(picked, batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True)
+            return unit_or_zero(vectors.float().cpu().numpy())
+
+        with inference(self.model):
+            return encode_halving(encode_rows, list(range(len(texts))))
+
+
+def _features(outputs: Any) -> np.ndarray:
+    """The pooled features (n, D) of a tower: transformers 5 returns them in an output, older models as a tensor."""
+    pooled = getattr(outputs, "pooler_output", outputs)
+    features: np.ndarray = pooled.float().cpu().numpy()
+    return features
+
+
+def _load_sentence_transformer(name: str) -> Any:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(
+            'Loading a sentence-transformers model needs: pip install "hf_ravlm[sentence-transformers]"'
+        ) from error
+    return SentenceTransformer(name, trust_remote_code=False)

@@ -1,0 +1,199 @@
+"""Knows whether an encoder still sees what it saw: eight texts and four images, encoded when knowledge was stored.
+
+A fingerprint tells equal from unequal, no more: a model cast to bfloat16 has another one and is as good as before; a
+model whose adapter was switched off may have the same one and finds nothing. So the probes are encoded again when a
+knowledge base is opened and compared with what was stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ...errors import InvalidInputError, KnowledgeBaseMismatchError
+from ..indexes.unit_vectors import unit_vectors
+
+
+if TYPE_CHECKING:
+    from .encoders import Encoder
+
+
+logger = logging.getLogger(__name__)
+
+
+class EncoderRecord(NamedTuple):
+    """Which encoder made the vectors: its name for messages, its fingerprint, and what it made of the probes."""
+
+    name: str
+    fingerprint: str
+    probe: Mapping[str, np.ndarray] = {}
+
+
+# Cosines of one model in float32 and in bfloat16, or on another device, differ by less. A model of another training
+# or with other preprocessing is far outside.
+TOLERANCE = 2e-3
+
+PROBE_KINDS = ("query_texts", "query_images", "passage_texts", "passage_images")
+
+_LONG_TEXT = " ".join(f"Sentence {n} of a long passage says that bird {n} has {n % 7} feathers." for n in range(40))
+_TEXTS = (
+    "a",
+    "What is shown in this picture?",
+    "The European robin (Erithacus rubecula) has an orange breast.",
+    "UPPER CASE, lower case, MiXeD: 3.14159 - 2,024 %",
+    "Äußerst seltene Vögel – 鳥はどこですか？ Где птица?",
+    "left of, right of, above, below, inside",
+    "no bird, not a bird, never any bird",
+    _LONG_TEXT,
+)
+
+
+def probe_texts() -> list[str]:
+    """The texts: short and long, of several scripts, in upper and lower case."""
+    return list(_TEXTS)
+
+
+def probe_images() -> list[Image.Image]:
+    """The images: plain colour, a ramp, fine stripes and noise, none of them square."""
+    height, width = 90, 120
+    y, x = np.mgrid[0:height, 0:width]
+    noise = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (height, width, 3))
+    pixels = [
+        np.broadcast_to(np.array([200, 40, 90]), (height, width, 3)),
+        np.stack([x * 2, y * 2, 255 - x - y], axis=-1),
+        np.stack([(x // 3 % 2) * 255, (y // 5 % 2) * 255, ((x + y) // 9 % 2) * 255], axis=-1),
+        noise,
+    ]
+    return [Image.fromarray(np.ascontiguousarray(values, dtype=np.uint8)) for values in pixels]
+
+
+@lru_cache(maxsize=1)
+def inputs_digest() -> str:
+    """The SHA-256 of all probes: vectors of other probes cannot be compared."""
+    digest = hashlib.sha256("\0".join(_TEXTS).encode())
+    for image in probe_images():
+        digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def encode_probes(encoder: Encoder, kinds: Sequence[str] = PROBE_KINDS) -> dict[str, np.ndarray]:
+    """Returns the unit vectors of the probes, (8, D) for texts and (4, D) for images.
+
+    Args:
+        encoder: The encoder. What it cannot take, such as images if it is one of texts, is left out.
+        kinds: Which probes to encode.
+    """
+    texts, images = probe_texts(), probe_images()
+    nothing: list[Any] = [None] * max(len(texts), len(images))
+    ways = {
+        "query_texts": lambda: encoder.encode_queries(None, texts),
+        "query_images": lambda: encoder.encode_queries(images, None),
+        "passage_texts": lambda: encoder.encode_passages(texts, nothing[: len(texts)]),
+        "passage_images": lambda: encoder.encode_passages(nothing[: len(images)], images),
+    }
+    vectors = {}
+    for name in set(ways).intersection(kinds):
+        try:
+            vectors[name] = unit_vectors(ways[name](), name)
+        except Exception as error:  # whatever an encoder of somebody else raises
+            logger.debug("The encoder %s takes no %s: %s", encoder.name, name, error)
+    return vectors
+
+
+def probe_distance(stored: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
+    """Returns 1 minus the smallest cosine between two encodings of the same probes; 2 if they cannot be compared.
+
+    Args:
+        stored: As `encode_probes` returned it once.
+        found: As it returns it now; what it has beyond `stored` is not looked at.
+
+    Raises:
+        InvalidInputError: If nothing was stored.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from hf_ravlm.retrieval.encoding.encoder_probe import probe_distance
+    >>> stored = {"query_texts": np.eye(2)}
+    >>> float(probe_distance(stored, stored)), float(probe_distance(stored, {"query_texts": np.eye(2)[::-1]}))
+    (0.0, 1.0)
+
+    ```
+    """
+    if not stored:
+        raise InvalidInputError("There are no stored probes to compare with.")
+    worst = 0.0
+    for name, vectors in stored.items():
+        others = found.get(name)
+        if others is None or others.shape != vectors.shape or not np.isfinite(vectors).all():
+            return 2.0
+        cosines = np.einsum("nd,nd->n", vectors.astype(np.float64), others.astype(np.float64))
+        worst = max(worst, float(1 - cosines.min()))
+    return worst
+
+
+def check_encoder(encoder: Encoder, record: EncoderRecord, where: Path) -> None:
+    """Refuses an encoder whose vectors cannot be compared with stored ones.
+
+    Args:
+        encoder: The encoder that is to ask.
+        record: The one that made the stored vectors.
+        where: The knowledge base, for messages.
+
+    Raises:
+        KnowledgeBaseMismatchError: If the probes come out differently; without any, if the fingerprints differ.
+    """
+    name, fingerprint, probe = record
+    found = encoder.fingerprint
+    if not probe and found == fingerprint:
+        return
+    distance = probe_distance(probe, encode_probes(encoder, tuple(probe))) if probe else 2.0
+    if distance <= TOLERANCE:
+        if found != fingerprint:
+            logger.warning(
+                "%s: the encoder %r is not bit for bit the one that built the knowledge base (%r), as after a cast "
+                "to another number type. Its vectors of %d stored probes differ by at most %.1g (1 - cosine; up to "
+                "%g is accepted).",
+                where,
+                describe_encoder(encoder),
+                name,
+                sum(map(len, probe.values())),
+                distance,
+                TOLERANCE,
+            )
+        return
+    if found == fingerprint:
+        reason = (
+            "but now gives other vectors (1 - cosine of a stored probe: "
+            f"{distance:.2g}, accepted: {TOLERANCE:g}). Is an adapter switched off, or the model changed by a hook or "
+            "another version of a library?"
+        )
+    else:
+        reason = (
+            f"(fingerprint {fingerprint[:12]}), but the encoder is {describe_encoder(encoder)!r} (fingerprint "
+            f"{found[:12]}). Their vectors cannot be compared."
+        )
+    raise KnowledgeBaseMismatchError(
+        f"{where}: the knowledge base was built by {name!r} {reason} Pass the encoder that built it, with the same "
+        "adapters and preprocessing, or build anew: `RavlmRetriever.build(KnowledgeBase.load(folder), "
+        "encoder).save_pretrained(folder)`."
+    )
+
+
+def describe_encoder(encoder: Encoder) -> str:
+    """The name of an encoder, with the PEFT adapters that are active in its model."""
+    model = getattr(encoder, "model", None)
+    adapters = getattr(model, "active_adapters", None)
+    try:
+        adapters = adapters() if callable(adapters) else adapters
+    except (ValueError, ImportError):  # transformers: no adapter was loaded, or PEFT is not installed
+        adapters = None
+    return f"{encoder.name} adapters={','.join(map(str, adapters))}" if adapters else encoder.name

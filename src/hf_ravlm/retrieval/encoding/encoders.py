@@ -1,0 +1,273 @@
+"""Knows how images and texts become unit vectors: the protocols that encoders follow, and the one for our models.
+
+The retriever asks an encoder for vectors and for a fingerprint; the fingerprint says whether stored vectors and new
+queries come from the same weights and the same preprocessing. `text_model_encoder` and `encoder_adapters` hold the
+encoders for other people's models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from ...errors import InvalidInputError
+from .inference_model import InferenceModel, fingerprint_of
+from .token_batches import cut_batches, encode_halving, longest_first, with_progress
+
+
+_TEXTS_PER_TOKENIZATION = 4_096
+_TOKENS_PER_ROW = 64  # so that a batch of 64 rows may hold 4096 tokens where no padding is spent
+
+Images = Sequence[Image.Image | None]
+Texts = Sequence[str | None]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What a retriever needs: unit vectors of queries and passages in one space, and an identity.
+
+    Attributes:
+        name: A description for messages.
+        fingerprint: A SHA-256 in hexadecimal over weights, their number type and preprocessing; equal exactly if
+            the vectors are (up to rounding).
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
+        """Returns unit vectors of shape (n, D) in float32; every row has an image, a text or both."""
+        ...
+
+    def encode_passages(self, texts: Texts, images: Images) -> np.ndarray:
+        """Returns unit vectors of shape (n, D) in float32; every row has a text, an image or both."""
+        ...
+
+
+@runtime_checkable
+class MultiVectorEncoder(Protocol):
+    """What late interaction (MaxSim) needs: one unit vector per token or image patch.
+
+    `name` and `fingerprint` are those of `Encoder`; an encoder may follow both protocols.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode_queries_tokens(self, images: Images | None, texts: Texts | None) -> list[np.ndarray]:
+        """Returns per query an array (tokens, D) of unit vectors in float32."""
+        ...
+
+    def encode_passages_tokens(self, texts: Texts, images: Images) -> list[np.ndarray]:
+        """Returns per passage an array (tokens, D) of unit vectors in float32."""
+        ...
+
+
+class RavlmEncoder:
+    """Encodes with a dual encoder such as `RavlmModel` and its processor.
+
+    The model is used in evaluation mode and without gradients, on the device where it is; its modes are restored
+    afterwards. A BERT-like text encoder inside it runs without padding.
+
+    Args:
+        model: Has `get_query_features(**inputs)` and `get_passage_features(**inputs)`, which return tensors (n, D).
+        processor: Has `for_retrieval(images=..., texts=...)`, which returns the inputs, and
+            `retrieval_fingerprint()`, which returns a JSON-like dictionary of everything that shapes them.
+        batch_size: How many rows go through the model at once; texts that need no padding are counted by tokens,
+            64 for each row.
+        dtype: `None` uses the live model as it is. `"auto"`, `"bfloat16"` or `"int8"` use a copy made now, which
+            does not follow training; `"auto"` takes bfloat16 where this machine is fast in it. The number type is
+            part of the fingerprint: a knowledge base is asked in the type that built it.
+
+    Raises:
+        InvalidInputError: If model or processor lack these methods, `batch_size < 1`, or `dtype` is not known.
+    """
+
+    def __init__(self, model: Any, processor: Any, batch_size: int = 64, dtype: str | None = None) -> None:
+        _require_methods(model, "model", ("get_query_features", "get_passage_features", "state_dict"))
+        _require_methods(processor, "processor", ("for_retrieval", "retrieval_fingerprint"))
+        require_batch_size(batch_size)
+        self.model = model
+        self.processor = processor
+        self.batch_size = batch_size
+        self._inference_model = InferenceModel(model, dtype)
+
+    @property
+    def name(self) -> str:
+        """Class and towers of the model, for messages."""
+        config = getattr(self.model, "config", None)
+        parts = {
+            "vision": getattr(getattr(config, "vision_config", None), "model_type", None),
+            "text": getattr(getattr(config, "text_config", None), "model_type", None),
+            "dim": getattr(config, "projection_dim", None),
+        }
+        described = [f"{key}={value}" for key, value in parts.items() if value is not None]
+        return " ".join([self._inference_model.describe(), *described])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all weights of the model, bit by bit with their types, and over the preprocessing.
+
+        It is computed anew each time (about a second per gigabyte), for weights change in training. A model cast to
+        another type has another fingerprint.
+        """
+        return self._inference_model.fingerprint(self.processor.retrieval_fingerprint())
+
+    def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
+        """Returns unit vectors of questions, images, or both.
+
+        Args:
+            images: One per query; `None` for no images at all, or in single places.
+            texts: One per query; `None` for no texts at all, or in single places.
+
+        Returns:
+            An array of shape (n, D) in float32.
+
+        Raises:
+            InvalidInputError: If both are `None`, or their lengths differ.
+        """
+        return self._encode("get_query_features", images, texts)
+
+    def encode_passages(self, texts: Texts, images: Images) -> np.ndarray:
+        """Returns unit vectors of passages, of shape (n, D) in float32; arguments as `encode_queries`."""
+        return self._encode("get_passage_features", images, texts)
+
+    def _encode(self, method: str, images: Images | None, texts: Texts | None) -> np.ndarray:
+        num_rows = count_rows(images, texts)
+        if num_rows == 0:
+            return np.zeros((0, 0), np.float32)
+        with self._inference_model.running() as model:
+            get_features = getattr(model, method)
+            if texts is not None and pick(images, range(num_rows)) is None:
+                packed = model is not self._inference_model.model
+                return np.concatenate(
+                    [
+                        self._encode_texts(get_features, texts[start : start + _TEXTS_PER_TOKENIZATION], packed)
+                        for start in range(0, num_rows, _TEXTS_PER_TOKENIZATION)
+                    ]
+                )
+            return self._encode_rows(get_features, images, texts, num_rows)
+
+    def _encode_texts(self, get_features: Callable[..., Any], texts: Texts, packed: bool) -> np.ndarray:
+        """Texts alone are tokenized once; then each batch takes rows of one length, without their padding."""
+        inputs = self.processor.for_retrieval(images=None, texts=list(texts))
+        order = longest_first(inputs["attention_mask"].sum(dim=1).tolist())  # (n,)
+        lengths = inputs["attention_mask"].sum(dim=1)[order.copy()].tolist()
+        if packed:
+            batches = cut_batches(lengths, self.batch_size * _TOKENS_PER_ROW, padded=False)
+        else:
+            batches = cut_batches([1] * len(order), self.batch_size, padded=False)
+        return encode_in_batches(
+            lambda rows: self._features(get_features, _rows_of(inputs, rows)), order, batches, "Encoding texts"
+        )
+
+    def _encode_rows(
+        self, get_features: Callable[..., Any], images: Images | None, texts: Texts | None, num_rows: int
+    ) -> np.ndarray:
+        # Rows of similar length share a batch, so that little is spent on padding.
+        order = longest_first([len(text or "") for text in texts] if texts is not None else [0] * num_rows)
+        batches = cut_batches([1] * num_rows, self.batch_size, padded=False)
+
+        def encode(rows: list[int]) -> np.ndarray:
+            inputs = self.processor.for_retrieval(images=pick(images, rows), texts=pick(texts, rows))
+            return self._features(get_features, inputs)
+
+        return encode_in_batches(encode, order, batches, "Encoding")
+
+    def _features(self, get_features: Callable[..., Any], inputs: Mapping[str, Any]) -> np.ndarray:
+        device = self._inference_model.device
+        features = get_features(**{name: tensor.to(device) for name, tensor in inputs.items()})  # (n, D)
+        vectors: np.ndarray = features.float().cpu().numpy()
+        return vectors
+
+
+def encode_in_batches(
+    encode: Callable[[list[int]], np.ndarray], order: np.ndarray, batches: list[tuple[int, int]], description: str
+) -> np.ndarray:
+    """Encodes rows batch by batch and returns the vectors in the order of the rows.
+
+    Args:
+        encode: Maps rows to vectors (n, D); where the memory does not suffice it is called with fewer.
+        order: The rows in the order of encoding.
+        batches: Start and end in `order`.
+        description: For the progress bar.
+    """
+    encoded = [encode_halving(encode, order[start:end].tolist()) for start, end in with_progress(batches, description)]
+    vectors = np.concatenate(encoded)  # (n, D) in the order of encoding
+    restored = np.empty_like(vectors)
+    restored[order] = vectors
+    return restored
+
+
+def count_rows(images: Sequence[Any] | None, texts: Sequence[Any] | None) -> int:
+    """The number of rows to encode; refuses nothing at all, and lists of different lengths."""
+    if images is None and texts is None:
+        raise InvalidInputError("There is nothing to encode. Pass images, texts, or both.")
+    if images is not None and texts is not None and len(images) != len(texts):
+        raise InvalidInputError(f"{len(images)} images came with {len(texts)} texts. Pass one per row, or None.")
+    return len(images if images is not None else texts or ())
+
+
+def require_texts(images: Images | None, texts: Texts | None) -> list[str]:
+    """The texts of all rows, for encoders that read nothing else; refuses rows without one."""
+    num_rows = count_rows(images, texts)
+    checked = list(texts) if texts is not None else [None] * num_rows
+    missing = [row for row, text in enumerate(checked) if text is None]
+    if missing:
+        raise InvalidInputError(
+            f"{len(missing)} of {num_rows} rows have no text (the first: row {missing[0]}), and this encoder reads "
+            "texts only. Use an encoder for images and texts, such as DualEncoder or RavlmEncoder."
+        )
+    return [str(text) for text in checked]
+
+
+def require_batch_size(batch_size: int) -> None:
+    """Refuses a batch without rows."""
+    if batch_size < 1:
+        raise InvalidInputError(f"batch_size={batch_size}: expected at least 1.")
+
+
+def pick(items: Sequence[Any] | None, rows: Sequence[int]) -> list[Any] | None:
+    """The items of some rows; `None` if there are none or all are `None`."""
+    picked = None if items is None else [items[row] for row in rows]
+    return None if picked is None or all(item is None for item in picked) else picked
+
+
+def require_attributes(thing: Any, names: Sequence[str], expected: str) -> None:
+    """Refuses a model or processor of another kind, naming what it lacks."""
+    missing = [name for name in names if not hasattr(thing, name)]
+    if missing:
+        raise InvalidInputError(f"A {type(thing).__name__} without {missing} came, but {expected} is needed.")
+
+
+def _rows_of(inputs: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
+    """Some rows of padded inputs, without the columns that are padding in all of them."""
+    mask = inputs["attention_mask"][rows]  # (n, L)
+    used = mask.any(dim=0).nonzero()
+    width = int(used[-1]) + 1 if len(used) else 1
+    full = inputs["attention_mask"].shape[1]
+    return {
+        name: tensor[rows][:, :width] if tensor.dim() == 2 and tensor.shape[1] == full else tensor[rows]
+        for name, tensor in inputs.items()
+    }
+
+
+def _require_methods(thing: Any, role: str, methods: Sequence[str]) -> None:
+    missing = [name for name in methods if not callable(getattr(thing, name, None))]
+    if missing:
+        raise InvalidInputError(
+            f"The {role} is a {type(thing).__name__} without the methods {missing}. Pass the {role} of a dual "
+            "encoder, such as RavlmModel with RavlmProcessor."
+        )
+
+
+__all__ = ["Encoder", "MultiVectorEncoder", "RavlmEncoder", "fingerprint_of"]

@@ -1,0 +1,284 @@
+"""Knows how any text encoder of transformers becomes an `Encoder`: prompt, tokenize once, batch, pool, normalise.
+
+BERT-like encoders run packed, without padding (`packed_encoding`); all others in padded batches of rows that are
+nearly equal in length. A sentence-transformers folder of the usual kind (a transformer, pooling, normalisation) is
+read with its pooling and prompts, without that package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ...errors import InvalidInputError
+from .encoders import Images, Texts, require_texts
+from .inference_model import InferenceModel, network_settings, tokenizer_digest
+from .packed_encoding import PackedTextEncoder, equal_runs
+from .token_batches import cut_batches, encode_halving, longest_first, with_progress
+
+
+Pooling = Literal["mean", "cls", "last"]
+
+_BATCH_TOKENS = 4_096
+_UNLIMITED = 1_000_000  # tokenizers without a limit say 10^30
+
+
+class TextModelEncoder:
+    """Encodes texts with an encoder such as BERT, MiniLM, E5, BGE or GTE, and its tokenizer.
+
+    Where a row has a text, its image is not looked at. With `encode_queries_tokens` and `encode_passages_tokens` the
+    encoder also follows `MultiVectorEncoder`: one vector per token, marks of the tokenizer included.
+
+    Args:
+        model: Gives `last_hidden_state` (B, L, C) for `input_ids` and `attention_mask`.
+        tokenizer: The tokenizer of the model. Marks such as `[SEP]` in a text are read as ordinary letters.
+        pooling: How token states become one vector: their mean, the first (`"cls"`) or the last.
+        query_prompt: Put before every query, such as `"query: "` for E5.
+        passage_prompt: Put before every passage, such as `"passage: "`.
+        max_length: The most tokens of a text, marks included; what is longer is cut. `None` for the model's limit.
+        batch_tokens: How many tokens go through the model at once.
+        dtype: See `RavlmEncoder`.
+
+    Raises:
+        InvalidInputError: If `pooling` or `dtype` is not known, or a number is below 1.
+
+    Example:
+
+    >>> encoder = TextModelEncoder.from_pretrained("intfloat/e5-small-v2", dtype="auto")  # doctest: +SKIP
+    >>> encoder.encode_queries(None, ["What does a wren eat?"]).shape  # doctest: +SKIP
+    (1, 384)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        pooling: Pooling = "mean",
+        query_prompt: str = "",
+        passage_prompt: str = "",
+        max_length: int | None = None,
+        batch_tokens: int = _BATCH_TOKENS,
+        dtype: str | None = None,
+    ) -> None:
+        if pooling not in get_args(Pooling):
+            raise InvalidInputError(f"pooling={pooling!r} is not known. Choose one of {get_args(Pooling)}.")
+        max_length = _longest_text(model, tokenizer) if max_length is None else max_length
+        if min(max_length, batch_tokens) < 1:
+            raise InvalidInputError(f"max_length={max_length} and batch_tokens={batch_tokens}: expected at least 1.")
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.query_prompt = query_prompt
+        self.passage_prompt = passage_prompt
+        self.max_length = max_length
+        self.batch_tokens = batch_tokens
+        self._inference_model = InferenceModel(model, dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        dtype: str | None = None,
+        hub_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> TextModelEncoder:
+        """Loads model and tokenizer, and from a sentence-transformers folder also its pooling, prompts and length.
+
+        Args:
+            name: A folder or a Hub id.
+            dtype: See the class.
+            hub_kwargs: `revision`, `token`, `cache_dir`, ... for the Hub.
+            **kwargs: Arguments of the class, instead of what the folder says.
+
+        Raises:
+            InvalidInputError: If the folder has steps that this class does not know, such as a dense layer.
+        """
+        from transformers import AutoModel, AutoTokenizer
+
+        hub_kwargs = hub_kwargs or {}
+        settings = {**_sentence_transformers_settings(name, hub_kwargs), **kwargs}
+        model = AutoModel.from_pretrained(name, trust_remote_code=False, **hub_kwargs).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
+        return cls(model, tokenizer, dtype=dtype, **settings)
+
+    @property
+    def name(self) -> str:
+        """Class, number type and pooling of the model, for messages."""
+        return f"{self._inference_model.describe()} pooling={self.pooling}"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights and their type, settings of the network, tokenizer, pooling, prompts and length."""
+        return self._inference_model.fingerprint(
+            {
+                "network": network_settings(self._inference_model.model),
+                "tokenizer": tokenizer_digest(self.tokenizer),
+                "pooling": self.pooling,
+                "prompts": [self.query_prompt, self.passage_prompt],
+                "max_length": self.max_length,
+            }
+        )
+
+    def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
+        """Returns unit vectors (n, D) of queries; every one needs a text."""
+        return self._encode(_prompted(self.query_prompt, images, texts))
+
+    def encode_passages(self, texts: Texts, images: Images | None = None) -> np.ndarray:
+        """Returns unit vectors (n, D) of passages; every one needs a text."""
+        return self._encode(_prompted(self.passage_prompt, images, texts))
+
+    def encode_queries_tokens(self, images: Images | None, texts: Texts | None) -> list[np.ndarray]:
+        """Returns per query the unit vectors (tokens, D) of its tokens."""
+        return self._encode_tokens(_prompted(self.query_prompt, images, texts))
+
+    def encode_passages_tokens(self, texts: Texts, images: Images | None = None) -> list[np.ndarray]:
+        """Returns per passage the unit vectors (tokens, D) of its tokens."""
+        return self._encode_tokens(_prompted(self.passage_prompt, images, texts))
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        if not texts:
+            return np.zeros((0, 0), np.float32)
+        encoded = self._run(texts, lambda states, lengths: list(_unit(_pool(states, lengths, self.pooling))))
+        return np.stack(encoded)
+
+    def _encode_tokens(self, texts: list[str]) -> list[np.ndarray]:
+        def each_token(states: Any, lengths: list[int]) -> list[np.ndarray]:
+            return np.split(_unit(states.float()), np.cumsum(lengths)[:-1])
+
+        return self._run(texts, each_token)
+
+    def _run(self, texts: list[str], finish: Callable[[Any, list[int]], list[np.ndarray]]) -> list[np.ndarray]:
+        """Runs the model over texts; `finish` turns the states (T, C) of a batch into one array per text."""
+        ids = self.tokenizer(texts, truncation=True, max_length=self.max_length, split_special_tokens=True)[
+            "input_ids"
+        ]
+        lengths = [len(text) for text in ids]
+        order = longest_first(lengths)
+        with self._inference_model.running() as model:
+            packed = isinstance(model, PackedTextEncoder)
+            states_of = model.encode_texts if packed else _padded_states(model)
+            batches = cut_batches([lengths[row] for row in order], self.batch_tokens, padded=not packed)
+            results: list[Any] = [None] * len(texts)
+
+            def encode(rows: list[int]) -> list[np.ndarray]:
+                return finish(*states_of([ids[row] for row in rows], self._inference_model.device))
+
+            for start, end in with_progress(batches, "Encoding texts"):
+                rows = order[start:end].tolist()
+                for row, result in zip(rows, encode_halving(encode, rows), strict=True):
+                    results[row] = result
+        return results
+
+
+def _padded_states(model: Any) -> Callable[[list[list[int]], Any], tuple[Any, list[int]]]:
+    """The padded counterpart of `PackedTextEncoder.encode_texts`; padding is on the right."""
+    import torch
+
+    def encode_texts(texts: list[list[int]], device: Any) -> tuple[Any, list[int]]:
+        lengths = [len(text) for text in texts]
+        ids = torch.zeros(len(texts), max(lengths), dtype=torch.long)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+        keep = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]  # (B, L)
+        states = model(input_ids=ids.to(device), attention_mask=keep.long().to(device)).last_hidden_state
+        return states[keep.to(device)], lengths  # (T, C)
+
+    return encode_texts
+
+
+def _pool(states: Any, lengths: list[int], pooling: str) -> Any:
+    """One vector per text (n, C) in float32 from the states (T, C) of their tokens."""
+    import torch
+
+    pooled = torch.empty(len(lengths), states.shape[-1], device=states.device)
+    text = 0
+    for start, count, length in equal_runs(lengths):
+        group = states[start : start + count * length].view(count, length, -1)
+        if pooling == "mean":
+            pooled[text : text + count] = group.float().mean(dim=1)
+        else:
+            pooled[text : text + count] = group[:, 0 if pooling == "cls" else -1].float()
+        text += count
+    return pooled
+
+
+def _unit(vectors: Any) -> np.ndarray:
+    import torch.nn.functional as F
+
+    units: np.ndarray = F.normalize(vectors, dim=-1).cpu().numpy()
+    return units
+
+
+def _prompted(prompt: str, images: Images | None, texts: Texts | None) -> list[str]:
+    return [prompt + text for text in require_texts(images, texts)]
+
+
+def _longest_text(model: Any, tokenizer: Any) -> int:
+    """The most tokens that model and tokenizer take; RoBERTa's positions begin after that of the padding."""
+    config = getattr(model, "config", None)
+    positions = getattr(config, "max_position_embeddings", None) or _UNLIMITED
+    padding_idx = getattr(getattr(model, "embeddings", None), "padding_idx", None)
+    offset = 0 if padding_idx is None else padding_idx + 1
+    limit = min(positions - offset, tokenizer.model_max_length or _UNLIMITED)
+    return int(min(limit, _UNLIMITED))
+
+
+def _sentence_transformers_settings(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    modules = _read_json(name, "modules.json", hub_kwargs)
+    if modules is None:
+        return {}
+    steps = [str(module["type"]).rpartition(".")[2] for module in modules]
+    if steps[:2] != ["Transformer", "Pooling"] or steps[2:] not in ([], ["Normalize"]):
+        raise _not_for_us(name, f"its steps are {steps}")
+    pooling_file = f"{modules[1]['path']}/config.json"
+    pooling = _pooling_of(name, _read_json(name, pooling_file, hub_kwargs) or {})
+    transformer = _read_json(name, "sentence_bert_config.json", hub_kwargs) or {}
+    if transformer.get("do_lower_case"):
+        raise _not_for_us(name, "it lowers the case of letters outside the tokenizer")
+    prompts = (_read_json(name, "config_sentence_transformers.json", hub_kwargs) or {}).get("prompts") or {}
+    return {
+        "pooling": pooling,
+        "query_prompt": prompts.get("query", ""),
+        "passage_prompt": prompts.get("document", prompts.get("passage", "")),
+        "max_length": transformer.get("max_seq_length"),
+    }
+
+
+def _pooling_of(name: Any, config: dict[str, Any]) -> str:
+    known = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+    if "pooling_mode" in config:  # as sentence-transformers 5 writes it
+        modes = config["pooling_mode"]
+        modes = [modes] if isinstance(modes, str) else list(modes)
+    else:
+        old = {
+            "pooling_mode_cls_token": "cls",
+            "pooling_mode_mean_tokens": "mean",
+            "pooling_mode_lasttoken": "lasttoken",
+        }
+        flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+        modes = [old.get(flag, flag) for flag in flags]
+    if len(modes) != 1 or modes[0] not in known:
+        raise _not_for_us(name, f"its pooling is {modes}")
+    return known[modes[0]]
+
+
+def _not_for_us(name: Any, reason: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{name}: {reason}. TextModelEncoder reads a transformer with mean, cls or last-token pooling; use "
+        "SentenceTransformerEncoder for this model."
+    )
+
+
+def _read_json(name: Any, file: str, hub_kwargs: dict[str, Any]) -> Any:
+    from transformers.utils import cached_file
+
+    path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    if path is None:
+        return None
+    with open(path, encoding="utf-8") as stream:
+        return json.load(stream)

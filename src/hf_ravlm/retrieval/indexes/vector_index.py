@@ -1,0 +1,419 @@
+"""Knows how the nearest of many unit vectors are found: exactly, or by an index that finds nearly all of them sooner.
+
+Every index has the same vectors behind it and gives the same scores, cosines. An approximate one decides for each
+search whether to use its links or lists, how hard to try, or to compare with all that a filter leaves. Indexes never
+change: adding gives a new one, so threads that search the old one are safe.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...errors import InvalidInputError, KnowledgeBaseCorruptError
+from .approximate_search import approximate_search
+from .exact_search import exact_search
+from .faiss_settings import import_faiss, thread_limit
+from .index_building import add_rows, own_copy, read_faiss_index, trained_index
+from .index_choice import check_budget, check_recall, estimate_index, suitable_kinds
+from .index_spec import parsed_spec
+from .index_tuning import TUNED_K, EffortTable, tune
+from .index_types import INDEX_KINDS, factory_string, index_type, inverted_lists, search_parameters
+from .search_planning import exact_is_cheaper
+from .unit_vectors import check_unit_vectors as check_unit_vectors
+from .unit_vectors import unit_vectors as unit_vectors
+
+
+logger = logging.getLogger(__name__)
+
+# An index that has grown beyond this is built anew: its lists and its effort were made for fewer vectors.
+_MAX_GROWTH = 2.0
+# Fewer vectors are searched exactly in no time, and give an index nothing to learn from.
+_MIN_ROWS = 100
+# How many candidates hold the vector by which opening tries an index, unless it has more equals than that.
+_PROBE_CANDIDATES = 20
+_RECALL_TOLERANCE = 0.01
+_MAX_CHOICES = 2
+
+
+class VectorIndex(Protocol):
+    """What the retriever asks of an index."""
+
+    vectors: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def spec(self) -> dict[str, Any]: ...
+
+    def search(
+        self, queries: Any, k: int, allowed: np.ndarray | None = None, num_threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def grow(self, vectors: Any) -> VectorIndex: ...
+
+    def add(self, vectors: Any) -> VectorIndex: ...
+
+
+class FlatIndex:
+    """Exact inner-product search over vectors that stay where they are.
+
+    The array is searched in place: no second copy of the vectors is made, and nothing can be stale.
+
+    Args:
+        vectors: Unit vectors of shape (N, D); `N` may be 0. May be a memory map.
+
+    Raises:
+        InvalidInputError: If the array has a wrong shape or type.
+        UnsafeInputError: If a vector is not finite or not of length 1.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from hf_ravlm.retrieval import FlatIndex
+    >>> index = FlatIndex(np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]))
+    >>> scores, rows = index.search(np.array([[0.0, 2.0]]), k=2)
+    >>> rows.tolist(), scores.round(2).tolist()
+    ([[1, 2]], [[1.0, 0.800000011920929]])
+
+    ```
+    """
+
+    def __init__(self, vectors: Any) -> None:
+        self.vectors = _read_only(check_unit_vectors(vectors, "passage vectors"))
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def dim(self) -> int:
+        """The width of the vectors."""
+        return int(self.vectors.shape[1])
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What is known about the index, as JSON values."""
+        return {"kind": "flat", "rows": len(self), "dim": self.dim}
+
+    def search(
+        self, queries: Any, k: int, allowed: np.ndarray | None = None, num_threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the best passages of every query, best first; equal scores in the order of rows.
+
+        Args:
+            queries: Vectors of shape (n, D), array or tensor, of any length but zero: they are normalised.
+            k: How many to return.
+            allowed: Which rows may be found, bool of shape (N,); `None` for all.
+            num_threads: How many threads to use; `None` for what FAISS and torch are set to.
+
+        Returns:
+            Scores of shape (n, min(k, number of allowed rows)) in float32, cosines; and rows of the same shape in
+            int64, all of them valid.
+
+        Raises:
+            InvalidInputError: If `k < 1`, or queries or `allowed` have a wrong shape or width.
+            UnsafeInputError: If a query is zero or not finite.
+        """
+        checked, k, allowed = _checked_search(self, queries, k, allowed)
+        with thread_limit(num_threads):
+            return exact_search(checked, self.vectors, k, allowed)
+
+    def grow(self, vectors: Any) -> FlatIndex:
+        """Returns an index over a longer array (N + m, D) that begins with the vectors of this one."""
+        return FlatIndex(_longer(self, vectors))
+
+    def add(self, vectors: Any) -> FlatIndex:
+        """Returns an index over these vectors and `m` more; this one stays as it is."""
+        return FlatIndex(np.concatenate([self.vectors, _as_wide(self, vectors)]))
+
+
+class ApproximateIndex:
+    """An index that finds nearly all of the nearest vectors, sooner; make one with `build_index` or `open_index`.
+
+    Args:
+        index: A FAISS index of this kind over the vectors.
+        vectors: Unit vectors (N, D), checked and contiguous in float32; may be a memory map.
+        table: How hard to search.
+        spec: The facts of the build: `kind`, `rows`, `dim`, `seed`, `recall` and so on.
+    """
+
+    def __init__(self, index: Any, vectors: np.ndarray, table: EffortTable, spec: Mapping[str, Any]) -> None:
+        self._index = index
+        self._table = table
+        self._facts = dict(spec)
+        self._num_lists = None if (lists := inverted_lists(index)) is None else int(lists.nlist)
+        self.kind = str(spec["kind"])
+        self.vectors = _read_only(vectors)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def dim(self) -> int:
+        """The width of the vectors."""
+        return int(self.vectors.shape[1])
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What is known about the index, as JSON values; `open_index` wants it back."""
+        table = self._table
+        effort = [list(row) for row in zip(table.depths, table.efforts, table.costs, strict=True)]
+        return {**self._facts, "rows": len(self), "candidates": table.candidates, "effort": effort}
+
+    def search(
+        self, queries: Any, k: int, allowed: np.ndarray | None = None, num_threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the best passages that are found for every query, best first; equal scores in the order of rows.
+
+        Arguments, shapes and errors are those of `FlatIndex.search`. A filter that leaves few rows, and a query for
+        which the index finds too little, are answered exactly.
+        """
+        checked, k, allowed = _checked_search(self, queries, k, allowed)
+        num_allowed = len(self) if allowed is None else int(np.count_nonzero(allowed))
+        k = min(k, num_allowed)
+        with thread_limit(num_threads) if num_threads is not None else nullcontext():
+            if k == 0 or len(checked) == 0:
+                return exact_search(checked, self.vectors, k, allowed)
+            return self._search(checked, k, allowed, num_allowed)
+
+    def _search(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None, num_allowed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        num_rows = len(self.vectors)
+        depth = max(k / TUNED_K, 1.0) * num_rows / num_allowed
+        if exact_is_cheaper(self._table.cost(depth), self.kind, num_rows, num_allowed, len(queries)):
+            return exact_search(queries, self.vectors, k, allowed)
+        effort = self._table.effort(depth)
+        return approximate_search(
+            self._index,
+            self.kind,
+            self.vectors,
+            queries,
+            k,
+            effort=effort if self._num_lists is None else min(effort, self._num_lists),
+            candidates=self._table.candidates,
+            allowed=allowed if num_allowed < num_rows else None,
+        )
+
+    def finds_own(self, rows: np.ndarray) -> np.ndarray:
+        """Whether each of these rows (n,) is found by its own vector, with the least effort; bool (n,)."""
+        probes = np.ascontiguousarray(self.vectors[rows])
+        _, found = self._index.search(probes, _PROBE_CANDIDATES, params=search_parameters(self.kind, 1, None))
+        own = (found == rows[:, None]).any(axis=1)
+        if not own.any():  # more equal vectors than candidates: is the first one found equal?
+            first = np.where((found[:, 0] >= 0) & (found[:, 0] < len(self)), found[:, 0], rows)
+            own = (first != rows) & (self.vectors[first] == probes).all(axis=1)
+        return np.asarray(own)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the index, without the vectors, as one FAISS file; `open_index` reads it."""
+        import_faiss().write_index(self._index, os.fspath(path))
+
+    def grow(self, vectors: Any) -> VectorIndex:
+        """Returns an index over a longer array (N + m, D) that begins with the vectors of this one.
+
+        The new vectors are added to a copy of the index, so this one may be searched meanwhile. An index that has
+        more than doubled since it was built is built anew.
+        """
+        longer = _longer(self, vectors)
+        if len(longer) > _MAX_GROWTH * self._facts["built_rows"]:
+            recall = self._facts["recall"]["wanted"]
+            return build_index(longer, self.kind, recall=recall, seed=self._facts["seed"])
+        index = own_copy(self._index)
+        add_rows(index, longer[len(self) :])
+        return ApproximateIndex(index, longer, self._table, self._facts)
+
+    def add(self, vectors: Any) -> VectorIndex:
+        """Returns an index over these vectors and `m` more; see `grow`, which needs no copy of the vectors."""
+        return self.grow(np.concatenate([self.vectors, _as_wide(self, vectors)]))
+
+
+def build_index(
+    vectors: Any,
+    kind: str = "flat",
+    *,
+    memory_budget: int | None = None,
+    recall: float = 0.95,
+    queries: Any | None = None,
+    num_threads: int | None = None,
+    seed: int = 0,
+) -> VectorIndex:
+    """Builds an index, sets how hard it searches, and measures its recall against exact search.
+
+    Memory and disk space are logged before the build, the recall after it (level INFO; a warning if it falls short).
+
+    Args:
+        vectors: Unit vectors (N, D); float32 in C order is not copied, so a memory map stays one.
+        kind: One of `INDEX_KINDS`. `"flat"` is exact; `"auto"` chooses by size, memory and recall, see
+            `suitable_kinds`, and takes the second best if the best falls short of the recall.
+        memory_budget: Bytes that searching may keep in memory; `None` for no limit.
+        recall: The wanted share of the exact ten best.
+        queries: Vectors (n, D) of typical queries, at best some hundred, to set the effort by; `None` makes some of
+            the passages, see `perturbed_passages`.
+        num_threads: How many threads to build with; `None` for what FAISS is set to. A graph that several threads
+            build differs from run to run.
+        seed: Seed of samples and k-means.
+
+    Returns:
+        A `FlatIndex` or an `ApproximateIndex`. Fewer than 100 vectors get a `FlatIndex` whatever the kind.
+
+    Raises:
+        InvalidInputError: If the kind is unknown or missing in FAISS, or the budget is too small.
+        UnsafeInputError: If a vector is not finite or not of length 1.
+
+    Example:
+
+    ```python
+    >>> from hf_ravlm.retrieval.indexes.vector_index import build_index
+    >>> vectors = np.random.default_rng(0).normal(size=(500, 16))
+    >>> index = build_index(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), kind="ivf_sq8")
+    >>> index.spec["factory"], index.spec["recall"]["measured"] > 0.9
+    ('IVF12,SQ8', True)
+    >>> index.search(vectors[7:8], k=1)[1].tolist()
+    [[7]]
+
+    ```
+    """
+    if kind not in INDEX_KINDS:
+        raise InvalidInputError(f"The index kind {kind!r} is not known. Choose one of {', '.join(INDEX_KINDS)}.")
+    check_recall(recall)
+    checked = check_unit_vectors(vectors, "passage vectors")
+    num_rows, dim = checked.shape
+    kinds = suitable_kinds(num_rows, dim, memory_budget, recall) if kind == "auto" else (kind,)
+    indexes: list[ApproximateIndex] = []
+    for choice in kinds[:_MAX_CHOICES]:
+        estimate = estimate_index(num_rows, dim, choice)
+        check_budget(estimate, memory_budget)
+        logger.info("%d vectors of width %d. %s.", num_rows, dim, estimate)
+        if choice == "flat" or num_rows < _MIN_ROWS:
+            return FlatIndex(checked)
+        with thread_limit(num_threads):
+            index = trained_index(checked, choice, seed)
+            add_rows(index, checked)
+        indexes.append(
+            tuned_index(index, choice, checked, recall, queries=queries, num_threads=num_threads, seed=seed)
+        )
+        if indexes[-1].spec["recall"]["measured"] >= recall - _RECALL_TOLERANCE:
+            break
+    return max(indexes, key=lambda built: float(built.spec["recall"]["measured"]))
+
+
+def open_index(
+    path: str | os.PathLike[str], spec: Mapping[str, Any], vectors: Any, mmap: bool = True
+) -> ApproximateIndex:
+    """Opens an index that `ApproximateIndex.write` wrote.
+
+    The file must be one whose checksum was compared: FAISS does not notice changed numbers. While it is mapped it may
+    be renamed or removed, but never written to.
+
+    Args:
+        path: The file.
+        spec: The `spec` of the index that was written.
+        vectors: The unit vectors (N, D) that it was built of.
+        mmap: Whether to map the file into memory (open at once, one copy for all processes) or to read it.
+
+    Raises:
+        KnowledgeBaseCorruptError: If the file is missing, damaged, of another kind or size, or belongs to other
+            vectors.
+    """
+    array = np.asarray(vectors)
+    if array.dtype != np.float32 or array.ndim != 2 or not array.flags.c_contiguous:
+        array = check_unit_vectors(vectors, "passage vectors")
+    table, facts = parsed_spec(path, spec)
+    index = read_faiss_index(path, facts["kind"], len(array), array.shape[1], mmap)
+    opened = ApproximateIndex(index, array, table, facts)
+    _check_belongs(opened, path)
+    return opened
+
+
+def tuned_index(
+    index: Any,
+    kind: str,
+    vectors: np.ndarray,
+    recall: float,
+    *,
+    queries: Any | None = None,
+    num_threads: int | None = None,
+    seed: int = 0,
+) -> ApproximateIndex:
+    """Sets how hard a filled FAISS index searches, measures it, and returns it as an `ApproximateIndex`."""
+    sample = None if queries is None else unit_vectors(queries, "query vectors", vectors.shape[1])
+    if sample is not None and len(sample) < 2:
+        raise InvalidInputError(f"{len(sample)} queries: expected at least 2, half to tune with and half to measure.")
+    with thread_limit(num_threads):
+        table = tune(index, kind, vectors, recall, sample, seed)
+    origin = "made" if sample is None else "given"
+    measured = {"k": TUNED_K, "wanted": recall, "measured": round(table.recall, 4), "queries": origin}
+    report = "The %s index finds %.3f of the exact %d best (wanted: %.3f) for %s queries, with %s."
+    effort = f"{index_type(kind).effort} {table.efforts[0]}"
+    level = logging.INFO if table.recall >= recall - _RECALL_TOLERANCE else logging.WARNING
+    logger.log(level, report, kind, table.recall, TUNED_K, recall, origin, effort)
+    facts = {
+        "kind": kind,
+        "factory": factory_string(kind, len(vectors), vectors.shape[1]),
+        "built_rows": len(vectors),
+        "dim": int(vectors.shape[1]),
+        "seed": seed,
+        "recall": measured,
+        "faiss": import_faiss().__version__,
+    }
+    return ApproximateIndex(index, vectors, table, facts)
+
+
+def _check_belongs(index: ApproximateIndex, path: str | os.PathLike[str]) -> None:
+    """Refuses an index that does not find a vector at its own row: it was built of others."""
+    # A single one: every further one reads all centres of a mapped index again.
+    if not index.finds_own(np.array([len(index) // 2])).all():
+        raise KnowledgeBaseCorruptError(
+            f"{path}: the index does not find the vector of row {len(index) // 2}. It was built of others: build it "
+            "again with `build_index`."
+        )
+
+
+def _checked_search(
+    index: FlatIndex | ApproximateIndex, queries: Any, k: int, allowed: np.ndarray | None
+) -> tuple[np.ndarray, int, np.ndarray | None]:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise InvalidInputError(f"k={k!r}: expected a whole number of at least 1 passages per query.")
+    if allowed is not None:
+        allowed = np.asarray(allowed)
+        if allowed.shape != (len(index),) or allowed.dtype != np.bool_:
+            raise InvalidInputError(
+                f"`allowed` has the shape {allowed.shape} and type {allowed.dtype}. Expected one bool for each of the "
+                f"{len(index)} rows."
+            )
+    if len(index) == 0:
+        return np.zeros((len(queries), index.dim), np.float32), int(k), None
+    return unit_vectors(queries, "query vectors", dim=index.dim), int(k), allowed
+
+
+def _longer(index: FlatIndex | ApproximateIndex, vectors: Any) -> np.ndarray:
+    array = check_unit_vectors(vectors, "passage vectors")
+    if len(array) < len(index) or array.shape[1] != index.dim:
+        raise InvalidInputError(
+            f"The vectors have the shape {array.shape}. Expected at least the {len(index)} of width {index.dim} that "
+            "the index holds, and more behind them."
+        )
+    return array
+
+
+def _as_wide(index: FlatIndex | ApproximateIndex, vectors: Any) -> np.ndarray:
+    array = check_unit_vectors(vectors, "passage vectors")
+    if array.shape[1] != index.dim:
+        raise InvalidInputError(f"The new vectors are {array.shape[1]} wide, those of the index {index.dim}.")
+    return array
+
+
+def _read_only(vectors: np.ndarray) -> np.ndarray:
+    view = vectors.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,1 @@
+"""What models read of passages without their words: tokens and states, kept for a whole corpus."""

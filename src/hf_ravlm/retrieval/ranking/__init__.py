@@ -1,0 +1,1 @@
+"""How several ways of finding become one ranking."""

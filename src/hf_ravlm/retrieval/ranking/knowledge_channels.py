@@ -1,0 +1,166 @@
+"""Knows which channels a retriever offers, and how each follows the knowledge base as it grows.
+
+| name | finds | by |
+|---|---|---|
+| `"dense"` | passages | the vectors that the retriever keeps, of text and image together |
+| `"bm25"` | passages with a title or text | the words of the question |
+| `"dense_text"` | passages with a text | vectors of texts alone, for the text of the question |
+| `"dense_image"` | passages with an image | vectors of images alone, for the image of the question |
+
+All but the first are made when first asked for; the last two encode the knowledge base once more. When passages are
+added, only those are read or encoded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ...errors import InvalidInputError
+from ..encoding.encoders import Encoder
+from ..indexes.vector_index import FlatIndex, unit_vectors
+from .channels import Channel, DenseChannel, LexicalChannel, Query
+from .lexical_index import LexicalIndex, searchable_texts
+from .ranking import Normalisation, learn_weights
+
+
+if TYPE_CHECKING:
+    from ..living_knowledge import LivingKnowledge
+
+
+logger = logging.getLogger(__name__)
+
+_PASSAGES_PER_CHUNK = 1_024
+
+
+class KnowledgeChannels:
+    """Makes channels over the states of a knowledge base, and keeps them for the next state.
+
+    Args:
+        encoder: Encodes queries, and passages for `"dense_text"` and `"dense_image"`.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._made: dict[str, tuple[LivingKnowledge, Channel]] = {}
+
+    def of(self, knowledge: LivingKnowledge, names: Sequence[str]) -> dict[str, Channel]:
+        """Returns channels over the rows of a state, by name.
+
+        Args:
+            knowledge: The state.
+            names: The channels wanted.
+
+        Raises:
+            InvalidInputError: If there is no such channel.
+        """
+        unknown = [name for name in names if name not in CHANNEL_NAMES]
+        if unknown:
+            raise InvalidInputError(f"There is no channel {unknown}. Choose among {list(CHANNEL_NAMES)}.")
+        return {name: self._channel(knowledge, name) for name in names}
+
+    def learn_weights(
+        self,
+        knowledge: LivingKnowledge,
+        queries: Sequence[Query],
+        gold_ids: Sequence[Collection[str]],
+        names: Sequence[str],
+        num_candidates: int,
+        normalise: Normalisation,
+    ) -> dict[str, Any]:
+        """Learns weights on queries whose passages are known, see `ranking.learn_weights`.
+
+        Raises:
+            InvalidInputError: If there is no passage with one of the ids, or no such channel.
+        """
+        if any(isinstance(wanted, str) for wanted in gold_ids):
+            raise InvalidInputError("gold_ids holds a string; each query needs a collection of ids.")
+        asked = sorted({passage_id for wanted in gold_ids for passage_id in wanted})
+        row_of = dict(zip(asked, knowledge.rows_of(asked).tolist(), strict=True))
+        missing = [passage_id for passage_id, row in row_of.items() if row < 0]
+        if missing:
+            raise InvalidInputError(f"{len(missing)} gold ids are not in the knowledge base: {missing[:5]}.")
+        allowed = None if knowledge.all_alive else knowledge.alive
+        found = {
+            name: channel.search(queries, num_candidates, allowed)
+            for name, channel in self.of(knowledge, names).items()
+        }
+        return learn_weights(
+            found, [{row_of[passage_id] for passage_id in wanted} for wanted in gold_ids], normalise=normalise
+        )
+
+    def _channel(self, knowledge: LivingKnowledge, name: str) -> Channel:
+        if name == "dense":
+            return DenseChannel(self.encoder, knowledge.index)
+        earlier, channel = self._made.get(name, (None, None))
+        if earlier is None or not knowledge.continues(earlier):
+            earlier, channel = None, None
+        num_known = 0 if earlier is None else len(earlier.table)
+        if channel is None or num_known < len(knowledge.table):
+            channel = _MAKERS[name](self.encoder, knowledge, num_known, channel)
+            self._made[name] = (knowledge, channel)
+        return channel
+
+
+def _lexical_channel(encoder: Encoder, knowledge: LivingKnowledge, num_known: int, earlier: Channel | None) -> Channel:
+    texts = searchable_texts(knowledge.table.slice(num_known))
+    if isinstance(earlier, LexicalChannel):
+        return LexicalChannel(earlier.index.add(texts))
+    return LexicalChannel(LexicalIndex.build(texts))
+
+
+def _text_channel(encoder: Encoder, knowledge: LivingKnowledge, num_known: int, earlier: Channel | None) -> Channel:
+    return _part_channel(encoder, knowledge, num_known, earlier, "text")
+
+
+def _image_channel(encoder: Encoder, knowledge: LivingKnowledge, num_known: int, earlier: Channel | None) -> Channel:
+    return _part_channel(encoder, knowledge, num_known, earlier, "image")
+
+
+def _part_channel(
+    encoder: Encoder,
+    knowledge: LivingKnowledge,
+    num_known: int,
+    earlier: Channel | None,
+    part: Literal["text", "image"],
+) -> Channel:
+    """Vectors of the texts or of the images alone, of the rows that have one."""
+    present = knowledge.table[part].slice(num_known).is_valid().to_numpy()
+    rows = num_known + np.flatnonzero(present)
+    if len(rows):
+        logger.info('Encoding %d passages by their %s alone, for the channel "dense_%s".', len(rows), part, part)
+    encoded = [_encode_part(encoder, knowledge, chunk, part) for chunk in _chunks(rows)]
+    if isinstance(earlier, DenseChannel) and earlier.rows is not None and len(earlier.index):
+        encoded.insert(0, earlier.index.vectors)
+        rows = np.concatenate([earlier.rows, rows])
+    vectors = np.concatenate(encoded) if encoded else np.zeros((0, 0), np.float32)
+    return DenseChannel(encoder, FlatIndex(vectors), rows, f"dense_{part}", part)
+
+
+def _encode_part(encoder: Encoder, knowledge: LivingKnowledge, rows: np.ndarray, part: str) -> np.ndarray:
+    passages = knowledge.passages(rows.tolist())
+    nothing = [None] * len(passages)
+    texts, images = (
+        ([passage.text for passage in passages], nothing)
+        if part == "text"
+        else (nothing, [passage.image for passage in passages])
+    )
+    vectors = encoder.encode_passages(texts, images)
+    if len(vectors) != len(passages):
+        raise InvalidInputError(f"The encoder returned {len(vectors)} vectors for {len(passages)} passages.")
+    return unit_vectors(vectors, f"{part} vectors", names=[repr(passage.id) for passage in passages])
+
+
+def _chunks(rows: np.ndarray) -> list[np.ndarray]:
+    return [rows[start : start + _PASSAGES_PER_CHUNK] for start in range(0, len(rows), _PASSAGES_PER_CHUNK)]
+
+
+_MAKERS: dict[str, Callable[[Encoder, LivingKnowledge, int, Channel | None], Channel]] = {
+    "bm25": _lexical_channel,
+    "dense_text": _text_channel,
+    "dense_image": _image_channel,
+}
+CHANNEL_NAMES = ("dense", *_MAKERS)

@@ -1,0 +1,393 @@
+"""Knows how rankings are joined, thinned out and made diverse: fusion, caps, near-duplicates, marginal relevance.
+
+Everything here is a function of arrays and works on many queries at once. A `Ranking` holds the candidates of `n`
+queries, best first; queries with fewer candidates than others end in rows of -1. Equal scores stand in the order of
+their rows, so that the same question always gets the same answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ...errors import InvalidInputError
+
+
+Normalisation = Literal["zscore", "minmax"]
+
+
+class Ranking(NamedTuple):
+    """Candidates of several queries, best first.
+
+    Attributes:
+        scores: Shape (n, m) in float32; -inf where there is no candidate.
+        rows: Rows of the knowledge base, shape (n, m) in int64; -1 where there is no candidate, at the end.
+    """
+
+    scores: np.ndarray
+    rows: np.ndarray
+
+    def top(self, k: int) -> Ranking:
+        """The best `k` of every query."""
+        return Ranking(self.scores[:, :k], self.rows[:, :k])
+
+    def keep(self, mask: np.ndarray) -> Ranking:
+        """The candidates where `mask` (n, m) is true, moved up to fill the gaps."""
+        mask = mask & (self.rows >= 0)
+        order = np.argsort(~mask, axis=1, kind="stable")[:, : mask.sum(axis=1).max(initial=0)]
+        kept = np.take_along_axis(mask, order, axis=1)
+        scores, rows = (np.take_along_axis(values, order, axis=1) for values in self)
+        return Ranking(np.where(kept, scores, -np.inf).astype(np.float32), np.where(kept, rows, -1))
+
+
+def ranking_from_lists(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Ranking:
+    """Pads pairs of scores and rows, one per query and best first, to a `Ranking`.
+
+    Example:
+
+    ```python
+    >>> ranking_from_lists([(np.array([0.9, 0.5]), np.array([4, 2])), (np.array([]), np.array([]))]).rows
+    array([[ 4,  2],
+           [-1, -1]])
+
+    ```
+    """
+    width = max((len(rows) for _, rows in found), default=0)
+    scores, rows = np.full((len(found), width), -np.inf, np.float32), np.full((len(found), width), -1, np.int64)
+    for place, (query_scores, query_rows) in enumerate(found):
+        scores[place, : len(query_scores)], rows[place, : len(query_rows)] = query_scores, query_rows
+    return Ranking(scores, rows)
+
+
+def reciprocal_rank_fusion(rankings: Sequence[np.ndarray], k: int = 60) -> Ranking:
+    """Joins rankings by rank alone: a candidate's score is the sum over the rankings of `1 / (k + rank)`, from rank 1.
+
+    It needs no tuning and no comparable scores (Cormack, Clarke, Büttcher, SIGIR 2009).
+
+    Args:
+        rankings: Rows of each ranking, best first, each of shape (n, m) with its own m; -1 at the end stands for none.
+        k: How little the first ranks stand out.
+
+    Example: row 7 is second in both rankings and beats those that only one ranking knows.
+
+    ```python
+    >>> fused = reciprocal_rank_fusion([np.array([[5, 7]]), np.array([[3, 7]])])
+    >>> fused.rows, fused.scores.round(4)
+    (array([[7, 3, 5]]), array([[0.0323, 0.0164, 0.0164]], dtype=float32))
+
+    ```
+    """
+    if k < 0 or not rankings:
+        raise InvalidInputError(f"k={k} with {len(rankings)} rankings: expected k of at least 0 and a ranking.")
+    union = _Union(rankings)
+    gains = [np.broadcast_to(1 / (k + np.arange(1, rows.shape[1] + 1)), rows.shape) for rows in rankings]
+    return union.ranked(union.summed(np.concatenate(gains, axis=1)))
+
+
+def weighted_fusion(
+    rankings: Sequence[Ranking], weights: Sequence[float], normalise: Normalisation = "zscore"
+) -> Ranking:
+    """Joins rankings by the weighted sum of their scores, each brought to one scale within its query first.
+
+    A candidate that a ranking does not list gets that ranking's lowest score. A ranking that lists nothing for a
+    query says nothing there.
+
+    Args:
+        rankings: One per channel, over the same queries.
+        weights: One per channel, at least 0; they need not add up to 1.
+        normalise: `"zscore"` takes the mean off and divides by the standard deviation; `"minmax"` maps to 0..1.
+
+    Example:
+
+    ```python
+    >>> dense = Ranking(np.array([[0.9, 0.5]], np.float32), np.array([[1, 2]]))
+    >>> words = Ranking(np.array([[12.0, 3.0, 0.0]], np.float32), np.array([[2, 3, 1]]))
+    >>> weighted_fusion([dense, words], [0.4, 0.6], normalise="minmax")
+    Ranking(scores=array([[0.6 , 0.4 , 0.15]], dtype=float32), rows=array([[2, 1, 3]]))
+
+    ```
+    """
+    if len(rankings) != len(weights) or not rankings:
+        raise InvalidInputError(
+            f"{len(rankings)} rankings came with {len(weights)} weights. Pass one weight for each."
+        )
+    if not np.isfinite(weights).all() or min(weights) < 0 or max(weights) == 0:
+        raise InvalidInputError(
+            f"weights={list(weights)}: expected finite numbers of at least 0, one of them above 0."
+        )
+    union = _Union([ranking.rows for ranking in rankings])
+    return union.ranked(_score_table(rankings, union, normalise) @ np.asarray(weights, np.float64))
+
+
+def learn_weights(
+    rankings: Mapping[str, Ranking],
+    gold: Sequence[Collection[int]],
+    *,
+    normalise: Normalisation = "zscore",
+    k: int = 10,
+    step: float = 0.1,
+) -> dict[str, Any]:
+    """Finds the weights of `weighted_fusion` that rank known answers best, by trying all on a grid.
+
+    On the queries it learns from, the result is never worse than the best channel alone, for that is on the grid too.
+    Of equally good weights it takes the most even.
+
+    Args:
+        rankings: The candidates of each channel by name, over the same queries; 50 to 100 per query will do.
+        gold: The rows that each query wants. Queries that want nothing are left out.
+        normalise: As `weighted_fusion`.
+        k: The weights are judged by the mean nDCG@k with gains of 0 and 1.
+        step: The grid's step; weights add up to 1.
+
+    Returns:
+        A dictionary for JSON: `weights` by name and `normalise`, both of which `SearchOptions` takes, and `ndcg`, `k`
+        and `num_queries`, which tell how good and how well founded they are.
+
+    Example:
+
+    ```python
+    >>> good = Ranking(np.array([[0.9, 0.8]], np.float32), np.array([[2, 1]]))
+    >>> bad = Ranking(np.array([[0.9, 0.1]], np.float32), np.array([[1, 2]]))
+    >>> learn_weights({"good": good, "bad": bad}, [{2}])["weights"]
+    {'good': 0.6, 'bad': 0.4}
+
+    ```
+    """
+    if not rankings or any(len(ranking.rows) != len(gold) for ranking in rankings.values()):
+        shapes = {name: ranking.rows.shape for name, ranking in rankings.items()}
+        raise InvalidInputError(f"{len(gold)} sets of gold rows came with rankings of shapes {shapes}.")
+    num_gold = np.array([len(set(wanted)) for wanted in gold])
+    if not num_gold.any():
+        raise InvalidInputError("No query wants anything; there is nothing to learn from.")
+    union = _Union([ranking.rows for ranking in rankings.values()])
+    table = _score_table(list(rankings.values()), union, normalise)  # (F, C)
+    wanted = union.marks(gold)
+    best: tuple[float, float, tuple[float, ...]] | None = None
+    for weights in _simplex(len(rankings), round(1 / step)):
+        quality = float(_ndcg(union, table @ np.array(weights), wanted, num_gold, k)[num_gold > 0].mean())
+        candidate = (round(quality, 12), -float(np.square(weights).sum()), weights)
+        best = candidate if best is None or candidate > best else best
+    assert best is not None
+    return {
+        "weights": {name: round(weight, 6) for name, weight in zip(rankings, best[2], strict=True)},
+        "normalise": normalise,
+        "ndcg": best[0],
+        "k": k,
+        "num_queries": int((num_gold > 0).sum()),
+    }
+
+
+def cap_per_source(sources: np.ndarray, max_per_source: int) -> np.ndarray:
+    """Marks the first `max_per_source` candidates of every source.
+
+    Args:
+        sources: A number for the source of each candidate, shape (n, m), best first; negative where it is unknown:
+            such candidates are never capped.
+        max_per_source: At least 1.
+
+    Returns:
+        Which candidates to keep, bool of shape (n, m).
+
+    Example:
+
+    ```python
+    >>> cap_per_source(np.array([[3, 3, 5, 3, -1, -1]]), max_per_source=2)
+    array([[ True,  True,  True, False,  True,  True]])
+
+    ```
+    """
+    if max_per_source < 1:
+        raise InvalidInputError(f"max_per_source={max_per_source}: expected at least 1.")
+    order = np.argsort(sources, axis=1, kind="stable")  # (n, m), each source together, in the order of rank
+    ordered = np.take_along_axis(sources, order, axis=1)
+    places = np.broadcast_to(np.arange(sources.shape[1]), sources.shape)
+    begins = np.ones_like(ordered, dtype=bool)
+    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    starts = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    keep = np.empty(sources.shape, bool)
+    np.put_along_axis(keep, order, (places - starts < max_per_source) | (ordered < 0), axis=1)
+    return keep
+
+
+def drop_near_duplicates(similarities: np.ndarray, threshold: float) -> np.ndarray:
+    """Marks the candidates that are not nearly the same as a better one that is kept.
+
+    Args:
+        similarities: Cosines between the candidates of each query, shape (n, m, m), best candidate first.
+        threshold: A candidate goes if its cosine with a kept one is above it; 0.95 drops copies, 0.9 paraphrases too.
+
+    Returns:
+        Which candidates to keep, bool of shape (n, m).
+
+    Example: the second is a copy of the first; the third resembles only the second, which is gone.
+
+    ```python
+    >>> cosines = np.array([[[1.0, 0.99, 0.8], [0.99, 1.0, 0.96], [0.8, 0.96, 1.0]]])
+    >>> drop_near_duplicates(cosines, threshold=0.95)
+    array([[ True, False,  True]])
+
+    ```
+    """
+    num_queries, num_candidates, _ = similarities.shape
+    keep = np.ones((num_queries, num_candidates), bool)
+    for place in range(1, num_candidates):
+        alike = (similarities[:, place, :place] > threshold) & keep[:, :place]
+        keep[:, place] = ~alike.any(axis=1)
+    return keep
+
+
+def maximal_marginal_relevance(
+    relevance: np.ndarray, similarities: np.ndarray, k: int, relevance_weight: float = 0.5
+) -> np.ndarray:
+    """Picks candidates one by one, each relevant and unlike those picked before.
+
+    Each pick has the largest `λ · relevance - (1 - λ) · max cosine with the picked ones`; the first is the most
+    relevant (Carbonell, Goldstein, SIGIR 1998).
+
+    Args:
+        relevance: Shape (n, m), on a scale that compares with cosines; -inf where there is no candidate.
+        similarities: Cosines between the candidates of each query, shape (n, m, m).
+        k: How many to pick.
+        relevance_weight: `λ`, from 0 (only unlike) to 1 (only relevant).
+
+    Returns:
+        Places of the picked candidates in the order of picking, shape (n, min(k, m)) in int64; -1 where there is none.
+
+    Example: the second candidate resembles the first; the third is less relevant but new.
+
+    ```python
+    >>> cosines = np.array([[[1.0, 0.9, 0.1], [0.9, 1.0, 0.1], [0.1, 0.1, 1.0]]])
+    >>> maximal_marginal_relevance(np.array([[1.0, 0.9, 0.6]]), cosines, k=3)
+    array([[0, 2, 1]])
+
+    ```
+    """
+    if not 0 <= relevance_weight <= 1:
+        raise InvalidInputError(f"relevance_weight={relevance_weight}: expected a number from 0 to 1.")
+    num_queries, num_candidates = relevance.shape
+    queries = np.arange(num_queries)
+    nearest = np.full(relevance.shape, -np.inf)  # the largest cosine with a picked one
+    free = np.isfinite(relevance)
+    picked = np.full((num_queries, min(k, num_candidates)), -1, np.int64)
+    for step in range(picked.shape[1]):
+        penalty = 0.0 if step == 0 else (1 - relevance_weight) * np.where(free, nearest, 0)
+        weight = 1.0 if step == 0 else relevance_weight
+        gains = np.where(free, weight * np.where(free, relevance, 0) - penalty, -np.inf)
+        places = gains.argmax(axis=1)
+        picked[:, step] = np.where(free.any(axis=1), places, -1)
+        free[queries, places] = False
+        nearest = np.maximum(nearest, similarities[queries, places])
+    return picked
+
+
+def scaled_to_unit(ranking: Ranking) -> np.ndarray:
+    """Scores of every query mapped to 0..1, (n, m); equal ones all to 1; -inf where there is no candidate."""
+    values, _ = _minmax(ranking.scores, ranking.rows >= 0)
+    return np.where(ranking.rows >= 0, values, -np.inf)
+
+
+class _Union:
+    """All candidates that occur in any of several rankings, once per query, as one flat list of length F.
+
+    Attributes:
+        queries: The query of each, rising.
+        rows: The row of each, rising within a query.
+        places: Where in that list each entry of the concatenated rankings stands.
+        valid: Which entries of the concatenated rankings (n, M) are candidates.
+    """
+
+    def __init__(self, rankings: Sequence[np.ndarray]) -> None:
+        rows = np.concatenate(rankings, axis=1)  # (n, M)
+        self.num_queries = len(rows)
+        self.valid = rows >= 0
+        self._span = int(rows.max(initial=0)) + 1
+        numbers = np.broadcast_to(np.arange(len(rows))[:, None], rows.shape)[self.valid]
+        keys, self.places = np.unique(numbers * self._span + rows[self.valid], return_inverse=True)
+        self.queries, self.rows = np.divmod(keys, self._span)
+
+    def summed(self, values: np.ndarray) -> np.ndarray:
+        """Sum of the entries of each candidate, from values of the concatenated rankings (n, M); shape (F,)."""
+        return np.bincount(self.places, weights=values[self.valid], minlength=len(self.rows))
+
+    def marks(self, gold: Sequence[Collection[int]]) -> np.ndarray:
+        """Which candidates are wanted, bool (F,)."""
+        keys = [query * self._span + row for query, rows in enumerate(gold) for row in rows if row < self._span]
+        return np.isin(self.queries * self._span + self.rows, keys)
+
+    def order(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Candidates by query, then best first, then row; and the rank of each in that order, from 0."""
+        # float32: sums that differ only in the order of their terms are ties.
+        order = np.lexsort((self.rows, -scores.astype(np.float32), self.queries))
+        starts = np.searchsorted(self.queries, np.arange(self.num_queries))
+        return order, np.arange(len(self.rows)) - starts[self.queries]
+
+    def ranked(self, scores: np.ndarray) -> Ranking:
+        """The `Ranking` of candidates by scores (F,)."""
+        order, ranks = self.order(scores)
+        shape = (self.num_queries, int(ranks.max(initial=-1)) + 1)
+        ranking = Ranking(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64))
+        ranking.scores[self.queries, ranks] = scores[order]
+        ranking.rows[self.queries, ranks] = self.rows[order]
+        return ranking
+
+
+def _score_table(rankings: Sequence[Ranking], union: _Union, normalise: str) -> np.ndarray:
+    """Normalised scores of every candidate in every ranking, (F, C); the ranking's floor where it is not listed."""
+    if normalise not in _NORMALISATIONS:
+        raise InvalidInputError(f"normalise={normalise!r} is not known. Choose one of {sorted(_NORMALISATIONS)}.")
+    columns = []
+    start = 0
+    for scores, rows in rankings:
+        listed = rows >= 0
+        values, floors = _NORMALISATIONS[normalise](scores, listed)  # (n, m), (n,)
+        excess = np.zeros(union.valid.shape)
+        excess[:, start : start + rows.shape[1]] = np.where(listed, values - floors[:, None], 0)
+        columns.append(union.summed(excess) + floors[union.queries])
+        start += rows.shape[1]
+    return np.stack(columns, axis=1)
+
+
+def _zscore(scores: np.ndarray, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values = np.where(listed, scores, 0).astype(np.float64)
+    counts = np.maximum(listed.sum(axis=1), 1)
+    centred = np.where(listed, values - (values.sum(axis=1) / counts)[:, None], 0)
+    deviations = np.sqrt(np.square(centred).sum(axis=1) / counts)
+    spread = deviations > 1e-9
+    normalised = centred / np.where(spread, deviations, 1)[:, None]
+    # Where all scores are equal, what is found still stands above what is not.
+    floors = np.where(spread, normalised.min(axis=1, initial=0), -1.0)
+    return normalised, np.where(listed.any(axis=1), floors, 0)
+
+
+def _minmax(scores: np.ndarray, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    lowest = np.where(listed, scores, np.inf).min(axis=1, initial=np.inf)
+    highest = np.where(listed, scores, -np.inf).max(axis=1, initial=-np.inf)
+    spread = highest - lowest > 1e-9
+    lowest, width = np.where(spread, lowest, 0), np.where(spread, highest - lowest, 1)
+    values = np.where(spread[:, None], (np.where(listed, scores, 0) - lowest[:, None]) / width[:, None], 1.0)
+    return values, np.zeros(len(scores))
+
+
+_NORMALISATIONS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
+    "zscore": _zscore,
+    "minmax": _minmax,
+}
+
+
+def _simplex(num_weights: int, steps: int) -> Iterator[tuple[float, ...]]:
+    """All weights that are multiples of `1 / steps` and add up to 1."""
+    for bars in itertools.combinations(range(steps + num_weights - 1), num_weights - 1):
+        edges = (-1, *bars, steps + num_weights - 1)
+        yield tuple((right - left - 1) / steps for left, right in itertools.pairwise(edges))
+
+
+def _ndcg(union: _Union, scores: np.ndarray, wanted: np.ndarray, num_gold: np.ndarray, k: int) -> np.ndarray:
+    """nDCG@k of every query, with gains of 0 and 1, (n,)."""
+    order, ranks = union.order(scores)
+    gains = np.where(wanted[order] & (ranks < k), 1 / np.log2(ranks + 2), 0)
+    found = np.bincount(union.queries, weights=gains, minlength=union.num_queries)
+    ideal = np.concatenate([[0], np.cumsum(1 / np.log2(np.arange(k) + 2))])
+    return np.asarray(found / np.maximum(ideal[np.minimum(num_gold, k)], 1e-9))

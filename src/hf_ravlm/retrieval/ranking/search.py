@@ -1,0 +1,282 @@
+"""Knows the order of a search: filter, find, fuse, rerank, thin out, diversify, and the best k are left.
+
+(1) `where` decides which rows may be found at all. (2) Every channel gives its best candidates, at most
+`num_candidates`. (3) They are joined by reciprocal rank, or by weights learned on questions with known answers. (4) A
+reranker scores the best of them anew. (5) Near-duplicates go, and so does what exceeds the share of one source; where
+too few are left, the search looks further. (6) Marginal relevance trades a little relevance for variety.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...errors import InvalidInputError
+from ..knowledge_base import Passage
+from .channels import Channel, Query
+from .filters import matching_rows
+from .ranking import (
+    Normalisation,
+    Ranking,
+    cap_per_source,
+    drop_near_duplicates,
+    maximal_marginal_relevance,
+    reciprocal_rank_fusion,
+    scaled_to_unit,
+    weighted_fusion,
+)
+from .rerank import Reranker
+
+
+# How often, and by how much, a search looks further when caps leave too few candidates.
+_REFILLS, _REFILL_FACTOR = 2, 4
+# Similarities between candidates are computed for as many queries at once as fit into this many numbers.
+_MOST_SIMILARITIES = 16_000_000
+
+
+class SearchedKnowledge(Protocol):
+    """What a search asks of the passages; rows are positions in the table."""
+
+    @property
+    def table(self) -> pa.Table: ...
+
+    def passages(self, rows: Sequence[int]) -> list[Passage]: ...
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What a search does beside finding what is nearest.
+
+    Attributes:
+        k: How many passages to return per query.
+        channels: The names of the channels to ask.
+        num_candidates: How many candidates each channel gives, and how many are reranked; at least `k` are taken.
+            One channel with nothing after it is asked for `k`.
+        weights: A weight per channel, as `learn_weights` finds them; `None` joins by reciprocal rank.
+        normalise: How scores are brought to one scale before they are weighted.
+        where: Which passages may be found, see `hf_ravlm.retrieval.ranking.filters.matching_rows`; `None` for all.
+        reranker: Scores candidates anew; `None` for none.
+        rerank_mix: How much the score before reranking counts in the new one, from 0 (not at all) to 1. Above 0 both
+            are first mapped to 0..1 within their query.
+        near_duplicate_threshold: Drops a candidate whose vector has a larger cosine than this with a better one.
+        max_per_source: The most passages of one `source`. Passages without a source are not counted.
+        mmr_lambda: The weight of relevance against variety, from 0 to 1, see `maximal_marginal_relevance`.
+    """
+
+    k: int = 5
+    channels: Sequence[str] = ("dense",)
+    num_candidates: int = 50
+    weights: Mapping[str, float] | None = None
+    normalise: Normalisation = "zscore"
+    where: Mapping[str, Any] | None = None
+    reranker: Reranker | None = None
+    rerank_mix: float = 0.0
+    near_duplicate_threshold: float | None = None
+    max_per_source: int | None = None
+    mmr_lambda: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("k", "num_candidates", "max_per_source"):
+            value = getattr(self, name)
+            optional = name == "max_per_source" and value is None
+            if not optional and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
+                raise InvalidInputError(f"{name}={value!r}: expected a whole number of at least 1.")
+        for name, lowest in {"rerank_mix": 0, "near_duplicate_threshold": -1, "mmr_lambda": 0}.items():
+            value = getattr(self, name)
+            if value is not None and not lowest <= value <= 1:
+                raise InvalidInputError(f"{name}={value!r}: expected a number from {lowest} to 1.")
+        if isinstance(self.channels, str) or not self.channels or len(set(self.channels)) != len(self.channels):
+            raise InvalidInputError(
+                f'channels={self.channels!r}: expected different names, such as ("dense", "bm25").'
+            )
+        if self.weights is not None and set(self.weights) != set(self.channels):
+            raise InvalidInputError(
+                f"weights are for {sorted(self.weights)}, channels are {sorted(self.channels)}. Give each channel one."
+            )
+
+    @property
+    def ranks_by_cosine(self) -> bool:
+        """Whether the scores of the ranking are cosines of queries with passages."""
+        return tuple(self.channels) == ("dense",) and self.reranker is None
+
+    @property
+    def thins_out(self) -> bool:
+        """Whether candidates are dropped after they were found."""
+        return self.near_duplicate_threshold is not None or self.max_per_source is not None
+
+    @property
+    def num_first_candidates(self) -> int:
+        """How many candidates a channel is asked for at first."""
+        plain = len(self.channels) == 1 and self.reranker is None and self.mmr_lambda is None and not self.thins_out
+        return self.k if plain else max(self.k, self.num_candidates)
+
+
+def search(
+    channels: Mapping[str, Channel],
+    queries: Sequence[Query],
+    options: SearchOptions,
+    knowledge: SearchedKnowledge,
+    vectors: np.ndarray | None = None,
+    allowed: np.ndarray | None = None,
+) -> Ranking:
+    """Finds the best passages of every query.
+
+    Args:
+        channels: All channels by name; `options.channels` chooses among them.
+        queries: The queries.
+        options: What to do.
+        knowledge: The passages, for filters, sources and rerankers: a `KnowledgeBase`, or whatever has its `table` and
+            its method `passages`.
+        vectors: Unit vectors of all passages, (N, D); needed against near-duplicates and for variety.
+        allowed: Rows that may be found, bool (N,), beside what `options.where` says; `None` for all.
+
+    Returns:
+        A `Ranking` with at most `k` candidates per query. Scores are those of the last step that gave any: of the
+        reranker; else of the fusion; else of the only channel. Variety changes the order only.
+
+    Raises:
+        InvalidInputError: If a channel is not known, or vectors are needed and missing.
+    """
+    unknown = [name for name in options.channels if name not in channels]
+    if unknown:
+        raise InvalidInputError(f"There is no channel {unknown}. Choose among {sorted(channels)}.")
+    if vectors is None and (options.near_duplicate_threshold is not None or options.mmr_lambda is not None):
+        raise InvalidInputError("near_duplicate_threshold and mmr_lambda compare vectors of passages; there are none.")
+    if options.where is not None:
+        matching = _matching_rows(knowledge, options.where)
+        allowed = matching if allowed is None else allowed & matching
+    num_rows = knowledge.table.num_rows if allowed is None else int(np.count_nonzero(allowed))
+    if not queries or num_rows == 0:
+        return Ranking(np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64))
+    selected = [channels[name] for name in options.channels]
+    num_candidates = options.num_first_candidates
+    ranking = _candidates(selected, queries, options, knowledge, vectors, allowed, num_candidates)
+    for _ in range(_REFILLS if options.thins_out else 0):
+        short = np.flatnonzero((ranking.rows >= 0).sum(axis=1) < min(options.k, num_rows))
+        if len(short) == 0 or num_candidates >= num_rows:
+            break
+        num_candidates *= _REFILL_FACTOR
+        further = [queries[place] for place in short.tolist()]
+        more = _candidates(selected, further, options, knowledge, vectors, allowed, num_candidates)
+        ranking = _replaced(ranking, short, more)
+    if options.mmr_lambda is not None:
+        assert vectors is not None
+        ranking = _diversified(ranking, vectors, options.k, options.mmr_lambda)
+    return ranking.top(options.k)
+
+
+def _matching_rows(knowledge: SearchedKnowledge, where: Mapping[str, Any]) -> np.ndarray:
+    asks_metadata = isinstance(where, Mapping) and any(str(name).startswith("metadata.") for name in where)
+    # Decoding metadata takes seconds per million passages, so a living knowledge base keeps them decoded.
+    decoded = getattr(knowledge, "decoded_metadata", None) if asks_metadata else None
+    return matching_rows(knowledge.table, where, decoded)
+
+
+def _candidates(
+    channels: Sequence[Channel],
+    queries: Sequence[Query],
+    options: SearchOptions,
+    knowledge: SearchedKnowledge,
+    vectors: np.ndarray | None,
+    allowed: np.ndarray | None,
+    num_candidates: int,
+) -> Ranking:
+    """Steps 2 to 5: candidates found, joined, reranked and thinned out."""
+    found = [channel.search(queries, num_candidates, allowed) for channel in channels]
+    ranking = _fused(found, options).top(num_candidates)
+    if options.reranker is not None:
+        ranking = _reranked(ranking, queries, options.reranker, options.rerank_mix, knowledge)
+    if options.near_duplicate_threshold is not None:
+        assert vectors is not None
+        keep = np.zeros(ranking.rows.shape, bool)
+        for part, similarities in _similarities(ranking.rows, vectors):
+            keep[part] = drop_near_duplicates(similarities, options.near_duplicate_threshold)
+        ranking = ranking.keep(keep)
+    if options.max_per_source is not None:
+        sources = _source_numbers(knowledge.table, ranking.rows)
+        ranking = ranking.keep(cap_per_source(sources, options.max_per_source))
+    return ranking
+
+
+def _fused(found: Sequence[Ranking], options: SearchOptions) -> Ranking:
+    if len(found) == 1:
+        return found[0]
+    if options.weights is None:
+        return reciprocal_rank_fusion([ranking.rows for ranking in found])
+    return weighted_fusion(found, [options.weights[name] for name in options.channels], options.normalise)
+
+
+def _reranked(
+    ranking: Ranking, queries: Sequence[Query], reranker: Reranker, mix: float, knowledge: SearchedKnowledge
+) -> Ranking:
+    """The candidates in the order of the reranker; those it cannot judge stand after those it can."""
+    valid = ranking.rows >= 0
+    rows, places = np.unique(ranking.rows[valid], return_inverse=True)
+    passages = knowledge.passages(rows.tolist())
+    counts = valid.sum(axis=1)
+    candidates = [
+        [passages[place] for place in of_query] for of_query in np.split(places, np.cumsum(counts)[:-1].tolist())
+    ]
+    judged = reranker.score(queries, candidates)
+    if [len(scores) for scores in judged] != counts.tolist():
+        raise InvalidInputError(
+            f"The reranker returned {[len(scores) for scores in judged]} scores for {counts.tolist()} candidates."
+        )
+    scores: np.ndarray = np.full(ranking.rows.shape, np.nan, np.float32)
+    scores[valid] = np.concatenate(judged)
+    unjudged: np.ndarray = np.isnan(scores)
+    silent = np.asarray(unjudged.all(axis=1))  # queries of which nothing could be judged keep the ranking they had
+    lowest = np.where(unjudged, np.inf, scores).min(axis=1, keepdims=True, initial=np.inf)
+    scores = np.where(unjudged, np.where(silent[:, None], 0, lowest), scores)
+    if mix > 0:
+        new = scaled_to_unit(Ranking(scores, ranking.rows))
+        scores = np.where(valid, mix * scaled_to_unit(ranking) + (1 - mix) * np.where(valid, new, 0), -np.inf)
+    scores = np.where(valid, np.where(silent[:, None], ranking.scores, scores), -np.inf).astype(np.float32)
+    order = np.lexsort((ranking.rows, unjudged & ~silent[:, None], -scores, ~valid), axis=1)
+    return Ranking(np.take_along_axis(scores, order, axis=1), np.take_along_axis(ranking.rows, order, axis=1))
+
+
+def _diversified(ranking: Ranking, vectors: np.ndarray, k: int, relevance_weight: float) -> Ranking:
+    relevance = scaled_to_unit(ranking)
+    picked = np.full((len(ranking.rows), min(k, ranking.rows.shape[1])), -1, np.int64)
+    for part, similarities in _similarities(ranking.rows, vectors):
+        picked[part] = maximal_marginal_relevance(relevance[part], similarities, k, relevance_weight)
+    scores, rows = (np.take_along_axis(values, np.maximum(picked, 0), axis=1) for values in ranking)
+    return Ranking(np.where(picked >= 0, scores, -np.inf).astype(np.float32), np.where(picked >= 0, rows, -1))
+
+
+def _similarities(rows: np.ndarray, vectors: np.ndarray) -> Any:
+    """Cosines between the candidates of each query, a slice of queries at a time: (slice, (n, m, m))."""
+    num_queries, num_candidates = rows.shape
+    step = max(1, _MOST_SIMILARITIES // max(1, num_candidates * max(num_candidates, vectors.shape[1])))
+    for start in range(0, num_queries, step):
+        part = slice(start, start + step)
+        # Where there is no candidate row 0 stands in; what comes out there is masked by the caller.
+        of_candidates = vectors[np.maximum(rows[part], 0)]  # (n, m, D)
+        yield part, of_candidates @ of_candidates.swapaxes(1, 2)
+
+
+def _source_numbers(table: pa.Table, rows: np.ndarray) -> np.ndarray:
+    """A number for the source of each candidate; -1 where it has none."""
+    if rows.size == 0:
+        return np.full(rows.shape, -1)
+    unique, places = np.unique(rows, return_inverse=True)
+    sources = table["source"].take(pa.array(np.maximum(unique, 0))).combine_chunks().dictionary_encode()
+    numbers = np.asarray(pc.fill_null(sources.indices, -1))
+    return np.asarray(np.where(rows >= 0, numbers[places].reshape(rows.shape), -1))
+
+
+def _replaced(ranking: Ranking, places: np.ndarray, by: Ranking) -> Ranking:
+    """`ranking` with the candidates of some queries replaced by others."""
+    width = max(ranking.rows.shape[1], by.rows.shape[1])
+    shape = (len(ranking.rows), width)
+    replaced = Ranking(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64))
+    for target, old, new in zip(replaced, ranking, by, strict=True):
+        target[:, : old.shape[1]] = old
+        target[places, : new.shape[1]] = new
+    return replaced

@@ -1,0 +1,1 @@
+"""How passages come in: files, tables, data sets, public corpora."""

@@ -1,0 +1,333 @@
+"""Knows the columns of a knowledge base and what a row must satisfy before it becomes a passage.
+
+Every source (a list, a folder, a table, a data set, a dump) is read into the same stream of `SourceRow`s, with a
+`SourceFault` in the place of each item that could not be read; here the stream is checked row by row and packed into
+one Arrow table, so that a million passages cost no million Python objects.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...errors import InvalidInputError, UnsafeInputError
+from ...images import encoded_image
+
+
+logger = logging.getLogger(__name__)
+
+OnError = Literal["raise", "skip"]
+
+TEXT_COLUMNS = ("source", "licence", "url", "revision", "title")
+STANDARD_COLUMNS = ("id", "text", "image", *TEXT_COLUMNS)
+
+# Images are `large_binary`: a `binary` array holds 2 GB at most.
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        ("text", pa.large_string()),
+        ("image", pa.large_binary()),
+        *((name, pa.string()) for name in TEXT_COLUMNS),
+        ("metadata", pa.large_string()),
+    ]
+)
+
+# Columns that tables of an earlier version lack; there they are empty.
+LATER_COLUMNS = ("revision",)
+
+MAX_TEXT_BYTES = 65_536
+_ROWS_PER_BATCH = 1_000
+# Images make rows heavy: a batch is packed when its images reach this size, too.
+_IMAGE_BYTES_PER_BATCH = 64_000_000
+_SECONDS_BEFORE_PROGRESS_BAR = 10
+
+
+class SourceRow(NamedTuple):
+    """One row as a source gives it: where it stands (for messages), its standard columns, and everything else."""
+
+    where: str
+    values: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+
+
+class SourceFault(NamedTuple):
+    """One item that a source could not read: where it stands, what is wrong, and its id if that much is known."""
+
+    where: str
+    error: InvalidInputError | UnsafeInputError
+    id: str | None = None
+
+
+SourceItem = SourceRow | SourceFault
+
+
+class SkippedItem(NamedTuple):
+    """One item that was left out while reading."""
+
+    id: str | None
+    reason: str
+    where: str
+
+
+def table_from_rows(
+    rows: Iterable[SourceItem], on_error: OnError = "raise", report_file: str | os.PathLike[str] | None = None
+) -> tuple[pa.Table, list[SkippedItem]]:
+    """Checks rows and packs them into a table with `SCHEMA`.
+
+    Args:
+        rows: The rows and faults; an `image` may be anything that `safe_image` takes, and is stored as encoded bytes.
+        on_error: What happens to an item that cannot be used (a fault of the source, a bad or missing id, neither
+            text nor image, a value of a wrong type, a text over the limit, a broken image): `"raise"` stops;
+            `"skip"` leaves it out and lists it.
+        report_file: With `on_error="skip"`, a file to which the items left out are written as they are met, one JSON
+            object with `where`, `id` and `reason` a line. It is there even when nothing was left out.
+
+    Returns:
+        The table, and the items left out.
+
+    Raises:
+        InvalidInputError: If an item cannot be used and `on_error="raise"`, or if there is no row.
+            That ids are unique is checked by `unique_rows`.
+        UnsafeInputError: If an image or a file name cannot be used and `on_error="raise"`.
+    """
+    if on_error not in ("raise", "skip"):
+        raise InvalidInputError(f'on_error={on_error!r} is not known. Choose "raise" or "skip".')
+    if report_file is not None and on_error == "raise":
+        raise InvalidInputError('A report file lists what is left out. Give it together with on_error="skip".')
+    batches: list[pa.RecordBatch] = []
+    pending: list[dict[str, Any]] = []
+    num_image_bytes = 0
+    skipped: list[SkippedItem] = []
+    with _report(report_file) as report:
+        for item in _with_progress_bar(rows):
+            checked = _checked_item(item)
+            if isinstance(checked, SourceFault):
+                if on_error == "raise":
+                    raise type(checked.error)(
+                        f'{checked.error} (on_error="skip" leaves such items out.)'
+                    ) from checked.error
+                skipped.append(SkippedItem(checked.id, str(checked.error), checked.where))
+                _write_skipped(report, skipped[-1:])
+                continue
+            pending.append(checked)
+            num_image_bytes += len(checked["image"] or b"")
+            if len(pending) == _ROWS_PER_BATCH or num_image_bytes > _IMAGE_BYTES_PER_BATCH:
+                batches.append(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
+                pending, num_image_bytes = [], 0
+        if pending:
+            batches.append(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
+        table, repeated = unique_rows(pa.Table.from_batches(batches, schema=SCHEMA), on_error)
+        _write_skipped(report, repeated)
+    skipped += repeated
+    if skipped:
+        logger.warning("%d items were skipped; the first: %s", len(skipped), skipped[0].reason)
+    if not batches:
+        raise InvalidInputError(
+            f"There is no passage to take: {len(skipped)} rows were skipped and no other row was found. Check the "
+            "source; `KnowledgeBase()` makes an empty knowledge base on purpose."
+        )
+    return table, skipped
+
+
+def _with_progress_bar(rows: Iterable[SourceItem]) -> Iterable[SourceItem]:
+    from transformers.utils.logging import tqdm
+
+    bar: Iterable[SourceItem] = tqdm(
+        rows, desc="Reading", unit=" rows", delay=_SECONDS_BEFORE_PROGRESS_BAR, mininterval=1.0
+    )
+    return bar
+
+
+@contextmanager
+def _report(path: str | os.PathLike[str] | None) -> Iterator[TextIO | None]:
+    if path is None:
+        yield None
+        return
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        yield file
+
+
+def _write_skipped(report: TextIO | None, skipped: Iterable[SkippedItem]) -> None:
+    """One line per item, written through at once, so that the report of a run that dies is there to read."""
+    if report is None:
+        return
+    for item in skipped:
+        line = {"where": item.where, "id": item.id, "reason": item.reason}
+        report.write(json.dumps(line, ensure_ascii=True) + "\n")
+    report.flush()
+
+
+def _checked_item(item: SourceItem) -> dict[str, Any] | SourceFault:
+    if isinstance(item, SourceFault):
+        return item
+    passage_id: str | None = None
+    try:
+        passage_id = checked_id(item.values.get("id"), item.where)
+        return _checked_row(passage_id, item)
+    except (InvalidInputError, UnsafeInputError) as error:
+        return SourceFault(item.where, error, passage_id)
+
+
+def with_later_columns(table: pa.Table) -> pa.Table:
+    """Gives a table of an earlier version the columns that it lacks, without values, and puts them in order.
+
+    A table that lacks anything else is returned as it is.
+    """
+    names = set(table.schema.names)
+    missing = [name for name in LATER_COLUMNS if name not in names]
+    if not missing or names | set(missing) != set(SCHEMA.names):
+        return table
+    for name in missing:
+        table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
+    return table.select(SCHEMA.names)
+
+
+def unique_rows(table: pa.Table, on_error: OnError = "raise") -> tuple[pa.Table, list[SkippedItem]]:
+    """Sees to it that every id occurs once.
+
+    Args:
+        table: A table with a column `id`.
+        on_error: `"raise"` refuses a table in which an id comes again; `"skip"` keeps the first row of each id.
+
+    Returns:
+        The table, and the rows left out.
+
+    Raises:
+        InvalidInputError: If an id comes again and `on_error="raise"`.
+    """
+    if len(pc.unique(table["id"])) == table.num_rows:
+        return table, []
+    if on_error == "raise":
+        check_unique_ids(table)
+    codes = table["id"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    is_first = np.zeros(len(codes), bool)
+    is_first[np.unique(codes, return_index=True)[1]] = True
+    repeated = [
+        SkippedItem(passage_id, f"The id {passage_id!r} comes again; the first row was kept.", f"passage {row}")
+        for row, passage_id in zip(
+            np.flatnonzero(~is_first).tolist(), table["id"].filter(pa.array(~is_first)).to_pylist(), strict=True
+        )
+    ]
+    return table.filter(pa.array(is_first)), repeated
+
+
+def check_unique_ids(table: pa.Table) -> None:
+    """Refuses a table in which an id occurs twice, naming the first few."""
+    if len(pc.unique(table["id"])) == table.num_rows:
+        return
+    counts = pc.value_counts(table["id"])
+    repeated = [entry["values"] for entry in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]
+    shown = ", ".join(map(repr, repeated[:5])) + (", ..." if len(repeated) > 5 else "")
+    raise InvalidInputError(
+        f"Passage ids must be unique, but {len(repeated)} of them occur more than once: {shown}. Rename or drop the "
+        "repeated rows."
+    )
+
+
+def checked_id(value: Any, where: str) -> str:
+    """Returns a passage id as text; whole numbers are converted, nothing else is."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise InvalidInputError(
+            f"{where}: the id is {value!r} of type {type(value).__name__}. Expected a string or a whole number."
+        )
+    if not value.strip():
+        raise InvalidInputError(f"{where}: the id is empty. Give every passage an id of its own.")
+    return _checked_unicode(value, "id", where)
+
+
+def _checked_row(passage_id: str, row: SourceRow) -> dict[str, Any]:
+    where = f"{row.where} (id {passage_id!r})"
+    text = _checked_text(row.values.get("text"), where)
+    image = row.values.get("image")
+    if text is None and image is None:
+        keys = [*(name for name, value in row.values.items() if value is not None), *row.metadata]
+        raise InvalidInputError(
+            f"{where}: the passage has neither text nor image. Columns with a value: {keys}. Give it a `text`, an "
+            "`image`, or both."
+        )
+    checked = {name: _checked_string(row.values.get(name), name, where) for name in TEXT_COLUMNS}
+    return {
+        "id": passage_id,
+        "text": text,
+        "image": None if image is None else _checked_image(image, passage_id, row.where),
+        **checked,
+        "metadata": _metadata_json(row.metadata, where),
+    }
+
+
+def _checked_image(image: Any, passage_id: str, where: str) -> bytes:
+    try:
+        return encoded_image(image)
+    except UnsafeInputError as error:
+        raise UnsafeInputError(f"{where}: the image of passage {passage_id!r} cannot be used: {error}") from error
+
+
+def _checked_text(value: Any, where: str) -> str | None:
+    text = _checked_string(value, "text", where)
+    if text is None or not text.strip():
+        return None
+    num_bytes = len(text.encode())
+    if num_bytes > MAX_TEXT_BYTES:
+        raise InvalidInputError(
+            f"{where}: the text has {num_bytes:,} bytes, more than the limit of {MAX_TEXT_BYTES:,}. Split it into "
+            "passages of a few sentences each (`chunking=Chunking()` does it); that is also what an encoder can read."
+        )
+    return text
+
+
+def _checked_string(value: Any, name: str, where: str) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidInputError(
+            f"{where}: `{name}` is {str(value)[:80]!r} of type {type(value).__name__}. Expected a string or None."
+        )
+    return _checked_unicode(value, name, where)
+
+
+def _checked_unicode(value: str, name: str, where: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{where}: `{name}` holds half of a character pair ({error}) and cannot be stored as UTF-8. Decode the "
+            "source with the right encoding."
+        ) from error
+    return value
+
+
+def _metadata_json(metadata: Mapping[str, Any], where: str) -> str | None:
+    kept = {key: value for key, value in metadata.items() if not _is_missing(value)}
+    if not kept:
+        return None
+    try:
+        return json.dumps(kept, ensure_ascii=True, allow_nan=False, default=_json_value)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{where}: the metadata cannot be written as JSON ({error}). Columns: {sorted(map(str, metadata))}. "
+            "Keep only plain values, for tables with `metadata_columns=[...]`."
+        ) from error
+
+
+def _is_missing(value: Any) -> bool:
+    """Not-a-number is how tables say that a cell is empty; JSON has no word for it, nor for infinity."""
+    return isinstance(value, (float, np.floating)) and not np.isfinite(value)
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, (datetime.date, datetime.datetime, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not a JSON value")

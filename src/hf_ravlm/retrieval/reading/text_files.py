@@ -1,0 +1,93 @@
+"""Knows how to read a text file of any size as a stream: compressed or not, with or without a byte order mark.
+
+Nothing is unpacked to disk and no more than one line is held. What is wrong with one line (bytes that are no UTF-8, a
+line without end) is told apart from what is wrong with the file (a damaged or cut archive), because only the first
+can be skipped.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ...errors import InvalidInputError
+
+
+MAX_LINE_BYTES = 64_000_000
+
+_OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz"}
+
+
+def existing_file(path: str | os.PathLike[str]) -> Path:
+    """Returns a path after checking that a file is there."""
+    file = Path(path)
+    if not file.is_file():
+        raise InvalidInputError(f"{file}: there is no such file. Check the path.")
+    return file
+
+
+def plain_suffix(file: Path) -> str:
+    """The suffix of a file, in lower case, without that of its compression: `.csv` for `birds.CSV.gz`."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    while suffixes and suffixes[-1] in _COMPRESSED_SUFFIXES:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+@contextmanager
+def open_bytes(file: Path) -> Iterator[BinaryIO]:
+    """Opens a file for reading bytes; gzip, bzip2 (of one or many streams) and xz are known by their first bytes.
+
+    Raises:
+        InvalidInputError: If the file is a damaged or cut archive, which shows while it is read, or is not readable.
+    """
+    try:
+        with open(file, "rb") as start:
+            first = start.read(6)
+        opener: Callable[..., Any] = open
+        for magic, known in _OPENERS.items():
+            opener = known if first.startswith(magic) else opener
+        with cast(BinaryIO, opener(file, "rb")) as stream:
+            yield stream
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise InvalidInputError(
+            f"{file}: the file cannot be read to its end ({error}). Download or copy it again."
+        ) from error
+
+
+def byte_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Yields the lines of a stream with their numbers from 1; `None` for one of more than `MAX_LINE_BYTES` bytes."""
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if len(line) <= MAX_LINE_BYTES:
+            yield number, line
+            continue
+        while not line.endswith(b"\n") and line:
+            line = stream.readline(MAX_LINE_BYTES)
+        yield number, None
+
+
+def decoded_line(line: bytes | None, where: str) -> str:
+    """Returns a line as text, without its end.
+
+    Raises:
+        InvalidInputError: If it is too long (`None`) or not UTF-8.
+    """
+    if line is None:
+        raise InvalidInputError(f"{where} has more than {MAX_LINE_BYTES:,} bytes. Expected one record per line.")
+    try:
+        return line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{where} is not UTF-8 ({error}). Save the file as UTF-8.") from error

@@ -1,0 +1,1 @@
+"""How knowledge is kept on disk: whole or not at all, checked when it is opened."""

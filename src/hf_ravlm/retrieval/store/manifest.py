@@ -1,0 +1,136 @@
+"""Knows what a manifest says: which files belong to one state of a knowledge base, their sizes, rows and checksums.
+
+A manifest is data, perhaps a stranger's: names must have the form that we write, counts must be counts, and a format
+that is not known is refused before anything else is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import KnowledgeBaseCorruptError
+from .leases import Lease
+
+
+FORMAT = 2
+READABLE_FORMATS = (1, 2)
+
+# A manifest of this size lists about 20,000 files.
+MAX_MANIFEST_BYTES = 8_000_000
+MAX_ROWS = 100_000_000
+SUFFIXES = ("parquet", "safetensors", "faiss")
+
+MANIFEST_NAME = re.compile(r"gen-([0-9]{8,12})\.json")
+OBJECT_NAME = re.compile(rf"objects/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})\.({'|'.join(SUFFIXES)})")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that a manifest lists.
+
+    Attributes:
+        role: What it is for: `"passages"`, `"vectors"`, `"tombstones"`, `"probe"`, `"index"`, `"lexical"`, ...
+        path: Where it lies.
+        rows: How many rows it holds or covers.
+        sha256: The checksum of its content, which is also its name.
+        num_bytes: Its size.
+        fields: Everything that the manifest says about it.
+    """
+
+    role: str
+    path: Path
+    rows: int
+    sha256: str = ""
+    num_bytes: int = 0
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One complete state of a stored knowledge base.
+
+    Attributes:
+        folder: The folder that holds `CURRENT`.
+        name: Such as `"gen-00000002"`.
+        manifest: The fields that were given to the writer, and `format`, `generation`, `parent`, `files`.
+        files: The files asked for, in the order in which they were written.
+        sha256: The checksum of the manifest: equal for equal states only.
+        lease: Keeps the files from being removed while this object lives.
+    """
+
+    folder: Path
+    name: str
+    manifest: Mapping[str, Any]
+    files: tuple[StoredFile, ...]
+    sha256: str = ""
+    lease: Lease = field(default_factory=Lease, compare=False, repr=False)
+
+    def file_names(self) -> list[str]:
+        """The names of all files of this generation, relative to its folder: what is to be copied or published."""
+        return ["CURRENT", f"manifests/{self.name}.json", *(entry["name"] for entry in self.manifest["files"])]
+
+    def files_of(self, role: str) -> list[StoredFile]:
+        """The files with one role, in order."""
+        return [file for file in self.files if file.role == role]
+
+
+def manifest_bytes(fields: Mapping[str, Any], number: int, parent: str | None, files: list[dict[str, Any]]) -> bytes:
+    """Returns a manifest as it is written."""
+    manifest = {**fields, "format": FORMAT, "generation": number, "parent": parent, "files": files}
+    data = json.dumps(manifest, sort_keys=True, indent=1).encode()
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ValueError(f"The manifest has {len(data):,} bytes, more than {MAX_MANIFEST_BYTES:,}.")
+    return data
+
+
+def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
+    """Returns a manifest whose list of files has been checked.
+
+    Raises:
+        KnowledgeBaseCorruptError: If it is no manifest, has a format that is not known, or lists impossible files.
+    """
+    try:
+        manifest = json.loads(data)
+        found = manifest["format"]
+        if found in READABLE_FORMATS and isinstance(found, int) and not isinstance(found, bool):
+            for entry in manifest["files"]:
+                _check_entry(path, entry)
+            if sum(entry["rows"] for entry in manifest["files"] if entry["role"] == "passages") > MAX_ROWS:
+                raise corrupt(path, f"it lists more than {MAX_ROWS:,} passages")
+            return dict(manifest)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise corrupt(path, f"it is not a manifest ({str(error)[:200]!r})") from error
+    raise KnowledgeBaseCorruptError(
+        f"{path}: the knowledge base has format {str(found)[:40]}, and this version of hf_ravlm reads formats up to "
+        f"{FORMAT}. Upgrade with `pip install --upgrade hf_ravlm`, or build the knowledge base again."
+    )
+
+
+def stored_files(root: Path, manifest: Mapping[str, Any]) -> tuple[StoredFile, ...]:
+    """The files that a checked manifest lists."""
+    return tuple(
+        StoredFile(entry["role"], root / entry["name"], entry["rows"], entry["sha256"], entry["bytes"], entry)
+        for entry in manifest["files"]
+    )
+
+
+def corrupt(path: Path, reason: str) -> KnowledgeBaseCorruptError:
+    """An error about a file of a stored knowledge base."""
+    return KnowledgeBaseCorruptError(
+        f"{path}: the stored knowledge base is damaged: {reason}. Download or copy it again, or build it anew with "
+        "`RavlmRetriever.build(...).save_pretrained(...)`."
+    )
+
+
+def _check_entry(path: Path, entry: dict[str, Any]) -> None:
+    match = OBJECT_NAME.fullmatch(entry["name"])
+    counts = (entry["bytes"], entry["rows"])
+    if match is None or match.group(2) != entry["sha256"] or not isinstance(entry["role"], str):
+        raise corrupt(path, f"it lists a file under the name {str(entry['name'])[:200]!r}")
+    if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in counts):
+        raise corrupt(path, f"it lists {entry['name']} with the sizes {str(counts)[:200]}")

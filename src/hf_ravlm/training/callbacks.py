@@ -1,0 +1,119 @@
+"""What happens every so many steps while training: the index is made anew, hard negatives are mined anew."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..errors import InvalidInputError
+from ..retrieval import KnowledgeBase, RavlmRetriever
+from ..retrieval.encoding.encoders import Encoder
+from ..retrieval.store.durable_files import replace_file
+from .hard_negatives import HardNegatives, mine_hard_negatives
+
+
+logger = logging.getLogger(__name__)
+
+NEGATIVES = "hard_negatives.json"
+
+
+class RefreshIndexCallback(TrainerCallback):
+    """Calls `refresh` every so many steps, before evaluation and saving, and once at the end of the training.
+
+    Args:
+        every: Steps; `None` for the end alone.
+        refresh: What to call.
+    """
+
+    def __init__(self, every: int | None, refresh: Callable[[], None]) -> None:
+        self.every, self.refresh = every, refresh
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Refreshes when it is time."""
+        if self.every is not None and state.global_step % self.every == 0 and state.global_step < state.max_steps:
+            self.refresh()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Model and index leave the training together."""
+        self.refresh()
+
+
+class MineNegativesCallback(TrainerCallback):
+    """Mines hard negatives anew every so many steps, with the vectors of the model as it is then.
+
+    The knowledge base is encoded, the rows are mined, and `use` gets the result; a checkpoint keeps it, so that a
+    training that resumes goes on with the same negatives. Processes share the work through files in the output folder.
+
+    Args:
+        knowledge_base: The passages.
+        encoder: Of the model that is trained.
+        rows: What to mine for, see `mine_hard_negatives`.
+        every: Steps between two minings.
+        use: Gets the negatives, one `HardNegatives` per row; called in the training's own process. Workers of a data
+            loader hold copies of a data set and do not see what it changes there.
+        warmup_steps: No mining before this step; negatives of a model that knows nothing are random.
+        num_negatives: As in `mine_hard_negatives`.
+        **options: Other arguments of `mine_hard_negatives`.
+
+    Example:
+
+    ```python
+    callback = MineNegativesCallback(knowledge_base, RavlmEncoder(model, processor), rows, every=500, use=dataset.set)
+    RavlmPreTrainer(model, args, train_dataset=dataset, data_collator=collator, callbacks=[callback]).train()
+    ```
+    """
+
+    def __init__(
+        self,
+        knowledge_base: KnowledgeBase,
+        encoder: Encoder,
+        rows: Any,
+        every: int,
+        use: Callable[[Sequence[HardNegatives]], None],
+        warmup_steps: int = 0,
+        num_negatives: int = 8,
+        **options: Any,
+    ) -> None:
+        if every < 1:
+            raise InvalidInputError(f"every={every}: expected at least 1 step.")
+        self.knowledge_base, self.encoder, self.rows = knowledge_base, encoder, rows
+        self.every, self.use, self.warmup_steps = every, use, warmup_steps
+        self.num_negatives, self.options = num_negatives, options
+        self.negatives: list[HardNegatives] | None = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Mines when it is time."""
+        if state.global_step % self.every or state.global_step < self.warmup_steps:
+            return
+        if state.global_step >= state.max_steps:
+            return
+        folder = Path(args.output_dir) / "mining" if args.world_size > 1 else None
+        retriever = RavlmRetriever.build(
+            self.knowledge_base, self.encoder, staging=None if folder is None else folder / "vectors"
+        )
+        self.negatives = mine_hard_negatives(
+            retriever,
+            self.rows,
+            self.num_negatives,
+            cache=folder,
+            process=(args.process_index, args.world_size),
+            **self.options,
+        )
+        logger.info("Mined hard negatives of %d rows at step %d.", len(self.negatives), state.global_step)
+        self.use(self.negatives)
+
+    def save_state(self, folder: Path) -> None:
+        """Writes the negatives into a checkpoint."""
+        if self.negatives is not None:
+            replace_file(folder / NEGATIVES, json.dumps(self.negatives).encode())
+
+    def load_state(self, folder: Path) -> None:
+        """Goes on with the negatives of a checkpoint."""
+        if (folder / NEGATIVES).is_file():
+            self.negatives = [HardNegatives(*row) for row in json.loads((folder / NEGATIVES).read_bytes())]
+            self.use(self.negatives)

@@ -1,0 +1,85 @@
+"""A large batch in the memory of a small one, in three steps.
+
+(1) All rows go through the towers, chunk by chunk, without a graph; (2) the loss is computed from the vectors alone,
+which gives the gradient of each vector; (3) each chunk goes through the towers once more, now with a graph, and its
+vectors are pulled along their gradients. Random numbers are replayed, so that dropout drops the same both times.
+Gao et al. 2021 (arXiv 2101.06983).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+
+class RandomState:
+    """The state of the random numbers now, on the CPU and where the tensors are, to be replayed later.
+
+    Example:
+
+    >>> state = RandomState()
+    >>> first = torch.rand(1)
+    >>> with state.replayed():
+    ...     second = torch.rand(1)
+    >>> bool(first == second), bool(torch.rand(1) == first)
+    (True, False)
+    """
+
+    def __init__(self, *tensors: torch.Tensor):
+        self.cpu_state = torch.get_rng_state()
+        self.devices, self.device_states = get_device_states(*tensors)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Inside, the random numbers of then come again; outside they go on as if nothing had happened."""
+        with torch.random.fork_rng(devices=self.devices):
+            torch.set_rng_state(self.cpu_state)
+            set_device_states(self.devices, self.device_states)
+            yield
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a batch.
+
+    Args:
+        inputs (`dict`): of these rows.
+        queries (`range`), passages (`list[int]`): the rows' numbers in the batch of this process.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    queries: range
+    passages: list[int]
+
+
+def split_batch(inputs: dict[str, torch.Tensor], num_queries: int, num_passages: int, size: int) -> list[Chunk]:
+    """Cuts a batch in chunks of at most `size` queries with their positives and a share of the hard negatives.
+
+    Example:
+
+    >>> batch = {"input_ids": torch.arange(3)[:, None], "passage_input_ids": torch.arange(5)[:, None]}
+    >>> [(chunk.queries, chunk.passages) for chunk in split_batch(batch, 3, 5, size=2)]
+    [(range(0, 2), [0, 1, 3]), (range(2, 3), [2, 4])]
+    """
+    starts = range(0, num_queries, size)
+    hard = [rows.tolist() for rows in torch.arange(num_queries, num_passages).tensor_split(len(starts))]
+    chunks = []
+    for start, further in zip(starts, hard, strict=True):
+        queries = range(start, min(start + size, num_queries))
+        passages = [*queries, *further]
+        device = next(iter(inputs.values())).device
+        index = {"passage_": torch.tensor(passages, device=device), "": torch.tensor(list(queries), device=device)}
+        rows = {
+            name: tensor[index["passage_" if name.startswith("passage_") else ""]] for name, tensor in inputs.items()
+        }
+        chunks.append(Chunk(rows, queries, passages))
+    return chunks
+
+
+def pull(embeds: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """A number whose gradient with respect to `embeds` is `gradient`."""
+    return (embeds.float() * gradient).sum()

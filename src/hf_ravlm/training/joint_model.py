@@ -1,0 +1,116 @@
+"""Reader and retriever as one module: passages are scored in `forward`, so that gradients reach the towers.
+
+On several processes only what goes through the `forward` of the wrapped module is reduced; therefore the towers, the
+temperature and the reader all run in here, and the losses outside are functions of what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+from .lora import reader_of
+
+
+@dataclass
+class JointOutput(ModelOutput):
+    """What [`JointReader`] returns.
+
+    Args:
+        loss (`torch.FloatTensor`): the reader's own, over latent passages.
+        scores (`torch.FloatTensor` of shape `(B, K)`): cosines of query and passages, with gradient.
+        passage_log_likelihood (`torch.FloatTensor` of shape `(B, K)`): of the answer under each passage.
+        posterior (`torch.FloatTensor` of shape `(B, K)`): which passage carries the answer, without gradient.
+        is_right (`torch.BoolTensor` of shape `(B, K)`): whether greedy decoding says the answer under each passage.
+        num_tokens (`torch.LongTensor` of shape `(B,)`): of each answer.
+        logit_scale (`torch.FloatTensor`): `1 / temperature` of the retriever.
+    """
+
+    loss: torch.FloatTensor | None = None
+    scores: torch.FloatTensor | None = None
+    passage_log_likelihood: torch.FloatTensor | None = None
+    posterior: torch.FloatTensor | None = None
+    is_right: torch.BoolTensor | None = None
+    num_tokens: torch.LongTensor | None = None
+    logit_scale: torch.FloatTensor | None = None
+
+
+class JointReader(nn.Module):
+    """A reader, with or without adapters, that scores its passages itself.
+
+    Args:
+        reader: `RavlmForConditionalGeneration` with latent passages, or a `PeftModel` around one.
+    """
+
+    def __init__(self, reader: nn.Module) -> None:
+        super().__init__()
+        self.reader = reader
+
+    def forward(
+        self,
+        query: Mapping[str, torch.Tensor],
+        passages: Mapping[str, torch.Tensor] | None = None,
+        passage_vectors: torch.Tensor | None = None,
+        retriever_learns_from_answers: bool = True,
+        reader_learns: bool = True,
+        **inputs: Any,
+    ) -> JointOutput:
+        """Scores, and the likelihood of the answers.
+
+        Args:
+            query: Inputs of `get_query_features`, `B` rows.
+            passages: Inputs of `get_passage_features`, `B * K` rows, to encode them now, with gradient; else
+            passage_vectors (`torch.Tensor` of shape `(B, K, D)`): as they stand in the index.
+            retriever_learns_from_answers: Whether the gradient of `loss` reaches the scores.
+            reader_learns: Whether the reader keeps a graph at all.
+            inputs: Of the reader, with labels; their `evidence_scores` give way to these.
+        """
+        towers = reader_of(self.reader).model
+        queries = towers.get_query_features(**query)  # (B, D)
+        if passages is not None:
+            passage_vectors = towers.get_passage_features(**passages).unflatten(0, (len(queries), -1))
+        scores = (queries.unsqueeze(1) * passage_vectors.to(queries.dtype)).sum(dim=-1)  # (B, K)
+        inputs["evidence_scores"] = scores if retriever_learns_from_answers and reader_learns else scores.detach()
+        with torch.set_grad_enabled(reader_learns and torch.is_grad_enabled()):
+            outputs = self.reader(**inputs)
+        is_right, num_tokens = says_answer(outputs.logits.detach(), inputs["labels"], scores.shape[1])
+        return JointOutput(
+            loss=outputs.loss,
+            scores=scores,
+            passage_log_likelihood=outputs.passage_log_likelihood,
+            posterior=outputs.posterior,
+            is_right=is_right,
+            num_tokens=num_tokens,
+            logit_scale=towers.get_logit_scale(),
+        )
+
+
+def says_answer(logits: torch.Tensor, labels: torch.Tensor, num_passages: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether greedy decoding would say the labelled answer, and of how many tokens it is.
+
+    It would exactly if every token of the answer is the likeliest after those before it.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B * K, T, V)`): of the last `T` positions.
+        labels (`torch.LongTensor` of shape `(B * K, L)`): -100 is ignored.
+        num_passages: `K`.
+
+    Returns:
+        Bool `(B, K)` and counts `(B,)`.
+
+    Example:
+
+    >>> logits = torch.tensor([[[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]])
+    >>> says_answer(logits, torch.tensor([[-100, 1], [-100, 1]]), num_passages=2)
+    (tensor([[ True, False]]), tensor([1]))
+    """
+    targets = labels[:, -logits.shape[1] :][:, 1:]
+    keep = targets != -100
+    likeliest = logits[:, :-1].argmax(dim=-1)
+    is_right = ((likeliest == targets) | ~keep).all(dim=-1).unflatten(0, (-1, num_passages))
+    return is_right, keep.sum(dim=-1)[::num_passages]

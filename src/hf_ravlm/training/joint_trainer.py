@@ -1,0 +1,350 @@
+"""The trainer of reader and retriever together: the answer says which passages were worth finding.
+
+A step: (1) the index gives every question its best K passages; (2) the towers score them again, with gradient; (3) the
+reader says how likely the answer is under each; (4) the objective turns that into a loss for both.
+
+| objective | the reader learns | the retriever learns |
+|---|---|---|
+| `"rag_sequence"`, `"rag_token"` | `-log sum_k p(z_k) p(y given z_k)` | the same loss |
+| `"perplexity_distillation"` | the same, its prior held fixed | KL from the ranking by the answer's perplexity |
+| `"emdr2"` | the same, its prior held fixed | the marginal likelihood, the reader held fixed |
+
+A pseudo-relevance loss can join any of them. Formulas: `model/objectives_ravlm.py`, `model/distillation_ravlm.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import InvalidInputError
+from ..model.distillation_ravlm import emdr2_loss, perplexity_distillation_loss, pseudo_relevance_loss
+from ..retrieval import RavlmEncoder, RavlmRetriever
+from .callbacks import RefreshIndexCallback
+from .evidence_mixing import EvidenceMix
+from .index_generations import FOLDER, drop_unused_generations, load_generation, save_generation
+from .joint_model import JointOutput, JointReader
+from .leakage import holds_answer
+from .lora import reader_of
+from .trainers import RavlmTrainer, freeze
+from .training_rows import answers_of, ids_of
+
+
+logger = logging.getLogger(__name__)
+
+Objective = Literal["rag_sequence", "rag_token", "perplexity_distillation", "emdr2"]
+OBJECTIVES = ("rag_sequence", "rag_token", "perplexity_distillation", "emdr2")
+JOINT = "joint"  # in a batch: what is not the reader's
+_SPARE = 8
+
+
+@dataclass(frozen=True)
+class JointSettings:
+    """How reader and retriever learn from each other.
+
+    Attributes:
+        objective: See the module. RAG-sequence and RAG-token are those of the model's `config.marginalization`.
+        side: `"query"` takes the vectors of passages from the index as they are: cheap, and right for any size.
+            `"passage"` encodes the K passages anew, with gradient.
+        refresh_every: Encode the whole knowledge base anew every so many steps; the old generation serves until the
+            new one is complete. `None`: at the end only, so that model and index fit together.
+        warmup_steps: For so many steps the retriever stays as it is and the reader gets used to it.
+        reader_learns: Whether the reader is trained at all.
+        retriever_weight: Of the retriever's loss, where it has one of its own.
+        temperature: Of both rankings in perplexity distillation.
+        pseudo_relevance_weight: Of the pseudo-relevance loss; 0 leaves it out.
+    """
+
+    objective: Objective = "rag_sequence"
+    side: Literal["query", "passage"] = "query"
+    refresh_every: int | None = None
+    warmup_steps: int = 0
+    reader_learns: bool = True
+    retriever_weight: float = 1.0
+    temperature: float = 0.1
+    pseudo_relevance_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise InvalidInputError(f"objective={self.objective!r}: expected one of {list(OBJECTIVES)}.")
+        if self.side not in ("query", "passage"):
+            raise InvalidInputError(f'side={self.side!r}: expected "query" or "passage".')
+        if self.refresh_every is not None and self.refresh_every < 1:
+            raise InvalidInputError(f"refresh_every={self.refresh_every}: expected at least 1, or None.")
+        if self.objective == "rag_token" and not self.reader_learns:
+            raise InvalidInputError(
+                'objective="rag_token" with reader_learns=False: choose "emdr2" or "rag_sequence".'
+            )
+        if min(self.warmup_steps, self.retriever_weight, self.pseudo_relevance_weight) < 0 or self.temperature <= 0:
+            raise InvalidInputError(f"{self}: expected steps and weights from 0 on, and a temperature above 0.")
+
+
+class RavlmJointTrainer(RavlmTrainer):
+    """Trains a reader over latent passages together with the retriever that finds them.
+
+    Rows, checkpoints, evaluation and adapters are those of [`RavlmTrainer`]; `evidence.num_passages` is `K`. The
+    retriever must have been built by the towers of the model. `trainer.retriever` is the one that serves now; save
+    that beside the model after training.
+
+    Passages and queries share their towers. Where the passages are all of one modality and queries have the other as
+    well, `side="query"` freezes the passages' tower, and the index stays exact; elsewhere its vectors are those of the
+    last refresh, and a warning says so.
+
+    Args:
+        model, args, ...: As for [`RavlmTrainer`].
+        retriever: Finds the passages.
+        settings: See [`JointSettings`].
+
+    Raises:
+        InvalidInputError: If the model reads all passages in one prompt, the retriever is not its own, or rows bring
+            their evidence.
+    """
+
+    def __init__(self, model: nn.Module, *args: Any, settings: JointSettings | None = None, **kwargs: Any) -> None:
+        self.settings = JointSettings() if settings is None else settings
+        self.index_generation = 0
+        retriever = kwargs.pop("retriever", None)
+        if kwargs.get("peft_config") is not None or hasattr(model, "get_base_model"):
+            raise InvalidInputError(
+                "Adapters are saved without the towers that are trained here. Merge them into the reader first "
+                "(`model.merge_and_unload()`), or train the retriever alone: JointSettings(reader_learns=False)."
+            )
+        reader = reader_of(model)
+        _check_latent(reader, self.settings)
+        _check_own(reader, retriever)
+        super().__init__(model, *args, retriever=None, **kwargs)
+        if self.batches is None:
+            raise InvalidInputError("RavlmJointTrainer finds passages itself: pass `processing_class`, no collator.")
+        if self.batches.mix != EvidenceMix(self.batches.mix.num_passages):
+            raise InvalidInputError(f"{self.batches.mix}: here all passages are retrieved; give `num_passages` alone.")
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise InvalidInputError(
+                "RavlmJointTrainer runs on one process or several with DDP, not sharded. Unset fsdp."
+            )
+        self.batches.retriever = retriever
+        self._check_gold_ids()
+        self.passages_are_fixed = False
+        if self.settings.side == "query":
+            self.passages_are_fixed = _freeze_passage_side(reader.model, retriever, self.train_dataset)
+        if not self.settings.reader_learns:
+            freeze(*(part for name, part in reader.named_children() if name != "model"))
+        self._tower_parameters = [parameter for parameter in reader.model.parameters() if parameter.requires_grad]
+        if not self._tower_parameters:
+            raise InvalidInputError(
+                "All of `model.model` is frozen, so no retriever can learn. Train with RavlmTrainer."
+            )
+        self._num_queries = 0
+        self.add_callback(RefreshIndexCallback(self.settings.refresh_every, self.refresh_index))
+
+    # Batches.
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As [`RavlmTrainer`]'s; also counts the questions of the step."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.tensor(sum(len(inputs[JOINT]["has_answer"]) for inputs in batches), device=device)
+        self._num_queries = int(self.accelerator.reduce(count, "sum"))
+        return batches, num_items
+
+    def training_inputs(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Inputs of the reader, with what scores the passages under the key `"joint"`."""
+        if any(row.get("evidence") is not None for row in rows):
+            raise InvalidInputError(
+                "Rows bring `evidence` of their own, and the joint trainer finds it: leave it out."
+            )
+        rows = self.batches.opened(rows)
+        view = self.batches.require_view()
+        num_passages = self.batches.mix.num_passages
+        found, queries = self.batches.find(rows, num_passages + _SPARE)
+        hidden = [{view.row_of.get(name) for name in ids_of(row, "exclude_ids")} for row in rows]
+        found = [
+            [place for place in places if place not in excluded][:num_passages]
+            for places, excluded in zip(found, hidden, strict=True)
+        ]
+        evidence = self.batches.evidence_of(found, queries)
+        inputs = self.batches.with_answers(rows, evidence)
+        places = _padded([[item["row"] for item in items] for items in evidence])  # (B, K)
+        processor = self.batches.processor
+        joint: dict[str, Any] = {
+            "query": processor.for_retrieval(
+                images=[row["image"] for row in rows], texts=[row.get("question") for row in rows]
+            ),
+            "has_answer": torch.tensor(
+                [
+                    [holds_answer(text, answers_of(row)) for text in view.texts(chosen)]
+                    for row, chosen in zip(rows, places.tolist(), strict=True)
+                ]
+            ),
+        }
+        if self.settings.side == "passage":
+            passages = view.passages(places.ravel().tolist())
+            joint["passages"] = processor.for_retrieval(
+                images=[passage.image for passage in passages], texts=[passage.text for passage in passages]
+            )
+        else:
+            joint["passage_vectors"] = torch.from_numpy(np.ascontiguousarray(view.vectors[places]))
+        inputs[JOINT] = joint
+        return inputs
+
+    # Steps.
+
+    def _wrap_model(self, model, training=True, dataloader=None):
+        wrapped = super()._wrap_model(model, training, dataloader)
+        if training and wrapped is self.model:
+            return self.accelerator.prepare_model(JointReader(self.model))
+        return wrapped
+
+    def compute_loss_context_manager(self):
+        """As [`RavlmTrainer`]'s; a reader whose likelihoods are targets has no dropout, nor have towers in warm-up."""
+        context = super().compute_loss_context_manager()
+        reader = reader_of(self.model)
+        if self.settings.objective in ("perplexity_distillation", "emdr2") or not self.settings.reader_learns:
+            reader.language_model.eval()
+        if self._is_warming_up():
+            reader.model.eval()
+        return context
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of the objective; in evaluation the reader's own."""
+        joint = inputs.pop(JOINT, None)
+        if joint is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        has_answer = joint.pop("has_answer")
+        settings = self.settings
+        if num_items_in_batch is not None:
+            inputs["num_items_in_batch"] = num_items_in_batch * self._prompts_per_answer(inputs)
+        outputs = model(
+            **joint,
+            **inputs,
+            retriever_learns_from_answers=settings.objective in ("rag_sequence", "rag_token"),
+            reader_learns=settings.reader_learns,
+        )
+        mask = inputs.get("evidence_mask")
+        loss = outputs.loss if settings.reader_learns else outputs.scores.new_zeros(())
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        share = len(has_answer) / self._num_queries * self.accelerator.num_processes
+        loss = loss + share * self.retriever_loss(outputs, has_answer, mask)
+        return (loss, outputs) if return_outputs else loss
+
+    def retriever_loss(
+        self, outputs: JointOutput, has_answer: torch.Tensor, evidence_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What the retriever learns beside the marginal likelihood, a mean over questions."""
+        settings, scores = self.settings, outputs.scores
+        loss = scores.new_zeros(())
+        if settings.objective == "perplexity_distillation":
+            loss = perplexity_distillation_loss(
+                outputs.passage_log_likelihood,
+                outputs.num_tokens,
+                scores,
+                evidence_mask,
+                settings.temperature,
+                settings.temperature,
+            )
+        elif settings.objective == "emdr2" or not settings.reader_learns:  # one gradient in the scores
+            loss = emdr2_loss(outputs.passage_log_likelihood, scores, evidence_mask, outputs.logit_scale)
+        loss = settings.retriever_weight * loss
+        if settings.pseudo_relevance_weight:
+            relevance = pseudo_relevance_loss(scores, has_answer, outputs.is_right, evidence_mask, outputs.logit_scale)
+            loss = loss + settings.pseudo_relevance_weight * relevance
+        return loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One step; in warm-up the towers' gradients are dropped."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._is_warming_up():
+            for parameter in self._tower_parameters:
+                parameter.grad = None
+        return loss
+
+    def _is_warming_up(self) -> bool:
+        return self.state.global_step < self.settings.warmup_steps
+
+    # The index.
+
+    def refresh_index(self) -> None:
+        """Encodes the knowledge base with the towers as they are, and then puts the new index in the old one's place.
+
+        Several processes share the work through files in the output folder; none waits for another in a collective
+        operation, which would time out.
+        """
+        old = self.retriever
+        kind = old.index.spec["kind"]
+        if self.passages_are_fixed:
+            new = RavlmRetriever(old.knowledge_base, old.encoder, old.vectors, index=kind)
+        else:
+            new = RavlmRetriever.build(old.knowledge_base, old.encoder, index=kind, staging=self._staging())
+        self.batches.retriever = new
+        self.index_generation += 1
+        logger.info("Generation %d of the index serves, from step %d.", self.index_generation, self.state.global_step)
+
+    def _staging(self) -> Path | None:
+        """Where processes share their vectors; those of the generation before the one that serves are deleted."""
+        if self.args.world_size == 1:
+            return None
+        folder = Path(self.args.output_dir) / FOLDER
+        if self.args.process_index == 0 and self.index_generation:
+            shutil.rmtree(folder / f"staging-{self.index_generation - 1}", ignore_errors=True)
+        return folder / f"staging-{self.index_generation}"
+
+    def save_more(self, folder: Path) -> None:
+        """Also which generation of the index serves."""
+        super().save_more(folder)
+        save_generation(Path(self.args.output_dir), folder, self.index_generation, self.retriever)
+        drop_unused_generations(Path(self.args.output_dir))
+
+    def load_more(self, folder: Path) -> None:
+        """Also the generation of the index that served."""
+        super().load_more(folder)
+        self.index_generation, self.batches.retriever = load_generation(folder.parent, folder, self.retriever)
+
+
+def _check_latent(reader: nn.Module, settings: JointSettings) -> None:
+    given = reader.config.marginalization
+    wanted = {"rag_sequence": ["sequence"], "rag_token": ["token"]}.get(settings.objective, ["sequence", "token"])
+    if given not in wanted:
+        raise InvalidInputError(
+            f"objective={settings.objective!r} with config.marginalization={given!r}: expected one of {wanted}. Load "
+            f"the model with `marginalization={wanted[0]!r}`, and its processor with `passage_prompts=True`."
+        )
+
+
+def _check_own(reader: nn.Module, retriever: RavlmRetriever | None) -> None:
+    encoder = getattr(retriever, "encoder", None)
+    if not isinstance(encoder, RavlmEncoder) or encoder.model is not reader.model:
+        raise InvalidInputError(
+            "The retriever must be of the model's own towers, or nothing in it could learn: "
+            "RavlmRetriever.build(knowledge_base, RavlmEncoder(model.model, processor))."
+        )
+
+
+def _freeze_passage_side(towers: nn.Module, retriever: RavlmRetriever, rows: Any) -> bool:
+    """Freezes what encodes passages, if queries have another part to learn with; whether it did."""
+    table = retriever.knowledge_base.table
+    has = {name: table[name].null_count < len(table) for name in ("text", "image")}
+    first = rows[0] if rows is not None and hasattr(rows, "__getitem__") and len(rows) else {}
+    if has["text"] and not has["image"] and first.get("image") is not None:
+        freeze(towers.text_encoder, towers.text_projection)
+        return True
+    if has["image"] and not has["text"] and first.get("question"):
+        freeze(towers.vision_tower, towers.image_projection)
+        return True
+    logger.warning(
+        'side="query": passages and queries share their towers, so the vectors of the index will be those of older '
+        'weights until the next refresh. side="passage" learns on both sides.'
+    )
+    return False
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Places `(B, K)`; a row with fewer repeats its first, which the evidence mask hides, or 0."""
+    width = max(map(len, rows))
+    return np.array([[*row, *[row[0] if row else 0] * (width - len(row))] for row in rows], np.int64)

@@ -1,0 +1,81 @@
+"""LoRA by one argument: adapters in the language model, full training for the parts of the reader that are its own."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..errors import InvalidInputError
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+
+logger = logging.getLogger(__name__)
+
+# What a reader has beside its language model and the dual encoder; it is new, and small enough to be trained whole.
+OWN_PARTS = ("image_projector", "evidence_image_projector", "fusion")
+
+
+def add_adapters(model: nn.Module, peft_config: PeftConfig, activation_checkpointing: bool = False) -> PeftModel:
+    """Puts adapters into a reader; all else is frozen, but for the reader's own parts.
+
+    Args:
+        model: A reader; its language model may be quantized.
+        peft_config: Such as `LoraConfig(r=8)`. Without `target_modules` the attention of the language model is
+            adapted; without `modules_to_save` the reader's projector and fusion are trained whole (`[]` keeps them
+            as they are).
+        activation_checkpointing: Whether the training recomputes activations.
+
+    Raises:
+        InvalidInputError: If `target_modules` match nothing.
+    """
+    from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+
+    from ..hub.lora_targets import register_lora_targets
+
+    if isinstance(model, PeftModel):
+        raise InvalidInputError("The model has adapters already: leave `peft_config` out, or pass the model without.")
+    register_lora_targets()
+    peft_config = copy.deepcopy(peft_config)
+    if hasattr(peft_config, "modules_to_save") and peft_config.modules_to_save is None:
+        parts = {name: getattr(model, name, None) for name in OWN_PARTS}
+        own = [name for name, part in parts.items() if part is not None and any(True for _ in part.parameters())]
+        peft_config.modules_to_save = own or None
+    if is_quantized(model):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=activation_checkpointing)
+    try:
+        return get_peft_model(model, peft_config)
+    except ValueError as error:
+        if "arget modules" not in str(error) and "target_modules" not in str(error):
+            raise
+        raise InvalidInputError(
+            f"target_modules={getattr(peft_config, 'target_modules', None)!r} of the peft_config match no layer of "
+            f"the model. Linear layers of its language model are: {_layer_names(model)}. Name some of them, or give a "
+            "regular expression."
+        ) from error
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether the weights of a model, or of its language model, are quantized."""
+    parts = (model, getattr(model, "language_model", None))
+    return any(bool(getattr(part, "is_quantized", False)) for part in parts)
+
+
+def reader_of(model: Any) -> nn.Module:
+    """The reader itself, without adapters and wrappers around it."""
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    return getattr(model, "reader", model)
+
+
+def _layer_names(model: nn.Module) -> list[str]:
+    """The last parts of the names of linear layers in the language model, each once."""
+    language_model = getattr(model, "language_model", model)
+    names = (name for name, module in language_model.named_modules() if hasattr(module, "weight") and name)
+    with_width = (name for name in names if getattr(language_model.get_submodule(name).weight, "dim", int)() == 2)
+    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in with_width))[:20]

@@ -1,0 +1,397 @@
+"""The trainer that aligns the two towers: contrast, triplets, matching, hidden words, over the batch of all processes.
+
+A step: (1) this process's rows get their place in the joined batch; (2) words are hidden and pairs drawn, alike
+whatever the number of processes; (3) the model reads its rows, and the objectives are added up. With
+`grad_cache_chunk_size` the third part is done chunk by chunk (see `grad_cache.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import InvalidInputError
+from ..model.heads_ravlm import SIDE
+from ..model.modeling_ravlm import MAX_LOGIT_SCALE, RavlmModel
+from .alignment import (
+    Labels,
+    contrast,
+    has_negatives,
+    hidden_words,
+    matching,
+    total_over_processes,
+    unusable_rows,
+    weighted_sum,
+)
+from .arguments import RavlmPreTrainingArguments
+from .checkpoint_weights import LoadsWholeWeights
+from .corpus_recall import corpus_recall
+from .gathering import (
+    BatchLayout,
+    average_gradients,
+    gather_inputs,
+    gather_rows,
+    in_order,
+    process_rank,
+    read_layout,
+    world_size,
+)
+from .grad_cache import Chunk, RandomState, pull, split_batch
+from .masking import mask_tokens
+from .matching import Pairs, draw_pairs, no_pairs, pair_inputs
+from .trainers import RavlmTrainer
+
+
+logger = logging.getLogger(__name__)
+
+INPUTS = tuple(prefix + name for prefix in ("", "passage_") for name in SIDE)
+MASKED = ("masked_passage_input_ids", "mlm_labels")
+BLOCK = 64  # rows of the joined batch that are contrasted at once
+HEADS = {"itm": "match_head", "mlm": "mlm_transform"}  # what a model must have for an objective
+
+
+@dataclass
+class Step:
+    """What is known of a batch before and beside the model's reading of it.
+
+    Args:
+        inputs (`dict`): of the model: this process's queries and passages.
+        words (`dict`): passages with hidden words, and their labels; empty without that objective.
+        layout ([`BatchLayout`]): of the joined batch.
+        labels (*optional*): of the queries `(B,)` and passages `(N,)` of the joined batch.
+        ids (`list`): of this process's rows, for messages.
+        num_words (`int`): hidden words in all processes.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    words: dict[str, torch.Tensor]
+    layout: BatchLayout
+    labels: Labels | None
+    ids: list[Any]
+    num_words: int = 0
+
+    def join(self, query_embeds: torch.Tensor, passage_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vectors of the joined batch, out of this process's."""
+        queries = gather_rows(query_embeds, self.layout.num_queries)
+        passages = gather_rows(passage_embeds, self.layout.num_passages)
+        return queries, in_order(passages, self.layout)
+
+
+class RavlmPreTrainer(LoadsWholeWeights, RavlmTrainer):
+    """Aligns the towers of a [`RavlmModel`], or of a head on it, for retrieval.
+
+    A batch holds queries and passages under the names of `RavlmModel.forward`, passage `i` positive for query `i` and
+    hard negatives behind the positives, with `query_labels` and `passage_labels` that are equal where a passage
+    belongs to a query, as `RetrievalCollator` makes them. Passages of one label are never each other's negatives.
+
+    The gradient of many processes is that of one process with the joined batch, also where they hold different numbers
+    of rows. Pairs for matching come from the joined batch, too: their pictures and texts travel between processes.
+
+    Evaluation ranks all passages of the evaluation set for each query (`eval_recall@1`, ..., `eval_mrr`); the loss
+    there depends on the batch size, as that of any contrast.
+
+    Args:
+        model ([`RavlmModel`], [`RavlmForImageTextRetrieval`] or [`RavlmForPreTraining`]):
+            the first for `itc` and `triplet`, the second also for `itm`, the third for all objectives.
+        args ([`RavlmPreTrainingArguments`]): the objectives.
+        kwargs: as of `transformers.Trainer`.
+
+    Raises:
+        `InvalidInputError`: if the model has no head for an objective, or the tokenizer no mask token.
+        `FloatingPointError`: in training, if the loss is NaN or infinite; names the step and the rows.
+    """
+
+    loss_is_scaled_for_ga = False  # a mean over the batch
+    args: RavlmPreTrainingArguments
+
+    def __init__(self, model: nn.Module | None = None, args: RavlmPreTrainingArguments | None = None, **kwargs: Any):
+        if not isinstance(args, RavlmPreTrainingArguments):
+            raise InvalidInputError(
+                f"args are {type(args).__name__}: expected RavlmPreTrainingArguments, which name the objectives"
+            )
+        if kwargs.get("data_collator") is None:
+            raise InvalidInputError(
+                "data_collator is missing: give one that names the columns of queries and passages, as "
+                'RetrievalCollator(processor=processor, query_image="image", passage_text="caption")'
+            )
+        kwargs.setdefault("compute_metrics", corpus_recall)
+        super().__init__(model=model, args=args, **kwargs)
+        self.can_return_loss = True
+        self._sums: dict[str, torch.Tensor] = {}
+        self._num_losses = 0
+        self._place = (-1, 0)  # the step, and the batch within it
+        for objective, head in HEADS.items():
+            if objective in args.objectives and not hasattr(self.model, head):
+                raise InvalidInputError(
+                    f"{objective}_weight={args.objectives[objective]}, but {type(self.model).__name__} has no head "
+                    "for it: use RavlmForPreTraining.from_dual_encoder(model)"
+                )
+        if "mlm" in args.objectives:
+            self._tokenizer()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The weighted sum of the objectives on a batch; its mean over the processes is the loss of the joined one."""
+        step = self._open(inputs)
+        pairs = None
+        if "itm" in self.args.objectives:
+            with torch.no_grad():
+                first = model(**step.inputs, **no_pairs(step.inputs))
+            pairs = self._draw(step, *step.join(first.query_embeds, first.passage_embeds), first.logit_scale)
+        numbers = step.layout.own_numbers
+        whole = Chunk(step.inputs, range(numbers[0]), list(range(numbers[1])))
+        outputs, losses = self._read(model, step, whole, pairs, self._pool(step, pairs))
+        queries, passages = step.join(outputs.query_embeds, outputs.passage_embeds)
+        losses.update(contrast(queries, passages, outputs.logit_scale, step.labels, self.args))
+        self._note(model, step, losses, (outputs.query_embeds, outputs.passage_embeds))
+        loss = weighted_sum(losses, self.args)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One forward and backward pass, or with `grad_cache_chunk_size` as many as there are chunks."""
+        clamp_temperature(self.model)
+        if self.args.grad_cache_chunk_size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        return self._cached_step(model, self._prepare_inputs(inputs))
+
+    def _cached_step(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        with self.compute_loss_context_manager():  # also puts frozen parts into eval mode
+            step = self._open(inputs)
+        chunks = split_batch(step.inputs, *step.layout.own_numbers, self.args.grad_cache_chunk_size or 1)
+        states, embeds = [], []
+        for chunk in chunks:
+            states.append(RandomState(*chunk.inputs.values()))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = model(**chunk.inputs, **no_pairs(chunk.inputs))
+            embeds.append((outputs.query_embeds, outputs.passage_embeds))
+        queries, passages = (torch.cat(parts).float() for parts in zip(*embeds, strict=True))
+        order = torch.tensor([row for chunk in chunks for row in chunk.passages], device=passages.device)
+        passages = passages[order.argsort()]
+        losses, gradients, pairs = self._contrast_in_blocks(step, queries, passages, outputs.logit_scale)
+        pool = self._pool(step, pairs)
+        words_and_pairs: dict[str, torch.Tensor] = {}
+        distributed = isinstance(model, DistributedDataParallel)
+        for chunk, state in zip(chunks, states, strict=True):
+            with self.accelerator.no_sync(model) if distributed else nullcontext(), state.replayed():
+                with self.compute_loss_context_manager():
+                    outputs, read = self._read(model, step, chunk, pairs, pool)
+                    surrogate = (
+                        pull(outputs.query_embeds, gradients[0][chunk.queries.start : chunk.queries.stop])
+                        + pull(outputs.passage_embeds, gradients[1][chunk.passages])
+                        + outputs.logit_scale * gradients[2] / len(chunks)
+                    )
+                    own = weighted_sum(read, self.args) + surrogate
+                self.accelerator.backward(own / self.current_gradient_accumulation_steps)
+            for name, loss in read.items():
+                words_and_pairs[name] = words_and_pairs.get(name, torch.zeros_like(loss)) + loss.detach()
+        if distributed and self.accelerator.sync_gradients:
+            average_gradients(list(model.parameters()))
+        losses.update(words_and_pairs)
+        self._note(model, step, losses, (queries, passages))
+        return weighted_sum(losses, self.args).detach() / self.current_gradient_accumulation_steps
+
+    def _contrast_in_blocks(
+        self, step: Step, queries: torch.Tensor, passages: torch.Tensor, logit_scale: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor], Pairs | None]:
+        """The contrast of finished vectors, a few rows of the joined batch at a time, and what it asks of each vector.
+
+        Returns:
+            The losses, the gradients of the queries, passages and temperature, and the pairs for matching.
+        """
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in (queries, passages, logit_scale.float())]
+        joined = step.join(*leaves[:2])
+        pairs = self._draw(step, *joined, leaves[2]) if "itm" in self.args.objectives else None
+        cut = [tensor.detach().requires_grad_() for tensor in joined]
+        losses: dict[str, torch.Tensor] = {}
+        for start in range(0, len(joined[0]), BLOCK):
+            shares = contrast(cut[0], cut[1], leaves[2], step.labels, self.args, slice(start, start + BLOCK))
+            if shares:
+                weighted_sum(shares, self.args).backward()
+            for name, share in shares.items():
+                losses[name] = losses.get(name, torch.zeros_like(share)) + share.detach()
+        if losses:
+            torch.autograd.backward(joined, [tensor.grad for tensor in cut])
+        return losses, [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves], pairs
+
+    def _open(self, inputs: dict[str, Any]) -> Step:
+        """Sorts a batch: what the model reads, what the objectives need, and who is who among all processes."""
+        own = {name: inputs[name] for name in INPUTS if inputs.get(name) is not None}
+        queries, passages = (_num_rows(own, prefix) for prefix in ("", "passage_"))
+        if not 0 < queries <= passages:
+            raise InvalidInputError(
+                f"the batch has {queries} queries and {passages} passages: expected a positive passage for each "
+                f"query, in the same order, and hard negatives behind them; its keys are {sorted(inputs)}"
+            )
+        device = next(iter(own.values())).device
+        layout = read_layout(queries, passages, device)
+        labels = None
+        if inputs.get("query_labels") is not None and inputs.get("passage_labels") is not None:
+            whole = gather_rows(inputs["passage_labels"], layout.num_passages)
+            labels = (gather_rows(inputs["query_labels"], layout.num_queries), in_order(whole, layout))
+        if self.model.training:
+            self._count_batch()
+        self._check_negatives(labels, layout)
+        step = Step(own, {}, layout, labels, ids=list(inputs.get("batch_ids", ())))
+        if "mlm" in self.args.objectives:
+            step.words = self._hide_words(inputs, queries)
+            hidden = int((step.words["mlm_labels"] != -100).sum()) if step.words else 0
+            step.num_words = total_over_processes(hidden, device)
+        return step
+
+    def _read(
+        self, model: nn.Module, step: Step, chunk: Chunk, pairs: Pairs | None, pool: dict[str, torch.Tensor]
+    ) -> tuple[Any, dict[str, torch.Tensor]]:
+        """The model's outputs on some rows, and what of the objectives belongs to these rows alone."""
+        rows = slice(chunk.queries.start, chunk.queries.stop)
+        words = {name: tensor[rows] for name, tensor in step.words.items()}
+        extra, own_pairs = no_pairs(chunk.inputs), None
+        if pairs is not None:
+            places, passages = step.layout.own_queries, step.layout.own_passages()
+            own_pairs = pairs.of_rows(places[rows])
+            extra = pair_inputs(own_pairs, places[rows], [passages[row] for row in chunk.passages], pool)
+        outputs = model(**chunk.inputs, **words, **extra)
+        losses = {}
+        if pairs is not None and own_pairs is not None and len(own_pairs):
+            losses["itm"] = matching(outputs.match_logits, own_pairs.labels, len(pairs))
+        if words:
+            losses["mlm"] = hidden_words(outputs.mlm_logits, words["mlm_labels"], step.num_words)
+        return outputs, losses
+
+    def _draw(self, step: Step, queries: torch.Tensor, passages: torch.Tensor, logit_scale: torch.Tensor) -> Pairs:
+        generator = torch.Generator(device=queries.device).manual_seed(self._seed("pairs"))
+        return draw_pairs(queries, passages, logit_scale, step.labels, self.args.false_negative_ratio, generator)
+
+    def _pool(self, step: Step, pairs: Pairs | None) -> dict[str, torch.Tensor]:
+        return {} if pairs is None else gather_inputs(step.inputs, step.layout)
+
+    def _tokenizer(self):
+        processor = self.processing_class or getattr(self.data_collator, "processor", None)
+        tokenizer = getattr(processor, "text_tokenizer", None)
+        if tokenizer is None or tokenizer.mask_token_id is None:
+            raise InvalidInputError(
+                f"mlm_weight={self.args.mlm_weight} needs a mask token, but "
+                + ("there is no processor" if tokenizer is None else "the text tokenizer has none")
+                + ": give processing_class=processor, whose text_tokenizer has one "
+                "(`add_special_tokens({'mask_token': '[MASK]'})`, then resize the text encoder's embeddings)"
+            )
+        return tokenizer
+
+    def _hide_words(self, inputs: dict[str, Any], num_queries: int) -> dict[str, torch.Tensor]:
+        """Positives with words hidden, as they came or freshly drawn; nothing where there is no text."""
+        if all(name in inputs for name in MASKED):
+            return {name: inputs[name] for name in MASKED}
+        if inputs.get("passage_input_ids") is None:
+            return {}
+        tokenizer, ids = self._tokenizer(), inputs["passage_input_ids"][:num_queries]
+        special = torch.tensor(tokenizer.all_special_ids, device=ids.device)
+        maskable = ~torch.isin(ids, special)
+        if inputs.get("passage_attention_mask") is not None:
+            maskable &= inputs["passage_attention_mask"][:num_queries].bool()
+        generator = torch.Generator().manual_seed(self._seed("words", process_rank()))
+        settings = (tokenizer.mask_token_id, len(tokenizer), self.args.mlm_probability, generator)
+        return dict(zip(MASKED, mask_tokens(ids, maskable, *settings), strict=True))
+
+    def _count_batch(self) -> None:
+        step, batch = self._place
+        self._place = (step, batch + 1) if step == self.state.global_step else (self.state.global_step, 0)
+
+    def _seed(self, *what: Any) -> int:
+        """A seed for this batch: the same in a run that was interrupted here, and while evaluating always the same."""
+        place = self._place if self.model.training else (-1, 0)
+        entropy = [self.args.seed, place[0] + 1, place[1], *("".join(map(str, what)).encode())]
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+    def _check_negatives(self, labels: Labels | None, layout: BatchLayout) -> None:
+        shape = (layout.total_queries, sum(layout.num_passages))
+        if not self.model.training or has_negatives(labels, shape):
+            return
+        if self.args.train_batch_size * world_size() == 1:
+            raise InvalidInputError(
+                "a batch of one row without hard negatives has nothing to be told from: set "
+                "per_device_train_batch_size to 2 or more"
+            )
+        logger.warning(
+            "step %d: the batch of %d rows holds no negative (one row, or one label): it teaches no contrast",
+            self.state.global_step,
+            shape[0],
+        )
+
+    def _note(
+        self,
+        model: nn.Module,
+        step: Step,
+        losses: dict[str, torch.Tensor],
+        vectors: Sequence[torch.Tensor],
+    ) -> None:
+        """Adds the losses to the log, or stops where one is no number."""
+        if not model.training:
+            return
+        numbers = {name: loss.detach().float() for name, loss in losses.items()}
+        if not all(torch.isfinite(number) for number in numbers.values()):
+            raise FloatingPointError(_what_is_wrong(numbers, self.state.global_step, step, vectors))
+        for name, number in numbers.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(number)) + number
+        self._num_losses += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the objectives, one by one, and the temperature to what is logged of the training."""
+        if "loss" in logs and self._num_losses:
+            for name in self.args.objectives:
+                mean = self._sums.get(name, torch.zeros((), device=self.args.device)) / self._num_losses
+                logs[f"{name}_loss"] = self.accelerator.gather(mean.reshape(1)).mean().item()
+            logs["temperature"] = 1 / dual_encoder(self.model).get_logit_scale().item()
+            self._sums, self._num_losses = {}, 0
+        super().log(logs, start_time)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss, and vectors and labels of queries and positives, for `corpus_recall`."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only or inputs.get("query_labels") is None:
+            return loss.detach(), None, None
+        queries = outputs.query_embeds.float()
+        labels = (inputs["query_labels"], inputs["passage_labels"][: len(queries)])
+        return loss.detach(), (queries, outputs.passage_embeds[: len(queries)].float()), labels
+
+
+def dual_encoder(model: nn.Module) -> RavlmModel:
+    """The [`RavlmModel`] in a model, or the model itself."""
+    return next(module for module in model.modules() if isinstance(module, RavlmModel))
+
+
+@torch.no_grad()
+def clamp_temperature(model: nn.Module) -> None:
+    """Puts the learned temperature back between 0.01 and 1.
+
+    The forward pass clamps it, too, but beyond the limits that has no gradient: it would never come back by itself.
+    """
+    dual_encoder(model).logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+def _num_rows(inputs: dict[str, torch.Tensor], prefix: str) -> int:
+    return max((len(inputs[prefix + name]) for name in SIDE if prefix + name in inputs), default=0)
+
+
+def _what_is_wrong(
+    losses: dict[str, torch.Tensor], global_step: int, step: Step, vectors: Sequence[torch.Tensor]
+) -> str:
+    rows = sorted({row for side in vectors for row in unusable_rows(side) if row < len(vectors[0])})
+    ids = step.ids or list(range(len(vectors[0])))
+    named = ", ".join(f"{name}={loss.item()}" for name, loss in losses.items())
+    where = f"; the vectors of {[ids[row] for row in rows]} are not finite" if rows else ""
+    return (
+        f"the loss is not finite at step {global_step} ({named}) on the batch {ids}{where}: expected numbers. Look at "
+        "these rows; if they are sound, lower the learning rate or train in float32 or bfloat16. The weights are as "
+        "they were before this step"
+    )

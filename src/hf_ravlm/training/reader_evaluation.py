@@ -1,0 +1,97 @@
+"""What a reader is worth while it trains: its answers with what the retriever finds, and without, row by row.
+
+The number without evidence always stands beside the one with it: only both together say what retrieval does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..evaluation import exact_match, hit_at_k, reciprocal_rank, relevance_from_ids, token_f1
+from ..model.reader_ravlm import RavlmForConditionalGeneration
+from .reader_batches import ROW_NAMES, ReaderBatches
+from .training_rows import answers_of, ids_of
+
+
+_RANKS = 10  # how far a ranking is looked at
+
+
+@torch.no_grad()
+def reader_sums(
+    reader: RavlmForConditionalGeneration,
+    batches: ReaderBatches,
+    rows: Sequence[Mapping[str, Any]],
+    **generation: Any,
+) -> dict[str, float]:
+    """Sums over rows, so that processes can add theirs up; `means_of` turns them into shares.
+
+    Args:
+        reader: In eval mode.
+        batches: Makes its inputs.
+        rows: One batch of evaluation rows.
+        generation: For `generate`, such as `max_new_tokens`.
+    """
+    rows = batches.opened(rows)
+    accepted = [answers_of(row) for row in rows]
+    sums: dict[str, float] = {"num_rows": float(len(rows))}
+    evidence = [list(row.get("evidence") or ()) for row in rows]
+    if batches.view is not None:
+        num_passages = batches.mix.num_passages
+        found, queries = batches.find(rows, max(num_passages, _RANKS))
+        evidence = batches.evidence_of([places[:num_passages] for places in found], queries)
+        sums |= _ranking_sums(batches, rows, found)
+    told = answer(reader, batches, rows, evidence, **generation)
+    alone = answer(reader, batches, rows, [[] for _ in rows], **generation)
+    right = np.array([exact_match(text, answers) for text, answers in zip(told, accepted, strict=True)])
+    known = np.array([exact_match(text, answers) for text, answers in zip(alone, accepted, strict=True)])
+    sums |= {
+        "exact_match": right.sum(),
+        "token_f1": sum(token_f1(text, answers) for text, answers in zip(told, accepted, strict=True)),
+        "closed_book_exact_match": known.sum(),
+        "rescued": (right * (1 - known)).sum(),
+        "harmed": (known * (1 - right)).sum(),
+    }
+    return {name: float(value) for name, value in sums.items()}
+
+
+def means_of(sums: Mapping[str, float]) -> dict[str, float]:
+    """Shares of rows out of added sums; rankings count the rows that name gold passages.
+
+    >>> means_of({"num_rows": 4.0, "exact_match": 3.0, "num_ranked": 2.0, "hit@1": 1.0})
+    {'exact_match': 0.75, 'hit@1': 0.5}
+    """
+    ranked = {name for name in sums if name.startswith("hit@") or name == "mrr"}
+    counts = {name: sums["num_ranked" if name in ranked else "num_rows"] for name in sums}
+    return {name: sums[name] / counts[name] for name in sums if not name.startswith("num_") and counts[name]}
+
+
+def answer(
+    reader: RavlmForConditionalGeneration,
+    batches: ReaderBatches,
+    rows: Sequence[Mapping[str, Any]],
+    evidence: Sequence[Sequence[Mapping[str, Any]]],
+    **generation: Any,
+) -> list[str]:
+    """What the reader says to some opened rows with some evidence."""
+    inputs = batches.for_generation(rows, evidence)
+    inputs.pop(ROW_NAMES)
+    inputs = {name: value.to(reader.device) for name, value in inputs.items()}
+    sequences = reader.generate(**inputs, **generation)
+    texts = batches.processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def _ranking_sums(
+    batches: ReaderBatches, rows: Sequence[Mapping[str, Any]], found: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    ids = batches.require_view().ids
+    marked = [at for at, row in enumerate(rows) if ids_of(row)]
+    ranked = [[ids[place] for place in found[at]] for at in marked]
+    relevant = relevance_from_ids(ranked, [set(ids_of(rows[at])) for at in marked])
+    cutoffs = sorted({1, max(batches.mix.num_passages, 1)})
+    hits = {f"hit@{k}": float(hit_at_k(relevant, k).sum()) if marked else 0.0 for k in cutoffs}
+    return {"num_ranked": float(len(marked)), **hits, "mrr": float(reciprocal_rank(relevant).sum()) if marked else 0.0}

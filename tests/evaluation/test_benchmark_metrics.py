@@ -1,0 +1,108 @@
+"""The metrics of the benchmarks against what the official scripts said, and without their slips by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_ravlm.errors import InvalidInputError
+from hf_ravlm.evaluation import (
+    encyclopedic_match,
+    infoseek_final,
+    infoseek_score,
+    normalize_encyclopedic_answer,
+    normalize_vqa_answer,
+    vqa_accuracy,
+)
+
+
+SAID = json.loads((Path(__file__).parent / "oracles" / "answers.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("prediction", "answers", "score"), SAID["vqa_accuracy"])
+def test_vqa_accuracy_is_that_of_the_official_script(prediction, answers, score):
+    assert vqa_accuracy(prediction, answers) == pytest.approx(score, abs=1e-12)
+
+
+@pytest.mark.parametrize(("prediction", "answers", "kind", "score"), SAID["infoseek"])
+def test_infoseek_is_that_of_the_official_script(prediction, answers, kind, score):
+    assert infoseek_score(prediction, answers, kind) == score
+
+
+@pytest.mark.parametrize(("prediction", "answers", "kind", "score"), SAID["encyclopedic_vqa"])
+def test_encyclopedic_match_is_that_of_the_official_script(prediction, answers, kind, score):
+    assert encyclopedic_match(prediction, answers, kind) == score
+
+
+def test_vqa_accuracy_leaves_each_person_out_in_turn():
+    answers = ["red", "red", "red", "blue", "grey", "grey", "pink", "pink", "pink", "pink"]
+    for said in {*answers, "green"}:
+        each = [min(1, (answers[:i] + answers[i + 1 :]).count(said) / 3) for i in range(10)]
+        assert vqa_accuracy(said, answers) == pytest.approx(sum(each) / 10)
+
+
+def test_vqa_accuracy_without_slips():
+    assert vqa_accuracy("Yes.", ["yes"] * 10) == 0
+    assert vqa_accuracy("Yes.", ["yes"] * 10, official_quirks=False) == 1
+    many = "." * 40
+    assert normalize_vqa_answer(many) == "." * 8
+    assert normalize_vqa_answer(many, official_quirks=False) == ""
+
+
+def test_infoseek_without_slips():
+    assert infoseek_score("many", [-1, 1], "numerical") == 1
+    assert infoseek_score("many", [-1, 1], "numerical", official_quirks=False) == 0
+    assert infoseek_score(".5", [0.4, 0.6], "numerical", official_quirks=False) == 1
+    assert infoseek_score("1888", ["1889"], "time", official_quirks=False) == 1
+    assert infoseek_score("in 1887", ["1889"], "time", official_quirks=False) == 0
+
+
+def test_infoseek_accepts_one_number_within_a_tenth():
+    assert infoseek_score("109", [100], "numerical") == 1
+    assert infoseek_score("111", [100], "numerical") == 0
+
+
+def test_infoseek_final_is_the_harmonic_mean():
+    assert infoseek_final(0.5, 0.25) == pytest.approx(1 / 3)
+
+
+def test_a_judge_is_asked_only_where_the_words_differ():
+    asked = []
+
+    def judge(question, reference, prediction):
+        asked.append((question, reference, prediction))
+        return 0.5
+
+    assert encyclopedic_match("alps", ["Alps"], question="Where?", equivalence=judge) == 1
+    assert asked == []
+    assert encyclopedic_match("a b", ["c && d"], "multi_answer", "Where?", judge) == 1
+    assert asked == [("Where?", "c , d", "a b")]
+
+
+def test_normalising_twice_changes_nothing():
+    for text in ["The two dont-knows, 1,000.5", "well-known / none", "a the an"]:
+        once = normalize_vqa_answer(text)
+        assert normalize_vqa_answer(once) == once
+        assert normalize_encyclopedic_answer(once) == normalize_encyclopedic_answer(
+            normalize_encyclopedic_answer(once)
+        )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: vqa_accuracy("red", ["red"]), "at least four people"),
+        (lambda: vqa_accuracy("red", "red, blue"), "at least four people"),
+        (lambda: infoseek_score("5", ["about five"], "numerical"), "range of two numbers"),
+        (lambda: infoseek_score("5", [], "string"), "one or more accepted answers"),
+        (lambda: infoseek_score("5", ["5"], "number"), "Choose one of string, time, numerical"),
+        (lambda: encyclopedic_match("red", ["the"]), "empty after normalisation"),
+        (lambda: encyclopedic_match("red", "red"), "list of one or more references"),
+        (lambda: encyclopedic_match("red", ["red"], "hard"), "Choose one of templated"),
+    ],
+)
+def test_errors_say_what_came(call, message):
+    with pytest.raises(InvalidInputError, match=message):
+        call()

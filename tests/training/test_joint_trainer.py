@@ -1,0 +1,214 @@
+"""Reader and retriever together: what the towers learn from, which index serves, and that the right passage rises."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from hf_ravlm import InvalidInputError, RavlmEncoder
+from hf_ravlm.model.distillation_ravlm import emdr2_loss
+from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
+from hf_ravlm.training.evidence_mixing import EvidenceMix
+from hf_ravlm.training.joint_trainer import JointSettings, RavlmJointTrainer
+from reading_world import COLOURS, THINGS, arguments, colour_retriever, passages, rows
+from tiny import tiny_model, tiny_processor
+
+
+class OracleReader:
+    """Gives an answer a high likelihood exactly where it stands in the passage; the towers are the tiny ones."""
+
+    @staticmethod
+    def teach(model, processor):
+        tokenizer = processor.tokenizer
+        plain = model.forward
+
+        def forward(*args, **inputs):
+            outputs = plain(*args, **inputs)
+            labels = inputs["labels"]
+            holds = []
+            for prompt, label in zip(inputs["input_ids"], labels):
+                told = tokenizer.decode(prompt[label == -100], skip_special_tokens=True)
+                answer = tokenizer.decode(label[label != -100], skip_special_tokens=True).strip()
+                holds.append(0.0 if f": {answer}" in told else -5.0)
+            shape = outputs.passage_log_likelihood.shape
+            outputs.passage_log_likelihood = torch.tensor(holds).reshape(shape)
+            prior = model.get_log_prior(inputs["evidence_scores"], inputs.get("evidence_mask"))
+            outputs.loss = -(outputs.passage_log_likelihood + prior).logsumexp(dim=-1).mean()
+            return outputs
+
+        model.forward = forward
+
+
+def joint_trainer(folder, settings=None, model=None, images=True, num_passages=3, train=None, **changes):
+    settings = JointSettings() if settings is None else settings
+    kind = "token" if settings.objective == "rag_token" else "sequence"
+    model = tiny_model(marginalization=kind) if model is None else model
+    processor = tiny_processor()
+    return RavlmJointTrainer(
+        model,
+        arguments(folder, **{"max_steps": 2, **changes}),
+        train_dataset=rows(images=images) if train is None else train,
+        processing_class=processor,
+        retriever=colour_retriever(model, processor),
+        evidence=EvidenceMix(num_passages=num_passages),
+        settings=settings,
+    )
+
+
+def hit_at_1(trainer) -> float:
+    asked = rows(len(THINGS), images=False)
+    found, _ = trainer.batches.find(trainer.batches.opened(asked), 1)
+    ids = trainer.retriever.knowledge_base.ids
+    return float(np.mean([ids[places[0]] == row["gold_ids"][0] for row, places in zip(asked, found)]))
+
+
+@pytest.mark.parametrize("objective", ["rag_sequence", "rag_token", "perplexity_distillation", "emdr2"])
+def test_hit_at_1_rises_as_answers_tell_which_passages_were_worth_finding(tmp_path, objective):
+    settings = JointSettings(
+        objective,
+        side="passage",
+        refresh_every=5,
+        reader_learns=objective == "rag_token",  # the marginal likelihood is one where the reader has a gradient
+    )
+    trainer = joint_trainer(tmp_path, settings, images=False, num_passages=6, max_steps=30, learning_rate=3e-3)
+    OracleReader.teach(trainer.model, trainer.processing_class)
+    before = hit_at_1(trainer)
+    trainer.train()
+    assert hit_at_1(trainer) > max(before, 0.6)
+    assert trainer.index_generation == 6  # after 5, 10, ..., 25 steps, and at the end
+
+
+@pytest.mark.parametrize("side", ["query", "passage"])
+def test_scores_of_the_step_are_those_of_the_index_and_carry_gradient(tmp_path, side):
+    trainer = joint_trainer(tmp_path, JointSettings(side=side))
+    inputs = trainer.training_inputs(rows(4))
+    expected = inputs["evidence_scores"].clone()
+    model = trainer._wrap_model(trainer.model).eval()
+    joint = inputs.pop("joint")
+    joint.pop("has_answer")
+    inputs.pop("row_names")
+    outputs = model(**joint, **inputs)
+    torch.testing.assert_close(outputs.scores.detach(), expected, atol=1e-5, rtol=0)
+    outputs.loss.backward()
+    towers = trainer.model.model
+    assert towers.image_projection.weight.grad.abs().max() > 0
+    if side == "query":  # passages are texts, so their tower is frozen and the index exact
+        assert towers.text_projection.weight.grad is None
+    else:
+        assert towers.text_projection.weight.grad.abs().max() > 0
+
+
+def test_the_reader_that_is_held_fixed_gets_no_gradient_and_the_retriever_that_of_emdr2(tmp_path):
+    trainer = joint_trainer(tmp_path, JointSettings("rag_sequence", side="passage", reader_learns=False))
+    trainer._num_queries = 4
+    inputs = trainer.training_inputs(rows(4))
+    inputs.pop("row_names")
+    model = trainer._wrap_model(trainer.model).eval()
+    loss, outputs = trainer.compute_loss(model, inputs, return_outputs=True)
+    expected = emdr2_loss(outputs.passage_log_likelihood, outputs.scores, None, outputs.logit_scale)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(p.grad is None for p in trainer.model.language_model.parameters())
+    assert trainer.model.model.text_projection.weight.grad.abs().max() > 0
+
+
+def test_accumulated_gradients_of_a_distillation_are_those_of_the_large_batch(tmp_path):
+    results = []
+    for size in (4, 1):
+        trainer = joint_trainer(
+            tmp_path / str(size),
+            JointSettings("perplexity_distillation", side="passage", pseudo_relevance_weight=0.5),
+            tiny_model(marginalization="sequence").requires_grad_(True),
+            train=rows(4),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=4 // size,
+            max_steps=1,
+            max_grad_norm=0.0,
+        )
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer.create_optimizer()
+        kept = {}
+
+        def keep(*_, kept=kept, model=trainer.model):
+            kept.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+        trainer.optimizer.register_step_pre_hook(keep)
+        trainer.train()
+        results.append(kept)
+    assert set(results[0]) == set(results[1])
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_the_retriever_waits_while_the_reader_warms_up(tmp_path):
+    trainer = joint_trainer(tmp_path, JointSettings(side="passage", warmup_steps=2), max_steps=2)
+    towers = {name: p.clone() for name, p in trainer.model.model.named_parameters()}
+    reader = trainer.model.language_model.lm_head.weight.clone()
+    trainer.train()
+    assert all(torch.equal(p, towers[name]) for name, p in trainer.model.model.named_parameters())
+    assert not torch.equal(reader, trainer.model.language_model.lm_head.weight)
+
+
+def test_the_old_generation_serves_until_the_new_one_is_complete(tmp_path):
+    trainer = joint_trainer(tmp_path, JointSettings(side="passage", refresh_every=1), max_steps=4)
+    seen, stop = [], threading.Event()
+    query = np.eye(16, dtype=np.float32)[:1]
+
+    def search():
+        while not stop.is_set():
+            retriever = trainer.retriever
+            scores, places = retriever.search_vectors(query, 6)
+            seen.append(np.allclose(scores[0], retriever.vectors[places[0]] @ query[0], atol=1e-5))
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    trainer.train()
+    stop.set()
+    thread.join()
+    assert len(seen) > 3
+    assert all(seen)
+    assert trainer.index_generation == 4
+    fresh = RavlmRetriever.build(
+        KnowledgeBase.from_dicts(passages()), RavlmEncoder(trainer.model.model, tiny_processor())
+    )
+    np.testing.assert_allclose(trainer.retriever.vectors, fresh.vectors, atol=1e-6)
+    assert trainer.retriever.encoder_fingerprint == fresh.encoder.fingerprint
+
+
+def test_an_index_that_stays_exact_is_not_encoded_again_and_fits_the_trained_model(tmp_path):
+    trainer = joint_trainer(tmp_path, JointSettings(side="query"), max_steps=3)
+    before = trainer.retriever
+    trainer.train()
+    assert trainer.retriever.vectors is before.vectors or np.array_equal(trainer.retriever.vectors, before.vectors)
+    assert trainer.retriever.encoder_fingerprint == trainer.retriever.encoder.fingerprint
+    trainer.retriever.save_pretrained(tmp_path / "saved")
+    opened = RavlmRetriever.from_pretrained(tmp_path / "saved", trainer.retriever.encoder)
+    fresh = RavlmRetriever.build(opened.knowledge_base, trainer.retriever.encoder)
+    np.testing.assert_allclose(opened.vectors, fresh.vectors, atol=1e-6)
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path):
+    processor, plain = tiny_processor(), tiny_model()
+    for model, retriever, settings, told in (
+        (plain, colour_retriever(plain, processor), JointSettings(), "marginalization"),
+        (tiny_model(marginalization="sequence"), colour_retriever(plain, processor), JointSettings(), "own towers"),
+        (tiny_model(marginalization="sequence"), None, JointSettings(), "own towers"),
+        (tiny_model(marginalization="sequence"), None, JointSettings("rag_token"), "token"),
+    ):
+        with pytest.raises(InvalidInputError, match=told):
+            RavlmJointTrainer(
+                model,
+                arguments(tmp_path),
+                train_dataset=rows(),
+                processing_class=processor,
+                retriever=retriever,
+                settings=settings,
+            )
+    with pytest.raises(InvalidInputError, match="rag_seq"):
+        JointSettings("ppmean")
+    assert len(COLOURS) == len(THINGS)
