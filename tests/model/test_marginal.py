@@ -365,3 +365,129 @@ def test_inputs_that_do_not_fit_are_named():
     torn["evidence_mask"] = torn["evidence_mask"][:, :2]
     with pytest.raises(ValueError, match=r"disagree about \(B, K\)"):
         gated(**torn)
+
+
+GENERATORS = {
+    "mistral": {"model_type": "mistral", "sliding_window": 8, "num_key_value_heads": 2},
+    "gemma3": {"model_type": "gemma3_text", "sliding_window": 8, "num_key_value_heads": 2, "head_dim": 8},
+    "mpt": {"model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256},
+    "opt": {"model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 256},
+    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 2},
+}
+
+
+def other_generator(name: str) -> dict:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    special = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
+    return {**(shape if name in ("mistral", "gemma3", "opt") else {}), **special, **GENERATORS[name]}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_generators_that_count_columns_are_enumerated_right_too(name, padding_side):
+    model = marginal_model("sequence", generator_config=other_generator(name))
+    inputs = inputs_for(answers=ANSWERS, padding_side=padding_side)
+    with torch.no_grad():
+        likelihood = model(**inputs).passage_log_likelihood
+    for row in range(2):
+        for k, (text, _) in enumerate(EVIDENCE[row]):
+            by_hand = token_log_probs_by_hand(model, row, text, ANSWERS[row], "in_context", True).sum()
+            assert math.isclose(likelihood[row, k], by_hand, abs_tol=1e-4)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generators_that_count_columns_do_not_see_hidden_passages(name):
+    model, processor = tiny_model(generator_config=other_generator(name)), tiny_processor()
+    asked = {"images": [picture(0)], "text": [QUESTIONS[0]]}
+    three = processor(**asked, evidence=[["red white", "of Chad and of Norway", "the capital"]])
+    three["evidence_mask"][0, 1] = False
+    two = processor(**asked, evidence=[["red white", "the capital"]])
+    options = {"max_new_tokens": 4, "do_sample": False}
+    with torch.no_grad():
+        torch.testing.assert_close(model(**three).logits[:, -1], model(**two).logits[:, -1], atol=1e-5, rtol=0)
+    hidden, absent = model.generate(**three, **options), model.generate(**two, **options)
+    assert torch.equal(hidden[:, : three["input_ids"].shape[1]], three["input_ids"])
+    assert torch.equal(hidden[:, three["input_ids"].shape[1] :], absent[:, two["input_ids"].shape[1] :])
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "mpt"])
+def test_generators_that_count_columns_mix_tokens_right(name):
+    model, inputs = marginal_model("token", generator_config=other_generator(name)), inputs_for()
+    first = model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1]
+    for row in range(2):
+        each = [next_log_probs(model, "in_context", row, text, []) for text, _ in EVIDENCE[row]]
+        assert (torch.stack(each) + log_prior_by_hand(model, row)[:, None]).logsumexp(0).argmax() == first[row]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("marginalization", ["none", "sequence", "token"])
+def test_attribution_of_a_row_does_not_hang_on_its_batch(fusion, marginalization):
+    model = tiny_model(fusion=fusion, marginalization=marginalization)
+    processor = tiny_processor(fusion=fusion, passage_prompts=marginalization != "none", question_first=True)
+    evidence = [PASSAGES[0], PASSAGES[1][:1]]
+
+    def told(rows):
+        return model.attribute(
+            **processor(
+                images=[picture(row) for row in rows],
+                text=[QUESTIONS[row] for row in rows],
+                evidence=[evidence[row] for row in rows],
+                answers=[ANSWERS[row] for row in rows],
+            )
+        )
+
+    together = told([0, 1])
+    for row, count in ((0, 3), (1, 1)):
+        alone = told([row])
+        for name in ("posterior", "leave_one_out"):
+            torch.testing.assert_close(together[name][row, :count], alone[name][0], atol=1e-4, rtol=0)
+            assert not together[name][row, count:].any()
+    if marginalization != "none":
+        assert together.leave_one_out[1, 0] == 0  # nothing would stay
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_answer_of_rag_sequence_does_not_hang_on_its_batch(seed):
+    model = marginal_model("sequence", seed=seed)
+    for parameter in model.language_model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15) if parameter.dim() > 1 else None
+    options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
+    uneven = model.generate(**inputs_for(evidence=[PASSAGES[0][:1], PASSAGES[1]]), **options)
+    processor = tiny_processor(question_first=True, passage_prompts=True)
+    alone = model.generate(**processor(images=[picture(0)], text=QUESTIONS[:1], evidence=[PASSAGES[0][:1]]), **options)
+    assert math.isclose(uneven.sequences_scores[0], alone.sequences_scores[0], abs_tol=1e-4)
+
+
+def test_settings_of_a_generation_config_count_as_those_of_the_call():
+    from transformers import GenerationConfig
+
+    model, inputs = marginal_model("token"), inputs_for()
+    settings = GenerationConfig(use_cache=False, max_new_tokens=4, pad_token_id=0, eos_token_id=2)
+    said = model.generate(**inputs, use_cache=False, max_new_tokens=4, do_sample=False)
+    assert torch.equal(model.generate(**inputs, generation_config=settings), said)
+    model = marginal_model("sequence")
+    plain = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+    end = int(plain.sequences[0, inputs["input_ids"].shape[1] + 1])
+    ended = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, eos_token_id=end)
+    model.generation_config.eos_token_id = end
+    same = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+    assert torch.equal(ended.sequences, same.sequences)
+    torch.testing.assert_close(ended.sequences_scores, same.sequences_scores)
+
+
+def test_more_answers_than_proposals_and_no_evidence_are_legal():
+    model = marginal_model("sequence")
+    several = model.generate(**inputs_for(), max_new_tokens=3, do_sample=False, num_return_sequences=2)
+    assert len(several) == 4
+    closed = model.generate(**inputs_for(evidence=None), max_new_tokens=2, do_sample=False, decoding="fast")
+    assert len(closed) == 2
+    with pytest.raises(ValueError, match="RAG-token none"):
+        marginal_model("token").generate(**inputs_for(), decoding="fast")
+
+
+def test_a_score_that_does_not_count_may_be_anything():
+    model = marginal_model("sequence")
+    inputs = inputs_for(answers=ANSWERS, evidence=[PASSAGES[0], PASSAGES[1][:2]])
+    inputs["evidence_scores"][1, 2] = float("nan")
+    model(**inputs).loss.backward()
+    assert torch.isfinite(model.model.logit_scale.grad)

@@ -39,12 +39,12 @@ def test_answers_are_those_of_passages_read_anew(fusion, passage_images, tmp_pat
         assert "evidence_input_ids" not in inputs
         kept = model(**inputs).logits[:, -1]
     torch.testing.assert_close(kept, anew, atol=2e-2, rtol=0)  # kept in bfloat16
-    options = {"evidence": evidence, "max_new_tokens": 2, "do_sample": False, "with_posterior": False}
+    options = {"evidence": evidence, "max_new_tokens": 2, "do_sample": False}
     calls = []
     model.model.text_encoder.register_forward_hook(lambda *_: calls.append(1))
     answers = answer_questions(model, processor, None, **ASKED, encoded_knowledge=encoded, **options)
     assert len(answers) == 2
-    assert len(calls) == (0 if fusion == "cross_attention" else 1)  # the questions, no passage
+    assert len(calls) == (2 if fusion in ("attention", "gated") else 0)  # questions, to answer and attribute
 
 
 def test_another_reader_and_other_passages_are_refused(tmp_path):
@@ -54,6 +54,9 @@ def test_another_reader_and_other_passages_are_refused(tmp_path):
     other = tiny_model(seed=1, fusion="product")
     with pytest.raises(KnowledgeBaseMismatchError, match="made by another encoder"):
         EncodedKnowledge.open(other, processor, knowledge_base, tmp_path / "states.safetensors")
+    for rows in (ROWS[::-1], [{**row, "text": "red"} for row in ROWS]):
+        with pytest.raises(KnowledgeBaseMismatchError):
+            EncodedKnowledge.open(model, processor, KnowledgeBase.from_dicts(rows), tmp_path / "states.safetensors")
     with pytest.raises(InvalidInputError, match="states of 3 passages came with a knowledge base of 1"):
         EncodedKnowledge(KnowledgeBase.from_dicts(ROWS[:1]), encoded.states)
     with pytest.raises(InvalidInputError, match="reads the words of passages"):

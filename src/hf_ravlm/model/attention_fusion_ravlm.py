@@ -23,6 +23,7 @@ class AttentionFusion(nn.Module):
     """
 
     reads_evidence = True
+    reads_question = True
 
     def __init__(self, config: RavlmConfig):
         super().__init__()

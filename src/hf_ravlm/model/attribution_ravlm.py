@@ -48,17 +48,17 @@ class PassageAttribution:
                 "the reader is an image-text-to-text model, whose passages cannot be masked in a prompt: use "
                 "attribute_prompts(model, processor, images, questions, evidence, answers)"
             )
-        states = self.encode_inputs(**inputs, evidence_mask=None)
-        scale = self.model.get_logit_scale()
         if evidence_mask is None:
             evidence_mask = torch.ones_like(evidence_scores, dtype=torch.bool)
-        evidence_mask = evidence_mask.bool()
+        evidence_mask, scale = evidence_mask.bool(), self.model.get_logit_scale()
+        states = self.encode_inputs(**inputs, evidence_mask=evidence_mask)
         prompt = {"input_ids": input_ids, "attention_mask": attention_mask, "token_passages": token_passages}
         if self.passages_are_latent(evidence_scores):
             outputs = self.read_passages(states, evidence_scores, labels, evidence_mask=evidence_mask, **prompt)
             log_prior = passage_log_prior(evidence_scores, evidence_mask, scale)
             alone = outputs.passage_log_likelihood
-            joint, without = rag_sequence_log_likelihood(alone, log_prior), leave_one_out(alone, log_prior)
+            joint = rag_sequence_log_likelihood(alone, log_prior)
+            without = leave_one_out(alone, log_prior, evidence_mask)
         else:
             alone, joint, without = self._read_subsets(states, prompt, labels, evidence_mask)
         return RavlmAttribution(

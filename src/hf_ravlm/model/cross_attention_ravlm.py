@@ -41,6 +41,7 @@ class CrossAttentionFusion(nn.Module):
 
     num_memory_tokens = 0
     reads_evidence = True
+    reads_question = False
 
     def __init__(self, config: RavlmConfig):
         super().__init__()

@@ -76,7 +76,7 @@ class InputEncoding:
             )
         elif encoded["evidence_states"] is not None:  # kept ones may be of another precision
             encoded["evidence_states"] = encoded["evidence_states"].to(self.image_projector.weight.dtype)
-        if self.fusion.num_memory_tokens != 0 and encoded["question_states"] is None:
+        if self.fusion.reads_question and encoded["question_states"] is None:
             if question_input_ids is None or question_attention_mask is None:
                 raise ValueError(
                     f"fusion={self.config.fusion!r} reads the evidence together with question_input_ids and "
@@ -131,8 +131,8 @@ class InputEncoding:
         """Memory tokens `(B, K, M, H)` that the fusion makes of encoded inputs."""
         patches = states["image_patches"]
         if patches is None:
-            question = states["question_states"]
-            patches = question.new_zeros(len(question), 0, self.config.vision_dim)
+            evidence = states["evidence_states"]
+            patches = evidence.new_zeros(len(evidence), 0, self.config.vision_dim)
         return self.fusion(
             image_patches=patches,
             question_states=states["question_states"],

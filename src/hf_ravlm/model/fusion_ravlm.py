@@ -34,6 +34,7 @@ class InContextFusion(nn.Module):
 
     num_memory_tokens = 0
     reads_evidence = False
+    reads_question = False
 
     def __init__(self, config: RavlmConfig):
         super().__init__()
@@ -44,6 +45,7 @@ class ConcatFusion(nn.Module):
 
     num_memory_tokens = None
     reads_evidence = True
+    reads_question = False
 
     def __init__(self, config: RavlmConfig):
         super().__init__()
@@ -73,6 +75,7 @@ class ProductFusion(nn.Module):
 
     num_memory_tokens = 1
     reads_evidence = True
+    reads_question = False
 
     def __init__(self, config: RavlmConfig):
         super().__init__()

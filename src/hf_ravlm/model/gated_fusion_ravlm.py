@@ -25,6 +25,7 @@ class GatedFusion(nn.Module):
     """
 
     reads_evidence = True
+    reads_question = True
 
     def __init__(self, config: RavlmConfig):
         super().__init__()

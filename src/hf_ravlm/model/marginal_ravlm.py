@@ -8,6 +8,7 @@ passage by passage; `K` is known from `evidence_scores (B, K)`. What comes out i
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
@@ -20,7 +21,14 @@ from .objectives_ravlm import (
     rag_token_log_likelihood,
 )
 from .outputs_ravlm import RavlmCausalLMOutputWithPast, RavlmGenerateOutput
-from .reading_ravlm import ENCODED_INPUTS, STATES, hide_passages, positions_from, repeat_for_passages
+from .reading_ravlm import (
+    ENCODED_INPUTS,
+    STATES,
+    cut_out_hidden,
+    hide_passages,
+    positions_from,
+    repeat_for_passages,
+)
 
 
 DECODINGS = ("thorough", "fast")
@@ -56,7 +64,9 @@ class PassageLikelihoods:
         Returns:
             Logits `(B * K, T, V)` of the last `T` positions: `logits_to_keep`, or with labels all that are needed for
             them; with labels the loss, `passage_log_likelihood (B, K)` and `posterior (B, K)`. The loss is the sum of
-            `-log p(y | x)` over queries, divided by the number of answer tokens.
+            `-log p(y | x)` over queries, divided by the number of answer tokens; where a trainer counts these over
+            several batches (`num_items_in_batch`), it counts every answer `K` times, which is taken back here, exactly
+            if `K` is the same in all of them.
         """
         num_passages = evidence_scores.shape[1]
         flat = repeat_for_passages(states, num_passages)
@@ -109,7 +119,8 @@ class PassageLikelihoods:
         given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "token_passages": token_passages, **kwargs}
         given |= {"evidence_mask": evidence_mask, "past_key_values": past_key_values}
         cache = DynamicCache(config=self.config.get_text_config()) if past_key_values is None else past_key_values
-        keep = input_ids.shape[1] if logits_to_keep == 0 and input_ids is not None else logits_to_keep
+        everything = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        keep = input_ids.shape[1] if everything and input_ids is not None else logits_to_keep
         prefix = 0
         if self._can_share(input_ids, token_passages, cache, keep, kwargs):
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -137,7 +148,7 @@ class PassageLikelihoods:
             and isinstance(keep, int)
             and isinstance(cache, DynamicCache)
             and not cache.get_seq_length()
-            and not (recomputes or wants_states or inside or torch.compiler.is_compiling())
+            and not (recomputes or wants_states or inside or self.counts_columns or torch.compiler.is_compiling())
         )
 
     def read_branches(
@@ -207,10 +218,11 @@ class PassageLikelihoods:
 
         Returns:
             Sequences `(B * num_return_sequences, L + T)`, best first for each query: the prompt of its first passage
-            and the answer. With `return_dict_in_generate=True` (RAG-sequence) a [`RavlmGenerateOutput`].
+            and the answer; with RAG-sequence and sampling, the best of the samples. RAG-sequence with
+            `return_dict_in_generate=True` returns a [`RavlmGenerateOutput`].
         """
-        if decoding not in DECODINGS:
-            raise ValueError(f"decoding={decoding!r}: expected one of {list(DECODINGS)}")
+        if decoding not in DECODINGS or (decoding != "thorough" and self.config.marginalization == "token"):
+            raise ValueError(f"decoding={decoding!r}: expected one of {list(DECODINGS)}, and for RAG-token none")
         scores, evidence_mask = kwargs.pop("evidence_scores"), kwargs.pop("evidence_mask", None)
         inputs = {name: kwargs.pop(name) for name in (*ENCODED_INPUTS, *STATES) if name in kwargs}
         prompt = {
@@ -220,14 +232,26 @@ class PassageLikelihoods:
         }
         self._check_prompts(prompt, scores)
         states = self.encode_inputs(**inputs, evidence_mask=evidence_mask)
+        shown = prompt["input_ids"]
+        if self.counts_columns:
+            hidden = None if evidence_mask is None else evidence_mask.flatten().unsqueeze(1)
+            mask = hide_passages(prompt["attention_mask"], prompt["token_passages"], hidden)
+            prompt = cut_out_hidden({**prompt, "attention_mask": mask}, self.get_pad_id())
+            if hidden is not None and states["evidence_image_mask"] is not None:
+                states["evidence_image_mask"] = states["evidence_image_mask"].bool() & evidence_mask.bool()
         generate = super().generate
         if self.config.marginalization == "sequence":
             return self._generate_sequence(
-                generate, prompt, states, scores, evidence_mask, decoding, generation_config, args, kwargs
+                generate, prompt, shown, states, scores, evidence_mask, decoding, generation_config, args, kwargs
             )
         num_passages = scores.shape[1]
         branches = {f"branch_{name}": tensor.unflatten(0, (-1, num_passages)) for name, tensor in prompt.items()}
-        if kwargs.get("use_cache", True) is not False:
+        if kwargs.get("past_key_values") is not None or kwargs.get("cache_implementation"):
+            raise ValueError(
+                "marginalization='token' keeps a cache of its own, with every passage's branch in it: leave out "
+                "past_key_values and cache_implementation"
+            )
+        if self._setting("use_cache", kwargs, generation_config) is not False:
             kwargs["past_key_values"] = BranchCache(self.config.get_text_config(), num_passages)
         first = branches["branch_input_ids"][:, 0]
         return generate(
@@ -253,60 +277,46 @@ class PassageLikelihoods:
             )
 
     def _generate_sequence(
-        self, generate, prompt, states, scores, evidence_mask, decoding, generation_config, args, kwargs
+        self, generate, prompt, shown, states, scores, evidence_mask, decoding, generation_config, args, kwargs
     ):
         num_passages = scores.shape[1]
         flat = repeat_for_passages(states, num_passages)
         hidden = None if evidence_mask is None else evidence_mask.flatten().unsqueeze(1)
         mask = hide_passages(prompt["attention_mask"], prompt["token_passages"], hidden)
-        settings = generation_config or self.generation_config
-        wanted, beams = (
-            kwargs.pop(name, None) or getattr(settings, name, None) or 1
-            for name in ("num_return_sequences", "num_beams")
-        )
-        as_dict = kwargs.pop("return_dict_in_generate", settings.return_dict_in_generate)
+        setting = partial(self._setting, kwargs=kwargs, generation_config=generation_config)
+        wanted, beams = setting("num_return_sequences") or 1, setting("num_beams") or 1
+        as_dict = setting("return_dict_in_generate")
+        ends, pad = setting("eos_token_id"), setting("pad_token_id")
+        ends = ends if isinstance(ends, list) else [] if ends is None else [int(ends)]
+        pad = pad if pad is not None else (ends or [0])[0]
+        own = {"num_beams": beams, "return_dict_in_generate": False}
+        own["num_return_sequences"] = max(wanted, beams) if setting("do_sample") else beams
         proposals = generate(
             prompt["input_ids"],
             generation_config,
             *args,
             attention_mask=mask,
             token_passages=prompt["token_passages"],
-            num_beams=beams,
-            num_return_sequences=max(wanted, beams),
-            return_dict_in_generate=False,
             **{name: tensor for name, tensor in flat.items() if tensor is not None},
-            **kwargs,
+            **{**kwargs, **own},
         )
         answers = proposals[:, prompt["input_ids"].shape[1] :].unflatten(0, (len(scores), num_passages, -1))
-        answers, log_likelihood = self._weigh_proposals(
-            answers, prompt, mask, flat, scores, evidence_mask, decoding
-        )  # (B, C, T), (B, C)
+        score = partial(self._score_answers, prompt=prompt, mask=mask, flat=flat, ends=ends, pad=pad)
+        log_prior = self.get_log_prior(scores, evidence_mask)  # (B, K)
+        weigh = _weigh_own if decoding == "fast" else _weigh_all
+        answers, log_likelihood = weigh(answers, log_prior, evidence_mask, score, pad)  # (B, C, T), (B, C)
         best = log_likelihood.topk(min(wanted, log_likelihood.shape[1]), dim=1)
         chosen = answers.gather(1, best.indices.unsqueeze(-1).expand(-1, -1, answers.shape[-1]))
-        first = prompt["input_ids"].unflatten(0, (-1, num_passages))[:, 0]
+        first = shown.unflatten(0, (-1, num_passages))[:, 0]
         sequences = torch.cat([first.repeat_interleave(chosen.shape[1], dim=0), chosen.flatten(0, 1)], dim=1)
         return RavlmGenerateOutput(sequences, best.values.flatten()) if as_dict else sequences
 
-    def _weigh_proposals(self, answers, prompt, mask, flat, scores, evidence_mask, decoding):
-        """Answers `(B, C, T)` and `log p(y | x)` `(B, C)`; for `"fast"` `log p(z_k | x) p(y | x, z_k)`."""
-        log_prior = self.get_log_prior(scores, evidence_mask)  # (B, K)
-        batch, num_passages = scores.shape
-        if decoding == "fast":
-            own = self._score_answers(answers.flatten(0, 1), prompt, mask, flat, num_passages)  # (B * K, R)
-            weighed = own.unflatten(0, (batch, num_passages)) + log_prior.unsqueeze(-1)
-            return answers.flatten(1, 2), weighed.flatten(1, 2)
-        answers, real = _distinct(answers.flatten(1, 2), self._pad_id())  # (B, C, T), (B, C)
-        rows = answers.repeat_interleave(num_passages, dim=0)
-        each = self._score_answers(rows, prompt, mask, flat, num_passages).unflatten(0, (batch, num_passages))
-        total = (each + log_prior.unsqueeze(-1)).logsumexp(dim=1)  # (B, C)
-        return answers, total.masked_fill(~real, float("-inf"))
-
-    def _score_answers(self, answers, prompt, mask, flat, num_passages: int) -> torch.Tensor:
+    def _score_answers(self, answers, num_passages: int, *, prompt, mask, flat, ends, pad) -> torch.Tensor:
         """`log p(y | x, z)` of `C` answers `(B * K, C, T)` for each prompt, which is read once: `(B * K, C)`."""
         cache = DynamicCache(config=self.config.get_text_config())
         asked = {**prompt, "attention_mask": mask, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
         first = self.read_sharing_prefix(flat, num_passages, **asked).logits  # (B * K, 1, V)
-        kept = _answer_mask(answers, self._end_ids())  # (B * K, C, T)
+        kept = _answer_mask(answers, ends, pad)  # (B * K, C, T)
         scores = []
         for c in range(answers.shape[1]):
             tokens, logits = answers[:, c], first
@@ -324,18 +334,47 @@ class PassageLikelihoods:
             scores.append((log_probs * kept[:, c]).sum(dim=-1))
         return torch.stack(scores, dim=1)
 
-    def _end_ids(self) -> list[int]:
-        ends = self.generation_config.eos_token_id
-        return ends if isinstance(ends, list) else [] if ends is None else [ends]
+    def _setting(self, name: str, kwargs: dict, generation_config=None):
+        """A setting of `generate`: of the call, else of its generation config, else of the model's."""
+        for given in (kwargs.get(name), getattr(generation_config, name, None)):
+            if given is not None:
+                return given
+        return getattr(self.generation_config, name, None)
 
-    def _pad_id(self) -> int:
-        pad = self.generation_config.pad_token_id
-        return pad if pad is not None else (self._end_ids() or [0])[0]
+
+def _weigh_own(answers, log_prior, evidence_mask, score, pad):
+    """Answers `(B, K * R, T)` with `log p(z_k | x) p(y | x, z_k)` of the passage that proposed each."""
+    batch, num_passages = log_prior.shape
+    own = score(answers.flatten(0, 1), num_passages).unflatten(0, (batch, num_passages))  # (B, K, R)
+    weighed = own + log_prior.unsqueeze(-1)
+    return answers.flatten(1, 2), _hide(weighed, evidence_mask).flatten(1, 2)
 
 
-def _distinct(answers: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answers `(B, N, T)` without repetitions: `(B, C, T)`, and which are real `(B, C)`."""
-    unique = [list(dict.fromkeys(map(tuple, row))) for row in answers.tolist()]
+def _weigh_all(answers, log_prior, evidence_mask, score, pad):
+    """Distinct answers `(B, C, T)` of the passages that count, with `log p(y | x)` over all of them."""
+    batch, num_passages = log_prior.shape
+    counts = _hide(torch.zeros(answers.shape[:3], device=answers.device), evidence_mask) == 0  # (B, K, R)
+    answers, real = _distinct(answers.flatten(1, 2), counts.flatten(1, 2), pad)  # (B, C, T), (B, C)
+    rows = answers.repeat_interleave(num_passages, dim=0)
+    each = score(rows, num_passages).unflatten(0, (batch, num_passages))  # (B, K, C)
+    total = (each + log_prior.unsqueeze(-1)).logsumexp(dim=1)
+    return answers, total.masked_fill(~real, float("-inf"))
+
+
+def _hide(weights: torch.Tensor, evidence_mask: torch.Tensor | None) -> torch.Tensor:
+    """`weights (B, K, R)` with `-inf` for passages that do not count, unless none of their row does."""
+    if evidence_mask is None:
+        return weights
+    counts = evidence_mask.bool() | ~evidence_mask.bool().any(dim=1, keepdim=True)
+    return weights.masked_fill(~counts.unsqueeze(-1), float("-inf"))
+
+
+def _distinct(answers: torch.Tensor, counts: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Answers `(B, N, T)` that count `(B, N)`, without repetitions: `(B, C, T)`, and which are real `(B, C)`."""
+    unique = [
+        list(dict.fromkeys(tuple(answer) for answer, keep in zip(*row, strict=True) if keep))
+        for row in zip(answers.tolist(), counts.tolist(), strict=True)
+    ]
     most = max(map(len, unique))
     blank = (pad,) * answers.shape[-1]
     filled = [row + [blank] * (most - len(row)) for row in unique]
@@ -343,7 +382,9 @@ def _distinct(answers: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Tens
     return answers.new_tensor(filled), torch.tensor(real, device=answers.device)
 
 
-def _answer_mask(answers: torch.Tensor, end_ids: list[int]) -> torch.Tensor:
-    """Tokens up to and with the first end mark, `(..., T)`."""
-    ended = torch.isin(answers, torch.tensor(end_ids, dtype=answers.dtype, device=answers.device)).long()
-    return ended.cumsum(dim=-1) - ended == 0
+def _answer_mask(answers: torch.Tensor, ends: list[int], pad: int) -> torch.Tensor:
+    """Tokens up to and with the first end mark, `(..., T)`; where none stands, up to the padding."""
+    ended = torch.isin(answers, torch.tensor(ends, dtype=answers.dtype, device=answers.device)).long()
+    padding = (answers == pad).flip(-1).long().cumprod(dim=-1).flip(-1).bool()
+    open_ended = ~ended.any(dim=-1, keepdim=True)
+    return (ended.cumsum(dim=-1) - ended == 0) & ~(padding & open_ended)

@@ -112,11 +112,12 @@ def passage_log_prior(
     >>> passage_log_prior(torch.tensor([[0.5, 0.5, 9.0]]), torch.tensor([[True, True, False]])).exp().tolist()
     [[0.5, 0.5, 0.0]]
     """
-    scores = scores.float() * logit_scale
+    scores = scores.float()
+    if evidence_mask is not None:  # before anything is multiplied: what is left out may be NaN
+        scores = scores.masked_fill(~evidence_mask.bool(), 0)
+    scores = scores * logit_scale
     if evidence_mask is not None:
-        evidence_mask = evidence_mask.bool()
-        some = evidence_mask.any(dim=-1, keepdim=True)
-        scores = torch.where(some, scores.masked_fill(~evidence_mask, torch.finfo(torch.float32).min), 0.0)
+        scores = scores.masked_fill(~evidence_mask.bool(), torch.finfo(torch.float32).min)
     if not torch.isfinite(scores).all():
         rows = (~torch.isfinite(scores)).any(dim=-1).nonzero().flatten().tolist()
         raise ValueError(
@@ -203,15 +204,19 @@ def passage_posterior(
     return (log_likelihood.float() + prior).softmax(dim=-1)
 
 
-def leave_one_out(log_likelihood: torch.Tensor, log_prior: torch.Tensor) -> torch.Tensor:
+def leave_one_out(
+    log_likelihood: torch.Tensor, log_prior: torch.Tensor, evidence_mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """What each passage adds to an answer: `log p(y | x, Z) - log p(y | x, Z without z_k)` under RAG-sequence.
 
     Args:
         log_likelihood (`torch.Tensor` of shape `(B, K)`): of the answer under each passage alone.
         log_prior (`torch.Tensor` of shape `(B, K)`): normalised anew over the passages that stay.
+        evidence_mask (`torch.BoolTensor` of shape `(B, K)`, *optional*): passages that count.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, K)`; above 0 where the passage helped. With `K = 1` nothing would stay: 0.
+        `torch.FloatTensor` of shape `(B, K)`; above 0 where the passage helped; 0 where nothing would stay without it,
+        and for passages that do not count.
 
     Example:
 
@@ -220,10 +225,11 @@ def leave_one_out(log_likelihood: torch.Tensor, log_prior: torch.Tensor) -> torc
     [[1.5, 0.75]]
     """
     num_passages = log_prior.shape[-1]
-    if num_passages == 1:
-        return torch.zeros_like(log_prior)
+    counts = torch.ones_like(log_prior, dtype=torch.bool) if evidence_mask is None else evidence_mask.bool()
     others = ~torch.eye(num_passages, dtype=torch.bool, device=log_prior.device)  # (K, K): row k leaves k out
+    stays = others & counts.unsqueeze(-2)  # (B, K, K)
     lowest = torch.finfo(torch.float32).min
-    kept = log_prior.float().unsqueeze(-2).masked_fill(~others, lowest).log_softmax(dim=-1)  # (B, K, K)
+    kept = log_prior.float().unsqueeze(-2).masked_fill(~stays, lowest).log_softmax(dim=-1)
     without = (log_likelihood.float().unsqueeze(-2) + kept).logsumexp(dim=-1)  # (B, K)
-    return rag_sequence_log_likelihood(log_likelihood, log_prior).unsqueeze(-1) - without
+    change = rag_sequence_log_likelihood(log_likelihood, log_prior).unsqueeze(-1) - without
+    return change.masked_fill(~(counts & stays.any(dim=-1)), 0)

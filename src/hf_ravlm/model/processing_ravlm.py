@@ -199,10 +199,11 @@ class RavlmProcessor(PublishedProcessor):
             return BatchFeature(data, tensor_type=None)
         tower = self._evidence_tensors(questions, passages, num_passages)
         prompts = self._prompts(questions, passages, each, pictures is not None, answers, max_length, tower)
-        if "evidence_image_mask" in tower and self.fusion == "in_context":  # a picture that had no room is not there
-            shown = [[k in prompt.passages for k in range(num_passages)] for prompt in prompts]
-            shown = [[0 in prompt.passages] for prompt in prompts] if each else shown
-            tower["evidence_image_mask"] &= torch.tensor(shown).reshape(-1, num_passages)
+        if num_passages and self.fusion != "cross_attention":  # what had no room in the prompt is not there
+            shown = [[k in prompt.passages for k in range(1 if each else num_passages)] for prompt in prompts]
+            tower["evidence_mask"] &= torch.tensor(shown).reshape(-1, num_passages)
+            if "evidence_image_mask" in tower:
+                tower["evidence_image_mask"] &= tower["evidence_mask"]
         data = pad_prompts(
             prompts,
             self.tokenizer.pad_token_id,

@@ -1,7 +1,8 @@
 """How a prompt is laid out in token ids, and how text that came from outside is kept literal.
 
 `<bos> <image>*P [<passage> text]*K <question> question <answer>`; with memory tokens `<evidence>*(K*M)` stands where
-the passages' text would. The best passage stands last, next to the question: what is near weighs most. With
+the passages' text would, best passage first. Of texts the best stands last, next to the question: what is near weighs
+most. With
 `question_first` the question stands before the passages, so that prompts that differ in their passage alone share all
 that comes before it. The markers are ids of ours: passages and questions are tokenised apart, with special tokens
 split into ordinary ones, so no text can produce a marker. Too long a prompt loses passage text, worst passage first;
@@ -84,14 +85,14 @@ def layout_prompt(
     Args:
         markers (`PromptMarkers`): ids of the marks.
         question, answer: token ids; an answer, for training, is closed by `<eos>`.
-        passages: in the retriever's order, best first. Their places for pictures and memory tokens are never cut
-            through: a passage whose picture has no room is left out whole.
+        passages: in the retriever's order, best first. Words are cut, worst passage first; places for pictures and
+            memory tokens are never cut through: a passage that has no room for them is left out whole.
         num_image_tokens (`int`): places for the picture asked about; 0 for none.
         max_length (`int`): tokens in all, the answer included.
         question_first (`bool`): whether the question stands before the passages.
 
     Raises:
-        `InvalidInputError`: if image, memory tokens, question and answer alone are longer than `max_length`.
+        `InvalidInputError`: if image, question and answer alone are longer than `max_length`.
 
     Example:
 
@@ -107,14 +108,19 @@ def layout_prompt(
     head += [markers.image] * num_image_tokens
     asked = [markers.question, *question]
     target = [] if answer is None else [*answer, markers.eos]
-    memory = [k for k, passage in enumerate(passages) for _ in range(passage.evidence_tokens)]
-    room = max_length - len(head) - len(memory) - len(asked) - 1 - len(target)
+    room = max_length - len(head) - len(asked) - 1 - len(target)
     if room < 0:
         raise InvalidInputError(
-            f"the question is too long: image, evidence marks, question and answer take {max_length - room} tokens "
-            f"({len(question)} of them the question), the context holds {max_length}; shorten the question "
-            "or raise the processor's max_length up to what the language model was trained for"
+            f"the question is too long: image, question and answer take {max_length - room} tokens ({len(question)} "
+            f"of them the question), the context holds {max_length}; shorten the question or raise the processor's "
+            "max_length up to what the language model was trained for"
         )
+    memory: list[int] = []
+    for k, passage in enumerate(passages):
+        if len(memory) + passage.evidence_tokens > room:
+            break
+        memory += [k] * passage.evidence_tokens
+    room -= len(memory)
     texts, owners = _passage_texts(markers, passages, room)
     body, body_owners = [markers.evidence] * len(memory) + texts, memory + owners
     before, after = ([*head, *asked], []) if question_first else (head, asked)

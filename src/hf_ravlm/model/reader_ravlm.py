@@ -32,6 +32,9 @@ from .reading_ravlm import (
     ENCODED_INPUTS,
     STATES,
     check_evidence,
+    counts_columns,
+    cut_out_hidden,
+    flush_right,
     hide_passages,
     positions_from,
 )
@@ -57,6 +60,7 @@ class RavlmForConditionalGeneration(
         self.model = RavlmModel(config)
         self.language_model = build_reader(config)
         self.reads_images = reads_images(config.generator_config)
+        self.counts_columns = counts_columns(config.generator_config)
         if not self.reads_images:  # it sees pictures through our tower
             self.image_projector = nn.Linear(config.vision_dim, config.generator_dim)
         self.fusion = FUSIONS[config.fusion](config)
@@ -245,6 +249,12 @@ class RavlmForConditionalGeneration(
             attention_mask = hide_passages(attention_mask, token_passages, evidence_mask)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = positions_from(attention_mask)[:, -inputs_embeds.shape[1] :]
+        order = None
+        if self.counts_columns and input_ids is not None and past_key_values is None and attention_mask is not None:
+            order = flush_right(attention_mask)
+            inputs_embeds = inputs_embeds.gather(1, order.unsqueeze(-1).expand_as(inputs_embeds))
+            attention_mask, position_ids = attention_mask.gather(1, order), position_ids.gather(1, order)
+            kwargs["logits_to_keep"], keep = 0, kwargs.get("logits_to_keep", 0)
         if self._pads_much(attention_mask, past_key_values, kwargs):
             given = (inputs_embeds, attention_mask, 0, 1, kwargs["logits_to_keep"], past_key_values)
             return RavlmCausalLMOutputWithPast(
@@ -258,8 +268,12 @@ class RavlmForConditionalGeneration(
             **self.fusion_kwargs(states),
             **{name: value for name, value in kwargs.items() if name != "num_items_in_batch"},
         )
+        logits = outputs.logits
+        if order is not None:  # back to the columns that the labels stand in
+            logits = logits.gather(1, order.argsort(dim=1).unsqueeze(-1).expand_as(logits))
+            logits = logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
         return RavlmCausalLMOutputWithPast(
-            logits=outputs.logits,
+            logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -326,9 +340,29 @@ class RavlmForConditionalGeneration(
             return generate_multimodal(self.language_model, self.generation_config, inputs, *args, **kwargs)
         if self.passages_are_latent(kwargs.get("evidence_scores")):
             return self.generate_over_passages(inputs, *args, **kwargs)
-        if inputs is not None:
-            kwargs = self.prepare_reading(inputs, **kwargs)
-        return super().generate(inputs, *args, **kwargs)
+        if self.config.marginalization != "none":
+            kwargs.pop("decoding", None)  # closed-book: there is nothing to choose
+        if inputs is None:
+            return super().generate(None, *args, **kwargs)
+        kwargs, shown = self.prepare_reading(inputs, **kwargs), inputs
+        if self.counts_columns and kwargs.get("attention_mask") is not None:
+            names = ("attention_mask", "token_passages")
+            prompt = {"input_ids": inputs, **{name: kwargs.get(name) for name in names}}
+            prompt = cut_out_hidden(prompt, self.get_pad_id())
+            inputs = prompt.pop("input_ids")
+            kwargs |= {name: tensor for name, tensor in prompt.items() if tensor is not None}
+        outputs = super().generate(inputs, *args, **kwargs)
+        if inputs is not shown:  # the caller's prompt, with what was hidden, before what was generated
+            sequences = getattr(outputs, "sequences", outputs)
+            sequences[:, : shown.shape[1]] = shown.repeat_interleave(len(sequences) // len(shown), dim=0)
+        return outputs
+
+    def get_pad_id(self) -> int:
+        """The token that stands for nothing."""
+        for token in (self.generation_config.pad_token_id, self.generation_config.eos_token_id):
+            if token is not None:
+                return token[0] if isinstance(token, list) else int(token)
+        return 0
 
     def prepare_reading(self, input_ids: torch.LongTensor, **kwargs) -> dict:
         """Arguments of `generate` with every input encoded and every hidden passage masked."""
@@ -342,6 +376,8 @@ class RavlmForConditionalGeneration(
         mask = hide_passages(kwargs.get("attention_mask"), kwargs.get("token_passages"), evidence_mask)
         if mask is not None:
             kwargs["attention_mask"] = mask
+        if self.counts_columns and evidence_mask is not None and states["evidence_image_mask"] is not None:
+            states["evidence_image_mask"] = states["evidence_image_mask"].bool() & evidence_mask.bool()
         return {**kwargs, **{name: value for name, value in states.items() if value is not None}}
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
@@ -375,6 +411,8 @@ class ReaderBody:
         return self.reader.read_states(*args, **kwargs)
 
     def __getattr__(self, name: str):
+        if name == "reader":  # not there yet, as in a copy under way
+            raise AttributeError(name)
         return getattr(self.reader.model, name)
 
 

@@ -137,6 +137,43 @@ def positions_from(attention_mask: torch.Tensor) -> torch.Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def counts_columns(config: Any) -> bool:
+    """Whether a language model of this config measures distance in columns, so that hidden ones would move the rest.
+
+    Sliding windows and ALiBi do; absolute and rotary positions count the tokens that are kept.
+    """
+    config = config.get_text_config()
+    layers = getattr(config, "layer_types", None)
+    if layers:
+        return any("sliding" in kind or "chunked" in kind for kind in layers)
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return bool(windowed) or config.model_type in ("gpt_neo", "mpt")
+
+
+def flush_right(attention_mask: torch.Tensor) -> torch.Tensor:
+    """An order of the columns of every row, `(B, L)`, in which all that is kept stands on the right.
+
+    >>> flush_right(torch.tensor([[1, 0, 1, 0]])).tolist()
+    [[1, 3, 0, 2]]
+    """
+    return attention_mask.long().argsort(dim=1, stable=True)
+
+
+def cut_out_hidden(prompt: dict[str, torch.Tensor | None], pad_token_id: int) -> dict[str, torch.Tensor | None]:
+    """A prompt whose hidden tokens have become padding on the left; they belong to no passage any more.
+
+    Args:
+        prompt (`dict`): `input_ids`, `attention_mask` and perhaps `token_passages`, `(B, L)`.
+    """
+    order = flush_right(prompt["attention_mask"])
+    moved = {name: None if tensor is None else tensor.gather(1, order) for name, tensor in prompt.items()}
+    gone = moved["attention_mask"] == 0
+    moved["input_ids"] = moved["input_ids"].masked_fill(gone, pad_token_id)
+    if moved["token_passages"] is not None:
+        moved["token_passages"] = moved["token_passages"].masked_fill(gone, -1)
+    return moved
+
+
 def repeat_for_passages(states: dict[str, torch.Tensor | None], num_passages: int) -> dict[str, torch.Tensor | None]:
     """States of `B` queries as those of `B * K` prompts with one passage each, passage by passage."""
     flat: dict[str, torch.Tensor | None] = {}

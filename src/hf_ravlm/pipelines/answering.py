@@ -102,7 +102,7 @@ def answer_questions(
     answers = [Answer(text, list(evidence[row])) for text, row in zip(texts, rows, strict=True)]
     if with_posterior:
         pictures = None if images is None else [images[row] for row in rows]
-        add_attributions(model, processor, pictures, [questions[row] for row in rows], answers)
+        add_attributions(model, processor, pictures, [questions[row] for row in rows], answers, encoded_knowledge)
     return [answers[start : start + per_question] for start in range(0, len(answers), per_question)]
 
 
@@ -113,6 +113,7 @@ def add_attributions(
     images: Sequence[Image.Image] | None,
     questions: Sequence[str],
     answers: Sequence[Answer],
+    encoded_knowledge: EncodedKnowledge | None = None,
 ) -> None:
     """Fills in `posterior` and `leave_one_out` of each answer; see `RavlmForConditionalGeneration.attribute`."""
     rows = [row for row, answer in enumerate(answers) if answer.evidence]
@@ -141,6 +142,8 @@ def add_attributions(
         padding_side="left",
         max_length=processor.max_length + longest,
     ).to(model.device)
+    if encoded_knowledge is not None:
+        encoded_knowledge.replace_inputs(inputs, [answers[row].evidence for row in rows])
     for name in ("pixel_values", "evidence_pixel_values"):
         if name in inputs:
             inputs[name] = inputs[name].to(model.dtype)

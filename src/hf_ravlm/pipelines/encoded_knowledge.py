@@ -6,6 +6,7 @@ depend on the question. They are kept in one file, memory-mapped, in bfloat16: 7
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..retrieval import KnowledgeBase
 from ..retrieval.encoding.encoders import fingerprint_of
 from ..retrieval.passages.passage_states import PassageStates
+from .answering import without_adapters
 
 
 class EncodedKnowledge:
@@ -67,7 +69,7 @@ class EncodedKnowledge:
             evidence = [[{"text": text, "image": image}] for text, image in zip(texts, images, strict=True)]
             inputs = processor(text=["?"] * len(texts), evidence=evidence).to(model.device)
             pixels = inputs.get("evidence_pixel_values")
-            states, mask = model.encode_evidence(
+            states, mask = without_adapters(model).encode_evidence(
                 inputs["evidence_input_ids"],
                 inputs["evidence_attention_mask"],
                 None if pixels is None else pixels.to(model.dtype),
@@ -78,7 +80,7 @@ class EncodedKnowledge:
         training = model.training
         model.eval()
         try:
-            fingerprint = reader_fingerprint(model, processor)
+            fingerprint = states_fingerprint(model, processor, knowledge_base)
             states = PassageStates.build(knowledge_base, encode_states, fingerprint, batch_size=batch_size, path=path)
         finally:
             model.train(training)
@@ -92,9 +94,9 @@ class EncodedKnowledge:
         knowledge_base: KnowledgeBase,
         path: str | os.PathLike[str],
     ) -> EncodedKnowledge:
-        """Maps what `build` wrote; refuses the states of another reader (`KnowledgeBaseMismatchError`)."""
+        """Maps what `build` wrote; states of another reader or other passages are a `KnowledgeBaseMismatchError`."""
         check_reader(model)
-        return cls(knowledge_base, PassageStates.open(path, reader_fingerprint(model, processor)))
+        return cls(knowledge_base, PassageStates.open(path, states_fingerprint(model, processor, knowledge_base)))
 
     def replace_inputs(self, inputs: dict[str, Any], evidence: Sequence[Sequence[Any]]) -> None:
         """Puts stored states in the place of the passages' tokens and pictures, in the inputs of a batch.
@@ -135,10 +137,28 @@ def check_reader(model: RavlmForConditionalGeneration) -> None:
         )
 
 
-def reader_fingerprint(model: RavlmForConditionalGeneration, processor: RavlmProcessor) -> str:
-    """Identifies what makes the states: text encoder, with pictures also vision tower and projector, tokenizer."""
-    parts = [model.model.text_encoder]
+def states_fingerprint(
+    model: RavlmForConditionalGeneration, processor: RavlmProcessor, knowledge_base: KnowledgeBase
+) -> str:
+    """Identifies what the states are made by and of: text encoder, with pictures also vision tower, and passages."""
+    reader = without_adapters(model)
+    parts = [reader.model.text_encoder]
     if processor.passage_images:
-        parts += [model.model.vision_tower, model.evidence_image_projector]
-    settings = {"passage_images": processor.passage_images, "num_image_tokens": model.config.num_image_tokens}
+        parts += [reader.model.vision_tower, reader.evidence_image_projector]
+    settings = {
+        "passage_images": processor.passage_images,
+        "num_image_tokens": reader.config.num_image_tokens,
+        "passages": passages_digest(knowledge_base),
+    }
     return fingerprint_of(nn.ModuleList(parts), {**processor.retrieval_fingerprint(), **settings})
+
+
+def passages_digest(knowledge_base: KnowledgeBase) -> str:
+    """SHA-256 over ids, texts and pictures of all passages, in their order."""
+    digest = hashlib.sha256()
+    for batch in knowledge_base.table.select(["id", "text", "image"]).to_batches():
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            for part in row:
+                content = b"" if part is None else part if isinstance(part, bytes) else part.encode()
+                digest.update(f"{part is None}:{len(content)}:".encode() + content)
+    return digest.hexdigest()

@@ -49,7 +49,9 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
         pictures = None if all(image is None for image in images) else [open_picture(i, timeout) for i in images]
         return {"pictures": pictures, "questions": list(questions), "text": inputs}
 
-    def _forward(self, model_inputs, generate_kwargs=None, retriever=None, k=None, with_posterior=True):
+    def _forward(
+        self, model_inputs, generate_kwargs=None, retriever=None, k=None, with_posterior=True, encoded_knowledge=None
+    ):
         pictures, questions = model_inputs["pictures"], model_inputs["questions"]
         batched = isinstance(questions[0], list)  # with `batch_size`: one list of questions per input
         if not batched:
@@ -64,6 +66,7 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
                 questions,
                 k=k,
                 with_posterior=with_posterior,
+                encoded_knowledge=encoded_knowledge,
                 **self._prepare_generate_kwargs(dict(generate_kwargs or {})),
             )
 
