@@ -10,9 +10,11 @@ PIP_TORCH_ARGS ?=
 ARGS ?=
 
 BIN := $(VENV)/bin
+# Apart from the rest: where torchao is installed, every program that imports transformers loads it.
+QUANTIZATION := $(VENV)/quantization
 HARNESS := .conformance
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_TORCH_ARGS) -c constraints.txt
-PACKAGING := setup.py pyproject.toml constraints.txt
+PACKAGING := setup.py pyproject.toml constraints.txt tests/no-deps.txt
 CODE := src tests examples benchmarks setup.py
 
 .DEFAULT_GOAL := help
@@ -25,7 +27,9 @@ demo: $(VENV)/.demo-installed  ## answer questions about flags with the shipped 
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py $(ARGS)
 
 test: lint  ## lint, types, floors, then all tests and doctests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$(QUANTIZATION) $(BIN)/python -m pytest -q -k quantized \
+		tests/model/test_good_citizen.py
 
 # The suites come from the source archives of the installed versions, which are downloaded once into HARNESS.
 conformance: $(VENV)/.test-installed  ## common test suites of transformers and peft, run on our classes
@@ -60,4 +64,6 @@ $(VENV)/.demo-installed: $(PACKAGING) | $(BIN)/pip
 $(VENV)/.test-installed: $(PACKAGING) | $(BIN)/pip
 	@echo "Installing hf_ravlm, what it needs and what its tests need into $(VENV): one to five minutes, once."
 	$(PIP) -e ".[dev]"
+	$(PIP) --no-deps -r tests/no-deps.txt
+	$(PIP) --no-deps --target $(QUANTIZATION) "torchao>=0.15"
 	@touch $@ $(VENV)/.demo-installed

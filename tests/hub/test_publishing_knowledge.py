@@ -1,4 +1,4 @@
-"""Publishing with the real client against a Hub of our own: one commit, licences, interruptions, private repositories."""
+"""Publishing with the real client to a Hub of our own: one commit, licences, interruptions, private repositories."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_next_push_replaces_the_first_in_one_commit(hub, client):
 
 def test_many_files_are_still_one_commit(hub, client):
     client.do(
-        "import hf_ravlm.retrieval.passage_files as passage_files\n"
+        "from hf_ravlm.retrieval.store import passage_files\n"
         "passage_files._MAX_ROWS_PER_FILE = 4\n"
         'birds(300).push_to_hub("me/birds", repo_type="dataset")\n'
         "passage_files._MAX_ROWS_PER_FILE = 50_000"
@@ -121,7 +121,7 @@ def test_a_private_repository_is_private_from_the_first_byte(hub, client):
     client.do('birds().push_to_hub("me/birds", repo_type="dataset", private=True)')
     assert hub.repository("me/birds").private
     assert client.do(f"result = len({OPEN})") == 40
-    error = client.error(f"{OPEN[:-1]}, token='hf_stranger', force_download=True)")
+    error = client.error(f"{OPEN[:-1]} + '2', token='hf_stranger')")
     assert error.startswith("KnowledgeBaseNotFoundError: reading the dataset repository me/birds: there is no such")
     client.do('birds().push_to_hub("me/open", repo_type="dataset")')
     error = client.error('birds(41).push_to_hub("me/open", repo_type="dataset", private=True)')

@@ -7,10 +7,8 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import huggingface_hub
 import numpy as np
 import pytest
-from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from hash_encoder import HashEncoder
@@ -21,7 +19,6 @@ from hf_ravlm.errors import (
     UnsafeInputError,
 )
 from hf_ravlm.retrieval import Evidence, KnowledgeBase, RavlmRetriever, hub_folder
-from hf_ravlm.retrieval import retriever as retriever_module
 from hf_ravlm.retrieval.store.storage import open_generation
 
 
@@ -285,78 +282,6 @@ def test_a_path_that_is_neither_folder_nor_hub_id_is_explained(encoder):
     for name in ("./no/such/folder", "/no/such/folder"):
         with pytest.raises(KnowledgeBaseNotFoundError, match="no such folder"):
             RavlmRetriever.from_pretrained(name, encoder=encoder)
-
-
-# --- The Hub
-
-
-class FakeHub:
-    """One repository in a folder; refuses anything but whole commits."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.commits = folder / "snapshots" / ("b" * 40), []
-
-    def api(self, token=None):
-        return SimpleNamespace(create_repo=lambda *_, **__: None, upload_folder=self.upload_folder)
-
-    def upload_folder(self, *, folder_path, path_in_repo, allow_patterns, delete_patterns, **options):
-        target = self.folder / path_in_repo
-        local = [path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file()]
-        added = set(filter_repo_objects(local, allow_patterns=allow_patterns))
-        present = [path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()]
-        for name in set(filter_repo_objects(present, allow_patterns=delete_patterns)) - added:
-            (target / name).unlink()
-        for name in added:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(Path(folder_path) / name, target / name)
-        self.commits.append(options)
-        return "commit"
-
-    def snapshot_download(self, repo_id, *, allow_patterns, **options):
-        assert repo_id == "owner/birds"
-        assert allow_patterns == ["knowledge_base/*"]
-        self.options = options
-        return str(self.folder)
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    hub = FakeHub(tmp_path / "hub")
-    monkeypatch.setattr(huggingface_hub, "HfApi", hub.api)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
-    return hub
-
-
-def test_publishing_takes_one_commit_and_leaves_no_earlier_generation(hub, retriever, retriever_of, encoder):
-    assert retriever_of("old").push_to_hub("owner/birds") == "commit"
-    retriever.push_to_hub("owner/birds", revision="main", create_pr=True)
-    assert len(hub.commits) == 2
-    assert (hub.commits[1]["revision"], hub.commits[1]["create_pr"]) == ("main", True)
-    store = hub.folder / "knowledge_base"
-    names = sorted(path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file())
-    assert names == sorted(open_generation(store).file_names())
-    again = RavlmRetriever.from_pretrained("owner/birds", encoder=encoder, revision="main", token="t")
-    assert again.retrieve(texts="swan", k=7) == retriever.retrieve(texts="swan", k=7)
-    assert hub.options == {"revision": "main", "token": "t"}
-
-
-def test_model_and_knowledge_base_come_from_one_commit(hub, retriever, encoder, monkeypatch):
-    retriever.push_to_hub("owner/birds")
-    seen = []
-
-    def load_encoder(source, store, hub_kwargs):
-        seen.append((source, hub_kwargs))
-        return encoder
-
-    monkeypatch.setattr(retriever_module, "load_encoder", load_encoder)
-    RavlmRetriever.from_pretrained("owner/birds", revision="main")
-    assert seen == [("owner/birds", {"revision": "b" * 40})]
-
-
-def test_a_repository_without_a_knowledge_base_is_explained(hub, encoder):
-    hub.folder.mkdir(parents=True)
-    with pytest.raises(KnowledgeBaseNotFoundError, match="no knowledge_base/CURRENT"):
-        RavlmRetriever.from_pretrained("owner/birds", encoder=encoder)
 
 
 @pytest.mark.parametrize("channels", [("dense",), ("bm25",), ("dense", "bm25")])

@@ -1,13 +1,12 @@
 """Knows that passages and vectors may be published apart, and whether the parts that came together belong together.
 
-A manifest lists what was published. Vectors without their passages carry a digest of them (`input_sha256`), so that
-they are joined with the passages they were made for, or refused.
+The manifest says what was published (`parts`), and has a digest of the passages (`input_sha256`), so that vectors are
+joined with the passages they were made for, or refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from ..errors import InvalidInputError, KnowledgeBaseMismatchError, KnowledgeBaseNotFoundError
 from .encoding.embedding_job import input_digest
@@ -42,14 +41,12 @@ def check_parts(generation: Generation, needed: Sequence[str]) -> None:
     Raises:
         KnowledgeBaseNotFoundError: With what to do instead.
     """
-    if _num_passages(generation) == 0:
-        return
-    for part in needed:
-        others = [other for other in PARTS if other != part and generation.files_of(other)]
-        if others and not generation.files_of(part):
-            raise KnowledgeBaseNotFoundError(
-                f"{generation.folder}: this knowledge base was published without its {part}. {_REMEDIES[part]}"
-            )
+    published = generation.manifest.get("parts", PARTS)
+    missing = [part for part in needed if isinstance(published, Sequence) and part not in published]
+    if missing:
+        raise KnowledgeBaseNotFoundError(
+            f"{generation.folder}: this knowledge base was published without its {missing[0]}. {_REMEDIES[missing[0]]}"
+        )
 
 
 def check_made_for(generation: Generation, knowledge_base: KnowledgeBase) -> None:
@@ -86,8 +83,3 @@ def _difference(generation: Generation, knowledge_base: KnowledgeBase) -> str | 
     if expected is not None and input_digest(knowledge_base) != expected:
         return "they have the same ids, but other texts or images"
     return None
-
-
-def _num_passages(generation: Generation) -> Any:
-    rows = generation.manifest.get("rows")
-    return rows.get("passages") if isinstance(rows, dict) else rows

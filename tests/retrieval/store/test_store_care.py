@@ -29,7 +29,7 @@ from hf_ravlm.retrieval.store.derived_files import attach_derived, derived_files
 from hf_ravlm.retrieval.store.storage import NewFile, read_generation, verify_file
 
 
-FLAGS = Path(__file__).parents[2] / "examples" / "flags" / "checkpoint" / "knowledge_base"
+FLAGS = Path(__file__).parents[3] / "examples" / "flags" / "checkpoint" / "knowledge_base"
 
 
 @pytest.fixture

@@ -38,20 +38,32 @@ from .text_model_encoder import TextModelEncoder
 from .token_batches import cut_batches, encode_halving, longest_first
 
 
+ENCODER_KINDS = ("auto", "ravlm", "dual", "text", "sentence-transformers")
+
 # Trained on texts padded to the full length, without a mask: shorter padding changes their vectors.
 _FULLY_PADDED = ("siglip", "siglip2")
 _MAX_SIGLIP_LENGTH = 64
 
 
 def load_encoder(
-    name: str | os.PathLike[str], *, dtype: str | None = None, hub_kwargs: dict[str, Any] | None = None
+    name: str | os.PathLike[str],
+    *,
+    kind: str = "auto",
+    dtype: str | None = None,
+    device: str | None = None,
+    hub_kwargs: dict[str, Any] | None = None,
 ) -> Encoder:
     """Loads a model from a folder or the Hub and wraps it in the encoder of its kind.
 
     Args:
         name: A `RavlmModel`, a dual encoder such as CLIP, or a text encoder.
+        kind: One of `ENCODER_KINDS`; `"auto"` looks at the model's settings.
         dtype: See `RavlmEncoder`.
+        device: Such as `"cuda"`; `None` leaves the model on the CPU.
         hub_kwargs: `revision`, `token`, `cache_dir`, ... for the Hub.
+
+    Raises:
+        InvalidInputError: If there is no such kind, or the model is of another one.
 
     Example:
 
@@ -60,15 +72,23 @@ def load_encoder(
     """
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
+    if kind not in ENCODER_KINDS:
+        raise InvalidInputError(f"kind={kind!r} is not known. Choose one of {ENCODER_KINDS}.")
     hub_kwargs = hub_kwargs or {}
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
-    if not hasattr(config, "vision_config"):
-        return TextModelEncoder.from_pretrained(name, dtype=dtype, hub_kwargs=hub_kwargs)
+    if kind == "sentence-transformers":
+        if dtype is not None:
+            raise InvalidInputError(f"dtype={dtype!r}: a sentence-transformers model keeps its own number type.")
+        return SentenceTransformerEncoder(_load_sentence_transformer(os.fspath(name), device=device, **hub_kwargs))
+    if kind == "auto":
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
+        kind = "dual" if hasattr(config, "vision_config") else "text"
+        kind = "ravlm" if config.model_type == "ravlm" else kind
+    if kind == "text":
+        return TextModelEncoder.from_pretrained(name, dtype=dtype, device=device, hub_kwargs=hub_kwargs)
     model = AutoModel.from_pretrained(name, trust_remote_code=False, **hub_kwargs).eval()
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
-    if hasattr(processor, "for_retrieval"):
-        return RavlmEncoder(model, processor, dtype=dtype)
-    return DualEncoder(model, processor, dtype=dtype)
+    encoder = RavlmEncoder if kind == "ravlm" else DualEncoder
+    return encoder(model if device is None else model.to(device), processor, dtype=dtype)
 
 
 class DualEncoder:
@@ -235,11 +255,11 @@ def _features(outputs: Any) -> np.ndarray:
     return features
 
 
-def _load_sentence_transformer(name: str) -> Any:
+def _load_sentence_transformer(name: str, **options: Any) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ImportError(
             'Loading a sentence-transformers model needs: pip install "hf_ravlm[sentence-transformers]"'
         ) from error
-    return SentenceTransformer(name, trust_remote_code=False)
+    return SentenceTransformer(name, trust_remote_code=False, **options)

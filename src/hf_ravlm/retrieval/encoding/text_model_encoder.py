@@ -84,6 +84,7 @@ class TextModelEncoder:
         name: str | os.PathLike[str],
         *,
         dtype: str | None = None,
+        device: str | None = None,
         hub_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> TextModelEncoder:
@@ -92,6 +93,7 @@ class TextModelEncoder:
         Args:
             name: A folder or a Hub id.
             dtype: See the class.
+            device: Such as `"cuda"`; `None` leaves the model on the CPU.
             hub_kwargs: `revision`, `token`, `cache_dir`, ... for the Hub.
             **kwargs: Arguments of the class, instead of what the folder says.
 
@@ -104,7 +106,7 @@ class TextModelEncoder:
         settings = {**_sentence_transformers_settings(name, hub_kwargs), **kwargs}
         model = AutoModel.from_pretrained(name, trust_remote_code=False, **hub_kwargs).eval()
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
-        return cls(model, tokenizer, dtype=dtype, **settings)
+        return cls(model if device is None else model.to(device), tokenizer, dtype=dtype, **settings)
 
     @property
     def name(self) -> str:

@@ -101,7 +101,8 @@ def write_published(
     """
     knowledge = knowledge.compacted()
     roles = roles_of(parts)
-    fields = {**_fields(knowledge, encoder), "input_sha256": input_digest(knowledge.knowledge_base)}
+    fields = {**_fields(knowledge, encoder), "parts": list(parts)}
+    fields["input_sha256"] = input_digest(knowledge.knowledge_base)
     if "vectors" not in roles:
         fields = {name: value for name, value in fields.items() if name not in ("encoder", "index")}
     files = [file for file in _all_files(knowledge, encoder) if file.role in roles]
