@@ -121,7 +121,7 @@ class ReadingBatches(IterableDataset):
     ):
         if processor.fusion != "in_context":
             raise ValueError(
-                f"the processor has `fusion={processor.fusion!r}`, but this reader copies from passages in its prompt: "
+                f"the processor has `fusion={processor.fusion!r}`, but this reader copies from passages in a prompt: "
                 'make the processor with `fusion="in_context"`'
             )
         self.processor = processor

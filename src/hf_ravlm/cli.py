@@ -1,1 +1,100 @@
-"""The command line ``hf-ravlm`` (being written)."""
+"""Knows what `hf-ravlm` says and where: results on stdout, everything else on stderr, and the exit code.
+
+    0    done, and all is well
+    1    it could not be done, or `verify` found damage; one line on stderr says why
+    2    the command line was not understood
+    130  stopped by Ctrl-C
+
+With `--json` stdout holds exactly one JSON document, also after an error: `{"error": {"type", "message"}}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .errors import RavlmError
+
+
+_FAILED, _INTERRUPTED = 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code.
+
+    Args:
+        argv: The arguments; `None` for those of the process.
+    """
+    arguments = make_parser().parse_args(argv)
+    _set_up_messages(arguments.quiet)
+    try:
+        # Whatever a library prints is no result.
+        with contextlib.redirect_stdout(sys.stderr):
+            outcome = arguments.run(arguments)
+    except KeyboardInterrupt:
+        _say(arguments.interrupted)
+        return _INTERRUPTED
+    except (RavlmError, OSError, ImportError, MemoryError) as error:
+        message = str(error) or type(error).__name__
+        _say(f"error: {' '.join(message.split())}")
+        if arguments.json:
+            _show(json.dumps({"error": {"type": type(error).__name__, "message": message}}, ensure_ascii=False))
+        return _FAILED
+    _show(json.dumps(outcome.record, indent=2, ensure_ascii=False) if arguments.json else outcome.text)
+    return outcome.exit_code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    from .commands.index_command import add_index_command
+
+    parser = argparse.ArgumentParser(
+        prog="hf-ravlm",
+        description="Knowledge bases of texts and images for retrieval-augmented vision-language models.",
+        epilog="See `hf-ravlm index --help` for its commands and examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"hf_ravlm {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON document; messages stay on stderr")
+    common.add_argument("--quiet", action="store_true", help="no progress, and warnings and errors alone")
+    add_index_command(parser.add_subparsers(title="commands", metavar="COMMAND", required=True), common)
+    return parser
+
+
+class _MessageFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return kind + super().format(record)
+
+
+def _set_up_messages(quiet: bool) -> None:
+    """Shows what the library says on stderr, and its progress unless told otherwise."""
+    from transformers.utils import logging as transformers_logging
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_MessageFormatter("%(message)s"))
+    library = logging.getLogger("hf_ravlm")
+    library.handlers, library.propagate = [handler], False
+    library.setLevel(logging.WARNING if quiet else logging.INFO)
+    if quiet:
+        transformers_logging.disable_progress_bar()
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def _show(text: str) -> None:
+    """Writes a result; a reader that has gone (`| head`) is no error."""
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends

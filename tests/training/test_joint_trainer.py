@@ -120,7 +120,7 @@ def test_accumulated_gradients_of_a_distillation_are_those_of_the_large_batch(tm
     for size in (4, 1):
         trainer = joint_trainer(
             tmp_path / str(size),
-            JointSettings("perplexity_distillation", side="passage", pseudo_relevance_weight=0.5),
+            JointSettings("perplexity_distillation", side="passage"),
             tiny_model(marginalization="sequence").requires_grad_(True),
             train=rows(4),
             per_device_train_batch_size=size,

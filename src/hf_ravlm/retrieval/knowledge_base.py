@@ -88,7 +88,7 @@ class KnowledgeBase:
       table lacks is taken as empty, a named one must exist. `id_column=None` numbers the rows. `"license"` is found
       as well.
     * `metadata_columns` lists the columns kept as metadata; `None` keeps all the others.
-    * `chunking` cuts long texts into several passages, see `hf_ravlm.retrieval.reading.chunking.Chunking`: passage `"12-3"`
+    * `chunking` cuts long texts into several passages, see `retrieval.reading.chunking.Chunking`: passage `"12-3"`
       is the fourth chunk of `"12"`, with its title, url, licence and metadata. `None` takes texts as they are.
     * `on_error` says what happens to an item that cannot be used: a line that is not JSON, a row without id, a text
       over 64 KiB, a broken image, a damaged page, an id that comes again. `"raise"` stops; `"skip"` leaves it out,
@@ -310,7 +310,7 @@ class KnowledgeBase:
         on_error: OnError = "raise",
         report_file: str | os.PathLike[str] | None = None,
     ) -> KnowledgeBase:
-        """Reads the assertions of ConceptNet 5, one sentence each; see `hf_ravlm.retrieval.reading.corpora.conceptnet`.
+        """Reads the assertions of ConceptNet 5, one sentence each; see `retrieval.reading.corpora.conceptnet`.
 
         Args:
             path: The file of assertions, such as `conceptnet-assertions-5.7.0.csv.gz`, compressed or not.

@@ -271,7 +271,7 @@ class RavlmRetriever:
             normalise: As `SearchOptions`.
 
         Returns:
-            A dictionary for JSON, see `hf_ravlm.retrieval.ranking.ranking.learn_weights`. Its `weights` and `normalise` are
+            A dictionary for JSON, see `retrieval.ranking.ranking.learn_weights`. Its `weights` and `normalise` are
             options of `retrieve`, with the same `channels`.
 
         Raises:

@@ -60,7 +60,8 @@ class JointSettings:
         reader_learns: Whether the reader is trained at all.
         retriever_weight: Of the retriever's loss, where it has one of its own.
         temperature: Of both rankings in perplexity distillation.
-        pseudo_relevance_weight: Of the pseudo-relevance loss; 0 leaves it out.
+        pseudo_relevance_weight: Of the pseudo-relevance loss, a mean over what is labelled in each batch; 0 leaves it
+            out.
     """
 
     objective: Objective = "rag_sequence"

@@ -1,7 +1,7 @@
 """Knows how a `where` mapping becomes an expression of Milvus, in which no value can become a part of the expression.
 
 Names of columns come from a fixed list; keys of metadata and all values are written as literals. The answers are those
-of `hf_ravlm.retrieval.ranking.filters.matching_rows`, except that a server does not know what other passages hold: a metadata
+of `retrieval.ranking.filters.matching_rows`, except that a server does not know what other passages hold: a metadata
 key that no passage has, or a value of another type than theirs, matches nothing and is not refused; a key with a dot
 in its name cannot be asked for; and a list satisfies a value in it, but no range.
 """

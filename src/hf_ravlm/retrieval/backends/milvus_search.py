@@ -1,4 +1,4 @@
-"""Knows how a Milvus collection is searched by the steps of `hf_ravlm.retrieval.ranking.search`, which reckon with rows.
+"""Knows how a Milvus collection is searched by the steps of `retrieval.ranking.search`, which reckon with rows.
 
 The server finds, by vectors and by words; what it found is numbered here in the order in which it came, and fused,
 reranked and thinned out as passages of a local knowledge base are. So both give the same answers to the same options.

@@ -81,13 +81,13 @@ def load_encoder(
         return SentenceTransformerEncoder(_load_sentence_transformer(os.fspath(name), device=device, **hub_kwargs))
     if kind == "auto":
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
-        kind = "dual" if hasattr(config, "vision_config") else "text"
-        kind = "ravlm" if config.model_type == "ravlm" else kind
+        kind = "auto" if hasattr(config, "vision_config") else "text"
     if kind == "text":
         return TextModelEncoder.from_pretrained(name, dtype=dtype, device=device, hub_kwargs=hub_kwargs)
     model = AutoModel.from_pretrained(name, trust_remote_code=False, **hub_kwargs).eval()
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
-    encoder = RavlmEncoder if kind == "ravlm" else DualEncoder
+    is_ours = hasattr(processor, "for_retrieval") if kind == "auto" else kind == "ravlm"
+    encoder = RavlmEncoder if is_ours else DualEncoder
     return encoder(model if device is None else model.to(device), processor, dtype=dtype)
 
 

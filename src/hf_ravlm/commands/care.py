@@ -1,0 +1,157 @@
+"""Knows how a stored knowledge base is looked after from the command line; no model is loaded for any of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidInputError
+from ..retrieval import repair_store, store_info, verify_store
+from ..retrieval.held_knowledge import HeldKnowledge
+from ..retrieval.hub_upload import Destination, publish
+from ..retrieval.published_parts import PARTS
+from ..retrieval.store.opened_knowledge import OpenOptions, open_state
+from ..retrieval.store.stored_knowledge import find_store
+from .building import SUBFOLDER
+from .outcome import Outcome, size
+
+
+_PURGE_TIMEOUT_SECONDS = 30.0
+
+
+def info(arguments: argparse.Namespace) -> Outcome:
+    """`index info`: what the manifest says."""
+    record = store_info(find_store(arguments.folder, SUBFOLDER))
+    encoder, index = record["encoder"], record["index"]
+    lines = [
+        f"passages    {record['passages']:,}"
+        + (f" ({record['removed']:,} removed ones take room)" * bool(record["removed"])),
+        f"encoder     {encoder['name']} ({encoder['dim']} dimensions, fingerprint {str(encoder['fingerprint'])[:12]})",
+        f"index       {index['kind']}"
+        + ("" if index["written_here"] else ", written elsewhere: built again when opened"),
+        f"generation  {record['generation']} (format {record['format']}; there are {len(record['generations'])})",
+        f"size        {size(record['bytes'])}",
+        *(
+            f"  {role:<12}{counts['files']:>6} files  {counts['rows']:>12,} rows  {size(counts['bytes']):>12}"
+            for role, counts in record["files"].items()
+        ),
+    ]
+    if record["staging"]:
+        lines.append(f"unfinished  {', '.join(record['staging'])} (run the same command again to go on)")
+    return Outcome(record, "\n".join(lines))
+
+
+def verify(arguments: argparse.Namespace) -> Outcome:
+    """`index verify`: reads every byte; the exit code says whether all are right."""
+    return _verdict(verify_store(find_store(arguments.folder, SUBFOLDER)))
+
+
+def repair(arguments: argparse.Namespace) -> Outcome:
+    """`index repair`: makes a damaged knowledge base usable again."""
+    places = [place for place in (arguments.folder / SUBFOLDER, arguments.folder) if (place / "manifests").is_dir()]
+    store = places[0] if places else find_store(arguments.folder, SUBFOLDER)
+    return _verdict(repair_store(store, to=arguments.to, drop_damaged=arguments.drop_damaged))
+
+
+def _verdict(record: dict[str, Any]) -> Outcome:
+    damaged = [file for file in record["files"] if file["problem"] is not None]
+    lines = [*record.get("actions", []), *record["problems"]]
+    lines += [f"damaged {file['role']}: {file['problem']}" for file in damaged]
+    if record["ok"]:
+        lines.append(f"All {len(record['files'])} files of {record['passages']:,} passages are as they were written.")
+    else:
+        missing = f"; {record['missing']:,} are lost" if record["missing"] else ""
+        lines.append(f"{record['passages']:,} passages can be read{missing}. See `hf-ravlm index repair --help`.")
+    return Outcome(record, "\n".join(lines), exit_code=0 if record["ok"] else 1)
+
+
+def remove(arguments: argparse.Namespace) -> Outcome:
+    """`index remove`: takes passages out by their ids."""
+    ids = [*arguments.ids, *(_ids_in(arguments.ids_file) if arguments.ids_file else [])]
+    if not ids:
+        raise InvalidInputError("There are no ids. Name some, or a file that lists them with --ids_file.")
+    held = _held(arguments.folder)
+    before = len(held.knowledge)
+    held.change(lambda knowledge: knowledge.removed(ids))
+    record = {"folder": str(arguments.folder), "passages_before": before, "passages": len(held.knowledge)}
+    text = f"{len(held.knowledge):,} passages in {arguments.folder}; there were {before:,}."
+    return Outcome(record, f"{text} `hf-ravlm index compact --purge` erases the bytes of those removed.")
+
+
+def compact(arguments: argparse.Namespace) -> Outcome:
+    """`index compact`: rewrites without what was removed."""
+    held = _held(arguments.folder)
+    store = find_store(arguments.folder, SUBFOLDER)
+    before = _bytes_in(store)
+    held.change(lambda knowledge: knowledge.compacted())
+    if arguments.purge:
+        held.purge(_PURGE_TIMEOUT_SECONDS)
+    after = _bytes_in(store)
+    record = {"folder": str(arguments.folder), "passages": len(held.knowledge), "purged": arguments.purge}
+    record |= {"bytes_before": before, "bytes": after}
+    text = f"{len(held.knowledge):,} passages in {arguments.folder}: {size(after)} on disk, {size(before)} before."
+    return Outcome(record, text)
+
+
+def push(arguments: argparse.Namespace) -> Outcome:
+    """`index push`: publishes on the Hub."""
+    held = _held(arguments.folder)
+    assert held.stored is not None
+    destination = Destination(
+        arguments.repo,
+        arguments.repo_type,
+        SUBFOLDER,
+        arguments.message,
+        True if arguments.private else None,
+        None,
+        arguments.revision,
+        arguments.create_pr,
+    )
+    commit = publish(
+        held.knowledge, held.stored.encoder, destination, arguments.parts, arguments.allow_missing_licence
+    )
+    record = {
+        "repo": arguments.repo,
+        "repo_type": arguments.repo_type,
+        "parts": list(arguments.parts),
+        "passages": len(held.knowledge),
+        "commit": commit.oid,
+        "url": commit.pr_url or commit.commit_url,
+    }
+    return Outcome(record, f"{len(held.knowledge):,} passages ({', '.join(arguments.parts)}): {record['url']}")
+
+
+def add_push_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `index push`."""
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the knowledge base")
+    parser.add_argument("repo", metavar="OWNER/NAME", help="the repository; created if needed")
+    parser.add_argument(
+        "--repo_type", choices=["dataset", "model"], default="dataset", help="on its own (default), or beside a model"
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="publish only this part")
+    parser.add_argument("--private", action="store_true", help="a new repository is private")
+    parser.add_argument("--revision", help="the branch; made if needed")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--message", default="Upload knowledge base", help="the message of the commit")
+    parser.add_argument(
+        "--allow_missing_licence", action="store_true", help="publish passages that say nothing about their licence"
+    )
+
+
+def _held(folder: Path) -> HeldKnowledge:
+    state = open_state(find_store(folder, SUBFOLDER), OpenOptions())
+    return HeldKnowledge(state.knowledge, state)
+
+
+def _ids_in(path: Path) -> list[str]:
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path} is not UTF-8 ({error}). Expected one id per line.") from error
+    return [line for line in text.splitlines() if line]
+
+
+def _bytes_in(store: Path) -> int:
+    return sum(path.stat().st_size for path in store.rglob("*") if path.is_file())

@@ -1,0 +1,34 @@
+"""Knows what a command brings back: a record for programs, lines for people, and whether all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command brings back.
+
+    Attributes:
+        record: JSON values, for `--json`.
+        text: The same for people.
+        exit_code: 0 if all is well, 1 if it is not.
+    """
+
+    record: Mapping[str, Any]
+    text: str
+    exit_code: int = 0
+
+
+def size(num_bytes: float) -> str:
+    """A number of bytes for people.
+
+    >>> size(812), size(1_234_567)
+    ('812 bytes', '1.2 MB')
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:,.1f} {name}"
+    return f"{num_bytes:.0f} bytes"

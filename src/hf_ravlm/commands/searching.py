@@ -1,0 +1,112 @@
+"""Knows how a knowledge base is searched from the command line; by words alone it needs no model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidInputError
+from ..retrieval import KnowledgeBase, Passage, RavlmRetriever
+from ..retrieval.evidence import checked_queries
+from ..retrieval.ranking.channels import LexicalChannel
+from ..retrieval.ranking.knowledge_channels import CHANNEL_NAMES
+from ..retrieval.ranking.lexical_index import LexicalIndex, searchable_texts
+from ..retrieval.ranking.search import SearchOptions
+from ..retrieval.ranking.search import search as search_channels
+from .building import SUBFOLDER
+from .encoder_choice import add_encoder_arguments, chosen_encoder
+from .outcome import Outcome
+
+
+_SHOWN = ("id", "title", "text", "source", "licence", "url", "revision", "metadata")
+_MAX_SHOWN_CHARACTERS = 300
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `index search`."""
+    parser.add_argument("folder", metavar="FOLDER", help="the folder of the knowledge base, or its id on the Hub")
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="the question")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to ask with")
+    parser.add_argument("--k", type=int, default=5, help="how many passages (default: 5)")
+    parser.add_argument("--where", metavar="JSON", help='only passages such as \'{"licence": "CC0-1.0"}\'')
+    parser.add_argument(
+        "--channels", nargs="+", choices=CHANNEL_NAMES, default=["dense"], help="how to find; several are joined"
+    )
+    parser.add_argument("--repo_type", choices=["model", "dataset"], default="model", help="what the id on the Hub is")
+    parser.add_argument("--revision", help="a branch, tag or commit on the Hub")
+    add_encoder_arguments(parser)
+
+
+def search(arguments: argparse.Namespace) -> Outcome:
+    """`index search`: the best passages for a text, an image, or both."""
+    if arguments.text is None and arguments.image is None:
+        raise InvalidInputError("There is nothing to search for. Give a text, or --image.")
+    where = _conditions(arguments.where)
+    hub = {} if arguments.revision is None else {"revision": arguments.revision}
+    if arguments.channels == ["bm25"]:
+        found = _search_words(arguments, where, hub)
+    else:
+        folder = Path(arguments.folder) if os.path.isdir(arguments.folder) else None
+        # A model repository on the Hub brings its own model, from the same commit.
+        brings_model = folder is None and arguments.model is None and arguments.repo_type == "model"
+        encoder = None if brings_model else chosen_encoder(arguments, folder)
+        retriever = RavlmRetriever.from_pretrained(
+            arguments.folder, encoder, SUBFOLDER, repo_type=arguments.repo_type, **hub
+        )
+        results = retriever.retrieve(
+            arguments.image, arguments.text, arguments.k, where=where, channels=arguments.channels
+        )[0]
+        found = [(evidence, evidence.ranking_score, evidence.score) for evidence in results]
+    records = [_record(rank, *one) for rank, one in enumerate(found, start=1)]
+    query = {"text": arguments.text, "image": None if arguments.image is None else os.fspath(arguments.image)}
+    record = {"query": query, "where": where, "channels": arguments.channels, "results": records}
+    return Outcome(record, "\n".join(map(_lines, records)) or "Nothing was found.")
+
+
+def _search_words(
+    arguments: argparse.Namespace, where: dict[str, Any] | None, hub: dict[str, Any]
+) -> list[tuple[Passage, float, float | None]]:
+    knowledge_base = KnowledgeBase.from_pretrained(
+        arguments.folder, SUBFOLDER, repo_type=arguments.repo_type, **hub
+    )
+    channel = LexicalChannel(LexicalIndex.build(searchable_texts(knowledge_base.table)))
+    options = SearchOptions(k=arguments.k, channels=("bm25",), where=where)
+    queries = checked_queries(arguments.image, arguments.text)
+    ranking = search_channels({"bm25": channel}, queries, options, knowledge_base)
+    found = [(int(row), float(score)) for row, score in zip(ranking.rows[0], ranking.scores[0]) if row >= 0]
+    passages = knowledge_base.passages([row for row, _ in found])
+    return [(passage, score, None) for passage, (_, score) in zip(passages, found)]
+
+
+def _conditions(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        where = json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"--where {text}: not JSON ({error}). Expected, in single quotes for the shell, something such as "
+            '\'{"source": ["birds", "fish"]}\'.'
+        ) from error
+    if not isinstance(where, dict):
+        raise InvalidInputError(f'--where {text}: expected a JSON object such as {{"source": "birds"}}.')
+    return where
+
+
+def _record(rank: int, passage: Passage, ranking_score: float, cosine: float | None) -> dict[str, Any]:
+    shown = {name: getattr(passage, name) for name in _SHOWN}
+    scores = {"rank": rank, "ranking_score": ranking_score, "score": cosine}
+    return {**scores, **shown, "has_image": passage.image_bytes is not None}
+
+
+def _lines(record: dict[str, Any]) -> str:
+    origin = ", ".join(str(record[name]) for name in ("source", "licence", "url") if record[name])
+    text = " ".join((record["text"] or "").split())
+    text = text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]} ..."
+    image = " (image)" if record["has_image"] else ""
+    lines = [f"{record['rank']}. {record['ranking_score']:.4f}  {record['id']}{image}"]
+    lines += [f"   {line}" for line in (record["title"], text, origin and f"[{origin}]") if line]
+    return "\n".join(lines)
