@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .errors import (
+    HubUnavailableError,
     InvalidInputError,
     KnowledgeBaseCorruptError,
     KnowledgeBaseLockedError,
@@ -18,6 +19,7 @@ from .errors import (
     RavlmError,
     UnsafeInputError,
 )
+from .hub.lora_targets import register_lora_targets
 from .hub.registration import register_auto_classes, register_pipelines
 from .model import (
     RavlmConfig,
@@ -30,21 +32,34 @@ from .model import (
 
 
 if TYPE_CHECKING:
-    from .retrieval import Evidence, KnowledgeBase, Passage, RavlmEncoder, RavlmRetriever
+    from .retrieval import (
+        Chunking,
+        Evidence,
+        KnowledgeBase,
+        Passage,
+        RavlmEncoder,
+        RavlmRetriever,
+        embed_corpus,
+        load_encoder,
+    )
 
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Chunking": "retrieval",
     "Evidence": "retrieval",
     "KnowledgeBase": "retrieval",
     "Passage": "retrieval",
     "RavlmEncoder": "retrieval",
     "RavlmRetriever": "retrieval",
+    "embed_corpus": "retrieval",
+    "load_encoder": "retrieval",
 }
 
 register_auto_classes()
 register_pipelines()
+register_lora_targets()
 
 
 def __getattr__(name: str):
@@ -58,7 +73,9 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Chunking",
     "Evidence",
+    "HubUnavailableError",
     "InvalidInputError",
     "KnowledgeBase",
     "KnowledgeBaseCorruptError",
@@ -75,5 +92,7 @@ __all__ = [
     "RavlmProcessor",
     "RavlmRetriever",
     "UnsafeInputError",
+    "embed_corpus",
     "from_backbones",
+    "load_encoder",
 ]

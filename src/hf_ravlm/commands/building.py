@@ -31,9 +31,13 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder for the knowledge base; a model's will do")
     add_encoder_arguments(parser, required=True)
     group = parser.add_argument_group("building")
-    group.add_argument("--index", choices=INDEX_KINDS, default="auto", help="auto: by size, memory and recall (default)")
+    group.add_argument(
+        "--index", choices=INDEX_KINDS, default="auto", help="auto: by size, memory and recall (default)"
+    )
     group.add_argument("--memory_budget", type=bytes_of, metavar="SIZE", help="memory for searching, such as 2GB")
-    group.add_argument("--recall", type=float, default=0.95, help="share of the exact ten best to find (default: 0.95)")
+    group.add_argument(
+        "--recall", type=float, default=0.95, help="share of the exact ten best to find (default: 0.95)"
+    )
     group.add_argument("--batch_size", type=int, default=64, help="images encoded at once (default: 64)")
     group.add_argument(
         "--staging", type=Path, metavar="FOLDER", help="for unfinished work (default: in OUT; removed at the end)"

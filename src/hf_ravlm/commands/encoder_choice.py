@@ -24,7 +24,10 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, required: bool = Fals
     group = parser.add_argument_group("the model")
     where = "" if required else "; by default the model in FOLDER itself"
     group.add_argument(
-        "--model", required=required, metavar="FOLDER|ID", help=f"a local folder or the id of a model on the Hub{where}"
+        "--model",
+        required=required,
+        metavar="FOLDER|ID",
+        help=f"a local folder or the id of a model on the Hub{where}",
     )
     group.add_argument(
         "--encoder", choices=ENCODER_KINDS, default="auto", help="what the model is; auto: its settings tell (default)"

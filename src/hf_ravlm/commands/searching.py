@@ -69,16 +69,15 @@ def search(arguments: argparse.Namespace) -> Outcome:
 def _search_words(
     arguments: argparse.Namespace, where: dict[str, Any] | None, hub: dict[str, Any]
 ) -> list[tuple[Passage, float, float | None]]:
-    knowledge_base = KnowledgeBase.from_pretrained(
-        arguments.folder, SUBFOLDER, repo_type=arguments.repo_type, **hub
-    )
+    knowledge_base = KnowledgeBase.from_pretrained(arguments.folder, SUBFOLDER, repo_type=arguments.repo_type, **hub)
     channel = LexicalChannel(LexicalIndex.build(searchable_texts(knowledge_base.table)))
     options = SearchOptions(k=arguments.k, channels=("bm25",), where=where)
     queries = checked_queries(arguments.image, arguments.text)
     ranking = search_channels({"bm25": channel}, queries, options, knowledge_base)
-    found = [(int(row), float(score)) for row, score in zip(ranking.rows[0], ranking.scores[0]) if row >= 0]
+    rows, scores = ranking.rows[0].tolist(), ranking.scores[0].tolist()
+    found = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]
     passages = knowledge_base.passages([row for row, _ in found])
-    return [(passage, score, None) for passage, (_, score) in zip(passages, found)]
+    return [(passage, score, None) for passage, (_, score) in zip(passages, found, strict=True)]
 
 
 def _conditions(text: str | None) -> dict[str, Any] | None:

@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from ..errors import InvalidInputError
 from ..retrieval import Chunking, KnowledgeBase
 from ..retrieval.reading.text_files import plain_suffix
@@ -54,10 +56,14 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"which column of a table holds what ({', '.join(_COLUMNS)}); `id=` numbers the rows, "
         "`metadata=year,place` keeps these columns alone",
     )
+    group.add_argument("--licence", metavar="NAME", help="of passages that state none, such as CC-BY-4.0")
     group.add_argument("--chunk", type=int, metavar="LENGTH", help="cut texts into chunks of so many characters")
     group.add_argument("--chunk_overlap", type=int, default=0, metavar="LENGTH", help="repeated from chunk to chunk")
     group.add_argument(
-        "--on_error", choices=["raise", "skip"], default="raise", help="stop at an item that cannot be read, or skip it"
+        "--on_error",
+        choices=["raise", "skip"],
+        default="raise",
+        help="stop at an item that cannot be read, or skip it",
     )
     group.add_argument("--report", type=Path, metavar="FILE", help="list the items skipped in this file (JSON lines)")
     group.add_argument("--parts_of_speech", nargs="+", metavar="NAME", help="of WordNet: noun verb adjective adverb")
@@ -90,8 +96,18 @@ def read_source(arguments: argparse.Namespace) -> KnowledgeBase:
     logger.info("Reading %s as %s", path, kind)
     knowledge_base: KnowledgeBase = getattr(KnowledgeBase, f"from_{kind}")(path, **options)
     if knowledge_base.skipped:
-        logger.warning("Passages left out: %d. The list is in --report, if you asked for one.", len(knowledge_base.skipped))
-    return knowledge_base
+        logger.warning(
+            "Passages left out: %d. The list is in --report, if you asked for one.", len(knowledge_base.skipped)
+        )
+    return knowledge_base if arguments.licence is None else with_licence(knowledge_base, arguments.licence)
+
+
+def with_licence(knowledge_base: KnowledgeBase, licence: str) -> KnowledgeBase:
+    """The same passages, with a licence for those that state none."""
+    table = knowledge_base.table
+    place = table.schema.get_field_index("licence")
+    filled = pc.fill_null(table["licence"], licence)
+    return KnowledgeBase(table.set_column(place, table.schema.field(place), filled), knowledge_base.skipped)
 
 
 def guess_format(path: Path) -> str:

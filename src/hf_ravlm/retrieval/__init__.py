@@ -1,24 +1,61 @@
-"""What is known and how it is found: knowledge bases, encoders, exact search, and the retriever that joins them."""
+"""What is known and how it is found: knowledge bases, encoders, indexes, rankings, and the retriever that joins them.
+
+The rooms: `reading` (sources become passages), `encoding` (passages become vectors), `indexes` (vectors are searched),
+`ranking` (candidates are filtered, joined and ordered), `passages` (what readers keep of a passage), `store` (the
+folder that survives interruptions), `backends` (engines on other machines).
+"""
 
 from __future__ import annotations
 
-from .encoding.encoders import Encoder, RavlmEncoder
+from .encoding.embedding_job import embed_corpus
+from .encoding.encoder_adapters import DualEncoder, SentenceTransformerEncoder, load_encoder
+from .encoding.encoders import Encoder, MultiVectorEncoder, RavlmEncoder
+from .encoding.late_interaction_encoder import LateInteractionEncoder
+from .encoding.text_model_encoder import TextModelEncoder
 from .evidence import Evidence
-from .indexes.vector_index import FlatIndex
+from .indexes.index_choice import IndexEstimate, estimate_index, suitable_kinds
+from .indexes.index_types import INDEX_KINDS
+from .indexes.vector_index import FlatIndex, VectorIndex, build_index
 from .knowledge_base import KnowledgeBase, Passage
+from .living_knowledge import IndexOptions
+from .ranking.late_interaction import LateInteractionReranker
+from .ranking.rerank import CrossEncoderReranker, ItmReranker, Reranker, YesNoReranker
+from .ranking.search import SearchOptions
+from .reading.chunking import Chunking
 from .retriever import RavlmRetriever
 from .store.store_care import repair_store, store_info, verify_store
 
 
 __all__ = [
+    "INDEX_KINDS",
+    "Chunking",
+    "CrossEncoderReranker",
+    "DualEncoder",
     "Encoder",
     "Evidence",
     "FlatIndex",
+    "IndexEstimate",
+    "IndexOptions",
+    "ItmReranker",
     "KnowledgeBase",
+    "LateInteractionEncoder",
+    "LateInteractionReranker",
+    "MultiVectorEncoder",
     "Passage",
     "RavlmEncoder",
     "RavlmRetriever",
+    "Reranker",
+    "SearchOptions",
+    "SentenceTransformerEncoder",
+    "TextModelEncoder",
+    "VectorIndex",
+    "YesNoReranker",
+    "build_index",
+    "embed_corpus",
+    "estimate_index",
+    "load_encoder",
     "repair_store",
     "store_info",
+    "suitable_kinds",
     "verify_store",
 ]

@@ -88,9 +88,10 @@ def _head(generation: Generation, table: pa.Table) -> dict[str, Any]:
     return data
 
 
-def _joined_heads(earlier: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def _joined_heads(earlier: Mapping[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     """Our fields over those that were there; a licence that a person wrote is worth more than an unknown one."""
-    joined = {name: value for name, value in earlier.items() if name not in ("configs", "dataset_info")} | ours
+    joined = {name: value for name, value in earlier.items() if name not in ("configs", "dataset_info")}
+    joined |= ours
     tags = earlier.get("tags")
     if isinstance(tags, list):
         joined["tags"] = [*tags, *(tag for tag in ours["tags"] if tag not in tags)]

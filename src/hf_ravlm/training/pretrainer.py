@@ -32,7 +32,6 @@ from .alignment import (
     weighted_sum,
 )
 from .arguments import RavlmPreTrainingArguments
-from .checkpoint_weights import LoadsWholeWeights
 from .corpus_recall import corpus_recall
 from .gathering import (
     BatchLayout,
@@ -85,7 +84,7 @@ class Step:
         return queries, in_order(passages, self.layout)
 
 
-class RavlmPreTrainer(LoadsWholeWeights, RavlmTrainer):
+class RavlmPreTrainer(RavlmTrainer):
     """Aligns the towers of a [`RavlmModel`], or of a head on it, for retrieval.
 
     A batch holds queries and passages under the names of `RavlmModel.forward`, passage `i` positive for query `i` and

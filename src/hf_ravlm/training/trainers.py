@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import DataCollator, Trainer, TrainingArguments
+from transformers import DataCollator, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..errors import InvalidInputError
 from ..model.processing_ravlm import RavlmProcessor
 from ..retrieval import RavlmEncoder, RavlmRetriever
+from .checkpoint_weights import LoadsWholeWeights
 from .checkpoints import checkpoint_to_resume, mark_complete
 from .evidence_mixing import EvidenceMix
 from .lora import add_adapters, reader_of
@@ -47,7 +48,7 @@ def freeze(*modules: nn.Module) -> None:
         module.requires_grad_(False)
 
 
-class RavlmTrainer(Trainer):
+class RavlmTrainer(LoadsWholeWeights):
     """`transformers.Trainer` for a reader that learns to answer from evidence.
 
     With a `data_collator` it trains on what that makes of the rows. Without one, and with a [`RavlmProcessor`] as

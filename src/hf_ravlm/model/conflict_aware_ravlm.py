@@ -1,0 +1,154 @@
+"""Decoding that trusts the passages where they speak against what the language model believes by itself.
+
+At every step the reader is asked twice, with its evidence and without: `log p(y | x, z) + beta * (log p(y | x, z) -
+log p(y | x))`. What the passages make likelier rises, what was likely anyway does not. Of tokens that are unlikely even
+with the passages the ratio is noise, so only those within a share of the likeliest stay.
+
+References: Shi et al. 2023 (arXiv 2305.14739, context-aware decoding); Li et al. 2022 (arXiv 2210.15097, plausibility).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor
+
+
+class ConflictAwareLogitsProcessor(LogitsProcessor):
+    """For `generate`: answers lean on the evidence, beyond what they are likely without it.
+
+    Works with greedy decoding, sampling and beams, with all fusions, and over latent passages token by token; with
+    RAG-sequence every passage proposes its answers so. It costs a second reading of the short prompt, and a second step
+    for every token.
+
+    Args:
+        model: The reader that generates.
+        closed_book (`Mapping`): its inputs without evidence, `B` rows: `processor(images=images, text=questions)`.
+        beta (`float`): how much; 0 is plain decoding. Try 0.5 where passages are good, less where some are noise.
+        plausibility (`float`): tokens below this share of the likeliest one's probability are left out; 0 keeps all.
+
+    Raises:
+        `ValueError`: if a setting is out of range, or the number of rows does not fit.
+
+    Example:
+
+    ```python
+    inputs = processor(images=images, text=questions, evidence=evidence)
+    closed_book = processor(images=images, text=questions)
+    model.generate(**inputs, logits_processor=[ConflictAwareLogitsProcessor(model, closed_book, beta=0.5)])
+    ```
+    """
+
+    def __init__(self, model: Any, closed_book: Mapping[str, Any], beta: float = 0.5, plausibility: float = 0.1):
+        if beta < 0 or not 0 <= plausibility <= 1:
+            raise ValueError(
+                f"beta={beta}, plausibility={plausibility}: expected beta of at least 0, a share from 0 to 1"
+            )
+        self.model, self.beta, self.plausibility = model, beta, plausibility
+        self.closed_book = {name: value for name, value in closed_book.items() if torch.is_tensor(value)}
+        self._read: torch.Tensor | None = None  # what `generate` had written at the last step, (N, L)
+        self._prompt_length = 0
+        self._cache = self._mask = None
+
+    @torch.no_grad()
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores `(N, V)` of the next token behind `input_ids (N, L)`, `N` a multiple of `B`."""
+        closed = self._closed_book_logits(input_ids)
+        return lean_on_evidence(scores, closed.to(scores.device), self.beta, self.plausibility)
+
+    def _closed_book_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        is_new = self._read is None or input_ids.shape[1] != self._read.shape[1] + 1
+        if is_new:
+            self._prompt_length = input_ids.shape[1]
+        step = self._whole_step if self.model.reads_images else self._first_step if is_new else self._next_step
+        logits = step(input_ids)
+        self._read = input_ids.clone()
+        return logits
+
+    def _first_step(self, input_ids: torch.Tensor) -> torch.Tensor:
+        inputs = self._expanded(len(input_ids))
+        outputs = self.model(**inputs, use_cache=True, logits_to_keep=1)
+        self._cache, self._mask = outputs.past_key_values, inputs["attention_mask"]
+        return outputs.logits[:, -1]
+
+    def _next_step(self, input_ids: torch.Tensor) -> torch.Tensor:
+        parents = self._parents(input_ids)
+        if parents.tolist() != list(range(len(input_ids))):
+            self._cache.reorder_cache(parents)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+        outputs = self.model(
+            input_ids=input_ids[:, -1:],
+            attention_mask=self._mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return outputs.logits[:, -1]
+
+    def _whole_step(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """An image-text-to-text reader keeps positions of its own: prompt and answer are read from the start."""
+        inputs = self._expanded(len(input_ids))
+        answer = input_ids[:, self._prompt_length :]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], dim=1)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(answer)], dim=1)
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if name in inputs:
+                inputs[name] = torch.nn.functional.pad(inputs[name], (0, answer.shape[1]))
+        kept = {module: module.rope_deltas for module in self.model.modules() if hasattr(module, "rope_deltas")}
+        logits = self.model(**inputs, use_cache=False).logits[:, -1]
+        for module, deltas in kept.items():  # of the prompt with evidence, which goes on after this
+            module.rope_deltas = deltas
+        return logits
+
+    def _expanded(self, num_rows: int) -> dict[str, torch.Tensor]:
+        """The closed-book inputs, each row once per row of `generate`: for beams, samples, prompts of passages."""
+        rows = len(self.closed_book["input_ids"])
+        if num_rows % rows:
+            raise ValueError(
+                f"closed_book has {rows} rows and generate {num_rows}: expected the same questions in the same order"
+            )
+        times, device = num_rows // rows, self.model.device
+        inputs = {"attention_mask": torch.ones_like(self.closed_book["input_ids"]), **self.closed_book}
+        if times > 1 and any(len(value) != rows for value in inputs.values()):
+            raise ValueError("beams need inputs with one row per question; this reader packs its pictures otherwise")
+        return {name: value.to(device).repeat_interleave(times, dim=0) for name, value in inputs.items()}
+
+    def _parents(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The rows of the last step that the rows of this one go on from; beams change places within their question."""
+        times = len(input_ids) // len(self.closed_book["input_ids"])
+        now, before = (ids.unflatten(0, (-1, times)) for ids in (input_ids[:, :-1], self._read))
+        same = (now.unsqueeze(2) == before.unsqueeze(1)).all(dim=-1)  # (B, times, times)
+        own = torch.eye(times, dtype=torch.bool, device=same.device)
+        chosen = (same.long() * 2 + (same & own).long()).argmax(dim=-1)  # its own place first, where that fits
+        first = torch.arange(0, len(input_ids), times, device=chosen.device)
+        return (first.unsqueeze(1) + chosen).flatten()
+
+
+def lean_on_evidence(
+    scores: torch.Tensor, closed_book: torch.Tensor, beta: float, plausibility: float = 0.0
+) -> torch.Tensor:
+    """`log p(y | x, z) + beta * (log p(y | x, z) - log p(y | x))`, `(N, V)`, `-inf` where `y` is not plausible.
+
+    Args:
+        scores (`torch.Tensor` of shape `(N, V)`): logits with evidence.
+        closed_book (`torch.Tensor` of shape `(N, V)`): logits without.
+        beta, plausibility (`float`): as in [`ConflictAwareLogitsProcessor`].
+
+    Example, where the language model says the first token by itself and the passage the second:
+
+    >>> told, believed = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.8, 0.1, 0.1]]).log()
+    >>> lean_on_evidence(told, believed, beta=1.0, plausibility=0.3).softmax(-1).argmax().item()
+    1
+    """
+    told = scores.float().log_softmax(dim=-1)
+    leaning = told + beta * (told - closed_book.float().log_softmax(dim=-1)) if beta else told
+    if plausibility:
+        least = told.max(dim=-1, keepdim=True).values + math.log(plausibility)
+        leaning = leaning.masked_fill(told < least, float("-inf"))
+    return leaning.to(scores.dtype)
+
+
+__all__ = ["ConflictAwareLogitsProcessor", "lean_on_evidence"]

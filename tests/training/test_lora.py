@@ -1,0 +1,111 @@
+"""Adapters by one argument: what they touch, that they resume, and what they say when they match nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hf_ravlm import InvalidInputError, RavlmForConditionalGeneration
+from hf_ravlm.training.lora import add_adapters, reader_of
+from hf_ravlm.training.trainers import RavlmTrainer
+from reading_world import arguments, colour_retriever, rows
+from tiny import tiny_config, tiny_model, tiny_processor
+
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by that name
+
+
+def lora_trainer(folder, model=None, **changes):
+    model, processor = tiny_model(fusion="gated") if model is None else model, tiny_processor(fusion="gated")
+    return RavlmTrainer(
+        model,
+        arguments(folder, max_steps=4, save_strategy="steps", save_steps=2, **changes),
+        train_dataset=rows(),
+        processing_class=processor,
+        retriever=colour_retriever(model, processor),
+        peft_config=peft.LoraConfig(r=2, lora_alpha=4),
+    )
+
+
+def test_adapters_go_into_the_language_model_and_the_readers_own_parts_are_trained_whole(tmp_path):
+    torch.manual_seed(0)
+    trainer = lora_trainer(tmp_path)
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    adapted = {name for name in trained if "lora_" in name}
+    assert adapted
+    assert all("language_model" in name and ("q_proj" in name or "v_proj" in name) for name in adapted)
+    assert all(name.split(".modules_to_save")[0].endswith(("image_projector", "fusion")) for name in trained - adapted)
+    frozen = {
+        name: parameter.clone() for name, parameter in trainer.model.named_parameters() if not parameter.requires_grad
+    }
+    trainer.train()
+    assert all(torch.equal(dict(trainer.model.named_parameters())[name], before) for name, before in frozen.items())
+
+
+def test_adapters_resume_bit_for_bit_and_load_onto_the_base(tmp_path):
+    torch.manual_seed(0)
+    whole = lora_trainer(tmp_path)
+    whole.train()
+    torch.manual_seed(1)
+    resumed = lora_trainer(tmp_path)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected = whole.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
+    loaded = peft.PeftModel.from_pretrained(tiny_model(fusion="gated"), tmp_path / "checkpoint-4")
+    inputs = whole.batches.for_evaluation(rows(2))
+    inputs.pop("row_names")
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, whole.model.eval()(**inputs).logits)
+
+
+def test_targets_that_match_nothing_are_refused_with_the_names_there_are():
+    with pytest.raises(InvalidInputError, match=r"'attn'.*q_proj"):
+        add_adapters(tiny_model(), peft.LoraConfig(target_modules=["attn"]))
+    with pytest.raises(InvalidInputError, match="adapters already"):
+        add_adapters(add_adapters(tiny_model(), peft.LoraConfig()), peft.LoraConfig())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_the_default_target_knows_other_families(family):
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    generator = {"model_type": family, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **sizes}
+    model = RavlmForConditionalGeneration(tiny_config(generator_config=generator))
+    adapted = [name for name, _ in add_adapters(model, peft.LoraConfig(r=2)).named_parameters() if "lora_" in name]
+    assert adapted
+    assert all("language_model" in name for name in adapted)
+
+
+def test_a_quantized_language_model_is_trained_through_adapters(tmp_path):
+    quantization = pytest.importorskip("torchao.quantization", reason='needs torchao: pip install -e ".[dev]"')
+    from transformers import TorchAoConfig
+
+    tiny_model(fusion="gated").save_pretrained(tmp_path / "exact")
+    whole_parts = ["model", "image_projector", "evidence_image_projector", "fusion", "lm_head"]
+    settings = TorchAoConfig(quantization.Int8WeightOnlyConfig(), modules_to_not_convert=whole_parts)
+    small = RavlmForConditionalGeneration.from_pretrained(
+        tmp_path / "exact", quantization_config=settings, device_map="cpu"
+    )
+    trainer = lora_trainer(tmp_path / "run", small, num_train_epochs=1)
+    layer = reader_of(trainer.model).language_model.model.layers[0].self_attn.k_proj
+    assert "Int8" in type(layer.weight.data).__name__ or "Int8" in str(layer)
+    before = {name: p.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    assert any(not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters() if name in before)
+
+
+def test_peft_knows_our_targets_and_is_not_imported_for_it():
+    program = (
+        "import sys, hf_ravlm\n"
+        "assert 'peft' not in sys.modules\n"
+        "from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known\n"
+        "assert 'q_proj' in known['ravlm'] and 'llama' in known"
+    )
+    path = os.pathsep.join(folder for folder in sys.path if folder)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr[-2000:]
