@@ -16,13 +16,15 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from . import __version__
 from .errors import RavlmError
 
 
 _FAILED, _INTERRUPTED = 1, 130
+# Who else says what is of use here; the rest of the library is heard when it warns.
+_HEARD = ("hf_ravlm.commands", "hf_ravlm.retrieval.encoding.embedding_job")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,10 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; `None` for those of the process.
     """
     arguments = make_parser().parse_args(argv)
-    _set_up_messages(arguments.quiet)
     try:
         # Whatever a library prints is no result.
-        with contextlib.redirect_stdout(sys.stderr):
+        with _messages(arguments.quiet), contextlib.redirect_stdout(sys.stderr):
             outcome = arguments.run(arguments)
     except KeyboardInterrupt:
         _say(arguments.interrupted)
@@ -44,26 +45,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error) or type(error).__name__
         _say(f"error: {' '.join(message.split())}")
         if arguments.json:
-            _show(json.dumps({"error": {"type": type(error).__name__, "message": message}}, ensure_ascii=False))
+            _show(json.dumps({"error": {"type": type(error).__name__, "message": message}}))
         return _FAILED
-    _show(json.dumps(outcome.record, indent=2, ensure_ascii=False) if arguments.json else outcome.text)
+    _show(json.dumps(outcome.record, indent=2) if arguments.json else outcome.text)
     return outcome.exit_code
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
+    from .commands.evaluating import add_evaluate_command
     from .commands.index_command import add_index_command
 
     parser = argparse.ArgumentParser(
         prog="hf-ravlm",
         description="Knowledge bases of texts and images for retrieval-augmented vision-language models.",
-        epilog="See `hf-ravlm index --help` for its commands and examples.",
+        epilog="See `hf-ravlm index --help` and `hf-ravlm evaluate --help` for examples.",
     )
     parser.add_argument("--version", action="version", version=f"hf_ravlm {__version__}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document; messages stay on stderr")
     common.add_argument("--quiet", action="store_true", help="no progress, and warnings and errors alone")
-    add_index_command(parser.add_subparsers(title="commands", metavar="COMMAND", required=True), common)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add_index_command(commands, common)
+    add_evaluate_command(commands, common)
     return parser
 
 
@@ -73,17 +77,27 @@ class _MessageFormatter(logging.Formatter):
         return kind + super().format(record)
 
 
-def _set_up_messages(quiet: bool) -> None:
+@contextlib.contextmanager
+def _messages(quiet: bool) -> Iterator[None]:
     """Shows what the library says on stderr, and its progress unless told otherwise."""
     from transformers.utils import logging as transformers_logging
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_MessageFormatter("%(message)s"))
-    library = logging.getLogger("hf_ravlm")
+    library, heard = logging.getLogger("hf_ravlm"), [logging.getLogger(name) for name in _HEARD]
+    before = library.handlers, library.propagate, [logger.level for logger in (library, *heard)]
     library.handlers, library.propagate = [handler], False
-    library.setLevel(logging.WARNING if quiet else logging.INFO)
+    library.setLevel(logging.WARNING)
+    for logger in heard:
+        logger.setLevel(logging.WARNING if quiet else logging.INFO)
     if quiet:
         transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.handlers, library.propagate = before[:2]
+        for logger, level in zip((library, *heard), before[2], strict=True):
+            logger.setLevel(level)
 
 
 def _say(message: str) -> None:
@@ -92,9 +106,10 @@ def _say(message: str) -> None:
 
 
 def _show(text: str) -> None:
-    """Writes a result; a reader that has gone (`| head`) is no error."""
+    """Writes a result; a reader that has gone (`| head`) is no error, nor a terminal that lacks some letters."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends

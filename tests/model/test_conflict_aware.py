@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import LogitsProcessor
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from hf_ravlm import from_backbones
 from hf_ravlm.model.conflict_aware_ravlm import ConflictAwareLogitsProcessor, lean_on_evidence
 from tiny import picture, tiny_model, tiny_processor
+from tiny_backbones import causal_tokenizer, multimodal_model, text_model, vision_model
 
 
 QUESTIONS = ["what is the capital ?", "red or white of this country ?"]
@@ -85,3 +88,39 @@ def test_wrong_settings_are_refused():
     three = {name: value[[0, 1, 1]] for name, value in closed_book.items()}
     with pytest.raises(ValueError, match="3 rows"):
         model.generate(**inputs, max_new_tokens=2, logits_processor=[ConflictAwareLogitsProcessor(model, three)])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_readers_of_images_and_texts_go_on_with_their_own_positions(family):
+    reader, processor = from_backbones(
+        vision_model("vit"),
+        text_model("bert"),
+        multimodal_model(family)[0],
+        image_processor=ViTImageProcessorPil(size={"height": 16, "width": 16}),
+        text_tokenizer=causal_tokenizer(),
+        generator_processor=multimodal_model(family)[1],
+        projection_dim=16,
+    )
+    asked = {"images": [picture(0)], "text": QUESTIONS[:1]}
+    inputs, closed_book = processor(**asked, evidence=[["the capital is Oslo", "red"]]), processor(**asked)
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    nothing = ConflictAwareLogitsProcessor(reader, closed_book, beta=0.0, plausibility=0.0)
+    assert reader.generate(**inputs, **settings, logits_processor=[nothing]).tolist() == (
+        reader.generate(**inputs, **settings).tolist()
+    )
+    leaning = ConflictAwareLogitsProcessor(reader, closed_book, beta=2.0, plausibility=0.0)
+    start = inputs["input_ids"].shape[1]
+    answer = reader.generate(**inputs, **settings, logits_processor=[leaning])[:, start:]
+    for step in range(answer.shape[1]):  # both readings whole, without a cache
+        both = []
+        for prompt in (inputs, closed_book):
+            whole = {name: value for name, value in prompt.items() if torch.is_tensor(value)}
+            added = answer[:, :step]
+            whole["input_ids"] = torch.cat([whole["input_ids"], added], dim=1)
+            whole["attention_mask"] = torch.cat([whole["attention_mask"], torch.ones_like(added)], dim=1)
+            for name in ("mm_token_type_ids", "token_type_ids"):
+                if name in whole:
+                    whole[name] = torch.nn.functional.pad(whole[name], (0, step))
+            with torch.no_grad():
+                both.append(reader(**whole, use_cache=False).logits[:, -1])
+        assert lean_on_evidence(*both, 2.0).argmax(-1).item() == answer[0, step].item()

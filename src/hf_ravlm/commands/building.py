@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from ..retrieval import INDEX_KINDS, Encoder, IndexOptions, KnowledgeBase, RavlmRetriever, embed_corpus
+from ..retrieval.encoding.embedding_job import input_digest
 from ..retrieval.held_knowledge import STAGING
 from ..retrieval.indexes.index_choice import check_budget, estimate_index, suitable_kinds
 from .encoder_choice import add_encoder_arguments, chosen_encoder
@@ -40,7 +41,10 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--batch_size", type=int, default=64, help="images encoded at once (default: 64)")
     group.add_argument(
-        "--staging", type=Path, metavar="FOLDER", help="for unfinished work (default: in OUT; removed at the end)"
+        "--staging",
+        type=Path,
+        metavar="FOLDER",
+        help="for unfinished work, which is removed at the end (default: in OUT)",
     )
     group.add_argument("--overwrite", action="store_true", help="replace the knowledge base in OUT, in one step")
 
@@ -63,7 +67,10 @@ def build(arguments: argparse.Namespace) -> Outcome:
     knowledge_base = read_source(arguments)
     estimate = estimate_build(knowledge_base, encoder, arguments)
     fingerprint = encoder.fingerprint
-    staging = arguments.staging or store / STAGING / "build"
+    # A folder that is this build's alone: at the end it is deleted with all that is in it.
+    staging = store / STAGING / "build"
+    if arguments.staging is not None:
+        staging = arguments.staging / f"build-{input_digest(knowledge_base)[:20]}"
     vectors = embed_corpus(knowledge_base, encoder, batch_size=arguments.batch_size, staging=staging)
     rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     record: dict[str, Any] = {"folder": str(arguments.out), "estimate": estimate, "process": [rank, num_processes]}

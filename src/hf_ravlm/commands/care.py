@@ -30,6 +30,7 @@ def info(arguments: argparse.Namespace) -> Outcome:
         + (f" ({record['removed']:,} removed ones take room)" * bool(record["removed"])),
         f"encoder     {encoder['name']} ({encoder['dim']} dimensions, fingerprint {str(encoder['fingerprint'])[:12]})",
         f"index       {index['kind']}"
+        + ("" if index["indexed_rows"] or index["kind"] == "flat" else " (few passages: searched exactly)")
         + ("" if index["written_here"] else ", written elsewhere: built again when opened"),
         f"generation  {record['generation']} (format {record['format']}; there are {len(record['generations'])})",
         f"size        {size(record['bytes'])}",

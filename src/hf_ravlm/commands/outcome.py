@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,3 +33,35 @@ def size(num_bytes: float) -> str:
         if num_bytes >= unit:
             return f"{num_bytes / unit:,.1f} {name}"
     return f"{num_bytes:.0f} bytes"
+
+
+def one_line(text: str) -> str:
+    r"""A text without line breaks and other signs that steer a terminal.
+
+    >>> one_line("A wren\nis \x1b[31msmall.")
+    'A wren is [31msmall.'
+    """
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, as the type of an argument."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return number
+
+
+def names(text: str) -> list[str]:
+    """Names with commas between them, as the type of an argument.
+
+    >>> names("dense,bm25")
+    ['dense', 'bm25']
+    """
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("expected names with commas between them")
+    return found

@@ -18,7 +18,7 @@ from ..retrieval.ranking.search import SearchOptions
 from ..retrieval.ranking.search import search as search_channels
 from .building import SUBFOLDER
 from .encoder_choice import add_encoder_arguments, chosen_encoder
-from .outcome import Outcome
+from .outcome import Outcome, names, one_line
 
 
 _SHOWN = ("id", "title", "text", "source", "licence", "url", "revision", "metadata")
@@ -30,10 +30,15 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="the folder of the knowledge base, or its id on the Hub")
     parser.add_argument("text", metavar="TEXT", nargs="?", help="the question")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to ask with")
-    parser.add_argument("--k", type=int, default=5, help="how many passages (default: 5)")
+    parser.add_argument("-k", "--k", type=int, default=5, help="how many passages (default: 5)")
     parser.add_argument("--where", metavar="JSON", help='only passages such as \'{"licence": "CC0-1.0"}\'')
     parser.add_argument(
-        "--channels", nargs="+", choices=CHANNEL_NAMES, default=["dense"], help="how to find; several are joined"
+        "--channels",
+        nargs="+",
+        type=_channels,
+        default=[["dense"]],
+        metavar="NAME",
+        help=f"how to find: {', '.join(CHANNEL_NAMES)}; several, such as dense,bm25, are joined (default: dense)",
     )
     parser.add_argument("--repo_type", choices=["model", "dataset"], default="model", help="what the id on the Hub is")
     parser.add_argument("--revision", help="a branch, tag or commit on the Hub")
@@ -45,6 +50,7 @@ def search(arguments: argparse.Namespace) -> Outcome:
     if arguments.text is None and arguments.image is None:
         raise InvalidInputError("There is nothing to search for. Give a text, or --image.")
     where = _conditions(arguments.where)
+    arguments.channels = list(dict.fromkeys(name for part in arguments.channels for name in part))
     hub = {} if arguments.revision is None else {"revision": arguments.revision}
     if arguments.channels == ["bm25"]:
         found = _search_words(arguments, where, hub)
@@ -80,6 +86,13 @@ def _search_words(
     return [(passage, score, None) for passage, (_, score) in zip(passages, found, strict=True)]
 
 
+def _channels(text: str) -> list[str]:
+    unknown = [name for name in names(text) if name not in CHANNEL_NAMES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}; choose from {', '.join(CHANNEL_NAMES)}")
+    return names(text)
+
+
 def _conditions(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
@@ -102,10 +115,10 @@ def _record(rank: int, passage: Passage, ranking_score: float, cosine: float | N
 
 
 def _lines(record: dict[str, Any]) -> str:
-    origin = ", ".join(str(record[name]) for name in ("source", "licence", "url") if record[name])
-    text = " ".join((record["text"] or "").split())
+    origin = ", ".join(one_line(record[name]) for name in ("source", "licence", "url") if record[name])
+    text = one_line(record["text"] or "")
     text = text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]} ..."
     image = " (image)" if record["has_image"] else ""
-    lines = [f"{record['rank']}. {record['ranking_score']:.4f}  {record['id']}{image}"]
-    lines += [f"   {line}" for line in (record["title"], text, origin and f"[{origin}]") if line]
+    lines = [f"{record['rank']}. {record['ranking_score']:.4f}  {one_line(record['id'])}{image}"]
+    lines += [f"   {line}" for line in (one_line(record["title"] or ""), text, origin and f"[{origin}]") if line]
     return "\n".join(lines)

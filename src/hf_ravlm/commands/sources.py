@@ -45,6 +45,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reading the source")
     group.add_argument(
         "--format",
+        "--kind",
         choices=FORMATS,
         help="what the source is; by default its name tells: a folder of images and texts (or of WordNet), .jsonl, "
         ".csv, .tsv, .parquet, .xml (a dump of Wikipedia), conceptnet-assertions...; compressed or not",
@@ -52,13 +53,16 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--columns",
         nargs="+",
+        action="extend",
         metavar="NAME=COLUMN",
         help=f"which column of a table holds what ({', '.join(_COLUMNS)}); `id=` numbers the rows, "
         "`metadata=year,place` keeps these columns alone",
     )
     group.add_argument("--licence", metavar="NAME", help="of passages that state none, such as CC-BY-4.0")
     group.add_argument("--chunk", type=int, metavar="LENGTH", help="cut texts into chunks of so many characters")
-    group.add_argument("--chunk_overlap", type=int, default=0, metavar="LENGTH", help="repeated from chunk to chunk")
+    group.add_argument(
+        "--chunk_overlap", "--overlap", type=int, default=0, metavar="LENGTH", help="repeated from chunk to chunk"
+    )
     group.add_argument(
         "--on_error",
         choices=["raise", "skip"],

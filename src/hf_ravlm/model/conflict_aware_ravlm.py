@@ -1,10 +1,11 @@
 """Decoding that trusts the passages where they speak against what the language model believes by itself.
 
 At every step the reader is asked twice, with its evidence and without: `log p(y | x, z) + beta * (log p(y | x, z) -
-log p(y | x))`. What the passages make likelier rises, what was likely anyway does not. Of tokens that are unlikely even
-with the passages the ratio is noise, so only those within a share of the likeliest stay.
+log p(y | x))`. What the passages make likelier rises, what was likely anyway does not. Of tokens that are unlikely
+even with the passages the ratio is noise, so only those within a share of the likeliest stay.
 
-References: Shi et al. 2023 (arXiv 2305.14739, context-aware decoding); Li et al. 2022 (arXiv 2210.15097, plausibility).
+References: Shi et al. 2023 (arXiv 2305.14739, context-aware decoding); Li et al. 2022 (arXiv 2210.15097: plausible
+tokens only).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class ConflictAwareLogitsProcessor(LogitsProcessor):
     """For `generate`: answers lean on the evidence, beyond what they are likely without it.
 
     Works with greedy decoding, sampling and beams, with all fusions, and over latent passages token by token; with
-    RAG-sequence every passage proposes its answers so. It costs a second reading of the short prompt, and a second step
-    for every token.
+    RAG-sequence every passage proposes its answers so. It costs a second reading of the short prompt, and a second
+    step for every token.
 
     Args:
         model: The reader that generates.
@@ -117,7 +118,7 @@ class ConflictAwareLogitsProcessor(LogitsProcessor):
         return {name: value.to(device).repeat_interleave(times, dim=0) for name, value in inputs.items()}
 
     def _parents(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The rows of the last step that the rows of this one go on from; beams change places within their question."""
+        """The rows of the last step that those of this one go on from: beams change places within their question."""
         times = len(input_ids) // len(self.closed_book["input_ids"])
         now, before = (ids.unflatten(0, (-1, times)) for ids in (input_ids[:, :-1], self._read))
         same = (now.unsqueeze(2) == before.unsqueeze(1)).all(dim=-1)  # (B, times, times)

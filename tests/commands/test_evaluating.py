@@ -1,0 +1,89 @@
+"""`hf-ravlm evaluate`: from paths to tables, and what it says about mistakes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever
+from hf_ravlm.cli import main
+from hf_ravlm.evaluation import evaluate_model
+from tiny import picture, tiny_model, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model with three passages beside it, and four questions about them."""
+    folder = tmp_path_factory.mktemp("world")
+    model, processor = tiny_model(fusion="in_context"), tiny_processor()
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    passages = KnowledgeBase.from_dicts(
+        [{"id": f"p{n}", "text": f"the {w}"} for n, w in enumerate(["red", "is", "of"])]
+    )
+    RavlmRetriever.build(passages, RavlmEncoder(model.model, processor)).save_pretrained(folder / "model")
+    rows = []
+    for n in range(4):
+        picture(n).save(folder / f"{n}.png")
+        rows.append({"id": str(n), "q": "what is this?", "answers": ["red"], "image": f"{n}.png"})
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def command(world, output, *words):
+    paths = [world / "model", world / "questions.jsonl", output]
+    return ["evaluate", *map(str, paths), "--columns", "question=q", "--max_new_tokens", "2", *words]
+
+
+def test_tables_and_files_are_those_of_the_library(world, tmp_path, capsys):
+    assert main(command(world, tmp_path / "out", "--limit", "3", "-k", "2")) == 0
+    out = capsys.readouterr().out
+    options = {"columns": {"question": "q"}, "limit": 3, "k": 2, "max_new_tokens": 2}
+    again = evaluate_model(world / "model", world / "questions.jsonl", tmp_path / "out", **options)
+    assert out.startswith(again.report.to_markdown())  # the seconds too: the library went on with the kept replies
+    assert out.splitlines()[-3:] == [f"  {path}" for path in again.files]
+
+
+def test_json_is_one_document_in_ascii(world, tmp_path, capsys):
+    distractors = tmp_path / "more.jsonl"
+    distractors.write_text("\n".join(json.dumps({"id": n, "text": f"gloss {n}"}) for n in range(9)))
+    words = ("--distractors", str(distractors), "--factors", "1,2", "--arms", "closed_book,retrieved")
+    assert main(command(world, tmp_path / "ö", "--metrics", "token_f1", *words, "--json", "--quiet")) == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    record = json.loads(out, parse_constant=pytest.fail)
+    assert record["report"]["accuracy"] == "token_f1"
+    assert list(record["report"]["arms"]) == ["closed_book", "retrieved"]
+    assert [point["num_passages"] for point in record["growth"]["points"]] == [3, 6]
+    assert str(tmp_path / "ö" / "report.md") in record["files"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--columns", "answers"], "--columns answers: expected NAME=COLUMN"),
+        (["--columns", "place=x"], "columns names place; a question has"),
+        (["--arms", "open_book"], "no arm open_book"),
+        (["--arms", "gold"], "has no gold_ids"),
+        (["--metrics", "luck"], "luck"),
+        (["--knowledge", "{tmp}"], "there is no knowledge base here"),
+    ],
+)
+def test_a_mistake_is_one_line(words, message, world, tmp_path, capsys):
+    filled = [word.format(tmp=tmp_path) for word in words]
+    assert main(command(world, tmp_path / "out", *filled, "--quiet", "--json")) == 1
+    written = capsys.readouterr()
+    assert written.err.splitlines()[-1].startswith("error: ")
+    assert message in json.loads(written.out)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--limit", "0"], "at least 1"), (["--factors", "1,x"], "at least 1"), (["--arms", ","], "names")],
+)
+def test_wrong_usage_ends_with_2(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "model", "questions.jsonl", "out", *words])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
