@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,8 +20,8 @@ from huggingface_hub import constants
 from transformers import BertConfig, BertModel
 
 from hf_ravlm import KnowledgeBase, RavlmRetriever, load_encoder
-from hf_ravlm.cli import main
-from hf_ravlm.commands import building
+from hf_ravlm.cli import main, make_parser
+from hf_ravlm.commands import building, index_command
 from hf_ravlm.retrieval.store.storage import read_generation
 from tiny import WIDTHS, picture, tiny_model, tiny_processor, tiny_tokenizer
 
@@ -323,6 +325,34 @@ def test_a_command_line_that_is_not_understood_ends_with_2(words, capsys):
         main(words)
     assert stopped.value.code == 2
     assert "usage: hf-ravlm index" in capsys.readouterr().err
+
+
+def shown_commands(text: str) -> list[list[str]]:
+    """The words after `hf-ravlm` of every command that a text shows."""
+    lines = [line for line in text.splitlines() if line.strip().startswith("hf-ravlm ")]
+    parts = [part for line in lines for part in re.split(r" (?:&&|\|\|) ", line)]
+    return [shlex.split(part, comments=True)[1:] for part in parts]
+
+
+def test_every_example_of_the_help_is_understood():
+    commands = shown_commands(index_command._EXAMPLES)
+    assert len(commands) > 9
+    for words in commands:
+        assert make_parser().parse_args(words).run
+
+
+def test_what_the_readme_shows_works(tmp_path, own_model, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_model").symlink_to(own_model)
+    (tmp_path / "my_folder").mkdir()
+    picture(0).save(tmp_path / "my_folder" / "kite.png")
+    (tmp_path / "more_birds.csv").write_text("name,caption\nowl,big eyes\n")
+    commands = shown_commands((ROOT / "README.md").read_text())
+    assert commands == shown_commands((ROOT / "README.zh.md").read_text())
+    codes = {" ".join(words[:2]): main(words) for words in commands}
+    assert codes.pop("index push") == 1
+    assert "'owl'" in capsys.readouterr().err  # more_birds.csv states no licence
+    assert codes == dict.fromkeys(["index build", "index search", "index add", "index verify", "index repair"], 0)
 
 
 # --- As a process

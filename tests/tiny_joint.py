@@ -26,6 +26,7 @@ from tiny import tiny_model, tiny_processor
 
 
 TIMEOUT = 6  # seconds that a collective operation may take
+PATIENCE = {"ddp_timeout": TIMEOUT, "use_cpu": False}  # the Trainer passes no timeout on with `use_cpu`
 MIX = EvidenceMix(num_passages=3, gold=0.5, distractors=0.5, noise=0.5, dropout=0.7)
 
 
@@ -91,9 +92,9 @@ def step_gradients(trainer) -> dict[str, torch.Tensor]:
 def main(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     for name, build in BUILDERS.items():
-        changes = {"per_device_train_batch_size": 2, "max_steps": 1, "max_grad_norm": 0.0, "ddp_timeout": TIMEOUT}
+        changes = {"per_device_train_batch_size": 2, "max_steps": 1, "max_grad_norm": 0.0, **PATIENCE}
         save_file(step_gradients(build(folder / name, **changes)), folder / f"{name}_{rank}.safetensors")
-    measured = reader_trainer(folder / "measured", per_device_eval_batch_size=2, ddp_timeout=TIMEOUT).evaluate()
+    measured = reader_trainer(folder / "measured", per_device_eval_batch_size=2, **PATIENCE).evaluate()
     kept = {name: torch.tensor(value) for name, value in measured.items() if isinstance(value, float)}
     save_file(kept, folder / f"measured_{rank}.safetensors")
 
@@ -102,7 +103,7 @@ def main(folder: Path) -> None:
         folder / "long",
         max_steps=5,
         per_device_train_batch_size=2,
-        ddp_timeout=TIMEOUT,
+        **PATIENCE,
         save_strategy="steps",
         save_steps=4,
     )

@@ -78,6 +78,17 @@ def test_a_mistake_is_one_line(words, message, world, tmp_path, capsys):
     assert message in json.loads(written.out)["error"]["message"]
 
 
+def test_a_model_of_another_kind_is_refused_before_it_is_loaded(world, tmp_path, capsys):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    for folder, message in (("bert", "a model of the type 'bert'"), ("none", "no model that can be loaded")):
+        paths = [tmp_path / folder, world / "questions.jsonl", tmp_path / "out"]
+        assert main(["evaluate", *map(str, paths), "--quiet"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["--limit", "0"], "at least 1"), (["--factors", "1,x"], "at least 1"), (["--arms", ","], "names")],

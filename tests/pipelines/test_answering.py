@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_ravlm.pipelines.answering import answer_questions
+from hf_ravlm.pipelines.answering import Answer, answer_questions
 from hf_ravlm.retrieval import Evidence
 from tiny import FUSIONS, picture, tiny_model, tiny_processor
 
@@ -38,3 +38,17 @@ def test_answers_come_with_what_they_rest_on(fusion, marginalization):
     torch.testing.assert_close(told.posterior[0], torch.tensor(rows[0][0].posterior), atol=1e-4, rtol=0)
     torch.testing.assert_close(told.leave_one_out[0], torch.tensor(rows[0][0].leave_one_out), atol=1e-4, rtol=0)
     assert rows[0][0].to_record()["leave_one_out"] == rows[0][0].leave_one_out
+
+
+def test_a_record_says_where_each_passage_comes_from():
+    origin = {
+        "source": "Wikipedia",
+        "licence": "CC-BY-SA-4.0",
+        "url": "https://en.wikipedia.org/wiki/Wren",
+        "revision": "1234",
+        "title": "Wren",
+        "metadata": {"section": "Song"},
+    }
+    passage = Evidence(id="wren", text="Loud.", score=0.5, rank=1, **origin)
+    (record,) = Answer("Loud.", [passage]).to_record()["evidence"]
+    assert record == {"id": "wren", "text": "Loud.", "image": None, "score": 0.5, "rank": 1, **origin}

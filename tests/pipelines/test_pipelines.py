@@ -67,6 +67,7 @@ def test_a_picture_gives_words_with_evidence_and_posterior(describe):
         "source": "the almanac",
         "licence": "CC0-1.0",
         "url": None,
+        "revision": None,
         "title": None,
         "metadata": {},
     }

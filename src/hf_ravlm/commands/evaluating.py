@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ..errors import InvalidInputError
-from .outcome import Outcome, names, positive
+from .outcome import Outcome, names, one_line, positive
 
 
 _EXAMPLES = """examples:
@@ -80,12 +80,14 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     """`evaluate`: asks, judges and reports."""
     from ..evaluation.model_evaluation import evaluate_model
 
+    columns = _columns(arguments.columns)
+    _check_model(arguments.model)
     found = evaluate_model(
         arguments.model,
         arguments.data,
         arguments.output,
         arms=arguments.arms,
-        columns=_columns(arguments.columns),
+        columns=columns,
         split=arguments.split,
         limit=arguments.limit,
         metrics=arguments.metrics,
@@ -107,6 +109,24 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     }
     tables = [found.report.to_markdown(), *([] if growth is None else [growth.to_markdown()])]
     return Outcome(record, "\n".join([*tables, "Written:", *(f"  {path}" for path in record["files"])]))
+
+
+def _check_model(name: str) -> None:
+    """Refuses what is no RAVLM by its settings alone: loading another model as one would make it up at full size."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"{name}: there is no model that can be loaded. Expected the folder or Hub id of a RAVLM. "
+            f"({one_line(str(error))[:300]})"
+        ) from error
+    if config.model_type != "ravlm":
+        raise InvalidInputError(
+            f"{name}: this is a model of the type {config.model_type!r}. Expected a RAVLM with a generator, as "
+            "`RavlmForConditionalGeneration.save_pretrained` writes it."
+        )
 
 
 def _columns(pairs: list[str]) -> dict[str, str] | None:

@@ -120,7 +120,7 @@ def guess_format(path: Path) -> str:
     Raises:
         InvalidInputError: If there is no such file or folder, or its name says nothing.
 
-    >>> guess_format(Path("src"))
+    >>> guess_format(Path("."))
     'folder'
     """
     if path.is_dir():

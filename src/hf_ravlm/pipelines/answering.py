@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from ..retrieval import Evidence, RavlmRetriever
     from .encoded_knowledge import EncodedKnowledge
 
-EVIDENCE_FIELDS = ("id", "text", "image", "score", "rank", "source", "licence", "url", "title", "metadata")
+EVIDENCE_FIELDS = (
+    *("id", "text", "image", "score", "rank"),
+    *("source", "licence", "url", "revision", "title", "metadata"),
+)
 
 
 @dataclass

@@ -535,7 +535,8 @@ class RavlmRetriever:
         """Publishes the knowledge base in one commit, so that no reader of the repository sees half of it.
 
         What is not alive is not published, and files of earlier pushes go in the same commit (they stay in the history
-        of the repository). An interrupted push changes nothing; the next one sends only what is missing.
+        of the repository). An interrupted push changes nothing; the next one sends only what is missing. The files are
+        written to the temporary folder of the system (`TMPDIR`) first, which needs room for them.
 
         Args:
             repo_id: A repository, such as `"owner/name"`; created if needed.
