@@ -38,13 +38,14 @@ def test_the_forward_pass_compiles_without_a_break(fusion):
     torch._dynamo.reset()
 
 
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # transformers' own call
 @pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
 def test_attention_kernels_agree(fusion, attention):
     model, inputs = tiny_model(fusion=fusion), inputs_for(fusion)
     with torch.no_grad():
         expected = model(**inputs).logits
-        model.set_attn_implementation(attention)
+        model.language_model.set_attn_implementation(attention)
         kept = inputs["attention_mask"].bool()
         torch.testing.assert_close(model(**inputs).logits[kept], expected[kept], atol=1e-5, rtol=1e-4)
 
