@@ -13,6 +13,7 @@ from hf_ravlm.model.distillation_ravlm import emdr2_loss
 from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
 from hf_ravlm.training.evidence_mixing import EvidenceMix
 from hf_ravlm.training.joint_trainer import JointSettings, RavlmJointTrainer
+from hf_ravlm.training.trainers import RavlmTrainer
 from reading_world import COLOURS, THINGS, arguments, colour_retriever, passages, rows
 from tiny import tiny_model, tiny_processor
 
@@ -58,8 +59,8 @@ def joint_trainer(folder, settings=None, model=None, images=True, num_passages=3
     )
 
 
-def hit_at_1(trainer) -> float:
-    asked = rows(len(THINGS), images=False)
+def hit_at_1(trainer, asked=None) -> float:
+    asked = rows(len(THINGS), images=False) if asked is None else asked
     found, _ = trainer.batches.find(trainer.batches.opened(asked), 1)
     ids = trainer.retriever.knowledge_base.ids
     return float(np.mean([ids[places[0]] == row["gold_ids"][0] for row, places in zip(asked, found)]))
@@ -212,3 +213,35 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match="rag_seq"):
         JointSettings("ppmean")
     assert len(COLOURS) == len(THINGS)
+
+
+def test_a_reader_that_has_learned_to_read_teaches_the_retriever_what_to_find(tmp_path):
+    """Questions share no word with their passages: only the answers can tell which belongs to which."""
+    draw = np.random.default_rng(0)
+    told = [(THINGS[thing], COLOURS[colour]) for thing, colour in draw.integers(6, size=(256, 2))]
+    lessons = [{"question": "that ?", "answer": said, "evidence": [f"{thing} : {said}"]} for thing, said in told]
+    model, processor = tiny_model(marginalization="sequence"), tiny_processor()
+    reading = arguments(
+        tmp_path, max_steps=150, per_device_train_batch_size=16, learning_rate=5e-3, lr_scheduler_type="constant"
+    )
+    RavlmTrainer(model, reading, train_dataset=lessons, processing_class=processor).train()
+
+    names = ["one", "two", "three", "four", "five", "six"]
+    asked = [
+        {"question": f"{name} ?", "answer": colour, "gold_ids": [thing]}
+        for name, thing, colour in zip(names, THINGS, COLOURS)
+    ]
+    trainer = joint_trainer(
+        tmp_path,
+        JointSettings("rag_sequence", side="passage", refresh_every=5),
+        model,
+        num_passages=6,
+        train=asked * 2,
+        max_steps=60,
+        per_device_train_batch_size=6,
+        learning_rate=3e-3,
+    )
+    before = hit_at_1(trainer, asked)
+    trainer.train()
+    assert before < 0.5
+    assert hit_at_1(trainer, asked) == 1.0

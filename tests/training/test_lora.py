@@ -80,6 +80,8 @@ def test_the_default_target_knows_other_families(family):
     assert all("language_model" in name for name in adapted)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_quantized_language_model_is_trained_through_adapters(tmp_path):
     quantization = pytest.importorskip("torchao.quantization", reason='needs torchao: pip install -e ".[dev]"')
     from transformers import TorchAoConfig

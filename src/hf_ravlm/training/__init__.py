@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from .arguments import RavlmPreTrainingArguments
+from .callbacks import MineNegativesCallback
 from .collators import AnswerCollator, ClassificationCollator, RetrievalCollator, undecoded
+from .evidence_mixing import EvidenceMix
+from .hard_negatives import HardNegatives, NegativeRules, mine_hard_negatives
+from .joint_trainer import JointSettings, RavlmJointTrainer
 from .lengths import with_lengths
 from .pretrainer import RavlmPreTrainer
 from .trainers import RavlmTrainer, freeze
@@ -12,11 +16,18 @@ from .trainers import RavlmTrainer, freeze
 __all__ = [
     "AnswerCollator",
     "ClassificationCollator",
+    "EvidenceMix",
+    "HardNegatives",
+    "JointSettings",
+    "MineNegativesCallback",
+    "NegativeRules",
+    "RavlmJointTrainer",
     "RavlmPreTrainer",
     "RavlmPreTrainingArguments",
     "RavlmTrainer",
     "RetrievalCollator",
     "freeze",
+    "mine_hard_negatives",
     "undecoded",
     "with_lengths",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class MineNegativesCallback(TrainerCallback):
         self.every, self.use, self.warmup_steps = every, use, warmup_steps
         self.num_negatives, self.options = num_negatives, options
         self.negatives: list[HardNegatives] | None = None
+        self._shared: Path | None = None  # files of the last mining
 
     def on_step_end(self, args, state, control, **kwargs):
         """Mines when it is time."""
@@ -92,7 +94,7 @@ class MineNegativesCallback(TrainerCallback):
             return
         if state.global_step >= state.max_steps:
             return
-        folder = Path(args.output_dir) / "mining" if args.world_size > 1 else None
+        folder = Path(args.output_dir) / "mining" / f"step-{state.global_step}" if args.world_size > 1 else None
         retriever = RavlmRetriever.build(
             self.knowledge_base, self.encoder, staging=None if folder is None else folder / "vectors"
         )
@@ -106,6 +108,9 @@ class MineNegativesCallback(TrainerCallback):
         )
         logger.info("Mined hard negatives of %d rows at step %d.", len(self.negatives), state.global_step)
         self.use(self.negatives)
+        if args.process_index == 0 and self._shared is not None:  # every process has long read it
+            shutil.rmtree(self._shared, ignore_errors=True)
+        self._shared = folder
 
     def save_state(self, folder: Path) -> None:
         """Writes the negatives into a checkpoint."""

@@ -115,7 +115,9 @@ def _distractors(
 
 def _random_rows(view: PassageView, number: int, taken: set[int], rng: np.random.Generator) -> list[int]:
     """Rows of the knowledge base that are not taken; fewer if there are no more."""
-    if number <= 0 or len(view) <= len(taken - {-1}):
-        return []
-    drawn = dict.fromkeys(rng.integers(len(view), size=4 * (number + len(taken))).tolist())
-    return [place for place in drawn if place not in taken][:number]
+    number = min(number, len(view) - len(taken - {-1}))
+    chosen: dict[int, None] = {}
+    while len(chosen) < number:
+        drawn = rng.integers(len(view), size=2 * number).tolist()
+        chosen |= dict.fromkeys(place for place in drawn if place not in taken)
+    return list(chosen)[: max(number, 0)]
