@@ -29,7 +29,7 @@ demo: $(VENV)/.demo-installed  ## answer questions about flags with the shipped 
 test: lint  ## lint, types, floors, then all tests and doctests
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto $(ARGS)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$(QUANTIZATION) $(BIN)/python -m pytest -q -k quantized \
-		tests/model/test_good_citizen.py
+		tests/model/test_good_citizen.py tests/training/test_lora.py
 
 # The suites come from the source archives of the installed versions, which are downloaded once into HARNESS.
 conformance: $(VENV)/.test-installed  ## common test suites of transformers and peft, run on our classes

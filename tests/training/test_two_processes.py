@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tiny_alignment import CASES, build_batch, build_model, build_trainer, step_gradients
+from two_processes import run_two_processes
 
 
 pytestmark = pytest.mark.slow
@@ -20,14 +18,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> Path:
     """The folder that two processes have written their gradients to."""
-    folder = tmp_path_factory.mktemp("two_processes")
     program = Path(__file__).parents[1] / "tiny_alignment.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    run = subprocess.run([*launch, str(folder)], env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-4000:]
-    return folder
+    return run_two_processes(program, tmp_path_factory.mktemp("two_processes"))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -6,7 +6,6 @@ depend on the question. They are kept in one file, memory-mapped, in bfloat16: 7
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..retrieval import KnowledgeBase
+from ..retrieval.encoding.embedding_job import input_digest
 from ..retrieval.encoding.encoders import fingerprint_of
 from ..retrieval.passages.passage_states import PassageStates
 from .answering import without_adapters
@@ -148,17 +148,6 @@ def states_fingerprint(
     settings = {
         "passage_images": processor.passage_images,
         "num_image_tokens": reader.config.num_image_tokens,
-        "passages": passages_digest(knowledge_base),
+        "passages": input_digest(knowledge_base),
     }
     return fingerprint_of(nn.ModuleList(parts), {**processor.retrieval_fingerprint(), **settings})
-
-
-def passages_digest(knowledge_base: KnowledgeBase) -> str:
-    """SHA-256 over ids, texts and pictures of all passages, in their order."""
-    digest = hashlib.sha256()
-    for batch in knowledge_base.table.select(["id", "text", "image"]).to_batches():
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            for part in row:
-                content = b"" if part is None else part if isinstance(part, bytes) else part.encode()
-                digest.update(f"{part is None}:{len(content)}:".encode() + content)
-    return digest.hexdigest()

@@ -128,7 +128,6 @@ def test_rows_that_are_not_allowed_are_never_found(world):
 
 
 def test_filters_are_combined_with_allowed_rows(world):
-    pytest.importorskip("hf_ravlm.retrieval.ranking.filters")
     allowed = np.arange(NUM_ROWS) < 20
     ranking = run(world, k=40, where={"source": "source 1"}, allowed=allowed)
     expected = [row for row in range(20) if row % 3 == 1 and row % 7 != 0]
