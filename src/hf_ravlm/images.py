@@ -7,6 +7,8 @@ file of a hundred bytes can ask for gigabytes; grey levels, transparency and rot
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
 import os
 import re
@@ -47,9 +49,10 @@ def safe_image(
     composited on white, and 16-bit or float grey levels are scaled to 8 bits instead of being clipped.
 
     Args:
-        source: A path; encoded `bytes`; a dictionary `{"bytes": ..., "path": ...}` as `datasets` gives; a
-            `numpy` array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), either `uint8` or float in 0..1 (a
-            (H, W) array may be `uint16`); or a `PIL.Image.Image`. A plain RGB `PIL` image is returned as it is.
+        source: A path; encoded `bytes`; the same as text, `"data:image/png;base64,..."`, as chats carry them; a
+            dictionary `{"bytes": ..., "path": ...}` as `datasets` gives; a `numpy` array of shape (H, W),
+            (H, W, 1), (H, W, 3) or (H, W, 4), either `uint8` or float in 0..1 (a (H, W) array may be `uint16`); or a
+            `PIL.Image.Image`. A plain RGB `PIL` image is returned as it is.
         max_bytes: Largest encoded size, in bytes.
         max_pixels: Largest width x height. Pillow's own `PIL.Image.MAX_IMAGE_PIXELS` still applies beyond it.
         max_side: Largest width and largest height, in pixels.
@@ -204,12 +207,26 @@ def _read_encoded(source: Any, max_bytes: int) -> tuple[bytes, str]:
         label = f"image of {len(source):,} bytes"
         _check_num_bytes(len(source), label, max_bytes)
         return bytes(source), label
+    if isinstance(source, str) and source.startswith("data:image/"):
+        return _read_data_url(source, max_bytes)
     if isinstance(source, (str, os.PathLike)):
         return _read_file(os.fspath(source), max_bytes)
     raise UnsafeInputError(
         f"An image came as {type(source).__module__}.{type(source).__qualname__}. Expected a path, bytes, a "
         '{"bytes", "path"} dictionary, a numpy array (H, W, 3) or a PIL image.'
     )
+
+
+def _read_data_url(source: str, max_bytes: int) -> tuple[bytes, str]:
+    head, _, text = source.partition(",")
+    label = f"{head[:100]} of {len(text):,} letters"
+    _check_num_bytes(len(text) * 3 // 4, label, max_bytes)
+    if not head.endswith(";base64"):
+        raise UnsafeInputError(f"{label}: expected data:image/png;base64,... with the encoded image after the comma.")
+    try:
+        return base64.b64decode(text, validate=True), label
+    except (binascii.Error, ValueError) as error:
+        raise UnsafeInputError(f"{label}: the base64 text cannot be decoded ({error}). Encode it again.") from error
 
 
 def _read_file(path: str | bytes, max_bytes: int) -> tuple[bytes, str]:

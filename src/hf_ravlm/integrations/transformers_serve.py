@@ -1,0 +1,146 @@
+"""The OpenAI-compatible server of transformers, answering with evidence: pip install "hf_ravlm[serve]".
+
+`transformers serve FOLDER --trust-remote-code` serves our readers, too, but closed-book: that server knows a processor
+and a model, and no retriever. Here its processor looks up what the model's folder knows before it writes the prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidInputError, RavlmError
+from ..model import RavlmForConditionalGeneration, RavlmProcessor
+from ..pipelines.image_text_to_text import question_of_chat
+from ..pipelines.image_to_text import find_retriever
+
+
+if TYPE_CHECKING:
+    from transformers.feature_extraction_utils import BatchFeature
+
+    from ..retrieval import RavlmRetriever
+
+_MAX_PASSAGES = 100  # that a request may ask for
+_TOLD = ("id", "text", "score", "rank", "source", "licence", "url", "title")  # of a passage, in a reply
+
+
+def serve(model: str, k: int | None = None, **settings: Any) -> Any:
+    """Serves a reader with the knowledge base of its folder; returns when the server is stopped.
+
+    Of a conversation, the last user message is the question and the last picture its image, as in
+    `pipeline("image-text-to-text")`. A request may say how many passages it wants, 0 for none:
+    `{"chat_template_kwargs": {"k": 0}}`. Pictures come in the request, as `data:` URLs; nothing is fetched. The
+    message of the reply has a field `evidence`, a list of the passages that were read, best first; a stream has none.
+
+    Args:
+        model: A folder or Hub id of a reader with its processor; clients name it in `model`.
+        k: Passages per question; `None` for as many as the model's config says.
+        **settings: Of the server: `host` (`"localhost"`), `port` (8000), `device`, `dtype`, `default_seed`, ...;
+            `non_blocking=True` returns a running server, which `kill_server()` stops.
+
+    Raises:
+        ImportError: If the server's own requirements are missing.
+
+    Example:
+
+    ```python
+    >>> server = serve("examples/flags/checkpoint", port=8000, non_blocking=True)  # doctest: +SKIP
+    >>> client = openai.OpenAI(base_url="http://localhost:8000/v1", api_key="none")  # doctest: +SKIP
+    >>> client.chat.completions.create(model="examples/flags/checkpoint", messages=messages)  # doctest: +SKIP
+
+    ```
+    """
+    from transformers.utils import import_utils
+
+    if not import_utils.is_serve_available():
+        raise ImportError('Serving needs: pip install "hf_ravlm[serve]"')
+    from transformers.cli.serve import Serve
+
+    with _server_with_evidence(k):
+        return Serve(model, **{"host": "localhost", "port": 8000, "device": "cpu", **settings})
+
+
+def with_evidence(
+    processor: RavlmProcessor, model: RavlmForConditionalGeneration, retriever: RavlmRetriever | None, k: int | None
+) -> RavlmProcessor:
+    """Gives this one processor a chat template that retrieves; returns it.
+
+    Args:
+        processor: Of the model.
+        model: The reader.
+        retriever: Its knowledge base; `None` answers closed-book.
+        k: Passages per question; `None` for as many as the model's config says.
+    """
+    default = model.config.num_passages if k is None else k
+    processor.apply_chat_template = partial(_chat_inputs, processor, retriever, default)
+    return processor
+
+
+def _chat_inputs(
+    processor: RavlmProcessor,
+    retriever: RavlmRetriever | None,
+    default: int,
+    conversation: list[dict[str, Any]],
+    k: int | None = None,
+    **settings: Any,
+) -> BatchFeature:
+    """What a chat template gives with `tokenize` and `return_dict`, after looking up evidence."""
+    from fastapi import HTTPException
+
+    try:
+        return _inputs_with_evidence(processor, retriever, conversation, default if k is None else k)
+    except RavlmError as error:
+        raise HTTPException(status_code=400, detail=str(error)) from error
+
+
+def _inputs_with_evidence(
+    processor: RavlmProcessor, retriever: RavlmRetriever | None, conversation: list[dict[str, Any]], k: int
+) -> BatchFeature:
+    if not isinstance(k, int) or not 0 <= k <= _MAX_PASSAGES:
+        raise InvalidInputError(f"k={k!r}: expected 0 (closed-book) to {_MAX_PASSAGES} passages")
+    image, question = question_of_chat(conversation)
+    if image is not None and not str(image).startswith("data:"):
+        # Whoever asks must not choose what this machine reads or fetches.
+        raise InvalidInputError("a picture came as an address; send the picture itself: data:image/png;base64,...")
+    images = None if image is None else [image]
+    evidence = retriever.retrieve(images, [question], k=k) if retriever is not None and k > 0 else [[]]
+    inputs = processor(images=images, text=[question], evidence=evidence)
+    inputs.found = [{name: getattr(passage, name) for name in _TOLD} for passage in evidence[0]]  # for the reply
+    return inputs
+
+
+@contextmanager
+def _server_with_evidence(k: int | None) -> Iterator[None]:
+    """While a server is made, it takes a manager and a handler that know of evidence; both are its own to keep."""
+    from fastapi.responses import JSONResponse
+    from transformers.cli.serving import chat_completion, model_manager
+
+    class EvidenceModelManager(model_manager.ModelManager):
+        def load_model_and_processor(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            model, processor = super().load_model_and_processor(*args, **kwargs)
+            if isinstance(processor, RavlmProcessor) and "apply_chat_template" not in vars(processor):
+                with_evidence(processor, model, find_retriever(model, processor), k)
+            return model, processor
+
+    class EvidenceChatHandler(chat_completion.ChatCompletionHandler):
+        async def _non_streaming(
+            self, request_id: str, model: Any, processor: Any, model_id: str, inputs: Any, *args: Any, **kwargs: Any
+        ) -> JSONResponse:
+            response = await super()._non_streaming(request_id, model, processor, model_id, inputs, *args, **kwargs)
+            reply = json.loads(response.body)
+            for choice in reply["choices"]:
+                choice["message"]["evidence"] = getattr(inputs, "found", [])
+            return JSONResponse(reply)
+
+    plain = model_manager.ModelManager, chat_completion.ChatCompletionHandler
+    model_manager.ModelManager, chat_completion.ChatCompletionHandler = EvidenceModelManager, EvidenceChatHandler
+    try:
+        yield
+    finally:
+        model_manager.ModelManager, chat_completion.ChatCompletionHandler = plain
+
+
+__all__ = ["serve", "with_evidence"]

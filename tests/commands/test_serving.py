@@ -1,0 +1,51 @@
+"""What `hf-ravlm serve` hands to the server, and what it says when that does not start."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hf_ravlm.cli import main
+from hf_ravlm.errors import InvalidInputError
+from hf_ravlm.integrations import transformers_serve
+
+
+@pytest.fixture
+def served(monkeypatch):
+    calls = []
+    monkeypatch.setattr(transformers_serve, "serve", lambda *args, **kwargs: calls.append((args, kwargs)))
+    return calls
+
+
+def test_only_this_machine_may_ask_unless_told_otherwise(served):
+    assert main(["serve", "flags", "--device", "cpu"]) == 0
+    assert main(["serve", "flags", "--host", "0.0.0.0", "--port", "9000", "--k", "3", "--device", "cuda"]) == 0
+    assert served == [
+        (("flags", None), {"host": "localhost", "port": 8000, "device": "cpu"}),
+        (("flags", 3), {"host": "0.0.0.0", "port": 9000, "device": "cuda"}),
+    ]
+
+
+def test_what_stops_it_is_told(monkeypatch, capsys):
+    def fail(*_args, **_kwargs):
+        raise InvalidInputError("the model is no reader")
+
+    monkeypatch.setattr(transformers_serve, "serve", fail)
+    assert main(["serve", "flags", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["message"] == "the model is no reader"
+
+
+def test_what_it_needs_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
+    assert main(["serve", "flags"]) == 1
+    assert 'pip install "hf_ravlm[serve]"' in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_it(monkeypatch, capsys):
+    def stop(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transformers_serve, "serve", stop)
+    assert main(["serve", "flags"]) == 130
+    assert "Stopped." in capsys.readouterr().err
