@@ -39,7 +39,7 @@ conformance: $(VENV)/.test-installed  ## common test suites of transformers and 
 
 train: $(VENV)/.demo-installed  ## train retriever and reader on the flags; writes the folder that the demo loads
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		--num_cpu_threads_per_process $$(getconf _NPROCESSORS_ONLN) examples/train.py $(ARGS)
+		--num_cpu_threads_per_process $$(getconf _NPROCESSORS_ONLN) examples/train_flags.py $(ARGS)
 
 # Without a cache: an old one takes modules that came since for missing ones.
 lint: $(VENV)/.test-installed  ## format check, lint, import floors, types

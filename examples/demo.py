@@ -2,9 +2,9 @@
 
     python examples/demo.py
 
-Loads the folder that `examples/train.py` wrote (model, processor, knowledge base, vectors), asks about pictures of
-countries that were kept out of training, in drawing styles that were kept out, too, draws `demo.png`, and prints exact
-match closed-book, with retrieval, and with the gold passage. Needs no network.
+Loads the folder that `examples/train_flags.py` wrote (model, processor, knowledge base, vectors), asks about pictures
+of countries that were kept out of training, in drawing styles that were kept out, too, draws `demo.png`, and prints
+exact match closed-book, with retrieval, and with the gold passage. Needs no network.
 """
 
 from __future__ import annotations

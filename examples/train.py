@@ -1,171 +1,111 @@
-"""Train the retriever and the reader of the flags world from scratch, and write the folder that `make demo` uses.
+"""Fine-tune a reader: it learns to answer from the passages that a retriever finds.
 
-    accelerate launch examples/train.py --out runs/flags
+    accelerate launch examples/train.py  # the shipped model, on flags
+    accelerate launch examples/train.py --model DIR --use_lora --dataset questions.jsonl --answer_column answer \
+        --eval_dataset more.jsonl --knowledge_base DIR --output_dir runs/reader --report_to tensorboard
 
-Three stages (`examples/flags/recipe.py` says why): the picture tower learns to match drawings across styles, the text
-tower to find the passage that answers, the reader to copy the answer out of passages. Then the knowledge base is
-indexed, everything is saved to one folder, and the dev countries are measured. Any option of a stage scales with its
-number of steps, 0 skips it; `--start_from FOLDER` goes on from what another run wrote, with the same result as one
-run of all stages; `--leave_out STYLE` keeps one drawing style out of training altogether.
+`--model` is a folder or a name on the Hub with a reader and its processor, and, unless `--knowledge_base` names
+another place, a knowledge base. Every option of `TrainingArguments` is one here. Rows are told by `training_rows.py`.
+The output folder holds all that `pipeline("image-to-text", model=...)` needs.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, TrainingArguments, set_seed
-from transformers.utils import logging as transformers_logging
 
-from flags.copying import copying_parts
-from flags.matching import FlagPairs, wrong_flag_pictures
-from flags.measure import answer_table, format_answers, format_retrieval, retrieval_table, tasks_of
-from flags.reading import ReadingBatches, make_tokenizer
-from flags.recipe import AskingTrainer, MatchingTrainer, ReadingTrainer, build_model, build_processor
-from flags.text_pairs import TextPairs
-from flags.world import VIEWS, load_world
-from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever
-from hf_ravlm.training import freeze
-
-
-logger = logging.getLogger("train")
+from hf_ravlm import EvidenceMix, RavlmEncoder, RavlmRetriever, RavlmTrainer
+from training_rows import CHECKPOINT, DataOptions, evaluation_rows, training_rows
 
 
 @dataclass
 class Options:
-    """What can be chosen on the command line."""
+    """What is trained, and what it reads."""
 
-    out: str = field(default="runs/flags", metadata={"help": "folder to write"})
-    seed: int = field(default=0, metadata={"help": "of weights and data"})
-    matching_steps: int = field(default=1300, metadata={"help": "stage 1: batches of about 208 drawings"})
-    text_steps: int = field(default=350, metadata={"help": "stage 2: batches of 24 questions"})
-    reading_steps: int = field(default=1800, metadata={"help": "stage 3: batches of about 2048 tokens; 0 skips it"})
-    start_from: str | None = field(default=None, metadata={"help": "folder of an earlier run to go on from"})
-    leave_out: str | None = field(default=None, metadata={"help": "a drawing style never to train on"})
-    designs: int = field(default=5000, metadata={"help": "invented flags of stage 1"})
-    evaluate: bool = field(default=True, metadata={"help": "measure the dev countries at the end"})
-
-
-def main(options: Options) -> None:
-    """Runs the stages, saves the folder, prints the tables."""
-    transformers_logging.set_verbosity_warning()
-    set_seed(options.seed)
-    started = time.perf_counter()
-    world = load_world()
-    views = [view for view in VIEWS if view != options.leave_out]
-    if options.start_from:
-        processor = AutoProcessor.from_pretrained(options.start_from)
-        model = AutoModelForImageTextToText.from_pretrained(options.start_from)
-    else:
-        processor = build_processor(make_tokenizer([world.entities[entity] for entity in world.train]))
-        model = build_model(processor, options.seed)
-    model.model.modality_log_weight.requires_grad_(False)  # pictures decide the country, words the passage
-    train_matching(model, world, views, options)
-    train_asking(model, processor, world, views, options)
-    train_reading(model, processor, world, views, options)
-    folder = Path(options.out)
-    save(model, processor, world, folder)
-    logger.warning("trained and saved to %s in %.1f minutes", folder, (time.perf_counter() - started) / 60)
-    if options.evaluate:
-        evaluate(folder, processor, world, options)
+    model: str = field(default=CHECKPOINT, metadata={"help": "folder or name of the reader to start from"})
+    knowledge_base: str | None = field(default=None, metadata={"help": "its folder or name; by default that of model"})
+    use_lora: bool = field(default=False, metadata={"help": "train adapters of the language model, not all of it"})
+    lora_rank: int = field(default=16, metadata={"help": "of the adapters"})
+    num_passages: int | None = field(default=None, metadata={"help": "K; by default as the model was trained"})
+    gold: float = field(default=1.0, metadata={"help": "how often a gold passage is put in where none was found"})
+    distractors: float = field(default=0.0, metadata={"help": "share of the other passages that mislead"})
+    noise: float = field(default=0.1, metadata={"help": "how often one passage is a random one"})
+    dropout: float = field(default=0.1, metadata={"help": "how often fewer passages are read, or none"})
+    max_new_tokens: int = field(default=16, metadata={"help": "of the answers in evaluation"})
 
 
-def train_matching(model, world, views, options: Options) -> None:
-    """Stage 1: the dual encoder's picture side."""
-    encoder = model.model.to(memory_format=torch.channels_last)
-    pairs = FlagPairs(world, world.train, views, seed=options.seed, num_designs=options.designs)
-    arguments = stage(options, "matching", options.matching_steps, learning_rate=4e-3, weight_decay=0.05)
-    fit(MatchingTrainer, encoder, arguments, pairs)
-    model.model.to(memory_format=torch.contiguous_format)
+@dataclass
+class Arguments(TrainingArguments):
+    """`TrainingArguments` with other defaults."""
+
+    output_dir: str = field(default="runs/reader", metadata={"help": "folder to write"})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "rows in a batch of one process"})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "passes over the rows"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "at its highest"})
+    logging_steps: float = field(default=10, metadata={"help": "steps between two lines"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep"})
 
 
-def train_asking(model, processor, world, views, options: Options) -> None:
-    """Stage 2: the dual encoder's text side."""
-    encoder = model.model
-    freeze(encoder.vision_tower, encoder.image_projection)
-    encoder.logit_scale.requires_grad_(False)
-    pairs = TextPairs(processor, world, world.train, views, seed=options.seed)
-    fit(AskingTrainer, encoder, stage(options, "asking", options.text_steps, learning_rate=2e-3), pairs)
-
-
-def train_reading(model, processor, world, views, options: Options) -> None:
-    """Stage 3: the reader, on an encoder that no longer changes."""
-    freeze(model.model, *copying_parts(model.language_model))
-    batches = ReadingBatches(
-        processor, world, world.train, views, seed=options.seed, num_short_batches=options.reading_steps // 4
-    )
-    arguments = stage(options, "reading", options.reading_steps, learning_rate=3e-4, adam_beta2=0.98)
-    fit(ReadingTrainer, model, arguments, batches)
-
-
-def stage(options: Options, name: str, steps: int, **settings) -> TrainingArguments:
-    """The arguments that all stages share: cosine schedule, bf16 arithmetic, no checkpoints in between."""
-    return TrainingArguments(
-        output_dir=f"{options.out}-{name}",
-        max_steps=steps,
-        seed=options.seed,
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        per_device_train_batch_size=1,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(steps // 20, 1),
-        logging_steps=max(steps // 20, 1),
-        save_strategy="no",
-        report_to="none",
-        remove_unused_columns=False,
-        accelerator_config={"dispatch_batches": False},
-        **settings,
-    )
-
-
-def fit(trainer_class, model, arguments: TrainingArguments, batches) -> None:
-    """Trains on batches that come ready made; the seed is set anew, so that no stage depends on those before."""
+def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
+    """Trains, saves, and prints the measures if there is something to measure with."""
     set_seed(arguments.seed)
-    if arguments.max_steps > 0:
-        trainer_class(model=model, args=arguments, train_dataset=batches, data_collator=lambda rows: rows[0]).train()
-        Path(arguments.output_dir).rmdir()  # the Trainer makes it, and without checkpoints nothing comes into it
+    processor = AutoProcessor.from_pretrained(options.model)
+    model = AutoModelForImageTextToText.from_pretrained(options.model)
+    retriever = RavlmRetriever.from_pretrained(
+        options.knowledge_base or options.model, encoder=RavlmEncoder(model.model, processor)
+    )
+    mix = EvidenceMix(
+        model.config.num_passages if options.num_passages is None else options.num_passages,
+        gold=options.gold,
+        distractors=options.distractors,
+        noise=options.noise,
+        dropout=options.dropout,
+    )
+    held_out = evaluation_rows(data)
+    trainer = RavlmTrainer(
+        model,
+        arguments,
+        train_dataset=training_rows(data),
+        eval_dataset=held_out,
+        processing_class=processor,
+        retriever=retriever,
+        evidence=mix,
+        peft_config=lora(options),
+        generation=None if held_out is None else {"max_new_tokens": options.max_new_tokens, "do_sample": False},
+    )
+    resumed = arguments.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if resumed == "true" else resumed)
+    if held_out is not None:
+        trainer.log_metrics("eval", trainer.evaluate())
+    save(trainer, options)
 
 
-def save(model, processor, world, folder: Path) -> None:
-    """Model, processor, knowledge base and vectors to one folder."""
-    marks = processor.markers  # of prompts, never of answers
-    never = [marks.image, marks.evidence, marks.passage, marks.question, marks.answer]
-    model.generation_config.suppress_tokens = never
-    model.eval().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    knowledge_base = KnowledgeBase.from_dicts([row for entity in world.entities for row in world.passages(entity)])
-    RavlmRetriever.build(knowledge_base, RavlmEncoder(model.model, processor)).save_pretrained(folder)
+def save(trainer: RavlmTrainer, options: Options) -> None:
+    """Everything to one folder; adapters are merged into the model, and kept apart."""
+    folder = Path(trainer.args.output_dir)
+    trainer.save_model(str(folder / "adapters" if options.use_lora else folder))  # by all processes: it may be sharded
+    if not trainer.is_world_process_zero():
+        return
+    if options.use_lora:
+        from peft import PeftModel
+
+        base = AutoModelForImageTextToText.from_pretrained(options.model)
+        PeftModel.from_pretrained(base, folder / "adapters").merge_and_unload().save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+    trainer.retriever.save_pretrained(folder)
+    print(f"saved to {folder}")
 
 
-def evaluate(folder: Path, processor, world, options: Options) -> None:
-    """Loads the folder as a user would, measures the dev countries, writes `figures.json` beside the weights."""
-    model = AutoModelForImageTextToText.from_pretrained(folder)
-    retriever = RavlmRetriever.from_pretrained(folder, encoder=RavlmEncoder(model.model, processor))
-    queries = [view for view in VIEWS if view != "mledoze"]
-    wrong = wrong_flag_pictures(world, [*world.train, *world.dev], VIEWS)
-    figures = {
-        "left out": options.leave_out,
-        "parameters": model.num_parameters(),
-        "passages": len(retriever),
-        "retrieval": retrieval_table(retriever, world, world.dev, queries),
-        "retrieval without pictures that show another entry's flag": retrieval_table(
-            retriever, world, world.dev, queries, leave_out=wrong
-        ),
-    }
-    for name, table in list(figures.items())[3:]:
-        print(f"\n{name} (dev countries, all {len(world.entities)} entries)\n{format_retrieval(table)}")
-    if options.reading_steps:
-        kinds = ("name", "capital", "language", "currency", "subregion", "meaning", "describe")
-        figures["answers"] = answer_table(
-            model, processor, retriever, world, tasks_of(world, world.dev, queries, kinds)
-        )
-        print(f"\nanswers\n{format_answers(figures['answers'])}")
-    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+def lora(options: Options):
+    """Adapters in the attention of the language model, or `None`."""
+    if not options.use_lora:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(r=options.lora_rank, lora_alpha=2 * options.lora_rank)
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Options).parse_args_into_dataclasses()[0])
+    main(*HfArgumentParser([DataOptions, Options, Arguments]).parse_args_into_dataclasses())

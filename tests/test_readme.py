@@ -52,9 +52,9 @@ def test_both_languages_show_the_same_code():
 
 @pytest.mark.slow
 def test_the_training_line_writes_a_folder_that_the_demo_loads(tmp_path):
-    (line,) = [line for line in "".join(blocks("README.md", "console")).splitlines() if "examples/train.py" in line]
+    (line,) = [line for line in "".join(blocks("README.md", "console")).splitlines() if "train_flags.py" in line]
     launch = [str(Path(sys.executable).with_name("accelerate")), *line.split()[1:], *TINY.split()]
-    launch[launch.index("examples/train.py")] = str(ROOT / "examples" / "train.py")
+    launch[launch.index("examples/train_flags.py")] = str(ROOT / "examples" / "train_flags.py")
     run(launch, tmp_path)
     folder = tmp_path / line.split("--out ")[1].split()[0]
     assert {path.name for path in folder.iterdir()} >= {"config.json", "model.safetensors", "knowledge_base"}

@@ -20,10 +20,13 @@ from .errors import (
     UnsafeInputError,
 )
 from .hub.lora_targets import register_lora_targets
-from .hub.registration import register_auto_classes, register_pipelines
+from .hub.registration import register_auto_classes, register_pipelines, register_with_server
 from .model import (
+    ConflictAwareLogitsProcessor,
     RavlmConfig,
     RavlmForConditionalGeneration,
+    RavlmForImageTextRetrieval,
+    RavlmForPreTraining,
     RavlmModel,
     RavlmPreTrainedModel,
     RavlmProcessor,
@@ -42,23 +45,48 @@ if TYPE_CHECKING:
         embed_corpus,
         load_encoder,
     )
+    from .training import (
+        AnswerCollator,
+        ClassificationCollator,
+        EvidenceMix,
+        JointSettings,
+        MineNegativesCallback,
+        RavlmJointTrainer,
+        RavlmPreTrainer,
+        RavlmPreTrainingArguments,
+        RavlmTrainer,
+        RetrievalCollator,
+        mine_hard_negatives,
+    )
 
 
 __version__ = "0.1.0"
 
-_LAZY = {
+_LAZY = {  # name: the room that it comes from
+    "AnswerCollator": "training",
     "Chunking": "retrieval",
+    "ClassificationCollator": "training",
     "Evidence": "retrieval",
+    "EvidenceMix": "training",
+    "JointSettings": "training",
     "KnowledgeBase": "retrieval",
+    "MineNegativesCallback": "training",
     "Passage": "retrieval",
     "RavlmEncoder": "retrieval",
+    "RavlmJointTrainer": "training",
+    "RavlmPreTrainer": "training",
+    "RavlmPreTrainingArguments": "training",
     "RavlmRetriever": "retrieval",
+    "RavlmTrainer": "training",
+    "RetrievalCollator": "training",
     "embed_corpus": "retrieval",
     "load_encoder": "retrieval",
+    "mine_hard_negatives": "training",
 }
 
 register_auto_classes()
 register_pipelines()
+register_with_server()
 register_lora_targets()
 
 
@@ -73,26 +101,40 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "AnswerCollator",
     "Chunking",
+    "ClassificationCollator",
+    "ConflictAwareLogitsProcessor",
     "Evidence",
+    "EvidenceMix",
     "HubUnavailableError",
     "InvalidInputError",
+    "JointSettings",
     "KnowledgeBase",
     "KnowledgeBaseCorruptError",
     "KnowledgeBaseLockedError",
     "KnowledgeBaseMismatchError",
     "KnowledgeBaseNotFoundError",
+    "MineNegativesCallback",
     "Passage",
     "RavlmConfig",
     "RavlmEncoder",
     "RavlmError",
     "RavlmForConditionalGeneration",
+    "RavlmForImageTextRetrieval",
+    "RavlmForPreTraining",
+    "RavlmJointTrainer",
     "RavlmModel",
     "RavlmPreTrainedModel",
+    "RavlmPreTrainer",
+    "RavlmPreTrainingArguments",
     "RavlmProcessor",
     "RavlmRetriever",
+    "RavlmTrainer",
+    "RetrievalCollator",
     "UnsafeInputError",
     "embed_corpus",
     "from_backbones",
     "load_encoder",
+    "mine_hard_negatives",
 ]

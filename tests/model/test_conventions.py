@@ -55,8 +55,12 @@ def test_the_dual_encoder_gives_the_states_of_its_texts():
     assert model(**texts).hidden_states is None
 
 
-def test_layers_of_fusions_stay_on_one_device():
-    assert {"CrossReading", "GatedExchange", "PassageReading", "LlamaDecoderLayer"} <= tiny_model()._no_split_modules
+@pytest.mark.parametrize(
+    ("fusion", "layer"),
+    [("cross_attention", "CrossReading"), ("gated", "GatedExchange"), ("attention", "PassageReading")],
+)
+def test_layers_of_fusions_stay_on_one_device(fusion, layer):
+    assert {layer, "LlamaDecoderLayer"} <= tiny_model(fusion=fusion)._no_split_modules
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

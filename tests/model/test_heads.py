@@ -112,3 +112,20 @@ def test_heads_start_on_a_trained_dual_encoder_or_reader(batch, tmp_path):
     assert torch.equal(loaded.eval()(**batch).scores, head(**batch).scores)
     again = RavlmForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.equal(again.model.logit_scale, reader.model.logit_scale)
+
+
+def unexpected(cls, folder) -> set[str]:
+    return set(cls.from_pretrained(folder, output_loading_info=True)[1]["unexpected_keys"])
+
+
+def test_every_class_takes_its_own_out_of_a_folder_of_another(tmp_path):
+    aligned = head()
+    aligned.save_pretrained(tmp_path / "aligned")
+    for cls in (RavlmModel, RavlmForConditionalGeneration, RavlmForImageTextRetrieval, RavlmForPreTraining):
+        assert not unexpected(cls, tmp_path / "aligned")
+    plain = RavlmModel.from_pretrained(tmp_path / "aligned")
+    for name, tensor in aligned.model.state_dict().items():
+        assert torch.equal(plain.state_dict()[name], tensor)
+    tiny_model().save_pretrained(tmp_path / "reader")
+    for cls in (RavlmModel, RavlmForImageTextRetrieval, RavlmForPreTraining):
+        assert not unexpected(cls, tmp_path / "reader")

@@ -18,6 +18,7 @@ from hf_ravlm.training import (
     undecoded,
     with_lengths,
 )
+from hf_ravlm.training.broken_pictures import blank_picture
 from hf_ravlm.training.lengths import padding_share
 from tiny import picture, tiny_config, tiny_model, tiny_processor
 
@@ -108,7 +109,7 @@ def test_a_missing_column_is_named_beside_those_there_are():
         retrieval(passage_text="caption")(list(dataset()))
     with pytest.raises(InvalidInputError, match="name the column of the passage"):
         retrieval(passage_text=None)
-    with pytest.raises(InvalidInputError, match="on_broken='drop': expected 'raise' or 'skip'"):
+    with pytest.raises(InvalidInputError, match=r"on_broken='drop': expected one of \['raise', 'blank', 'skip'\]"):
         retrieval(on_broken="drop")
 
 
@@ -122,6 +123,25 @@ def test_a_broken_picture_is_reported_or_left_out(caplog):
     assert "left out 1 of 3 rows, first row y" in caplog.text
     with pytest.raises(InvalidInputError, match="none of the 1 rows .* row y"):
         retrieval(on_broken="skip")(rows[1:2])
+
+
+def test_a_grey_picture_takes_the_place_of_a_broken_one_in_every_collator(caplog):
+    rows = list(undecoded(broken()))
+    grey = PROCESSOR.for_retrieval(images=[blank_picture()])["pixel_values"][0]
+    names = {"processor": PROCESSOR, "image": "photo", "id": "key"}
+    for collator in (
+        retrieval(on_broken="blank"),
+        AnswerCollator(answer="answers", on_broken="blank", **names),
+        ClassificationCollator(label="kind", on_broken="blank", **names),
+    ):
+        pixels = collator(rows)["pixel_values"]
+        assert len(pixels) == 3
+        torch.testing.assert_close(pixels[1], grey)
+        assert not torch.equal(pixels[0], grey)
+    assert "a grey one takes its place" in caplog.text
+    lacking = [rows[0], {**rows[1], "words": ""}]
+    with pytest.raises(InvalidInputError, match="row y: no positive passage"):
+        retrieval(on_broken="blank")(lacking)
 
 
 @pytest.mark.parametrize("words", [None, "  "])

@@ -52,6 +52,15 @@ def test_distractors_are_the_mined_negatives_and_noise_is_anything_else(view):
         assert not strangers & {3, 11}
 
 
+def test_withheld_gold_passages_come_back_by_no_way(view):
+    found = [3, 10, 12, 13, 14, 15]
+    mixes = [EvidenceMix(4, gold=1.0, distractors=0.5, noise=1.0, withheld=share) for share in (0.3, 1.0)]
+    some, all_of_them = (draws(view, mix, {**ROW, "negative_ids": ["3", "20"]}, retrieved=found) for mix in mixes)
+    assert np.mean([3 not in chosen for chosen in some]) == pytest.approx(0.3, abs=0.07)
+    assert all(3 not in chosen and len(chosen) == 4 for chosen in all_of_them)
+    assert all(3 in chosen for chosen in draws(view, mixes[1], {**ROW, "known": False}, retrieved=found))
+
+
 def test_dropout_draws_the_number_of_passages_from_zero_to_k(view):
     lengths = [len(chosen) for chosen in draws(view, EvidenceMix(4, gold=1.0, dropout=1.0), number=1000)]
     np.testing.assert_allclose(np.bincount(lengths) / 1000, 0.2, atol=0.05)
@@ -70,6 +79,6 @@ def test_shares_run_in_a_straight_line_and_draws_depend_on_the_generator_alone(v
 
 
 def test_impossible_shares_are_refused():
-    for wrong in ({"gold": 1.5}, {"noise": (0.0, 0.1, 0.2)}, {"dropout": -0.1}, {"num_passages": -1}):
+    for wrong in ({"gold": 1.5}, {"noise": (0.0, 0.1, 0.2)}, {"dropout": -0.1}, {"withheld": 2}, {"num_passages": -1}):
         with pytest.raises(InvalidInputError, match=next(iter(wrong))):
             EvidenceMix(**wrong)

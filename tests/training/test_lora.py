@@ -66,6 +66,10 @@ def test_adapters_resume_bit_for_bit_and_load_onto_the_base(tmp_path):
 def test_targets_that_match_nothing_are_refused_with_the_names_there_are():
     with pytest.raises(InvalidInputError, match=r"'attn'.*q_proj"):
         add_adapters(tiny_model(), peft.LoraConfig(target_modules=["attn"]))
+    with pytest.raises(InvalidInputError, match=r"'q_proj'.* numbers \[9\]"):
+        add_adapters(tiny_model(), peft.LoraConfig(target_modules=["q_proj"], layers_to_transform=[9]))
+    with pytest.raises(InvalidInputError, match=r"'projector'.*image_projector"):
+        add_adapters(tiny_model(), peft.LoraConfig(modules_to_save=["projector"]))
     with pytest.raises(InvalidInputError, match="adapters already"):
         add_adapters(add_adapters(tiny_model(), peft.LoraConfig()), peft.LoraConfig())
 

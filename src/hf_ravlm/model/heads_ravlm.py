@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_ravlm import RavlmConfig
 from .joint_encoder_ravlm import JointEncoder, init_joint_weights
-from .modeling_ravlm import RavlmModel, RavlmPreTrainedModel
+from .modeling_ravlm import READER_KEYS, RavlmModel, RavlmPreTrainedModel
 from .objectives_ravlm import info_nce
 
 
@@ -98,12 +98,7 @@ class RavlmForImageTextRetrieval(RavlmPreTrainedModel):
     (torch.Size([2, 2]), torch.Size([2]))
     """
 
-    _keys_to_ignore_on_load_unexpected = [
-        r"^language_model\.",
-        r"^fusion\.",
-        r"^(evidence_)?image_projector\.",
-        r"^mlm_",
-    ]
+    _keys_to_ignore_on_load_unexpected = [*READER_KEYS, r"^mlm_"]
 
     def __init__(self, config: RavlmConfig):
         super().__init__(config)
@@ -305,7 +300,7 @@ class RavlmForPreTraining(RavlmForImageTextRetrieval):
     A hidden word is guessed from the rest of the passage and from the query, usually a picture.
     """
 
-    _keys_to_ignore_on_load_unexpected = RavlmForImageTextRetrieval._keys_to_ignore_on_load_unexpected[:-1]
+    _keys_to_ignore_on_load_unexpected = READER_KEYS
 
     def __init__(self, config: RavlmConfig):
         super().__init__(config)

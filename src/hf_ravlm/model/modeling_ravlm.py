@@ -20,6 +20,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_ravlm import RavlmConfig
 from .fusion_ravlm import init_fusion_weights
+from .loading_ravlm import naming_damage, remember_origin
 from .objectives_ravlm import info_nce
 from .outputs_ravlm import RavlmEmbeddingOutput
 from .pooling_ravlm import masked_mean, patch_grid
@@ -27,6 +28,9 @@ from .publishing_ravlm import PublishMixin
 
 
 MAX_LOGIT_SCALE = math.log(100)
+# Weights that other classes of one checkpoint have: each class takes its own and is silent about the rest.
+READER_KEYS = [r"^language_model\.", r"^fusion\.", r"^(evidence_)?image_projector\."]
+HEAD_KEYS = [r"^joint_encoder\.", r"^match_head\.", r"^mlm_"]
 NOT_OF_THE_NETWORK = ("_name_or_path", "architectures", "dtype", "transformers_version")  # of a config's entries
 
 
@@ -37,12 +41,26 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CrossReading", "GatedExchange", "PassageReading"]  # beside those of the backbones
+    _no_split_modules = {"CrossReading", "GatedExchange", "PassageReading"}  # beside those of the backbones
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As in transformers; the model also notes its `origin`, for what lies beside it in a repository."""
+        with naming_damage(pretrained_model_name_or_path):
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        remember_origin(loaded, kwargs)
+        return loaded
+
+    def post_init(self) -> None:
+        """As in transformers; of the layers that must not be split only those stay that are here, as FSDP asks."""
+        super().post_init()
+        here = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = set(self._no_split_modules or ()) & here
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -72,7 +90,7 @@ class RavlmModel(RavlmPreTrainedModel):
     torch.Size([2, 8])
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^language_model\.", r"^fusion\.", r"^(evidence_)?image_projector\."]
+    _keys_to_ignore_on_load_unexpected = [*READER_KEYS, *HEAD_KEYS]
 
     def __init__(self, config: RavlmConfig):
         super().__init__(config)

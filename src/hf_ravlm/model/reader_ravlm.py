@@ -25,7 +25,7 @@ from .encoding_ravlm import InputEncoding
 from .fusion_ravlm import FUSIONS
 from .generation_ravlm import ReaderGeneration
 from .marginal_ravlm import PassageLikelihoods
-from .modeling_ravlm import RavlmModel, RavlmPreTrainedModel, with_pooled
+from .modeling_ravlm import HEAD_KEYS, RavlmModel, RavlmPreTrainedModel, with_pooled
 from .multimodal_reader_ravlm import build_reader, read_multimodal
 from .outputs_ravlm import RavlmCausalLMOutputWithPast
 from .pooling_ravlm import patch_grid
@@ -54,6 +54,7 @@ class RavlmForConditionalGeneration(
     """
 
     _can_compile_fullgraph = True
+    _keys_to_ignore_on_load_unexpected = HEAD_KEYS
 
     def __init__(self, config: RavlmConfig):
         super().__init__(config)

@@ -9,6 +9,7 @@ from .evidence_mixing import EvidenceMix
 from .hard_negatives import HardNegatives, NegativeRules, mine_hard_negatives
 from .joint_trainer import JointSettings, RavlmJointTrainer
 from .lengths import with_lengths
+from .policy_fitting import JudgedQuestion, counterfactual_labels, fit_answer_policy, fit_decision_head
 from .pretrainer import RavlmPreTrainer
 from .trainers import RavlmTrainer, freeze
 
@@ -19,6 +20,7 @@ __all__ = [
     "EvidenceMix",
     "HardNegatives",
     "JointSettings",
+    "JudgedQuestion",
     "MineNegativesCallback",
     "NegativeRules",
     "RavlmJointTrainer",
@@ -26,6 +28,9 @@ __all__ = [
     "RavlmPreTrainingArguments",
     "RavlmTrainer",
     "RetrievalCollator",
+    "counterfactual_labels",
+    "fit_answer_policy",
+    "fit_decision_head",
     "freeze",
     "mine_hard_negatives",
     "undecoded",

@@ -1,7 +1,9 @@
 """From rows of any data set to batches: which column is what is said by name, and what is broken is dealt with.
 
 A row is a dictionary, as `datasets` and plain lists give; pictures may be decoded or not. Data sets decode pictures
-before a collator sees them, and fail at the first broken one: `undecoded(dataset)` leaves that to the collator.
+before a collator sees them, and fail at the first broken one: `undecoded(dataset)` leaves that to the collator, and
+its `on_broken` says what then: `"raise"` an error with the row, `"skip"` the row, or put a grey picture in the place
+of the `"blank"` one.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,11 +22,12 @@ from transformers.feature_extraction_utils import BatchFeature
 from ..errors import InvalidInputError, UnsafeInputError
 from ..images import safe_image
 from ..model.processing_ravlm import RavlmProcessor
+from .broken_pictures import OnBroken, blank_picture, check_on_broken, undecoded
 
 
 logger = logging.getLogger(__name__)
 
-Policy = Literal["raise", "skip"]
+__all__ = ["AnswerCollator", "ClassificationCollator", "RetrievalCollator", "read_rows", "undecoded"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,9 @@ class RetrievalCollator:
             column that is equal where passages belong to the same queries (an entity, a page). Without it passages are
             alike if their words and pixels are.
         id (`str`, *optional*): column that names a row in messages.
-        on_broken (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
-            what to do with a row whose picture cannot be used, or that lacks its query or its passage.
+        on_broken (`"raise"`, `"skip"` or `"blank"`, *optional*, defaults to `"raise"`):
+            what to do with a row whose picture cannot be used, or that lacks its query or its passage. `"blank"` is
+            for pictures alone: a row that lacks a side is an error.
 
     Example:
 
@@ -60,10 +64,10 @@ class RetrievalCollator:
     negatives: str | None = None
     label: str | None = None
     id: str | None = None
-    on_broken: Policy = "raise"
+    on_broken: OnBroken = "raise"
 
     def __post_init__(self):
-        _check_policy(self.on_broken)
+        check_on_broken(self.on_broken)
         for side, columns in (
             ("query", (self.query_image, self.query_text)),
             ("passage", (self.passage_image, self.passage_text)),
@@ -99,18 +103,19 @@ class RetrievalCollator:
         return BatchFeature(data)
 
     def _read(self, row: Mapping[str, Any], name: Any) -> tuple:
-        query = _image_and_text(row, self.query_image, self.query_text, "query", name)
-        passage = _image_and_text(row, self.passage_image, self.passage_text, "positive passage", name)
+        query = _image_and_text(row, self.query_image, self.query_text, "query", self.on_broken)
+        passage = _image_and_text(row, self.passage_image, self.passage_text, "positive passage", self.on_broken)
         further = row[self.negatives] if self.negatives else None
-        negatives = [self._negative(item, name) for item in (() if further is None else further)]
+        negatives = [self._negative(item) for item in (() if further is None else further)]
         return query, passage, negatives, name, row[self.label] if self.label else None
 
-    def _negative(self, item: Any, name: Any) -> tuple[Image.Image | None, str | None]:
+    def _negative(self, item: Any) -> tuple[Image.Image | None, str | None]:
         if isinstance(item, str):
             item = {"text": item}
         elif not isinstance(item, Mapping) or not {"text", "image"} & set(item):
             item = {"image": item}
-        return _image_and_text({"image": None, "text": None, **item}, "image", "text", "hard negative", name)
+        item = {"image": None, "text": None, **item}
+        return _image_and_text(item, "image", "text", "hard negative", self.on_broken)
 
     def _side(self, items: Sequence[tuple[Image.Image | None, str | None]]) -> dict[str, torch.Tensor]:
         images, texts = zip(*items, strict=True)
@@ -132,7 +137,7 @@ class AnswerCollator:
         evidence (`str`, *optional*): column with the passages, best first, as the processor takes them.
         prompt (`str`, *optional*): the question of rows that have none.
         id (`str`, *optional*): column that names a row in messages.
-        on_broken (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`): as in [`RetrievalCollator`].
+        on_broken (`"raise"`, `"skip"` or `"blank"`, *optional*, defaults to `"raise"`): as in [`RetrievalCollator`].
 
     Example:
 
@@ -149,10 +154,10 @@ class AnswerCollator:
     evidence: str | None = None
     prompt: str | None = None
     id: str | None = None
-    on_broken: Policy = "raise"
+    on_broken: OnBroken = "raise"
 
     def __post_init__(self):
-        _check_policy(self.on_broken)
+        check_on_broken(self.on_broken)
         if self.image is None and self.question is None:
             raise InvalidInputError("name the column of the picture or of the question: image=..., question=...")
 
@@ -173,7 +178,7 @@ class AnswerCollator:
         )
 
     def _read(self, row: Mapping[str, Any], name: Any) -> tuple:
-        image = _image_and_text(row, self.image, None, "picture", name)[0] if self.image else None
+        image = _image_and_text(row, self.image, None, "picture", self.on_broken)[0] if self.image else None
         question = _text(row[self.question]) if self.question else self.prompt
         if self.question and not question:
             raise InvalidInputError(f"no question: the column {self.question!r} is empty")
@@ -203,10 +208,10 @@ class ClassificationCollator:
     text: str | None = None
     names: Sequence[str] | None = None
     id: str | None = None
-    on_broken: Policy = "raise"
+    on_broken: OnBroken = "raise"
 
     def __post_init__(self):
-        _check_policy(self.on_broken)
+        check_on_broken(self.on_broken)
         if self.image is None and self.text is None:
             raise InvalidInputError("name the column of the picture or of the text: image=..., text=...")
 
@@ -224,7 +229,7 @@ class ClassificationCollator:
         return BatchFeature({**data, "labels": torch.tensor(labels)})
 
     def _read(self, row: Mapping[str, Any], name: Any) -> tuple:
-        item, label = _image_and_text(row, self.image, self.text, "row", name), row[self.label]
+        item, label = _image_and_text(row, self.image, self.text, "row", self.on_broken), row[self.label]
         if isinstance(label, str):
             if self.names is None or label not in self.names:
                 raise InvalidInputError(f"the class is {label!r}: expected a number or one of {self.names}")
@@ -236,18 +241,8 @@ class ClassificationCollator:
         return item, int(label)
 
 
-def undecoded(dataset: Any) -> Any:
-    """A data set of `datasets` whose pictures come as encoded bytes, so that a broken one is the collator's matter."""
-    from datasets import Image as ImageFeature
-
-    for column, feature in (dataset.features or {}).items():
-        if isinstance(feature, ImageFeature) and feature.decode:
-            dataset = dataset.cast_column(column, ImageFeature(decode=False))
-    return dataset
-
-
 def read_rows(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], read: Any, id_column: str | None, on_broken: Policy
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], read: Any, id_column: str | None, on_broken: OnBroken
 ) -> list[Any]:
     """Reads the rows of a batch, and leaves out or reports what is broken.
 
@@ -272,7 +267,7 @@ def read_rows(
         try:
             kept.append(read(row, name))
         except (InvalidInputError, UnsafeInputError) as error:
-            if on_broken == "raise":
+            if on_broken != "skip":
                 raise type(error)(f"row {name}: {error}") from error
             faults.append((name, error))
     if faults:
@@ -285,14 +280,24 @@ def read_rows(
 
 
 def _image_and_text(
-    row: Mapping[str, Any], image_column: str | None, text_column: str | None, what: str, name: Any
+    row: Mapping[str, Any], image_column: str | None, text_column: str | None, what: str, on_broken: OnBroken
 ) -> tuple[Image.Image | None, str | None]:
     image = row[image_column] if image_column else None
     text = _text(row[text_column]) if text_column else None
     if image is None and not text:
         columns = [column for column in (image_column, text_column) if column]
         raise InvalidInputError(f"no {what}: the columns {columns} are empty")
-    return None if image is None else safe_image(image), text or None
+    return None if image is None else _picture(image, on_broken), text or None
+
+
+def _picture(image: Any, on_broken: OnBroken) -> Image.Image:
+    try:
+        return safe_image(image)
+    except UnsafeInputError as error:
+        if on_broken != "blank":
+            raise
+        logger.warning("a picture cannot be used; a grey one takes its place: %s", error)
+        return blank_picture()
 
 
 def _text(value: Any) -> str:
@@ -315,8 +320,3 @@ def _fingerprint(data: Mapping[str, torch.Tensor], row: int) -> str:
 def _label_number(mark: str) -> int:
     """A whole number for a mark, the same in every process."""
     return int.from_bytes(hashlib.blake2b(mark.encode(), digest_size=8).digest(), "big", signed=True)
-
-
-def _check_policy(policy: str) -> None:
-    if policy not in ("raise", "skip"):
-        raise InvalidInputError(f"on_broken={policy!r}: expected 'raise' or 'skip'")

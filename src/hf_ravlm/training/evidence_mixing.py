@@ -2,11 +2,13 @@
 
 A reader that always sees the gold passage first learns to copy from there and to trust everything; one that sees only
 what the retriever finds often cannot know the answer. So the shares run from an early value to a late one over the
-training, now and then passages are missing, and one may have nothing to do with the question. In the prompt all stand
-where their scores put them, as they will later.
+training, now and then passages are missing, the gold ones among them, and one may have nothing to do with the
+question. In the prompt all stand where their scores put them, as they will later, or in any order: on its training
+data a good retriever puts the gold passage first, and a reader that may rely on that looks no further.
 
-References: Zhang et al. 2024 (RAFT, arXiv 2403.10131: gold among distractors); Yasunaga et al. 2023 (RA-CM3, arXiv
-2211.12561: K drawn from 0 to 2); Yoran et al. 2024 (arXiv 2310.01558: robustness to irrelevant passages).
+References: Zhang et al. 2024 (RAFT, arXiv 2403.10131: gold among distractors, or left out); Yasunaga et al. 2023
+(RA-CM3, arXiv 2211.12561: K drawn from 0 to 2); Yoran et al. 2024 (arXiv 2310.01558: robustness to irrelevant
+passages).
 """
 
 from __future__ import annotations
@@ -37,11 +39,16 @@ class EvidenceMix:
             passages of the same entity or any.
         noise: How often one passage gives way to a random one.
         dropout: How often the number of passages is drawn from 0 to `K` instead of being `K`.
+        withheld: How often the gold passages are left out, also where the retriever found them: a reader that never
+            meets wrong passages alone learns to believe them. Rows with `known` false keep theirs, for what neither
+            the reader nor a passage knows can only be guessed.
+        shuffled: How often the passages stand in random order, and not best first.
 
     Example:
 
     >>> EvidenceMix(num_passages=4, gold=(1.0, 0.2), noise=0.2).at(0.5)
-    EvidenceMix(num_passages=4, gold=0.6, distractors=0.0, noise=0.2, dropout=0.0)
+    EvidenceMix(num_passages=4, gold=0.6, distractors=0.0, noise=0.2, dropout=0.0, withheld=0.0,
+        shuffled=0.0)
     """
 
     num_passages: int = 4
@@ -49,11 +56,13 @@ class EvidenceMix:
     distractors: Share = 0.0
     noise: Share = 0.0
     dropout: Share = 0.0
+    withheld: Share = 0.0
+    shuffled: Share = 0.0
 
     def __post_init__(self) -> None:
         if self.num_passages < 0:
             raise InvalidInputError(f"num_passages={self.num_passages}: expected 0 or more.")
-        for name in ("gold", "distractors", "noise", "dropout"):
+        for name in [item.name for item in fields(self)][1:]:
             value = getattr(self, name)
             pair = value if isinstance(value, (tuple, list)) else (value, value)
             if len(pair) != 2 or not all(0 <= share <= 1 for share in pair):
@@ -77,21 +86,23 @@ def mix_evidence(
 
     Args:
         mix: The shares now, all plain numbers.
-        row: Its `gold_ids`, `negative_ids` and `exclude_ids` count.
+        row: Its `gold_ids`, `negative_ids`, `exclude_ids` and `known` count.
         retrieved: What the retriever finds, best first; more than `num_passages` of them, as some are excluded.
         view: The knowledge base.
         rng: Draws everything.
     """
     excluded = {view.row_of.get(passage_id, -1) for passage_id in ids_of(row, "exclude_ids")}
     gold = [view.row_of[passage_id] for passage_id in ids_of(row)]
-    draws = rng.random(4 + mix.num_passages)  # always as many, so that one share does not move the draws of another
+    draws = rng.random(5 + mix.num_passages)  # always as many, so that one share does not move the draws of another
+    if draws[4] < mix.withheld and row.get("known", True):
+        excluded, gold = excluded | set(gold), []
     wanted = int(draws[0] * (mix.num_passages + 1)) if draws[1] < mix.dropout else mix.num_passages
     found = [place for place in retrieved if place not in excluded]
     chosen = found[:wanted]
     if gold and wanted and not set(chosen) & set(gold) and draws[2] < mix.gold:
         chosen = [gold[int(rng.integers(len(gold)))], *chosen[: wanted - 1]]
     spare = [place for place in chosen if place not in gold]
-    places = [place for place, draw in zip(range(len(spare)), draws[4:], strict=False) if draw < mix.distractors]
+    places = [place for place, draw in zip(range(len(spare)), draws[5:], strict=False) if draw < mix.distractors]
     new = _distractors(row, view, len(places), {*chosen, *gold, *excluded}, rng) if places else []
     for place, distractor in zip(places, new, strict=False):
         chosen[chosen.index(spare[place])] = distractor

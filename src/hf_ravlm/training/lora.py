@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -32,7 +33,7 @@ def add_adapters(model: nn.Module, peft_config: PeftConfig, activation_checkpoin
         activation_checkpointing: Whether the training recomputes activations.
 
     Raises:
-        InvalidInputError: If `target_modules` match nothing.
+        InvalidInputError: If `target_modules` or one of `modules_to_save` match nothing.
     """
     from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 
@@ -46,6 +47,7 @@ def add_adapters(model: nn.Module, peft_config: PeftConfig, activation_checkpoin
         parts = {name: getattr(model, name, None) for name in OWN_PARTS}
         own = [name for name, part in parts.items() if part is not None and any(True for _ in part.parameters())]
         peft_config.modules_to_save = own or None
+    _check_modules_to_save(model, getattr(peft_config, "modules_to_save", None) or ())
     if is_quantized(model):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=activation_checkpointing)
     try:
@@ -53,10 +55,12 @@ def add_adapters(model: nn.Module, peft_config: PeftConfig, activation_checkpoin
     except ValueError as error:
         if "arget modules" not in str(error) and "target_modules" not in str(error):
             raise
+        layers = getattr(peft_config, "layers_to_transform", None)
+        of_those = "" if layers is None else f", of those with the numbers {layers!r}"
         raise InvalidInputError(
             f"target_modules={getattr(peft_config, 'target_modules', None)!r} of the peft_config match no layer of "
-            f"the model. Linear layers of its language model are: {_layer_names(model)}. Name some of them, or give a "
-            "regular expression."
+            f"the model{of_those}. Linear layers of its language model are: {_layer_names(model)}. Name some of "
+            "them, or give a regular expression."
         ) from error
 
 
@@ -71,6 +75,17 @@ def reader_of(model: Any) -> nn.Module:
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     return getattr(model, "reader", model)
+
+
+def _check_modules_to_save(model: nn.Module, wanted: Iterable[str]) -> None:
+    """Refuses names that the model does not have: peft says nothing about them, and trains nothing."""
+    names = [name for name, _ in model.named_modules()]
+    for part in wanted:
+        if not any(name == part or name.endswith(f".{part}") for name in names):
+            raise InvalidInputError(
+                f"modules_to_save of the peft_config names {part!r}, which the model does not have. It has: "
+                f"{[name for name, _ in model.named_children()]} and the parts of these."
+            )
 
 
 def _layer_names(model: nn.Module) -> list[str]:

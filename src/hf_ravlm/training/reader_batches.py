@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,18 +20,16 @@ from ..model.configuration_ravlm import DESCRIBE_PROMPT
 from ..model.processing_ravlm import RavlmProcessor
 from ..retrieval import RavlmRetriever
 from ..retrieval.ranking.channels import encode_queries
+from .broken_pictures import OnBroken, blank_picture, check_on_broken
 from .evidence_mixing import EvidenceMix, mix_evidence
 from .passage_view import PassageView
-from .training_rows import ROW_NUMBER, answer_of, check_gold_ids, ids_of, name_of
+from .training_rows import ROW_NUMBER, answer_of, check_gold_ids, check_row, ids_of, name_of
 
 
 logger = logging.getLogger(__name__)
 
-OnBroken = Literal["raise", "blank"]
-
 ROW_NAMES = "row_names"  # in a batch, for messages; never given to the model
 _SPARE = 8  # passages found beyond those that are read, as some are excluded
-_BLANK = (127, 127, 127)
 _UNSEEN = "-"  # some text, for encoders that cannot read none
 
 
@@ -44,7 +42,8 @@ class ReaderBatches:
         mix: What is read in training.
         is_latent: Whether each passage has a prompt of its own.
         seed: Of all draws.
-        on_broken: What happens to a picture that cannot be used: `"raise"`, or `"blank"` for a grey one in its place.
+        on_broken: What happens to a picture that cannot be used: `"raise"`, `"blank"` for a grey one in its place,
+            `"skip"` for a batch without its row.
         max_broken: More broken pictures than this stop the training, as the data set must be at fault.
     """
 
@@ -58,8 +57,7 @@ class ReaderBatches:
         on_broken: OnBroken = "raise",
         max_broken: int = 100,
     ) -> None:
-        if on_broken not in ("raise", "blank"):
-            raise InvalidInputError(f'on_broken={on_broken!r}: expected "raise" or "blank".')
+        check_on_broken(on_broken)
         self.processor, self.mix, self.is_latent, self.seed = processor, mix, is_latent, seed
         self.on_broken, self.max_broken, self.num_broken = on_broken, max_broken, 0
         self.view = None if retriever is None else PassageView(retriever)
@@ -139,10 +137,28 @@ class ReaderBatches:
         return self.view
 
     def opened(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Rows with their pictures decoded, safe and upright; a broken one is refused or replaced, and counted."""
-        return [{**row, "image": None if row.get("image") is None else self._picture(row)} for row in rows]
+        """Rows with their pictures decoded, safe and upright; those of broken ones as `on_broken` says, and counted.
 
-    def _picture(self, row: Mapping[str, Any]) -> Image.Image:
+        Raises:
+            InvalidInputError: If a row asks nothing, or none can be used.
+            UnsafeInputError: If a picture is refused.
+        """
+        opened = []
+        for row in rows:
+            check_row(row)
+            if row.get("image") is None:
+                opened.append({**row, "image": None})
+            elif (picture := self._picture(row)) is not None:
+                opened.append({**row, "image": picture})
+        if rows and not opened:
+            raise InvalidInputError(
+                f"None of the {len(rows)} rows of a batch has a picture that can be used ({name_of(rows[0])} and "
+                'others): look at the data, take larger batches, or pass on_broken="blank".'
+            )
+        return opened
+
+    def _picture(self, row: Mapping[str, Any]) -> Image.Image | None:
+        """`None` for a row to leave out."""
         try:
             return safe_image(row["image"])
         except UnsafeInputError as error:
@@ -150,10 +166,12 @@ class ReaderBatches:
             if self.on_broken == "raise" or self.num_broken > self.max_broken:
                 raise UnsafeInputError(
                     f"The picture of {name_of(row)} cannot be used ({self.num_broken} broken so far): {error} "
-                    'on_broken="blank" puts a grey one in its place, up to `max_broken` of them.'
+                    'on_broken="blank" puts a grey one in its place, "skip" leaves out the row, up to `max_broken` '
+                    "of them."
                 ) from error
-            logger.warning("The picture of %s cannot be used; a grey one takes its place: %s", name_of(row), error)
-            return Image.new("RGB", (64, 64), _BLANK)
+            done = "a grey one takes its place" if self.on_broken == "blank" else "the row is left out"
+            logger.warning("The picture of %s cannot be used; %s: %s", name_of(row), done, error)
+            return blank_picture() if self.on_broken == "blank" else None
 
     def _chosen(self, rows: Sequence[Mapping[str, Any]], mix: EvidenceMix, step: int) -> list[list[Mapping[str, Any]]]:
         """The evidence of every row: its own, or what is found and mixed."""
@@ -162,13 +180,15 @@ class ReaderBatches:
             return [list(evidence or ()) for evidence in own]
         check_gold_ids([ids_of(row) for row in rows], self.view.knowledge_base)
         found, queries = self.find(rows, mix.num_passages + _SPARE)
+        draws = [np.random.default_rng([self.seed, step, row.get(ROW_NUMBER, at)]) for at, row in enumerate(rows)]
         mixed = [
-            mix_evidence(
-                mix, row, places, self.view, np.random.default_rng([self.seed, step, row.get(ROW_NUMBER, at)])
-            )
-            for at, (row, places) in enumerate(zip(rows, found, strict=True))
+            mix_evidence(mix, row, places, self.view, rng)
+            for row, places, rng in zip(rows, found, draws, strict=True)
         ]
-        evidence = self.evidence_of(mixed, queries)
+        evidence = [
+            [items[place] for place in rng.permutation(len(items))] if rng.random() < mix.shuffled else items
+            for items, rng in zip(self.evidence_of(mixed, queries), draws, strict=True)
+        ]
         return [list(given) if given is not None else new for given, new in zip(own, evidence, strict=True)]
 
     def _inputs(

@@ -18,11 +18,13 @@ from transformers.trainer_utils import rotate_checkpoints
 from ..errors import InvalidInputError
 from ..model.processing_ravlm import RavlmProcessor
 from ..retrieval import RavlmEncoder, RavlmRetriever
+from .broken_pictures import OnBroken, undecoded
 from .checkpoint_weights import LoadsWholeWeights
 from .checkpoints import checkpoint_to_resume, mark_complete
 from .evidence_mixing import EvidenceMix
 from .lora import add_adapters, reader_of
-from .reader_batches import ROW_NAMES, OnBroken, ReaderBatches
+from .processes import allow_idle_parameters, check_idle_parameters, check_processes, shard_language_model
+from .reader_batches import ROW_NAMES, ReaderBatches
 from .reader_evaluation import means_of, reader_sums
 from .training_rows import NumberedRows, check_gold_ids, gold_ids_of
 
@@ -69,7 +71,8 @@ class RavlmTrainer(LoadsWholeWeights):
         generation: For `generate` in evaluation, which then also reports `exact_match`, `token_f1`, both with
             evidence, `closed_book_exact_match`, how many answers evidence `rescued` and `harmed`, and how good the
             ranking is (`hit@k`, `mrr`). `None` reports the loss alone. Any of these may be `metric_for_best_model`.
-        on_broken: `"raise"`, or `"blank"` for a grey picture in the place of one that cannot be used.
+        on_broken: What a picture that cannot be used does: `"raise"` an error, `"skip"` its row, or give way to a
+            `"blank"` one, in training and in evaluation.
         max_broken: More broken pictures than this stop the training.
 
     Raises:
@@ -87,7 +90,7 @@ class RavlmTrainer(LoadsWholeWeights):
         eval_dataset=held_out,
         processing_class=processor,
         retriever=retriever,
-        evidence=EvidenceMix(num_passages=4, gold=(1.0, 0.2), noise=0.2, dropout=0.1),
+        evidence=EvidenceMix(num_passages=4, gold=(1.0, 0.2), noise=0.2, dropout=0.1, withheld=0.3, shuffled=0.5),
         peft_config=LoraConfig(r=8),
         generation={"max_new_tokens": 16},
     )
@@ -112,6 +115,9 @@ class RavlmTrainer(LoadsWholeWeights):
         max_broken: int = 100,
         **kwargs: Any,
     ) -> None:
+        if args is not None:
+            check_processes(args)
+            allow_idle_parameters(args)
         if model is not None and retriever is not None:
             _freeze_shared_encoder(model, retriever)
         if peft_config is not None:
@@ -136,6 +142,13 @@ class RavlmTrainer(LoadsWholeWeights):
             processing_class,
             **kwargs,
         )
+        if self.is_fsdp_enabled:
+            if generation is not None:
+                raise InvalidInputError(
+                    "generation=... under FSDP: processes would wait for each other's shards in the middle of an "
+                    "answer. Leave it out, and evaluate what was saved."
+                )
+            shard_language_model(self.accelerator.state.fsdp_plugin, self.model, self.args.device)
         if reads_rows:
             self._read_rows(processing_class, retriever, evidence, on_broken, max_broken)
 
@@ -170,8 +183,8 @@ class RavlmTrainer(LoadsWholeWeights):
     # Batches: rows stay rows until their step is known.
 
     def _get_dataloader(self, dataset, *args, **kwargs):
-        if self.batches is not None and hasattr(dataset, "__getitem__"):
-            dataset = NumberedRows(dataset)
+        if self.batches is not None:
+            dataset = NumberedRows(dataset) if hasattr(dataset, "__getitem__") else undecoded(dataset)
         return super()._get_dataloader(dataset, *args, **kwargs)
 
     def _get_collator_with_removed_columns(self, data_collator, description=None):
@@ -233,6 +246,7 @@ class RavlmTrainer(LoadsWholeWeights):
         """One step; stops at a loss that is no number."""
         names = inputs.pop(ROW_NAMES, None) if isinstance(inputs, MutableMapping) else None
         loss = super().training_step(model, inputs, num_items_in_batch)
+        check_idle_parameters(model)
         if not torch.isfinite(loss).all():
             raise FloatingPointError(
                 f"The loss of step {self.state.global_step + 1} is {loss.item()} (epoch {self.state.epoch or 0:.2f}, "

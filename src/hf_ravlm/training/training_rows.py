@@ -7,6 +7,8 @@
 | `answer` | the answer to learn |
 | `answers` | all accepted answers; the first is learned where there is no `answer` |
 | `gold_ids` | ids of the passages that hold the answer |
+| `negative_ids` | passages to distract with; `EvidenceMix` |
+| `known` | `False` where the reader cannot answer without its gold passages, which are then never withheld |
 | `exclude_ids` | passages that this row must not see, such as its own caption |
 | `evidence` | passages to read as they are, instead of retrieved ones |
 | `id` | a name for messages |
@@ -21,6 +23,7 @@ import torch
 
 from ..errors import InvalidInputError
 from ..retrieval import KnowledgeBase
+from .broken_pictures import undecoded
 
 
 ROW_NUMBER = "row_number"
@@ -34,7 +37,7 @@ class NumberedRows(torch.utils.data.Dataset):
     """
 
     def __init__(self, rows: Any) -> None:
-        self.rows = rows
+        self.rows = undecoded(rows)  # a broken picture is the trainer's matter
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,8 +75,32 @@ def answer_of(row: Mapping[str, Any]) -> str:
     """
     answers = answers_of(row)
     if not answers or not answers[0].strip():
-        raise InvalidInputError(f"{name_of(row)} has no answer to learn. Give it `answer`, or a list `answers`.")
+        raise InvalidInputError(
+            f"{name_of(row)} has no answer to learn: expected `answer`, or a list `answers`; it has {columns_of(row)}."
+        )
     return answers[0]
+
+
+def check_row(row: Mapping[str, Any]) -> None:
+    """Refuses a row that asks nothing: its columns must have other names.
+
+    Raises:
+        InvalidInputError: If there is neither a question nor an image.
+    """
+    if row.get("question") is None and row.get("image") is None:
+        raise InvalidInputError(
+            f"{name_of(row)} has neither `question` nor `image`; it has {columns_of(row)}. Rename the columns, or "
+            "pass a `data_collator` that knows their names, such as AnswerCollator."
+        )
+
+
+def columns_of(row: Mapping[str, Any]) -> list[str]:
+    """The columns of a row as its data set has them.
+
+    >>> columns_of({"row_number": 3, "picture": None, "caption": "a wren"})
+    ['caption', 'picture']
+    """
+    return sorted(name for name in row if name != ROW_NUMBER)
 
 
 def ids_of(row: Mapping[str, Any], key: str = "gold_ids") -> list[str]:

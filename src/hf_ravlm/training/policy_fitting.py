@@ -1,0 +1,319 @@
+"""Fits an `AnswerPolicy` on questions whose answers are known: what retrieval did for each is the label.
+
+Three steps, each on what the step before lets through: (1) the critic learns which of the passages found belong to the
+question; (2) the gate learns from the closed-book drafts where retrieval turned a wrong answer into a right one; (3)
+the confidence learns which answers are right, is calibrated, and says from where on to answer. Calibration and
+thresholds stand on what heads say of questions that they were not fitted on, fold by fold; the head that is kept is
+fitted on all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..errors import InvalidInputError
+from ..evaluation import auroc, best_threshold, fit_isotonic, fit_temperature
+from ..model.gate_ravlm import ANSWER_FEATURES, DRAFT_FEATURES, PASSAGE_FEATURES, DecisionHead, stack_features
+from ..pipelines.answer_features import passage_features, quoting_features, word_shares
+from ..pipelines.answer_policy import AnswerPolicy
+from ..pipelines.answering import read_watched
+from ..pipelines.guarded_answering import columns_of, rows_of
+
+
+logger = logging.getLogger(__name__)
+
+_FITS = {"temperature": fit_temperature, "isotonic": fit_isotonic}
+
+
+@dataclass(frozen=True)
+class JudgedQuestion:
+    """A question that can be judged, with what was found for it.
+
+    Attributes:
+        question, image: What is asked.
+        found: Pieces of evidence, best first: as many as the policy is to look at.
+        relevant: Of each of them, whether it is about what is asked; see `relevance_from_ids` and
+            `relevance_from_answers` of `hf_ravlm.evaluation`.
+        is_right: Judges an answer, in 0..1; from 0.5 on it is right.
+        cluster: Questions of one cluster (about one picture, say) are not parted by the split.
+    """
+
+    question: str
+    image: Any
+    found: Sequence[Any]
+    relevant: Sequence[bool]
+    is_right: Callable[[str], float]
+    cluster: str | None = None
+
+
+def counterfactual_labels(
+    loss_without: Sequence[float] | np.ndarray,
+    loss_with: Sequence[float] | np.ndarray,
+    margin: float = 0.0,
+    temperature: float | None = None,
+) -> np.ndarray:
+    """Whether evidence helped: the labels of a gate.
+
+    `1[loss_with + margin < loss_without]`, or softly `sigmoid((loss_without - loss_with - margin) / temperature)`. A
+    loss is whatever is low for good answers: a negative log-likelihood, or one minus a score. Where both answers are
+    right or both wrong, evidence did not help, and the hard label is 0: a search would have been for nothing.
+
+    Args:
+        loss_without, loss_with (`(Q,)`): Of the closed-book answer and of the one with evidence.
+        margin (`float`): How much better evidence must be, such as the price of a search.
+        temperature (`float`, *optional*): Of the soft labels; `None` for hard ones.
+
+    Returns:
+        `np.ndarray` of shape `(Q,)`, in 0..1.
+
+    Raises:
+        InvalidInputError: The two differ in shape, a loss is NaN, or the temperature is not positive.
+
+    Example: rescued, harmed, right anyway.
+
+    ```python
+    >>> counterfactual_labels([1.0, 0.0, 0.0], [0.0, 1.0, 0.0]).tolist()
+    [1.0, 0.0, 0.0]
+    >>> counterfactual_labels([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], temperature=0.5).round(2).tolist()
+    [0.88, 0.12, 0.5]
+
+    ```
+    """
+    without, with_evidence = np.asarray(loss_without, np.float64), np.asarray(loss_with, np.float64)
+    if without.ndim != 1 or without.shape != with_evidence.shape or np.isnan(without + with_evidence).any():
+        raise InvalidInputError(
+            f"Expected two losses per question, none of them NaN; came {without.shape} and {with_evidence.shape}."
+        )
+    if temperature is None:
+        return (with_evidence + margin < without).astype(np.float64)
+    if temperature <= 0:
+        raise InvalidInputError(f"temperature={temperature} must be positive, or None for hard labels.")
+    return 1 / (1 + np.exp(-(without - with_evidence - margin) / temperature))
+
+
+def fit_decision_head(
+    features: Mapping[str, torch.Tensor],
+    labels: Sequence[float] | np.ndarray | torch.Tensor,
+    names: Sequence[str] | None = None,
+    hidden_dim: int = 0,
+    weight_decay: float = 1e-3,
+    seed: int = 0,
+) -> DecisionHead:
+    """Fits a `DecisionHead` by cross-entropy on all rows at once, with L-BFGS; a second or less.
+
+    Args:
+        features (`dict[str, torch.Tensor]`): Each `(N,)`.
+        labels (`(N,)`): In 0..1, soft ones too.
+        names (`list[str]`, *optional*): Of the features to use; all by default.
+        hidden_dim (`int`): 0 fits a logistic regression.
+        weight_decay (`float`): Times the sum of squared weights (not biases) is added to the mean loss.
+        seed (`int`): Of the hidden layer.
+
+    Raises:
+        InvalidInputError: There is nothing to tell apart: no rows, or one label only.
+
+    Example: what is high is yes.
+
+    ```python
+    >>> head = fit_decision_head({"score": torch.tensor([0.1, 0.2, 0.8, 0.9])}, [0, 0, 1, 1])
+    >>> (head({"score": torch.tensor([0.15, 0.85])}) > 0.5).tolist()
+    [False, True]
+
+    ```
+    """
+    names = tuple(features if names is None else names)
+    values, wanted = stack_features(features, names), torch.as_tensor(np.asarray(labels), dtype=torch.float32)
+    if wanted.ndim != 1 or values.shape[0] != len(wanted) or not ((wanted >= 0) & (wanted <= 1)).all():
+        raise InvalidInputError(
+            f"Expected one label in 0..1 for each of {values.shape[0]} rows; came {tuple(wanted.shape)}."
+        )
+    if len(wanted) == 0 or wanted.min() == wanted.max():
+        raise InvalidInputError(
+            f"Nothing to learn from: the {len(wanted)} labels are all the same. Bring questions of both kinds."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = DecisionHead(names, hidden_dim)
+        if hidden_dim:
+            torch.nn.init.normal_(head.out.weight, std=hidden_dim**-0.5)
+    head.center.copy_(values.mean(dim=0))
+    deviation = values.std(dim=0, correction=0)
+    head.scale.copy_(torch.where(deviation > 1e-6, deviation, 1.0))  # what never changes tells nothing
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(head.logits(values), wanted)
+        squares = sum(weight.square().sum() for name, weight in head.named_parameters() if name.endswith("weight"))
+        loss = loss + weight_decay * squares
+        loss.backward()
+        return loss
+
+    with torch.inference_mode(False), torch.enable_grad():
+        optimizer.step(closure)
+    return head.eval().requires_grad_(False)
+
+
+def fit_answer_policy(
+    model,
+    processor,
+    questions: Sequence[JudgedQuestion],
+    k: int | None = None,
+    search_cost: float | None = None,
+    wrong_cost: float = 1.0,
+    keep_weight: float = 3.0,
+    calibration: Literal["isotonic", "temperature"] = "isotonic",
+    num_folds: int = 5,
+    hidden_dim: int = 0,
+    batch_size: int = 32,
+    seed: int = 0,
+    **generate_kwargs,
+) -> AnswerPolicy:
+    """Fits critic, gate, confidence, calibration and thresholds.
+
+    Bring questions of all the kinds that will come, with the faults that are to be feared: answers that are not in the
+    knowledge, passages about something else. What is not among them is not guarded against.
+
+    Args:
+        model, processor: The reader and its processor; nothing of them is trained.
+        questions (`list[JudgedQuestion]`): Some hundreds; not those of the report.
+        k (`int`, *optional*): Passages per question, `config.num_passages` by default.
+        search_cost (`float`, *optional*): What a search costs, where a right answer is worth 1. `None` fits no gate:
+            every question is searched for, and no closed-book draft is written.
+        wrong_cost (`float`): What a wrong answer costs. 0 never abstains; 1 answers from even odds on; 9 from 90 %.
+        keep_weight (`float`): What losing a passage that belongs costs, where keeping one that does not costs 1: the
+            one lost may be the only one with the answer.
+        calibration (`str`): `"isotonic"` (some hundred questions) or `"temperature"` (fewer).
+        num_folds (`int`): Calibration and thresholds stand on out-of-fold probabilities; clusters stay together.
+        hidden_dim (`int`): Of all heads; 0 for logistic regressions.
+        batch_size, seed (`int`): As one would think.
+        generate_kwargs: As those with which the policy will be used.
+
+    Raises:
+        InvalidInputError: There is nothing to learn from: passages of one kind only, or answers that are all right.
+    """
+    if not questions:
+        raise InvalidInputError("No question came to fit a policy on.")
+    k = model.config.num_passages if k is None else k
+    folds = _folds(questions, num_folds, seed)
+    shares = word_shares({passage.text or "" for question in questions for passage in question.found})
+    policy = AnswerPolicy(num_candidates=max(len(q.found) for q in questions), common_words=shares)
+    policy = _fit_critic(policy, questions, folds, hidden_dim, keep_weight)
+    reader = _Reader(model, processor, questions, batch_size, generate_kwargs)
+    sifted = [policy.sift(question.found) for question in questions]
+    told = reader.read([judged.kept[:k] for judged in sifted])
+    for features, judged in zip(told, sifted, strict=True):
+        text = features.pop("text")
+        features |= judged.features | quoting_features(text, judged.kept[:k], judged.kept)
+    right = np.array([features.pop("right") for features in told])
+    if search_cost is not None:
+        policy = _fit_gate(policy, reader.read([[] for _ in questions]), right, folds, hidden_dim, search_cost)
+    return _fit_confidence(policy, columns_of(told), right >= 0.5, folds, hidden_dim, wrong_cost, calibration)
+
+
+def _fit_critic(policy: AnswerPolicy, questions, folds: np.ndarray, hidden_dim: int, keep_weight: float):
+    columns = [passage_features(question.found, policy.common_words) for question in questions]
+    if wrong := [question for question in questions if len(question.relevant) != len(question.found)]:
+        raise InvalidInputError(
+            f"The question {wrong[0].question!r} has {len(wrong[0].found)} passages and {len(wrong[0].relevant)} "
+            "marks of what is relevant. Mark each passage."
+        )
+    features = {name: torch.cat([column[name] for column in columns]) for name in PASSAGE_FEATURES}
+    relevant = np.array([mark for question in questions for mark in question.relevant], bool)
+    of_passages = np.repeat(folds, [len(question.found) for question in questions])
+    head, beliefs = _cross_fit(features, relevant, of_passages, hidden_dim)
+    found = best_threshold(beliefs, np.where(relevant, keep_weight, -1.0))
+    logger.info("Critic: AUROC %.3f, keeps from %.3f on.", auroc(beliefs, relevant), found.value)
+    return replace(policy, critic=head, critic_threshold=_finite(found.value))
+
+
+def _fit_gate(policy: AnswerPolicy, drafts, right: np.ndarray, folds: np.ndarray, hidden_dim: int, cost: float):
+    without = np.array([draft.pop("right") for draft in drafts])
+    features = columns_of([{name: draft[name] for name in DRAFT_FEATURES} for draft in drafts])
+    helped = counterfactual_labels(1 - without, 1 - right)
+    head, need = _cross_fit(features, helped, folds, hidden_dim)
+    found = best_threshold(need, right - cost, without)
+    logger.info("Gate: AUROC %.3f, searches from %.3f on.", auroc(need, helped >= 0.5), found.value)
+    return replace(policy, gate=head, gate_threshold=_finite(found.value))
+
+
+def _fit_confidence(
+    policy: AnswerPolicy, features, right: np.ndarray, folds: np.ndarray, hidden_dim: int, wrong_cost: float, kind: str
+) -> AnswerPolicy:
+    head, raw = _cross_fit({name: features[name] for name in ANSWER_FEATURES}, right, folds, hidden_dim)
+    calibrator = _FITS[kind](raw, right)
+    confidences = calibrator(raw)
+    found = best_threshold(confidences, np.where(right, 1.0, -wrong_cost))
+    logger.info("Confidence: AUROC %.3f, answers from %.3f on.", auroc(confidences, right), found.value)
+    return replace(policy, confidence=head, calibrator=calibrator, answer_threshold=_finite(found.value))
+
+
+def _cross_fit(features, labels: np.ndarray, folds: np.ndarray, hidden_dim: int) -> tuple[DecisionHead, np.ndarray]:
+    """A head fitted on all rows, and what heads that did not see a row's fold say of it, `(N,)`."""
+    said = np.zeros(len(labels))
+    for fold in np.unique(folds):
+        others = fit_decision_head(_where(features, folds != fold), labels[folds != fold], hidden_dim=hidden_dim)
+        said[folds == fold] = others(_where(features, folds == fold)).double().clamp(0, 1).numpy()
+    return fit_decision_head(features, labels, hidden_dim=hidden_dim), said
+
+
+class _Reader:
+    """Reads all questions with given evidence, and tells of every answer its text, features and score."""
+
+    def __init__(
+        self, model, processor, questions: Sequence[JudgedQuestion], batch_size: int, options: dict[str, Any]
+    ):
+        self.model, self.processor, self.questions = model, processor, questions
+        self.batch_size, self.options = batch_size, options
+
+    def read(self, evidence: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+        told = []
+        for start in range(0, len(self.questions), self.batch_size):
+            batch = self.questions[start : start + self.batch_size]
+            images = None if all(question.image is None for question in batch) else [q.image for q in batch]
+            given = [list(passages) for passages in evidence[start : start + self.batch_size]]
+            answers, features = read_watched(
+                self.model,
+                self.processor,
+                images,
+                [question.question for question in batch],
+                given,
+                with_posterior=False,
+                **self.options,
+            )
+            for question, answer, row in zip(batch, answers, rows_of(features), strict=True):
+                told.append({**row, "text": answer.text, "right": float(question.is_right(answer.text))})
+        return told
+
+
+def _folds(questions: Sequence[JudgedQuestion], num_folds: int, seed: int) -> np.ndarray:
+    """The fold of each question, by chance; one for all questions of a cluster."""
+    clusters = [str(place) if q.cluster is None else q.cluster for place, q in enumerate(questions)]
+    names = sorted(set(clusters))
+    if num_folds < 2 or len(names) < num_folds:
+        raise InvalidInputError(
+            f"{len(questions)} questions of {len(names)} clusters came for num_folds={num_folds}; expected two folds "
+            "at least, and a cluster for each."
+        )
+    Random(seed).shuffle(names)
+    fold_of = {name: place % num_folds for place, name in enumerate(names)}
+    return np.array([fold_of[cluster] for cluster in clusters])
+
+
+def _where(features: Mapping[str, torch.Tensor], marks: np.ndarray) -> dict[str, torch.Tensor]:
+    keep = torch.from_numpy(marks)
+    return {name: values[keep] for name, values in features.items()}
+
+
+def _finite(threshold: float) -> float:
+    """Thresholds of probabilities; JSON has no infinity."""
+    return 0.0 if threshold == -math.inf else 1.1 if threshold == math.inf else threshold

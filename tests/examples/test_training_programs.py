@@ -1,0 +1,170 @@
+"""The training programs as a user types them, at tiny size: from a file to a folder that loads."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForImageTextToText, pipeline
+
+import hf_ravlm
+from reading_world import COLOURS, THINGS, colour_retriever, rows
+from tiny import picture, tiny_model, tiny_processor
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TRAINING = ["--use_cpu", "--max_steps", "2", "--save_strategy", "no"]
+QUIET = [*TRAINING, "--report_to", "none", "--disable_tqdm", "true"]
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by that name
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A reader, its processor and its knowledge base in one folder."""
+    folder = tmp_path_factory.mktemp("model")
+    model, processor = tiny_model(), tiny_processor()
+    for part in (model, processor, colour_retriever(model, processor)):
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """A file of questions whose columns have names of their own."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = []
+    for number, row in enumerate(rows(8)):
+        row["image"].save(folder / f"{number}.png")
+        asked = {"photo": str(folder / f"{number}.png"), "asked": row["question"], "said": row["answer"]}
+        lines.append(json.dumps({**asked, "passage": row["gold_ids"], "untouched": number}))
+    (folder / "questions.jsonl").write_text("\n".join(lines))
+    return str(folder / "questions.jsonl")
+
+
+def run(monkeypatch, program: str, *options: str) -> None:
+    """Runs an example as a program; what it needs lies beside it."""
+    monkeypatch.setattr(sys, "argv", [program, *options])
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    runpy.run_path(str(EXAMPLES / program), run_name="__main__")
+
+
+def columns(questions: str) -> list[str]:
+    named = {"image": "photo", "question": "asked", "answer": "said", "gold": "passage"}
+    return ["--dataset", questions, *(part for key, name in named.items() for part in (f"--{key}_column", name))]
+
+
+@pytest.mark.parametrize("adapters", [[], ["--use_lora", "--lora_rank", "2"]])
+def test_a_reader_is_fine_tuned_and_answers_from_its_folder(
+    adapters, model_folder, questions, tmp_path, monkeypatch, capsys
+):
+    out = str(tmp_path / "out")
+    options = ["--model", model_folder, "--output_dir", out, "--eval_dataset", questions, "--max_new_tokens", "2"]
+    run(monkeypatch, "train.py", *columns(questions), *options, *adapters, "--learning_rate", "1e-2", *QUIET)
+    assert "eval_closed_book_exact_match" in capsys.readouterr().out
+    trained, before = (AutoModelForImageTextToText.from_pretrained(folder) for folder in (out, model_folder))
+    names = {name for name, tensor in trained.state_dict().items() if not tensor.equal(before.state_dict()[name])}
+    assert any(name.startswith("language_model.") for name in names)
+    assert not any(name.startswith("model.") for name in names)  # the retriever's towers
+    if adapters:
+        assert all("q_proj" in name or "v_proj" in name or "image_projector" in name for name in names)
+    (answer,) = pipeline("image-to-text", model=out, max_new_tokens=2)(picture(0), question="kite ?")
+    assert len(answer["evidence"]) == before.config.num_passages
+
+
+def test_mined_negatives_train_a_retriever(model_folder, questions, tmp_path, monkeypatch):
+    negatives, out = str(tmp_path / "negatives.jsonl"), str(tmp_path / "out")
+    options = [*columns(questions), "--model", model_folder]
+    mining = ["--output", negatives, "--num_negatives", "2", "--positive_ratio", "1000"]
+    run(monkeypatch, "mine_hard_negatives.py", *options, *mining)
+    mined = [json.loads(line) for line in Path(negatives).read_text().splitlines()]
+    assert len(mined) == 8
+    for row, asked in zip(mined, rows(8)):
+        assert len(row["negative_ids"]) == 2
+        assert not set(row["negative_ids"]) & set(asked["gold_ids"])
+    objectives = ["--triplet_weight", "0.3", "--itm_weight", "0.5", "--per_device_train_batch_size", "4"]
+    run(
+        monkeypatch,
+        "train_retriever.py",
+        *options,
+        *objectives,
+        "--negatives",
+        negatives,
+        "--output_dir",
+        out,
+        *QUIET,
+    )
+    retriever = hf_ravlm.RavlmRetriever.from_pretrained(out)  # refuses vectors of other weights
+    assert retriever.knowledge_base.ids == THINGS
+    assert AutoModelForImageTextToText.from_pretrained(out).config.architectures == ["RavlmForConditionalGeneration"]
+
+
+def test_towers_alone_learn_captions_from_a_folder_of_pictures(model_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "pictures").mkdir()
+    lines = []
+    for number, colour in enumerate(COLOURS):
+        picture(number).save(tmp_path / "pictures" / f"{number}.png")
+        lines.append(json.dumps({"file_name": f"{number}.png", "caption": f"it is {colour}"}))
+    (tmp_path / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
+    hf_ravlm.RavlmModel.from_pretrained(model_folder).save_pretrained(tmp_path / "towers")
+    tiny_processor().save_pretrained(tmp_path / "towers")
+    options = [
+        "--model",
+        str(tmp_path / "towers"),
+        "--dataset",
+        str(tmp_path / "pictures"),
+        "--passage_column",
+        "caption",
+    ]
+    options += ["--eval_split", "train", "--symmetric", "--output_dir", str(tmp_path / "out")]
+    run(monkeypatch, "train_retriever.py", *options, *QUIET)
+    assert "eval_recall@1" in capsys.readouterr().out
+    assert hf_ravlm.RavlmModel.from_pretrained(tmp_path / "out").config.architectures == ["RavlmModel"]
+    assert not (tmp_path / "out" / "knowledge_base").exists()
+
+
+def test_reader_and_retriever_are_trained_together(model_folder, questions, tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "out")
+    options = ["--model", model_folder, "--output_dir", out, "--num_passages", "3", "--side", "passage"]
+    run(monkeypatch, "train_joint.py", *columns(questions), *options, "--refresh_every", "1", *QUIET)
+    assert "generation 2 of the index" in capsys.readouterr().out
+    (answer,) = pipeline("image-to-text", model=out, max_new_tokens=2)(picture(0), question="kite ?")
+    assert len(answer["posterior"]) == len(answer["evidence"])
+
+
+def test_what_is_trained_is_reported_to_tensorboard_and_shown_with_the_time_that_remains(
+    model_folder, questions, tmp_path, monkeypatch, capsys
+):
+    board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    options = ["--model", model_folder, "--output_dir", str(tmp_path / "out"), "--logging_steps", "1"]
+    run(monkeypatch, "train.py", *columns(questions), *options, *TRAINING, "--report_to", "tensorboard")
+    events = board.EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+    shown = capsys.readouterr().err
+    assert "1/2 [" in shown
+    assert "<00:" in shown  # the time that remains
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(model_folder, questions, monkeypatch):
+    with pytest.raises(SystemExit, match="'picture'.*'photo'"):
+        run(monkeypatch, "train.py", "--model", model_folder, "--dataset", questions, "--image_column", "picture")
+
+
+def test_the_flags_come_by_default(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from training_rows import DataOptions, evaluation_rows, training_rows
+
+    train, dev = training_rows(DataOptions()), evaluation_rows(DataOptions(eval_split="dev", max_rows=5))
+    assert len(train) > 600
+    assert len(dev) == 5
+    asked = {row["gold_ids"][0].split("/")[0] for row in train}
+    assert not asked & {row["gold_ids"][0].split("/")[0] for row in dev}
