@@ -53,8 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
+    from .commands.card import add_card_command
+    from .commands.demonstrating import add_demo_command
     from .commands.evaluating import add_evaluate_command
+    from .commands.explaining import add_explain_command
+    from .commands.exporting import add_export_command
     from .commands.index_command import add_index_command
+    from .commands.serving import add_serve_command
 
     parser = argparse.ArgumentParser(
         prog="hf-ravlm",
@@ -68,6 +73,11 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_index_command(commands, common)
     add_evaluate_command(commands, common)
+    add_card_command(commands, common)
+    add_explain_command(commands, common)
+    add_demo_command(commands, common)
+    add_serve_command(commands, common)
+    add_export_command(commands, common)
     return parser
 
 

@@ -9,6 +9,7 @@ import pytest
 from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever
 from hf_ravlm.cli import main
 from hf_ravlm.evaluation import evaluate_model
+from hf_ravlm.pipelines import AnswerPolicy
 from tiny import picture, tiny_model, tiny_processor
 
 
@@ -43,6 +44,15 @@ def test_tables_and_files_are_those_of_the_library(world, tmp_path, capsys):
     again = evaluate_model(world / "model", world / "questions.jsonl", tmp_path / "out", **options)
     assert out.startswith(again.report.to_markdown())  # the seconds too: the library went on with the kept replies
     assert out.splitlines()[-3:] == [f"  {path}" for path in again.files]
+
+
+def test_a_policy_adds_its_arm(world, tmp_path, capsys):
+    AnswerPolicy(answer_threshold=1.1).save_pretrained(tmp_path / "policy")
+    words = ("--limit", "2", "--policy", str(tmp_path / "policy"), "--json", "--quiet")
+    assert main(command(world, tmp_path / "out", *words)) == 0
+    arms = json.loads(capsys.readouterr().out)["report"]["arms"]
+    assert list(arms) == ["closed_book", "retrieved", "guarded"]
+    assert arms["guarded"]["restraint"]["abstention"]["coverage"] == 0
 
 
 def test_json_is_one_document_in_ascii(world, tmp_path, capsys):

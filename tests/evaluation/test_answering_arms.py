@@ -12,6 +12,8 @@ from hash_encoder import HashEncoder
 from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.evaluation import Question, evaluate_model, growing_arm, model_arms
+from hf_ravlm.model.gate_ravlm import UncertaintyRule
+from hf_ravlm.pipelines.answer_policy import AnswerPolicy
 from tiny import picture, tiny_model, tiny_processor
 
 
@@ -76,6 +78,19 @@ def test_confidence_does_not_depend_on_the_batch(system):
     assert together == pytest.approx(alone, rel=1e-4)
 
 
+def test_the_guarded_arm_follows_its_policy(system, retriever):
+    def reply(policy):
+        return model_arms(*system, retriever, ["guarded"], k=2, max_new_tokens=3, policy=policy)["guarded"](QUESTIONS)
+
+    plain = model_arms(*system, retriever, ["retrieved"], k=2, max_new_tokens=3)["retrieved"](QUESTIONS)
+    assert reply(AnswerPolicy()) == plain
+    silent = reply(AnswerPolicy(answer_threshold=1.1))
+    assert [answer.withheld for answer in silent] == [answer.text for answer in plain]
+    gated = reply(AnswerPolicy(gate=UncertaintyRule(), gate_threshold=1.1))
+    assert {(answer.num_retrievals, answer.evidence_ids) for answer in gated} == {(0, ())}
+    assert all(answer.need is not None for answer in gated)
+
+
 def test_knowledge_grows_beside_the_retriever(system, retriever):
     distractors = ({"id": str(n), "text": f"gloss {n}"} for n in range(20))
     arm_among = growing_arm(*system, retriever, distractors, k=26, max_new_tokens=1)
@@ -92,6 +107,7 @@ def test_knowledge_grows_beside_the_retriever(system, retriever):
     [
         (lambda system, retriever: model_arms(*system, retriever, ["open_book"]), "no arm open_book. Choose of"),
         (lambda system, retriever: model_arms(*system, None, ["gold"]), "need a retriever"),
+        (lambda system, retriever: model_arms(*system, retriever, ["guarded"]), "guarded needs a policy"),
         (
             lambda system, retriever: model_arms(*system, retriever, ["gold"])["gold"]([Question("1", "a?", ("b",))]),
             "Question '1' has no gold_ids",
@@ -130,3 +146,6 @@ def test_from_a_folder_to_reports(tmp_path):
     assert all(path.is_file() for path in found.files)
     again = evaluate_model(folder, tmp_path / "questions.jsonl", tmp_path / "out", **options)
     assert again.report == found.report  # the seconds too: nothing was asked again
+    AnswerPolicy(answer_threshold=1.1).save_pretrained(folder)
+    guarded = evaluate_model(folder, tmp_path / "questions.jsonl", tmp_path / "more", limit=2, max_new_tokens=2)
+    assert guarded.report.arms["guarded"].restraint.abstention.coverage == 0

@@ -69,6 +69,43 @@ def test_figures_by_hand():
     assert (retrieved.cost.retrievals, retrieved.cost.tokens) == (1, 10)
 
 
+def guarded(questions):
+    """Right from 3 on; searches where the closed-book arm is wrong and once too often; withholds 0, 1 and 11."""
+    replies = []
+    for question in questions:
+        number = int(question.id)
+        text = question.answers[0] if number >= 3 else "no idea"
+        held = number in (0, 1, 11)
+        need = 0.9 if number >= 6 or number == 2 else 0.1
+        confidence = 0.2 if held else 0.8
+        replies.append(
+            Reply(
+                "" if held else text,
+                confidence=confidence,
+                num_retrievals=int(need > 0.5),
+                withheld=text if held else None,
+                need=need,
+            )
+        )
+    return replies
+
+
+def test_restraint_by_hand():
+    report = Evaluator(arms(guarded=guarded), ["exact_match", "token_f1"], batch_size=5).run(QUESTIONS)
+    arm = report.arms["guarded"]
+    assert arm.metrics["exact_match"].mean == 8 / 12
+    held = arm.restraint.abstention
+    assert (held.coverage, held.accuracy) == (9 / 12, 8 / 9)
+    assert (held.precision, held.recall) == (2 / 3, 2 / 3)
+    assert arm.restraint.searches_saved == 5 / 12
+    assert arm.restraint.gate_auroc == pytest.approx((5 + 0.5) / 6)  # 2 is as urgent as those that are wrong
+    assert arm.calibration.auroc == pytest.approx((8 * 2 + 8 * 0.5 + 2 * 0.5) / (9 * 3))  # of withheld answers, too
+    assert report.arms["closed_book"].restraint is report.arms["retrieved"].restraint is None
+    assert "| guarded | 75.0 | 88.9 | 66.7 | 66.7 | 41.7 | 91.7 |" in report.to_markdown()
+    assert "held back" not in Evaluator(arms(), ["exact_match"]).run(QUESTIONS).to_markdown()
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
 def test_reports_are_written(tmp_path):
     report = Evaluator(arms(), ["exact_match", "token_f1", "bleu_4"]).run(QUESTIONS)
     paths = report.save(tmp_path)

@@ -7,11 +7,13 @@ error it ended with. Names that the code defines stay for the next line.
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 
 def main() -> None:
-    answers, sys.stdout = sys.stdout, sys.stderr
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print, also those that are not Python
     names: dict = {}
     for line in sys.stdin:
         names["result"] = None

@@ -92,7 +92,7 @@ def test_model_and_knowledge_base_come_from_one_commit(hub, client):
     client.do('birds().push_to_hub("me/model")')
     commit = hub.repository("me/model", "model").refs["main"]
     client.do(
-        "from hf_ravlm.retrieval import retriever as module\n"
+        "from hf_ravlm.retrieval import published_retriever as module\n"
         "plain, seen = module.load_encoder, []\n"
         "module.load_encoder = lambda source, store, hub_kwargs: seen.append([source, hub_kwargs]) or encoder\n"
     )

@@ -23,23 +23,10 @@ from transformers import (
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.pipelines.pt_utils import KeyDataset
 
-from hf_ravlm import InvalidInputError, KnowledgeBase, RavlmEncoder, RavlmRetriever, UnsafeInputError
+from hf_ravlm import InvalidInputError, KnowledgeBase, RavlmRetriever, UnsafeInputError
 from hf_ravlm.pipelines import ImageCaptionPipeline, RavlmImageTextToTextPipeline, RavlmImageToTextPipeline
 from tiny import picture, tiny_model, tiny_processor
-
-
-PASSAGES = [
-    {"id": f"{n}", "text": text, "image": picture(n), "source": "the almanac", "licence": "CC0-1.0"}
-    for n, text in enumerate(["the capital of Norway is Oslo", "the capital of Chad is N'Djamena", "red white"])
-]
-
-
-def save_everything(folder, **changes):
-    model, processor = tiny_model(**changes), tiny_processor(**changes)
-    retriever = RavlmRetriever.build(KnowledgeBase.from_dicts(PASSAGES), RavlmEncoder(model.model, processor))
-    for part in (model, processor, retriever):
-        part.save_pretrained(folder)
-    return folder
+from tiny_folder import PASSAGES, save_everything
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +262,7 @@ def test_pictures_of_a_chat_come_in_every_usual_form(folder, tmp_path):
     for part in parts:
         (answer,) = pipe(text=[{"role": "user", "content": [part, {"type": "text", "text": "red ?"}]}])
         assert answer["evidence"][0]["id"] == "1"
-    with pytest.raises(InvalidInputError, match="cannot be decoded"):
+    with pytest.raises(UnsafeInputError, match="cannot be decoded"):
         pipe({"images": "data:image/png;base64,abcde", "text": "red ?"})
     with pytest.raises(InvalidInputError, match="image part of the conversation has no picture"):
         pipe(text=[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "red ?"}]}])

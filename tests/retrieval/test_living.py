@@ -15,7 +15,7 @@ from hf_ravlm.errors import (
     KnowledgeBaseNotFoundError,
 )
 from hf_ravlm.retrieval import KnowledgeBase, Passage, RavlmRetriever, store_info
-from hf_ravlm.retrieval import retriever as retriever_module
+from hf_ravlm.retrieval import living_retriever
 from hf_ravlm.retrieval.indexes.index_types import INDEX_KINDS
 from hf_ravlm.retrieval.store import stored_knowledge
 from hf_ravlm.retrieval.store.storage import read_generation
@@ -305,7 +305,7 @@ def unpacked(path) -> bytes:
 
 
 def test_purging_waits_for_readers_and_can_be_repeated(hash_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(retriever_module, "_PURGE_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(living_retriever, "_PURGE_TIMEOUT_SECONDS", 0.1)
     writer = built(numbered(range(10)), hash_encoder)
     writer.save_pretrained(tmp_path)
     reader = RavlmRetriever.from_pretrained(tmp_path, encoder=hash_encoder)

@@ -53,6 +53,7 @@ def add_evaluate_command(commands: argparse._SubParsersAction, common: argparse.
     group.add_argument("--arms", type=names, metavar="NAMES", help="such as closed_book,retrieved,gold (default: all)")
     group.add_argument("--knowledge", metavar="FOLDER", help="the knowledge base, if it is not in that of the model")
     group.add_argument("-k", "--k", type=positive, help="passages per question (default: as the model says)")
+    group.add_argument("--policy", metavar="FOLDER", help="an answer policy, if it is not in that of the model")
     group.add_argument("--channels", type=names, metavar="NAMES", help="how they are found, such as dense,bm25")
     group.add_argument("--max_new_tokens", type=positive, default=32, help="the longest answer (default: 32)")
     group.add_argument("--batch_size", type=positive, default=8, help="questions answered at once (default: 8)")
@@ -81,7 +82,7 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     from ..evaluation.model_evaluation import evaluate_model
 
     columns = _columns(arguments.columns)
-    _check_model(arguments.model)
+    check_model(arguments.model)
     found = evaluate_model(
         arguments.model,
         arguments.data,
@@ -93,6 +94,7 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
         metrics=arguments.metrics,
         knowledge=arguments.knowledge,
         k=arguments.k,
+        policy=arguments.policy,
         channels=arguments.channels,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
@@ -111,7 +113,7 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     return Outcome(record, "\n".join([*tables, "Written:", *(f"  {path}" for path in record["files"])]))
 
 
-def _check_model(name: str) -> None:
+def check_model(name: str) -> None:
     """Refuses what is no RAVLM by its settings alone: loading another model as one would make it up at full size."""
     from transformers import AutoConfig
 

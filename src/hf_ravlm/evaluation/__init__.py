@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from .answer_normalization import normalize_answer, normalize_encyclopedic_answer, normalize_vqa_answer
 from .benchmark_metrics import encyclopedic_match, infoseek_final, infoseek_score, vqa_accuracy
-from .calibration import accuracy_by_coverage, auroc, expected_calibration_error, reliability_bins
+from .calibration import (
+    accuracy_by_coverage,
+    area_under_risk_coverage,
+    auroc,
+    expected_calibration_error,
+    reliability_bins,
+)
+from .calibrators import IsotonicCalibrator, TemperatureCalibrator, fit_isotonic, fit_temperature
 from .caption_metrics import CaptionScore, bleu, cider_d, rouge_l
 from .caption_tokens import caption_tokens
+from .decisions import Abstention, Threshold, abstention, best_threshold
 from .pseudo_relevance import relevance_from_answers
 from .ranking_metrics import (
     average_precision,
@@ -63,17 +71,24 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "Abstention",
     "CaptionScore",
     "EvaluationReport",
     "Evaluator",
     "GrowthReport",
     "Interval",
+    "IsotonicCalibrator",
     "Question",
     "Reply",
     "RetrievalEffect",
+    "TemperatureCalibrator",
+    "Threshold",
+    "abstention",
     "accuracy_by_coverage",
+    "area_under_risk_coverage",
     "auroc",
     "average_precision",
+    "best_threshold",
     "bleu",
     "bootstrap_interval",
     "caption_tokens",
@@ -83,6 +98,8 @@ __all__ = [
     "exact_match",
     "expected_calibration_error",
     "first_relevant_rank",
+    "fit_isotonic",
+    "fit_temperature",
     "growing_arm",
     "hit_at_k",
     "infoseek_final",

@@ -7,29 +7,33 @@
 | `gold` | the passages that hold the answer (`Question.gold_ids`) |
 | `gold_and_distractors` | the gold passages, in a random place among the best that are not gold |
 | `distractors_only` | the best that are not gold: what a wrong find does |
+| `guarded` | what a policy lets through; it may also withhold the answer |
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from random import Random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from ..errors import InvalidInputError
 from ..images import safe_image
 from ..pipelines.answering import answer_questions
+from ..pipelines.generation_watch import GenerationWatch
 from .questions import AnswerFunction, Question, Reply
 
 
 if TYPE_CHECKING:
     from ..model import RavlmForConditionalGeneration, RavlmProcessor
+    from ..pipelines.answer_policy import AnswerPolicy
     from ..retrieval import Passage, RavlmRetriever
 
-ARMS = ("closed_book", "retrieved", "gold", "gold_and_distractors", "distractors_only")
+ARMS = ("closed_book", "retrieved", "gold", "gold_and_distractors", "distractors_only", "guarded")
 _DISTRACTOR_PREFIX = "distractor/"
 
 
@@ -41,6 +45,7 @@ def model_arms(
     k: int | None = None,
     retrieve_options: Mapping[str, Any] | None = None,
     seed: int = 0,
+    policy: AnswerPolicy | None = None,
     **generate_kwargs: Any,
 ) -> dict[str, AnswerFunction]:
     """Arms for an `Evaluator`.
@@ -55,21 +60,28 @@ def model_arms(
         k (`int`, *optional*): Passages per question, `config.num_passages` by default.
         retrieve_options (`dict`, *optional*): Of `retriever.retrieve`: `channels`, `where`, ...
         seed (`int`): Of the places of the gold passages among distractors.
+        policy (`AnswerPolicy`, *optional*): Of the arm `guarded`.
         generate_kwargs: Passed to `model.generate`; greedy unless they say otherwise.
 
     Raises:
-        InvalidInputError: An arm is not known, or needs a retriever.
+        InvalidInputError: An arm is not known, or needs a retriever or a policy.
     """
     if unknown := sorted(set(arms) - set(ARMS)):
         raise InvalidInputError(f"There is no arm {', '.join(unknown)}. Choose of {', '.join(ARMS)}.")
     if retriever is None and set(arms) - {"closed_book"}:
         raise InvalidInputError("All arms but closed_book need a retriever, which also holds the gold passages.")
+    if policy is None and "guarded" in arms:
+        raise InvalidInputError("The arm guarded needs a policy. Pass `policy`, or leave the arm out.")
     number = model.config.num_passages if k is None else k
     options = {"do_sample": False, "num_beams": 1, **generate_kwargs}
 
     def arm(name: str) -> AnswerFunction:
         def answer(questions: Sequence[Question]) -> list[Reply]:
             images = [None if q.image is None else safe_image(q.image) for q in questions]
+            if name == "guarded" and retriever is not None:
+                search = SimpleNamespace(retrieve=partial(retriever.retrieve, **(retrieve_options or {})))
+                guarded = {**options, "policy": policy, "k": number}
+                return _guarded(model, processor, questions, images, search, guarded)
             evidence, num_searches = _evidence(
                 name, questions, images, retriever, number, retrieve_options or {}, seed
             )
@@ -182,7 +194,7 @@ def _read(
     num_searches: int,
     options: Mapping[str, Any],
 ) -> list[Reply]:
-    watch = _TokenWatch(processor.tokenizer.pad_token_id, _end_ids(model))
+    watch = GenerationWatch(model, processor.tokenizer)
     answers = answer_questions(
         model,
         processor,
@@ -209,39 +221,35 @@ def _read(
     ]
 
 
-def _end_ids(model: RavlmForConditionalGeneration) -> list[int]:
-    end = model.generation_config.eos_token_id
-    return [] if end is None else list(end) if isinstance(end, (list, tuple)) else [end]
-
-
-class _TokenWatch(LogitsProcessor):
-    """Counts tokens while a model generates, and remembers how probable the likeliest next ones were."""
-
-    def __init__(self, pad_id: int | None, end_ids: Sequence[int]) -> None:
-        self.num_tokens = 0
-        self._pad_id, self._end_ids = pad_id, torch.tensor(list(end_ids))
-        self._lengths: list[int] = []
-        self._log_sums = self._steps = torch.zeros(0)
-        self._open = torch.zeros(0, dtype=torch.bool)
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        begins = not self._lengths or input_ids.shape[1] != self._lengths[-1] + 1
-        self._lengths.append(input_ids.shape[1])
-        if begins:  # a prompt; more than one, where prompts are read in groups
-            self.num_tokens += int((input_ids != self._pad_id).sum())
-            self._log_sums, self._steps = torch.zeros(len(scores)), torch.zeros(len(scores))
-            self._open = torch.ones(len(scores), dtype=torch.bool)
-        best, chosen = scores.float().log_softmax(dim=-1).max(dim=-1)  # (rows,)
-        self._log_sums += torch.where(self._open, best.cpu(), 0.0)
-        self._steps += self._open
-        self.num_tokens += int(self._open.sum())
-        self._open = self._open & ~torch.isin(chosen.cpu(), self._end_ids)
-        return scores
-
-    def confidences(self, num_questions: int) -> list[float | None]:
-        """Per question, if every question had one row from the first step to the last."""
-        one_run = self._lengths == list(range(self._lengths[0], self._lengths[0] + len(self._lengths)))
-        if not one_run or len(self._log_sums) != num_questions:
-            return [None] * num_questions
-        means: list[float] = (self._log_sums / self._steps.clamp(min=1)).exp().clamp(0, 1).tolist()
-        return list(means)
+def _guarded(
+    model: RavlmForConditionalGeneration,
+    processor: RavlmProcessor,
+    questions: Sequence[Question],
+    images: Sequence[Any],
+    search: Any,
+    options: Mapping[str, Any],
+) -> list[Reply]:
+    watch = GenerationWatch(model, processor.tokenizer)
+    rows = answer_questions(
+        model,
+        processor,
+        search,
+        None if all(image is None for image in images) else images,
+        [question.question for question in questions],
+        with_posterior=False,
+        logits_processor=LogitsProcessorList([watch]),
+        **options,
+    )
+    return [
+        Reply(
+            text=answer.text,
+            confidence=answer.decision.confidence,
+            evidence_ids=tuple(passage.id for passage in answer.evidence),
+            evidence_texts=tuple(passage.text or "" for passage in answer.evidence),
+            num_retrievals=int(answer.decision.retrieved),
+            num_tokens=round(watch.num_tokens / len(questions)),
+            withheld=answer.decision.withheld,
+            need=answer.decision.need,
+        )
+        for (answer,) in rows
+    ]

@@ -1,4 +1,4 @@
-"""Knows whether confidence deserves its name: expected calibration error, AUROC, accuracy by coverage. NumPy.
+"""Knows whether confidence deserves its name: expected calibration error, AUROC, accuracy and risk by coverage. NumPy.
 
 A confidence is a number in 0..1 that a model gives with its answer; right and wrong are what came of it. All functions
 take one of each per question.
@@ -143,6 +143,28 @@ def accuracy_by_coverage(confidences: npt.ArrayLike, correct: npt.ArrayLike) -> 
     shared = (sums / counts)[places] if len(right) else right
     numbers = np.arange(1, len(right) + 1)
     return numbers / max(1, len(right)), shared.cumsum() / numbers
+
+
+def area_under_risk_coverage(confidences: npt.ArrayLike, correct: npt.ArrayLike) -> float:
+    """AURC: the mean share of wrong answers over all coverages, surest answers first; lower is better.
+
+    Geifman, El-Yaniv 2017, https://huggingface.co/papers/1705.08500; one number for `accuracy_by_coverage`.
+
+    Raises:
+        InvalidInputError: There is no answer, the two differ in shape, or a confidence is not in 0..1.
+
+    Example: risks 0, 1/2 and 1/3 at a coverage of 1/3, 2/3 and 1.
+
+    ```python
+    >>> round(area_under_risk_coverage([0.9, 0.8, 0.7], [1, 0, 1]), 4)
+    0.2778
+
+    ```
+    """
+    _, accuracy = accuracy_by_coverage(confidences, correct)
+    if len(accuracy) == 0:
+        raise InvalidInputError("The risk of no answers is undefined.")
+    return float((1 - accuracy).mean())
 
 
 def _checked(confidences: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:

@@ -1,16 +1,19 @@
-"""Draws what an evaluation found: arms side by side with what evidence did, and a curve over a growing knowledge base.
+"""Draws what an evaluation found: arms side by side, a curve over a growing knowledge base, accuracy over coverage.
 
 With PIL alone. Positions are computed here; figures come from the reports.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from .calibration import accuracy_by_coverage
 from .resampling import Interval
 
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 INK, FAINT, GRID, PAPER = "#1b1f24", "#6a737d", "#d0d7de", "#ffffff"
 PLAIN, WITH_EVIDENCE, RESCUED, HARMED = "#8c959f", "#2f81f7", "#1a7f37", "#cf222e"
+CURVES = (WITH_EVIDENCE, HARMED, RESCUED, "#8250df", "#bf8700", PLAIN)
 MARGIN, ROW, BAR = 24, 44, 18
 LABELS, BARS, EFFECTS = 190, 340, 260
 
@@ -109,6 +113,38 @@ def growth_chart(report: GrowthReport) -> Image.Image:
             draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=colour)
         ends.append((name, spots[-1][1], colour))
     _end_labels(draw, right + 6, ends)
+    return image
+
+
+def coverage_chart(curves: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]], title: str) -> Image.Image:
+    """How right the answers are, if only the surest are given: a curve per system, for choosing when to abstain.
+
+    Args:
+        curves (`dict`): By name, confidences and what was right, each `(Q,)`; six at most have colours of their own.
+        title (`str`): Stands above.
+    """
+    width, height, left, top = 760, 440, MARGIN + 40, MARGIN + 34
+    right, bottom = width - 220, height - MARGIN - 34
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    _text(draw, MARGIN, MARGIN - 8, title, 16, INK)
+    for step in range(5):
+        up, across = bottom - round((bottom - top) * step / 4), left + round((right - left) * step / 4)
+        draw.line([(left, up), (right, up)], fill=GRID)
+        draw.line([(across, top), (across, bottom)], fill=GRID)
+        _text(draw, MARGIN, up - 8, f"{25 * step} %", 12, FAINT)
+        _text(draw, across - 12, bottom + 6, f"{25 * step} %", 12, FAINT)
+    _text(draw, left + 150, bottom + 26, "answered, surest first", 13, FAINT)
+    ends = []
+    for (name, (confidences, correct)), colour in zip(curves.items(), itertools.cycle(CURVES), strict=False):
+        coverage, accuracy = accuracy_by_coverage(confidences, correct)
+        spots = [
+            (left + round((right - left) * share), bottom - round((bottom - top) * value))
+            for share, value in zip(coverage.tolist(), accuracy.tolist(), strict=True)
+        ]
+        draw.line(spots, fill=colour, width=2)
+        ends.append((name, spots[-1][1], colour))
+    _end_labels(draw, right + 8, ends)
     return image
 
 

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ import numpy.typing as npt
 
 from ..errors import InvalidInputError, KnowledgeBaseLockedError
 from .calibration import auroc, expected_calibration_error, reliability_bins
+from .decisions import abstention
 from .finished_items import FinishedItem, FinishedItems
 from .questions import AnswerFunction, Question, Reply, check_questions
-from .report import ArmReport, Calibration, Cost, Effect, EvaluationReport
+from .report import ArmReport, Calibration, Cost, Effect, EvaluationReport, Restraint
 from .resampling import Interval, bootstrap_interval
 from .retrieval_effect import retrieval_effect
 from .scoring import AnswerMetric, Scores, retrieval_scores, score_answers
@@ -165,6 +166,7 @@ class Evaluator:
         clusters = [question.id if question.cluster is None else question.cluster for question in questions]
         kinds = {kind: [q.kind == kind for q in questions] for kind in sorted({q.kind for q in questions})}
         tokens = [reply.num_tokens for reply in replies if reply.num_tokens is not None]
+        outspoken = self._outspoken(replies, questions, values)
         return ArmReport(
             metrics={
                 name: self._interval(score.per_question, clusters) if score.is_mean else _without_interval(score.value)
@@ -179,13 +181,23 @@ class Evaluator:
                 for name, found in retrieval_scores(replies, questions, self.ks).items()
             },
             effect=None if baseline is None else self._effect(baseline.per_question, values, clusters),
-            calibration=_calibration(replies, values),
+            calibration=_calibration(replies, outspoken),
             cost=Cost(
                 seconds=float(np.mean([item.seconds for item in items])),
                 retrievals=float(np.mean([reply.num_retrievals for reply in replies])),
                 tokens=float(np.mean(tokens)) if len(tokens) == len(replies) else None,
             ),
+            restraint=_restraint(replies, outspoken, None if baseline is None else baseline.per_question),
         )
+
+    def _outspoken(
+        self, replies: Sequence[Reply], questions: Sequence[Question], values: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """The first metric per question, had nothing been withheld."""
+        if all(reply.withheld is None for reply in replies):
+            return values
+        said = [reply if reply.withheld is None else replace(reply, text=reply.withheld) for reply in replies]
+        return next(iter(self._score(said, questions).values())).per_question
 
     def _effect(
         self, without: npt.NDArray[np.float64], with_evidence: npt.NDArray[np.float64], clusters: Sequence[str]
@@ -218,6 +230,21 @@ def _calibration(replies: Sequence[Reply], values: npt.NDArray[np.float64]) -> C
         auroc=None if math.isnan(area) else area,
         mean_confidence=float(np.mean(confidences)),
         bins=[bin for bin in reliability_bins(confidences, values) if bin.count],
+    )
+
+
+def _restraint(
+    replies: Sequence[Reply], values: npt.NDArray[np.float64], without: npt.NDArray[np.float64] | None
+) -> Restraint | None:
+    needs = [reply.need for reply in replies if reply.need is not None]
+    if not needs and all(reply.withheld is None for reply in replies):
+        return None
+    gated = len(needs) == len(replies) and without is not None
+    area = auroc(needs, without < _RIGHT) if gated and without is not None else math.nan
+    return Restraint(
+        abstention([reply.withheld is None for reply in replies], values >= _RIGHT),
+        searches_saved=float(np.mean([reply.num_retrievals == 0 for reply in replies])),
+        gate_auroc=None if math.isnan(area) else area,
     )
 
 

@@ -17,6 +17,7 @@ from .report import EvaluationReport
 
 if TYPE_CHECKING:
     from ..model import RavlmForConditionalGeneration
+    from ..pipelines.answer_policy import AnswerPolicy
     from ..retrieval import RavlmRetriever
 
 _SAMPLED_VECTORS = 4096
@@ -49,6 +50,7 @@ def evaluate_model(
     device: str | None = None,
     distractors: str | os.PathLike[str] | Iterable[Mapping[str, Any]] | None = None,
     factors: Sequence[int] = (1, 10, 100),
+    policy: str | os.PathLike[str] | None = None,
     **generate_kwargs: Any,
 ) -> ModelEvaluation:
     """Asks a model all questions in all arms, reports, and keeps every reply, so that a killed run goes on.
@@ -59,7 +61,7 @@ def evaluate_model(
             `Dataset.save_to_disk` or of pictures with metadata, a Hub id, or what `questions_from` takes.
         output: The folder for `report.json`, `report.md`, `report.png` and the replies; those of `growth` too.
         arms (`list[str]`, *optional*): Of `answering_arms.ARMS`; by default `closed_book`, `retrieved`, and `gold`
-            where every question has `gold_ids`. `closed_book` is always there.
+            where every question has `gold_ids`, and `guarded` where there is a policy. `closed_book` is always there.
         columns (`dict`, *optional*): See `questions_from`.
         split (`str`): Of a data set with several.
         limit (`int`, *optional*): Only the first so many questions.
@@ -69,6 +71,7 @@ def evaluate_model(
         batch_size, seed, device: As one would think; the device is `cuda` where there is one.
         distractors: A folder of WordNet, a JSONL file of passages, or passages: with it the questions are asked once
             more at each of the sizes in `factors`. Passages that hold an accepted answer are left out.
+        policy: The folder or Hub id of an `AnswerPolicy`, by default that of the model, if there is one there.
         generate_kwargs: Passed to `model.generate`, such as `max_new_tokens` (32 by default).
 
     Raises:
@@ -81,9 +84,11 @@ def evaluate_model(
     if limit is not None:
         questions = questions.first(limit)
     reader, processor, retriever = _load(model, knowledge, device)
+    guard = _load_policy(policy, model)
     if arms is None:
         gold = all(question.gold_ids for question in questions.without_images())
-        arms = ["closed_book", *(["retrieved", *(["gold"] if gold else [])] if retriever is not None else [])]
+        with_knowledge = ["retrieved", *(["gold"] if gold else []), *(["guarded"] if guard is not None else [])]
+        arms = ["closed_book", *(with_knowledge if retriever is not None else [])]
     options = {"k": k, "seed": seed, "max_new_tokens": 32, **generate_kwargs}
     if channels is not None:
         options["retrieve_options"] = {"channels": list(channels)}
@@ -92,7 +97,10 @@ def evaluate_model(
         "knowledge": None if retriever is None else _knowledge_digest(retriever),
         "options": {name: value for name, value in sorted(options.items()) if value is not None},
     }
-    named = model_arms(reader, processor, retriever, list(dict.fromkeys(["closed_book", *arms])), **options)
+    names = list(dict.fromkeys(["closed_book", *arms]))
+    if guard is not None and "guarded" in names:
+        settings["policy"] = guard.fingerprint
+    named = model_arms(reader, processor, retriever, names, policy=guard, **options)
     evaluator = Evaluator(named, metrics, batch_size=batch_size, seed=seed, settings=settings)
     report = evaluator.run(questions, output)
     files = report.save(output)
@@ -168,6 +176,15 @@ def _load(
     from ..retrieval import RavlmEncoder, RavlmRetriever
 
     return reader, processor, RavlmRetriever.from_pretrained(knowledge, encoder=RavlmEncoder(reader.model, processor))
+
+
+def _load_policy(policy: str | os.PathLike[str] | None, model: str | os.PathLike[str]) -> AnswerPolicy | None:
+    """The policy that is asked for, or the model's own, or `None`."""
+    from ..pipelines.answer_policy import AnswerPolicy, find_policy_files
+
+    if policy is None and not find_policy_files(model):
+        return None
+    return AnswerPolicy.from_pretrained(model if policy is None else policy)
 
 
 def _weights_digest(model: RavlmForConditionalGeneration) -> str:

@@ -58,6 +58,8 @@ class Reply:
         evidence_ids, evidence_texts: What was read, best first.
         num_retrievals: How many searches were made.
         num_tokens: How many tokens the reader read and wrote; `None` if nobody counted.
+        withheld: What would have been said, where a policy abstained and left `text` empty; `None` elsewhere.
+        need: What a gate said before the search: the probability that it helps; `None` without a gate.
     """
 
     text: str
@@ -66,6 +68,8 @@ class Reply:
     evidence_texts: tuple[str, ...] = ()
     num_retrievals: int = 0
     num_tokens: int | None = None
+    withheld: str | None = None
+    need: float | None = None
 
 
 # Answers a batch of questions, in order.

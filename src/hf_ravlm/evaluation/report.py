@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .calibration import ReliabilityBin
+from .decisions import Abstention
 from .resampling import Interval
 
 
@@ -65,6 +66,22 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Restraint:
+    """What a policy's gate and its abstentions did.
+
+    Attributes:
+        abstention: Coverage, accuracy of the answers given, precision and recall of the abstentions.
+        searches_saved: The share of the questions that were answered without a search.
+        gate_auroc: How often the gate asked more urgently for a search where the closed-book answer was wrong than
+            where it was right; `None` without a gate, or if all were right or all wrong.
+    """
+
+    abstention: Abstention
+    searches_saved: float
+    gate_auroc: float | None
+
+
+@dataclass(frozen=True)
 class ArmReport:
     """One way of answering: closed-book, with what was retrieved, with the gold passages, and so on.
 
@@ -73,8 +90,9 @@ class ArmReport:
         by_kind: Per kind of question, how many there are and the first metric on them.
         retrieval: How good the evidence was, if there was any; see `retrieval_scores`.
         effect: Beside closed-book; `None` for closed-book itself.
-        calibration: `None` if the arm gives no confidence.
+        calibration: `None` if the arm gives no confidence. Of withheld answers, too.
         cost: Per question.
+        restraint: `None` if the arm neither has a gate nor abstained.
     """
 
     metrics: dict[str, Interval]
@@ -83,6 +101,7 @@ class ArmReport:
     effect: Effect | None
     calibration: Calibration | None
     cost: Cost
+    restraint: Restraint | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +128,7 @@ class EvaluationReport:
         return plain
 
     def to_markdown(self) -> str:
-        """Four short tables: answers, effect of the evidence, retrieval, trust and cost."""
+        """A few short tables: answers, effect of the evidence, retrieval, what was held back, trust and cost."""
         return "\n".join(_markdown(self)) + "\n"
 
     def save(self, folder: str | Path) -> list[Path]:
@@ -201,11 +220,24 @@ def _markdown(report: EvaluationReport) -> Iterable[str]:
                 if arm.retrieval
             ],
         )
+    restrained = {name: arm.restraint for name, arm in arms.items() if arm.restraint is not None}
+    if restrained:
+        yield from ("", "## What was held back", "")
+        yield from markdown_table(
+            ["arm", "answered", "right of these", "abstentions that spared an error", "errors spared"]
+            + ["searches saved", "AUROC of the gate"],
+            [[name, *map(percent, _restraint(restraint))] for name, restraint in restrained.items()],
+        )
     yield from ("", "## Trust and cost per question", "")
     yield from markdown_table(
         ["arm", "mean confidence", "ECE", "AUROC", "searches", "tokens", "seconds"],
         [[name, *_trust(arm.calibration), *_cost(arm.cost)] for name, arm in arms.items()],
     )
+
+
+def _restraint(restraint: Restraint) -> list[float | None]:
+    held = restraint.abstention
+    return [held.coverage, held.accuracy, held.precision, held.recall, restraint.searches_saved, restraint.gate_auroc]
 
 
 def _trust(calibration: Calibration | None) -> list[str]:

@@ -46,12 +46,12 @@ def answer_sheet(
         top = MARGIN + row * ROW_HEIGHT
         if row:
             draw.line([(MARGIN, top - MARGIN // 2), (width - MARGIN, top - MARGIN // 2)], fill=LINE)
-        _paste(sheet, image, MARGIN, top)
+        paste_picture(sheet, image, MARGIN, top)
         if captions is not None:
-            _write(draw, captions[row], MARGIN, top + THUMB[1] + 6, THUMB[0], 3, 12, FAINT)
+            write_lines(draw, captions[row], MARGIN, top + THUMB[1] + 6, THUMB[0], 3, 12, FAINT)
         left = MARGIN + THUMB[0] + MARGIN
-        used = _write(draw, question, left, top, ANSWER_WIDTH, 2, 13, FAINT)
-        _write(draw, record["generated_text"], left, top + used + 6, ANSWER_WIDTH, 7, 15, INK)
+        used = write_lines(draw, question, left, top, ANSWER_WIDTH, 2, 13, FAINT)
+        write_lines(draw, record["generated_text"], left, top + used + 6, ANSWER_WIDTH, 7, 15, INK)
         for place, passage in enumerate(record["evidence"]):
             column = left + ANSWER_WIDTH + MARGIN + place * (THUMB[0] + MARGIN)
             posterior = record["posterior"][place] if record["posterior"] else None
@@ -61,25 +61,30 @@ def answer_sheet(
 
 def _entry(sheet, draw, passage: dict[str, Any], posterior: float | None, left: int, top: int) -> None:
     if passage.get("image") is not None:
-        _paste(sheet, passage["image"], left, top)
+        paste_picture(sheet, passage["image"], left, top)
     below = top + THUMB[1] + 6
-    _write(draw, str(passage["id"]), left, below, THUMB[0], 1, 12, INK)
+    write_lines(draw, str(passage["id"]), left, below, THUMB[0], 1, 12, INK)
     note = f"score {passage['score']:.2f}" + ("" if posterior is None else f" · posterior {posterior:.2f}")
-    _write(draw, note, left, below + 16, THUMB[0], 1, 11, FAINT)
+    write_lines(draw, note, left, below + 16, THUMB[0], 1, 11, FAINT)
     if posterior is not None:
         bar = below + 34
         draw.rectangle([left, bar, left + THUMB[0], bar + 7], outline=LINE)
         draw.rectangle([left, bar, left + round(THUMB[0] * min(max(posterior, 0.0), 1.0)), bar + 7], fill=BAR)
 
 
-def _paste(sheet: Image.Image, image: Image.Image, left: int, top: int) -> None:
-    small = image.convert("RGB")
-    small.thumbnail(THUMB)
+def paste_picture(sheet: Image.Image, image: Image.Image, left: int, top: int, box: tuple[int, int] = THUMB) -> int:
+    """Puts a picture, framed, into a box that it fills on one side, keeping its shape; returns its width in pixels."""
+    scale = min(box[0] / image.width, box[1] / image.height)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     sheet.paste(small, (left, top))
     ImageDraw.Draw(sheet).rectangle([left, top, left + small.width, top + small.height], outline=LINE)
+    return small.width
 
 
-def _write(draw, text: str, left: int, top: int, width: int, lines: int, size: int, colour: str) -> int:
+def write_lines(
+    draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int, lines: int, size: int, colour: str
+) -> int:
     """Writes at most `lines` wrapped lines and returns their height in pixels."""
     font = ImageFont.load_default(size)
     wrapped: list[str] = []

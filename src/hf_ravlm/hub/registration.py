@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import transformers.models.auto.modeling_auto as known_models
 import transformers.pipelines as transformers_pipelines
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoModelForPreTraining,
     AutoProcessor,
 )
 
@@ -16,47 +18,72 @@ from ..model import (
     EfficientNetLiteModel,
     RavlmConfig,
     RavlmForConditionalGeneration,
+    RavlmForPreTraining,
     RavlmModel,
     RavlmProcessor,
 )
-from ..pipelines import RavlmImageTextToTextPipeline, RavlmImageToTextPipeline
+from ..pipelines import (
+    RavlmImageTextToTextPipeline,
+    RavlmImageToTextPipeline,
+    RavlmVisualQuestionAnsweringPipeline,
+)
 
 
-TASK = "image-to-text"
+# Tasks that transformers 5 removed, and who serves them again.
+SERVED_AGAIN = {
+    "image-to-text": RavlmImageToTextPipeline,
+    "visual-question-answering": RavlmVisualQuestionAnsweringPipeline,
+}
+ALIASES = {"vqa": "visual-question-answering"}
 
 
 def register_auto_classes() -> None:
-    """Makes `AutoConfig`, `AutoModel`, `AutoModelForImageTextToText` and `AutoProcessor` load our folders."""
+    """Makes the Auto classes load our folders: config, processor, dual encoder, reader, and heads for alignment."""
     AutoConfig.register(RavlmConfig.model_type, RavlmConfig, exist_ok=True)
     AutoModel.register(RavlmConfig, RavlmModel, exist_ok=True)
     AutoModelForImageTextToText.register(RavlmConfig, RavlmForConditionalGeneration, exist_ok=True)
     AutoModelForMultimodalLM.register(RavlmConfig, RavlmForConditionalGeneration, exist_ok=True)
+    AutoModelForPreTraining.register(RavlmConfig, RavlmForPreTraining, exist_ok=True)
     AutoProcessor.register(RavlmConfig, RavlmProcessor, exist_ok=True)
     AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
     AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
 
 
-def register_pipelines() -> None:
-    """Serves `pipeline("image-to-text")` again and gives `pipeline("image-text-to-text")` evidence for our models.
+def register_with_server() -> None:
+    """Lets `transformers serve` load our readers: it knows models by a table of names that `register` does not fill.
 
-    transformers 5 rewrites the first name before it looks into its registry, so the rewriting function is wrapped for
-    this one name; where a later version has no such function, the registration alone is enough. Both classes hand
-    models that are not ours to a class that knows nothing of us. Twice is harmless.
+    The table is only read where a model is looked up by its type; the Auto classes find ours as before.
     """
-    tasks = transformers_pipelines.PIPELINE_REGISTRY.supported_tasks
-    if TASK not in tasks:
-        transformers_pipelines.PIPELINE_REGISTRY.register_pipeline(
-            TASK, pipeline_class=RavlmImageToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
-        )
-        del RavlmImageToTextPipeline._registered_impl  # else saving a pipeline would copy its module
+    names = getattr(known_models, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", None)
+    if isinstance(names, dict):
+        names.setdefault(RavlmConfig.model_type, RavlmForConditionalGeneration.__name__)
+
+
+def register_pipelines() -> None:
+    """Serves the tasks of `SERVED_AGAIN` and gives `pipeline("image-text-to-text")` evidence for our models.
+
+    transformers 5 rewrites or refuses their names before it looks into its registry, so the function that does so is
+    wrapped for these names; where a later version has no such function, the registration alone is enough. The classes
+    hand models that are not ours to a class that knows nothing of us, or refuse them. Twice is harmless.
+    """
+    registry = transformers_pipelines.PIPELINE_REGISTRY
+    tasks = registry.supported_tasks
+    for task, pipeline_class in SERVED_AGAIN.items():
+        if task not in tasks:
+            registry.register_pipeline(
+                task, pipeline_class=pipeline_class, pt_model=AutoModelForImageTextToText, type="multimodal"
+            )
+            del pipeline_class._registered_impl  # else saving a pipeline would copy its module
+    for alias, task in ALIASES.items():
+        registry.task_aliases.setdefault(alias, task)
     if "image-text-to-text" in tasks:
         tasks["image-text-to-text"]["impl"] = RavlmImageTextToTextPipeline
     original = getattr(transformers_pipelines, "_resolve_deprecated_task", None)
-    if original is None or getattr(original, "serves_image_to_text", False):
+    if original is None or getattr(original, "serves_removed_tasks", False):
         return
 
     def resolve(task: str) -> str:
-        return task if task == TASK else original(task)
+        return ALIASES.get(task, task) if task in SERVED_AGAIN or task in ALIASES else original(task)
 
-    resolve.serves_image_to_text = True
+    resolve.serves_removed_tasks = True
     transformers_pipelines._resolve_deprecated_task = resolve

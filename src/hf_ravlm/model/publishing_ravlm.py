@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
 
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from .pushing_ravlm import Push, outdated_weights, push
 
 
 SHIM_NAME = "ravlm_hub"
@@ -24,6 +23,7 @@ AUTO_MAP = {
     "AutoModel": "RavlmModel",
     "AutoModelForImageTextToText": "RavlmForConditionalGeneration",
     "AutoModelForMultimodalLM": "RavlmForConditionalGeneration",
+    "AutoModelForPreTraining": "RavlmForPreTraining",
     "AutoProcessor": "RavlmProcessor",
 }
 STAGING_PREFIX = ".ravlm-saving-"
@@ -73,6 +73,48 @@ class PublishMixin:
             return saved
         return [os.fspath(target / Path(path).relative_to(staging)) for path in saved]
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str | None = None,
+        tags: list[str] | str | None = None,
+    ):
+        """Publishes everything that `save_pretrained` writes in one commit; an interrupted push changes nothing.
+
+        A model takes along the card of the folder it came from, or gets a first one; a card that is there stays.
+        Weights of an earlier push that would be read instead of these are deleted in the same commit.
+
+        Args:
+            repo_id (`str`): a repository, such as `"owner/name"`; created if needed.
+            commit_message, commit_description (`str`, *optional*): of the commit.
+            private (`bool`, *optional*): whether a new repository is private; `None` for the default of its owner.
+            token (`str` or `bool`, *optional*): a Hub token; `None` for the stored one.
+            revision (`str`, *optional*): the branch, made if needed; `None` for the main one.
+            create_pr (`bool`): whether to open a pull request instead.
+            max_shard_size (`int` or `str`, *optional*): of files of weights.
+            tags (`list[str]`, *optional*): added to the card.
+
+        Returns:
+            The `huggingface_hub.CommitInfo`.
+
+        Raises:
+            InvalidInputError: `private=True`, and the repository is there and public.
+            HubUnavailableError: The Hub cannot be reached, or broke off; what is here is as it was.
+        """
+        kind = next((kind for kind in ("config", "processor") if kind in type(self).__name__.lower()), "model")
+        named = [tags] if isinstance(tags, str) else [*(tags or [])]
+        named += getattr(self, "model_tags", None) or []
+        message = commit_message or f"Upload {kind}"
+        wish = Push(repo_id, message, commit_description, private, token, revision, create_pr, tuple(named))
+        return push(self, wish, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+
 
 def write_shim(folder: str | os.PathLike) -> None:
     """Writes `ravlm_hub.py` and adds the complete `auto_map` to the JSON files that Auto classes read."""
@@ -98,7 +140,6 @@ def _move_into(staging: Path, target: Path) -> None:
     Weights of another name (a variant, or the base model beside a saved adapter) stay.
     """
     staged = sorted((path for path in staging.rglob("*") if path.is_file()), key=lambda path: path.suffix == ".json")
-    new_weights = {path.name for path in staged if path.suffix == ".safetensors"}
     mode = (staging / f"{SHIM_NAME}.py").stat().st_mode
     for path in staged:
         path.chmod(mode)  # safetensors writes files that only their owner may read
@@ -106,16 +147,8 @@ def _move_into(staging: Path, target: Path) -> None:
         place = target / path.relative_to(staging)
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, place)
-    names = {_without_shard(name) for name in new_weights}
-    for old in target.glob("*.safetensors"):
-        if old.name not in new_weights and _without_shard(old.name) in names:
-            old.unlink()
-    if "model.safetensors" in new_weights:  # whole, not in shards
-        (target / SAFE_WEIGHTS_INDEX_NAME).unlink(missing_ok=True)
-
-
-def _without_shard(name: str) -> str:
-    return re.sub(r"-\d{5}-of-\d{5}", "", name)
+    for name in outdated_weights([path.name for path in target.iterdir()], {path.name for path in staged}):
+        (target / name).unlink()
 
 
 def _fsync(path: Path) -> None:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .answering import Answer, answer_questions
 from .image_text_to_text import RavlmImageTextToTextPipeline
-from .image_to_text import ImageCaptionPipeline, RavlmImageToTextPipeline, find_retriever
+from .image_to_text import ImageCaptionPipeline, RavlmImageToTextPipeline, find_policy, find_retriever
+from .visual_question_answering import RavlmVisualQuestionAnsweringPipeline
 
 
 if TYPE_CHECKING:
+    from .answer_policy import AnswerPolicy, Decision
     from .encoded_knowledge import EncodedKnowledge
+
+# These bring libraries that `import hf_ravlm` leaves alone.
+_LAZY = {"AnswerPolicy": "answer_policy", "Decision": "answer_policy", "EncodedKnowledge": "encoded_knowledge"}
 
 
 def __getattr__(name: str):
-    if name == "EncodedKnowledge":  # brings the retriever's libraries, which `import hf_ravlm` leaves alone
-        from .encoded_knowledge import EncodedKnowledge
-
-        return EncodedKnowledge
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
     "Answer",
+    "AnswerPolicy",
+    "Decision",
     "EncodedKnowledge",
     "ImageCaptionPipeline",
     "RavlmImageTextToTextPipeline",
     "RavlmImageToTextPipeline",
+    "RavlmVisualQuestionAnsweringPipeline",
     "answer_questions",
+    "find_policy",
     "find_retriever",
 ]

@@ -1,6 +1,7 @@
 """The path of one batch of questions: retriever -> processor -> model -> answers with their evidence.
 
-Every pipeline goes through `answer_questions`; nothing here knows what a pipeline is.
+Every pipeline goes through `answer_questions`; nothing here knows what a pipeline is. With an `AnswerPolicy` the path
+has three gates: before the search, before the reader, and before the answer leaves the house.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from transformers import LogitsProcessorList
 
 from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..model.multimodal_attribution_ravlm import attribute_prompts
 from ..model.outputs_ravlm import RavlmAttribution
+from .generation_watch import GenerationWatch
+from .guarded_answering import answer_by_policy
 
 
 if TYPE_CHECKING:
     from ..retrieval import Evidence, RavlmRetriever
+    from .answer_policy import AnswerPolicy, Decision
     from .encoded_knowledge import EncodedKnowledge
 
 EVIDENCE_FIELDS = (
@@ -38,22 +43,32 @@ class Answer:
         posterior (`list[float]`): `p(passage | question, answer)` of each, sums to 1; empty without evidence.
         leave_one_out (`list[float]`):
             by how much the answer's log-probability, in nats, falls without each passage; empty without evidence.
+        decision (`Decision`, *optional*): what a policy decided, if there was one: whether to search, which passages
+            to drop, how far to trust the answer, and whether to withhold it (`text` is empty then).
     """
 
     text: str
     evidence: list[Evidence] = field(default_factory=list)
     posterior: list[float] = field(default_factory=list)
     leave_one_out: list[float] = field(default_factory=list)
+    decision: Decision | None = None
 
     def to_record(self) -> dict[str, Any]:
-        """As a pipeline returns it: plain dictionaries."""
-        evidence = [{name: getattr(passage, name) for name in EVIDENCE_FIELDS} for passage in self.evidence]
-        return {
+        """As a pipeline returns it: plain dictionaries; with a policy what it decided, too."""
+        record = {
             "generated_text": self.text,
-            "evidence": evidence,
+            "evidence": list(map(_passage_record, self.evidence)),
+            "scores": [passage.score for passage in self.evidence],
             "posterior": self.posterior,
             "leave_one_out": self.leave_one_out,
         }
+        if self.decision is not None:
+            record |= {**vars(self.decision), "dropped": list(map(_passage_record, self.decision.dropped))}
+        return record
+
+
+def _passage_record(passage: Evidence) -> dict[str, Any]:
+    return {name: getattr(passage, name) for name in EVIDENCE_FIELDS}
 
 
 @torch.inference_mode()
@@ -67,6 +82,7 @@ def answer_questions(
     evidence: Sequence[Sequence[Any]] | None = None,
     with_posterior: bool = True,
     encoded_knowledge: EncodedKnowledge | None = None,
+    policy: AnswerPolicy | None = None,
     **generate_kwargs,
 ) -> list[list[Answer]]:
     """Answers questions about images with what the retriever finds.
@@ -79,6 +95,8 @@ def answer_questions(
         evidence (`list[list[Evidence]]`, *optional*): use these passages and do not retrieve.
         with_posterior (`bool`): also attribute each answer to its passages (about `2 * K` forward passes each).
         encoded_knowledge (`EncodedKnowledge`, *optional*): states of the passages, read once and kept.
+        policy (`AnswerPolicy`, *optional*): decides whether to search, which passages to read (of `evidence`, too) and
+            when to abstain; each answer then has its `decision`. Needs greedy decoding.
         generate_kwargs: passed to `model.generate`.
 
     Returns:
@@ -87,9 +105,41 @@ def answer_questions(
     k = model.config.num_passages if k is None else k
     if k < 0:
         raise InvalidInputError(f"k={k}: expected 0 (closed-book) or more passages")
-    if evidence is None:
-        find = retriever is not None and k > 0
-        evidence = retriever.retrieve(images, list(questions), k=k) if find else [[] for _ in questions]
+    reading = {"with_posterior": with_posterior, "encoded_knowledge": encoded_knowledge, **generate_kwargs}
+    find = retriever is not None and k > 0
+    if policy is None:
+        if evidence is None:
+            evidence = retriever.retrieve(images, list(questions), k=k) if find else [[] for _ in questions]
+        return read_answers(model, processor, images, questions, evidence, **reading)
+
+    def some(places: list[int]) -> tuple[list[Image.Image] | None, list[str]]:
+        return None if images is None else [images[place] for place in places], [questions[place] for place in places]
+
+    def search(places: list[int]) -> Sequence[Sequence[Any]]:
+        if evidence is not None:
+            return [evidence[place] for place in places]
+        return retriever.retrieve(*some(places), k=max(k, policy.num_candidates or k))
+
+    def read(places: list[int], passages: list[list[Any]]) -> tuple[list[Answer], dict[str, torch.Tensor]]:
+        return read_watched(model, processor, *some(places), passages, **reading)
+
+    may_search = find or (evidence is not None and k > 0)
+    answers = answer_by_policy(policy, len(questions), k, search if may_search else None, read)
+    return [[answer] for answer in answers]
+
+
+@torch.inference_mode()
+def read_answers(
+    model: RavlmForConditionalGeneration,
+    processor: RavlmProcessor,
+    images: Sequence[Image.Image] | None,
+    questions: Sequence[str],
+    evidence: Sequence[Sequence[Any]],
+    with_posterior: bool = True,
+    encoded_knowledge: EncodedKnowledge | None = None,
+    **generate_kwargs,
+) -> list[list[Answer]]:
+    """Answers questions from the evidence that is given; arguments as of `answer_questions`."""
     inputs = processor(images=images, text=list(questions), evidence=evidence).to(model.device)
     if encoded_knowledge is not None:
         encoded_knowledge.replace_inputs(inputs, evidence)
@@ -107,6 +157,36 @@ def answer_questions(
         pictures = None if images is None else [images[row] for row in rows]
         add_attributions(model, processor, pictures, [questions[row] for row in rows], answers, encoded_knowledge)
     return [answers[start : start + per_question] for start in range(0, len(answers), per_question)]
+
+
+@torch.inference_mode()
+def read_watched(
+    model: RavlmForConditionalGeneration,
+    processor: RavlmProcessor,
+    images: Sequence[Image.Image] | None,
+    questions: Sequence[str],
+    evidence: Sequence[Sequence[Any]],
+    **options,
+) -> tuple[list[Answer], dict[str, torch.Tensor]]:
+    """One greedy answer to each question, and the `DRAFT_FEATURES` of `model/gate_ravlm.py`, each `(B,)`.
+
+    Raises:
+        InvalidInputError: Decoding is not greedy, or the reader writes from several prompts per question.
+    """
+    greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+    if wrong := {name: options[name] for name, value in greedy.items() if options.get(name) not in (value, None)}:
+        raise InvalidInputError(f"A policy judges one greedy answer per question; came: {wrong}. Leave that out.")
+    watch = GenerationWatch(model, processor.tokenizer)
+    processors = LogitsProcessorList([*(options.pop("logits_processor", None) or []), watch])
+    options = {**options, **greedy, "logits_processor": processors}
+    answers = read_answers(model, processor, images, questions, evidence, **options)
+    features = watch.features(len(questions))
+    if features is None:
+        raise InvalidInputError(
+            "A policy has to see how sure the reader is of each token, and this reader writes from several prompts at "
+            'once. Ask one question at a time, of a reader with marginalization="none".'
+        )
+    return [answer for (answer,) in answers], features
 
 
 @torch.inference_mode()

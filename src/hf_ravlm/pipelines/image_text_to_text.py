@@ -20,9 +20,9 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
     """
     Answers chat messages, or `images=` with `text=`, as the built-in pipeline does; adds `evidence` and `posterior`.
 
-    Takes the arguments of [`~transformers.ImageTextToTextPipeline`] and `k`, `retriever`, `with_posterior` of
-    [`RavlmImageToTextPipeline`]. Of a conversation, the last user message is the question and the last picture its
-    image.
+    Takes the arguments of [`~transformers.ImageTextToTextPipeline`] and `k`, `retriever`, `with_posterior` and
+    `policy` of [`RavlmImageToTextPipeline`]. Of a conversation, the last user message is the question and the last
+    picture its image.
     """
 
     _load_processor = None  # a model object brings its folder's own
@@ -49,9 +49,7 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
         pictures = None if all(image is None for image in images) else [open_picture(i, timeout) for i in images]
         return {"pictures": pictures, "questions": list(questions), "text": inputs}
 
-    def _forward(
-        self, model_inputs, generate_kwargs=None, retriever=None, k=None, with_posterior=True, encoded_knowledge=None
-    ):
+    def _forward(self, model_inputs, generate_kwargs=None, retriever=None, **options):
         pictures, questions = model_inputs["pictures"], model_inputs["questions"]
         batched = isinstance(questions[0], list)  # with `batch_size`: one list of questions per input
         if not batched:
@@ -64,9 +62,7 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
                 retriever if retriever is not None else self.retriever,
                 pictures,
                 questions,
-                k=k,
-                with_posterior=with_posterior,
-                encoded_knowledge=encoded_knowledge,
+                **{"policy": self.policy, **options},
                 **self._prepare_generate_kwargs(dict(generate_kwargs or {})),
             )
 

@@ -7,38 +7,45 @@ which does what the old pipeline did.
 
 from __future__ import annotations
 
-import base64
-import binascii
+import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoProcessor, GenerationConfig, Pipeline
 from transformers.image_utils import load_image
-from transformers.utils import cached_file
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, undelivered
 from ..model import RavlmConfig, RavlmProcessor
+from ..model.loading_ravlm import origin_of
 from .answering import answer_questions, without_adapters
 
 
+if TYPE_CHECKING:
+    from .answer_policy import AnswerPolicy
+
+logger = logging.getLogger(__name__)
+
 KNOWLEDGE_FOLDER = "knowledge_base"
-_ANSWER_KEYS = ("k", "retriever", "with_posterior", "encoded_knowledge")
+_ANSWER_KEYS = ("k", "retriever", "with_posterior", "encoded_knowledge", "policy")
 
 
 class RavlmPipelineMixin:
-    """What our pipelines share: the folder's own processor and knowledge base, and saving all of it."""
+    """What our pipelines share: the folder's own processor, knowledge base and policy, and saving all of it."""
 
-    def __init__(self, model, processor=None, retriever=None, **kwargs):
+    def __init__(self, model, processor=None, retriever=None, policy=None, **kwargs):
         processor = processor if processor is not None else _find_processor(model)
         super().__init__(model=model, processor=processor, **kwargs)
         self.retriever = retriever if retriever is not None else find_retriever(model, processor)
+        self.policy = policy if policy is not None else find_policy(model)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves model, processor and knowledge base to one folder; `from_pretrained` of each reads it."""
+        """Saves model, processor, knowledge base and policy to one folder; `from_pretrained` of each reads it."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
         if self.retriever is not None:
             self.retriever.save_pretrained(save_directory)
+        if self.policy is not None:
+            self.policy.save_pretrained(save_directory)
 
 
 class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
@@ -54,11 +61,13 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
     - **retriever** (`RavlmRetriever`, *optional*) -- another knowledge base for this call.
     - **with_posterior** (`bool`, *optional*, defaults to `True`) -- whether to attribute the answer to passages.
     - **encoded_knowledge** (`EncodedKnowledge`, *optional*) -- states of the passages, read once and kept.
+    - **policy** (`AnswerPolicy`, *optional*) -- when to search, what to read, when to abstain; each answer then has
+      the fields of its `Decision`. By default the folder's own, if it has one; `AnswerPolicy()` lets everything pass.
     - everything else goes to `model.generate`.
 
     Each picture gives a list of dictionaries with `generated_text`, `evidence` (dictionaries with id, text, image,
     score, source, licence, ...), `posterior` (one probability per passage) and `leave_one_out` (what the answer's
-    log-probability loses without the passage).
+    log-probability loses without the passage) and `scores` (those of the evidence).
     """
 
     _load_processor = _load_tokenizer = _load_image_processor = None  # foreign checkpoints may lack any of them
@@ -100,9 +109,7 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
             )
         return {"image": open_picture(inputs, timeout), "question": question}
 
-    def _forward(
-        self, model_inputs, generate_kwargs=None, retriever=None, k=None, with_posterior=True, encoded_knowledge=None
-    ):
+    def _forward(self, model_inputs, generate_kwargs=None, retriever=None, **options):
         images, questions = model_inputs["image"], model_inputs["question"]
         batched = isinstance(questions, list)
         answers = answer_questions(
@@ -111,9 +118,7 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
             retriever if retriever is not None else self.retriever,
             images if batched else [images],
             questions if batched else [questions],
-            k=k,
-            with_posterior=with_posterior,
-            encoded_knowledge=encoded_knowledge,
+            **{"policy": self.policy, **options},
             **self._prepare_generate_kwargs(dict(generate_kwargs or {})),
         )
         return {"answers": answers if batched else answers[0]}
@@ -163,12 +168,7 @@ class ImageCaptionPipeline(Pipeline):
 
 
 def open_picture(source: Any, timeout: float | None = None) -> Any:
-    """Fetches an address that the caller gave, decodes a `data:` one; the processor makes safe what comes."""
-    if isinstance(source, str) and source.startswith("data:image/"):
-        try:
-            return base64.b64decode(source.partition(",")[2])
-        except binascii.Error as error:
-            raise InvalidInputError(f"a picture given as base64 text cannot be decoded: {error}") from error
+    """Fetches an address that the caller gave; the processor makes safe what comes."""
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         return load_image(source, timeout=timeout)
     return source
@@ -181,23 +181,61 @@ def find_retriever(model, processor: RavlmProcessor):
     then loaded once more as it was saved.
     """
     source = model.name_or_path
-    if not source or not _has_knowledge(source):
+    origin = origin_of(without_adapters(model))
+    if not source or not _has_knowledge(source, origin):
         return None
     from ..retrieval import RavlmEncoder, RavlmRetriever  # FAISS and pyarrow come only when needed
 
     if str(model.dtype) == "torch.float32":
         encoder = RavlmEncoder(without_adapters(model).model, processor)
-        return RavlmRetriever.from_pretrained(source, encoder=encoder)
-    retriever = RavlmRetriever.from_pretrained(source)
+        return RavlmRetriever.from_pretrained(source, encoder=encoder, **origin)
+    retriever = RavlmRetriever.from_pretrained(source, **origin)
     retriever.encoder.model.to(model.device)
     return retriever
 
 
-def _has_knowledge(source: str) -> bool:
+def find_policy(model) -> AnswerPolicy | None:
+    """The policy that lies in the folder the model came from, or `None`."""
+    from .answer_policy import AnswerPolicy, find_policy_files
+
+    origin = origin_of(without_adapters(model))
+    try:
+        if find_policy_files(model.name_or_path, **origin) is None:
+            return None
+        return AnswerPolicy.from_pretrained(model.name_or_path, **origin)
+    except OSError as error:
+        logger.warning(
+            "%s: whether a policy lies beside this model could not be found out (%s). Nothing is withheld until you "
+            "pass `policy=`, or load the model again when the Hub can be reached.",
+            model.name_or_path,
+            str(error).partition("\n")[0],
+        )
+        return None
+
+
+def _has_knowledge(source: str, origin: dict[str, Any]) -> bool:
     if os.path.isdir(source):
         return os.path.isfile(os.path.join(source, KNOWLEDGE_FOLDER, "CURRENT"))
-    quiet = {f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "gated_repo", "connection_errors")}
-    return cached_file(source, "CURRENT", subfolder=KNOWLEDGE_FOLDER, **quiet) is not None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(source, f"{KNOWLEDGE_FOLDER}/CURRENT", **origin)
+        return True
+    except HFValidationError:  # a folder that is no longer there
+        return False
+    except Exception as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return False
+        if undelivered(error) is None:
+            raise
+        logger.warning(
+            "%s: whether a knowledge base lies beside this model could not be found out (%s). Answers are closed-book "
+            "until you pass `retriever=`, or load the model again when the Hub can be reached.",
+            source,
+            str(error).partition("\n")[0],
+        )
+        return False
 
 
 def _find_processor(model) -> RavlmProcessor:
@@ -206,7 +244,7 @@ def _find_processor(model) -> RavlmProcessor:
         raise InvalidInputError(
             "this model object was not loaded from a folder, so its processor cannot be found; pass processor="
         )
-    return AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    return AutoProcessor.from_pretrained(source, trust_remote_code=False, **origin_of(without_adapters(model)))
 
 
 def _merge_generate_kwargs(generate_kwargs: dict | None, max_new_tokens: int | None, others: dict) -> dict:

@@ -51,10 +51,10 @@ def dataset_card(repo_id: str, generation: Generation, table: pa.Table, earlier:
     body = f"{BEGIN}\n\n{_body(repo_id, generation, table)}\n\n{END}"
     data = _head(generation, table)
     if earlier is None:
-        text = f"# {_plain(repo_id.split('/')[-1])}\n\n{body}\n"
+        text = f"# {plain(repo_id.split('/')[-1])}\n\n{body}\n"
     else:
         card = DatasetCard(earlier, ignore_metadata_errors=True)
-        text = _with_body(card.text, body)
+        text = with_written_part(card.text, body)
         data = _joined_heads(card.data.to_dict(), data)
     return f"---\n{DatasetCardData(**data).to_yaml()}\n---\n\n{text.lstrip()}"
 
@@ -100,19 +100,23 @@ def _joined_heads(earlier: Mapping[str, Any], ours: dict[str, Any]) -> dict[str,
     return joined
 
 
-def _with_body(text: str, body: str) -> str:
-    """The text of a card with its written part replaced, or added at the end."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    return f"{before}{body}{after}" if begin and end else f"{text.rstrip()}\n\n{body}\n"
+def with_written_part(text: str, body: str, begin: str = BEGIN, end: str = END) -> str:
+    """The text of a card with what stands between two marks, and the marks, replaced by `body`; else added at the end.
+
+    >>> with_written_part("Mine. (old) Mine, too.", "(new)", "(", ")")
+    'Mine. (new) Mine, too.'
+    """
+    before, has_begin, rest = text.partition(begin)
+    _, has_end, after = rest.partition(end)
+    return f"{before}{body}{after}" if has_begin and has_end else f"{text.rstrip()}\n\n{body}\n"
 
 
 def _body(repo_id: str, generation: Generation, table: pa.Table) -> str:
     sections = [
         _summary(generation, table),
         "## Use it\n\n" + _usage(repo_id, generation),
-        "## Licences\n\n" + _count_table(table, "licence", "none stated"),
-        "## Sources\n\n" + _count_table(table, "source", "none stated"),
+        "## Licences\n\n" + count_table(table, "licence", "none stated"),
+        "## Sources\n\n" + count_table(table, "source", "none stated"),
         "## What publishing this means\n\n" + _warning(generation),
     ]
     return "\n\n".join(sections)
@@ -172,9 +176,10 @@ def _warning(generation: Generation) -> str:
     )
 
 
-def _count_table(table: pa.Table, column: str, missing: str) -> str:
+def count_table(table: pa.Table, column: str, missing: str) -> str:
+    """How many passages have each value of a column, as a Markdown table; `missing` stands for none."""
     counts = _counts(table, column)
-    lines = [f"| {_plain(name) if name else missing} | {count:,} |" for name, count in counts[:_MAX_ROWS]]
+    lines = [f"| {plain(name) if name else missing} | {count:,} |" for name, count in counts[:_MAX_ROWS]]
     if len(counts) > _MAX_ROWS:
         lines.append(f"| {len(counts) - _MAX_ROWS:,} others | {sum(count for _, count in counts[_MAX_ROWS:]):,} |")
     return "\n".join([f"| {column} | passages |", "|---|---|", *lines])
@@ -187,7 +192,7 @@ def _counts(table: pa.Table, column: str) -> list[tuple[str, int]]:
     return sorted(counts, key=lambda entry: (-entry[1], entry[0]))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text from data on one line of a table, without Markdown or HTML of its own: it may be a stranger's."""
     line = " ".join(text.split())[:200].replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{character}" if character in "\\`*_[]|" else character for character in line)

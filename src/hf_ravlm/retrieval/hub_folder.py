@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import HubUnavailableError, InvalidInputError, KnowledgeBaseNotFoundError, RavlmError
+from ..errors import HubUnavailableError, InvalidInputError, KnowledgeBaseNotFoundError, undelivered
 from .encoding.encoders import RavlmEncoder
 from .store.manifest import StoredFile
 from .store.safe_paths import safe_relpath
@@ -111,13 +111,11 @@ def hub_errors(doing: str, hint: str = "Check the network and try again.") -> It
     """
     from huggingface_hub import errors
 
-    not_delivered = (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError, TimeoutError)
     try:
         yield
-    except (*not_delivered, RuntimeError, ValueError) as error:
-        # What fails in a thread, or while something is fetched anew, comes wrapped in a RuntimeError or ValueError.
-        found = error if isinstance(error, not_delivered) else error.__cause__
-        if isinstance(error, RavlmError) or not isinstance(found, not_delivered):
+    except Exception as error:
+        found = undelivered(error)
+        if found is None:
             raise
         if isinstance(found, errors.GatedRepoError):
             reason = "its owner asks for consent first. Accept the terms on its page, and log in (`hf auth login`)."

@@ -18,9 +18,10 @@ from ..encoding.encoder_probe import describe_encoder
 from ..encoding.encoders import Encoder
 from ..evidence import Evidence
 from ..knowledge_base import KnowledgeBase, Passage
+from ..living_retriever import Passages, as_knowledge_base
 from ..ranking.channels import Query
 from ..ranking.search import SearchOptions
-from ..retriever import Passages, RavlmRetriever, as_knowledge_base
+from ..retriever import RavlmRetriever
 from .milvus import MilvusBackend
 from .milvus_search import search_collection
 

@@ -1,0 +1,190 @@
+"""The page itself: what stands where, and what happens when it is clicked. It knows gradio, and nothing of models."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..errors import RavlmError
+from ..retrieval import RavlmEncoder, RavlmRetriever
+from .answering import CHOICES, TABLE_HEAD, WITH, WITHOUT, answer_for_page
+from .serving import require_gradio
+from .uploads import READABLE, read_upload
+
+
+TITLE = "Answers with evidence"
+TABLE_WIDTHS = ["14%", "29%", "17%", "10%", "9%", "12%", "9%"]
+MOST_LETTERS, MOST_PASSAGES = 2_000, 10
+STALE_AFTER = 3_600  # seconds until pictures of answers are removed from the disk
+
+
+def build_page(model: Any, processor: Any, retriever: Any) -> Any:
+    """The page of one model.
+
+    Args:
+        model, processor, retriever: as a pipeline holds them; `retriever=None` answers closed-book until somebody
+            uploads a knowledge base. An uploaded one is its visitor's alone and is gone with the visit.
+
+    Returns:
+        `gradio.Blocks`, to be served by `serve_page`. Its endpoints for programs are `/answer` (picture, question,
+        mode, passages) and `/use_knowledge` (files), `/drop_knowledge`.
+
+    Raises:
+        ImportError: Without gradio.
+    """
+    gradio = require_gradio()
+    telling = _telling(gradio)
+    cache = (STALE_AFTER, STALE_AFTER)
+    buttons = ["download", "fullscreen"]  # not "share", which would publish a picture elsewhere
+    fitted = {"object_fit": "contain", "fit_columns": False, "buttons": buttons}
+    with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=cache, fill_width=True) as page:
+        uploaded = gradio.State(None)  # the visitor's own retriever
+        gradio.Markdown(f"# {TITLE}\nEvery answer names the passages it rests on. Check them before you rely on it.")
+        with gradio.Row():
+            with gradio.Column(scale=2, min_width=300):
+                picture = gradio.Image(
+                    label="Picture",
+                    type="filepath",
+                    sources=["upload", "clipboard"],
+                    buttons=["fullscreen"],
+                    height=260,
+                    elem_id="picture",
+                )
+                picture.preprocess = _undecoded
+                question = gradio.Textbox(
+                    label="Question",
+                    placeholder=model.config.default_prompt,
+                    max_length=MOST_LETTERS,
+                    elem_id="question",
+                )
+                mode = gradio.Radio(
+                    list(CHOICES), value=WITH if retriever is not None else WITHOUT, label="Answer", elem_id="mode"
+                )
+                passages = gradio.Slider(
+                    1, MOST_PASSAGES, value=model.config.num_passages, step=1, label="Passages", elem_id="passages"
+                )
+                ask = gradio.Button("Ask", variant="primary", elem_id="ask")
+                with gradio.Accordion("Knowledge base", open=True, elem_id="knowledge"):
+                    status = gradio.Textbox(
+                        _describe(retriever), label="In use", interactive=False, lines=2, elem_id="status"
+                    )
+                    files = gradio.File(
+                        label="Your own: a ZIP, or pictures with .txt files, or a .jsonl or .csv",
+                        file_count="multiple",
+                        file_types=[".zip", *READABLE],
+                        elem_id="files",
+                    )
+                    with gradio.Row():
+                        use = gradio.Button("Use these files", elem_id="use")
+                        drop = gradio.Button("Back to the model's own", elem_id="drop")
+            with gradio.Column(scale=3, min_width=420):
+                with gradio.Row():
+                    retrieved = gradio.Textbox(
+                        label="Answer with retrieval", interactive=False, lines=3, elem_id="retrieved"
+                    )
+                    closed = gradio.Textbox(
+                        label="Answer without (closed-book)", interactive=False, lines=3, elem_id="closed"
+                    )
+                gallery = gradio.Gallery(
+                    label="Evidence, with its posterior",
+                    columns=4,
+                    height=200,
+                    format="png",
+                    **fitted,
+                    elem_id="gallery",
+                )
+                maps = gradio.Gallery(
+                    label="Where the picture speaks (brightly) for the answer, and for each passage",
+                    columns=4,
+                    height=200,
+                    format="png",
+                    **fitted,
+                    elem_id="maps",
+                )
+                table = gradio.Dataframe(
+                    headers=TABLE_HEAD,
+                    column_widths=TABLE_WIDTHS,
+                    label="Passages",
+                    interactive=False,
+                    wrap=True,
+                    elem_id="table",
+                )
+                with gradio.Accordion("The whole explanation", open=False, elem_id="whole"):
+                    sheet = gradio.Image(
+                        label="Explanation",
+                        interactive=False,
+                        buttons=buttons,
+                        format="png",
+                        type="pil",
+                        elem_id="sheet",
+                    )
+                with gradio.Accordion("As JSON", open=False):
+                    record = gradio.JSON(label="Record", elem_id="record")
+
+        def answer(own: Any, picture: str | None, question: str, mode: str, passages: float) -> tuple:
+            knowledge = retriever if own is None else own
+            shown = answer_for_page(model, processor, knowledge, picture, question[:MOST_LETTERS], mode, int(passages))
+            texts = (shown.retrieved or "", shown.closed_book or "")
+            return (*texts, shown.gallery, shown.maps, shown.table, shown.sheet, shown.record)
+
+        def use_knowledge(paths: list[str] | None) -> tuple[Any, str]:
+            knowledge_base = read_upload(paths or [])
+            own = RavlmRetriever.build(knowledge_base, RavlmEncoder(model.model, processor))
+            return own, _describe(own, knowledge_base.skipped)
+
+        def drop_knowledge() -> tuple[None, str]:
+            return None, _describe(retriever)
+
+        asked = [uploaded, picture, question, mode, passages]
+        told = [retrieved, closed, gallery, maps, table, sheet, record]
+        gradio.on([ask.click, question.submit], telling(answer), asked, told, api_name="answer")
+        use.click(telling(use_knowledge), [files], [uploaded, status], api_name="use_knowledge")
+        drop.click(telling(drop_knowledge), None, [uploaded, status], api_name="drop_knowledge")
+    return page
+
+
+def _undecoded(payload: Any) -> str | None:
+    """A picture stays the file that came: we decode it ourselves, within limits, and say what is wrong with it."""
+    return None if payload is None else payload.path
+
+
+def _describe(retriever: Any, skipped: Any = ()) -> str:
+    if retriever is None:
+        return "None: answers are closed-book."
+    number = len(retriever)
+    said = f"{number:,} passage{'' if number == 1 else 's'}."
+    if skipped:
+        said += f" Left out: {len(skipped)}, the first because: {skipped[0].reason}"
+    return said
+
+
+def _telling(gradio: Any) -> Callable[[Callable], Callable]:
+    """A wrapper that shows our own errors on the page; of all others the visitor learns nothing but that they were."""
+
+    def telling(step: Callable) -> Callable:
+        @functools.wraps(step)
+        def run(*given: Any) -> Any:
+            try:
+                return step(*given)
+            except RavlmError as error:
+                message = without_folders(str(error), given)
+                raise gradio.Error(message, duration=None, print_exception=False) from error
+
+        return run
+
+    return telling
+
+
+def without_folders(message: str, given: Iterable[Any]) -> str:
+    """A message that calls uploaded files by their names: where we keep them concerns nobody.
+
+    >>> without_folders("/tmp/page/7/kite.png: no picture", ["/tmp/page/7/kite.png", 3])
+    'kite.png: no picture'
+    """
+    for part in given:
+        for path in part if isinstance(part, list) else [part]:
+            if isinstance(path, str) and os.path.isabs(path):
+                message = message.replace(os.path.join(os.path.dirname(path), ""), "")
+    return message

@@ -1,0 +1,209 @@
+"""Attention over passages: how much of what is read while an answer is written comes from which passage.
+
+Where a fusion reads passages by attention with a null key (`attention`, `gated`, `cross_attention`), its weights are
+told, with what fell on the null key, which is the fusion's way to read nothing. Where the language model itself reads
+them (`in_context`, `concat`, `product`), it is the language model's own attention. Attention says where a model
+looked; what an answer rests on is told by `posterior` and `leave_one_out`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import InvalidInputError
+from ..model.cross_attention_ravlm import CrossReading
+from ..model.null_attend_ravlm import NullAttend, split_heads
+from ..model.reading_ravlm import ENCODED_INPUTS
+from .gradcam import evaluation_mode
+
+
+@dataclass
+class PassageAttention:
+    """Shares of attention, from 0 to 1, means over heads, layers and the places that read.
+
+    Args:
+        passages (`torch.FloatTensor` of shape `(B, K)`): what each passage gets; 0 for one that is not there.
+        elsewhere (`torch.FloatTensor` of shape `(B, K)` or `(B, 1)`):
+            what no passage gets: that of the null key, which `attention` and `gated` have once per passage
+            (`passages + elsewhere = 1`) and `cross_attention` has once (`passages.sum(1) + elsewhere = 1`), or that
+            of the rest of the prompt (likewise).
+        tokens (`torch.FloatTensor` of shape `(B, K, S)`, *optional*):
+            what each state of a passage gets, in the order of the text encoder's tokens, those of its picture first;
+            `None` where the language model reads.
+        read_by (`str`): `"fusion"` or `"language model"`.
+    """
+
+    passages: torch.Tensor
+    elsewhere: torch.Tensor
+    tokens: torch.Tensor | None
+    read_by: str
+
+
+def passage_attention(
+    model: Any,
+    processor: Any,
+    images: Sequence[Any] | None,
+    questions: Sequence[str],
+    answers: Sequence[str],
+    evidence: Sequence[Sequence[Any]],
+) -> PassageAttention:
+    """Attention over the passages of each question, as the reader's fusion has it.
+
+    Args:
+        model, processor: a [`RavlmForConditionalGeneration`] and its processor.
+        images, questions, answers, evidence: of one length; evidence as the processor takes it. An answer matters
+            where its own tokens read: with `cross_attention`, and where the language model reads.
+
+    Raises:
+        `InvalidInputError`: if there is no passage; for an image-text-to-text reader, and where each passage is read
+            in a prompt of its own and nothing competes: there `posterior` tells.
+    """
+    if not any(len(row) for row in evidence):
+        raise InvalidInputError("there is no passage to look at; give evidence for at least one question")
+    fusion = model.config.fusion
+    own = fusion in ("attention", "gated")  # each passage with the queries and the null key of its own
+    if model.reads_images or (model.config.marginalization != "none" and not own):
+        what = "an image-text-to-text model" if model.reads_images else "marginalization"
+        raise InvalidInputError(
+            f"with {what} the reader has no attention that passages share and that could be told apart; "
+            "look at posterior and leave_one_out instead"
+        )
+    inputs = processor(
+        images=None if images is None else list(images),
+        text=list(questions),
+        evidence=evidence,
+        answers=list(answers),
+        padding_side="left",
+    ).to(model.device)
+    for name in ("pixel_values", "evidence_pixel_values"):
+        if name in inputs:
+            inputs[name] = inputs[name].to(model.dtype)
+    labels, keep = inputs.pop("labels"), inputs["evidence_mask"].bool()
+    read = _read_by_queries if own else _read_by_layers if fusion == "cross_attention" else _read_by_language_model
+    with evaluation_mode(model), torch.no_grad():
+        return read(model, inputs, labels, keep)
+
+
+def null_attention(attend: NullAttend, target: torch.Tensor, source: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The weights of a [`NullAttend`]: what its `forward` with the same arguments multiplies the values with.
+
+    Returns:
+        `torch.Tensor` of shape `(B, K, heads, T, 1 + S)`, rows sum to 1; the first column is the null key.
+    """
+    batch = len(target)
+    passages = torch.broadcast_shapes(target.shape[1:2], source.shape[1:2])[0]
+    key = attend.key_value(source).chunk(2, dim=-1)[0]  # (B, K or 1, S, width)
+    null = attend.null_key_value.to(key.dtype).chunk(2)[0].expand(batch, key.shape[1], 1, -1)
+    key = torch.cat([null, key], dim=2).expand(-1, passages, -1, -1).flatten(0, 1)
+    query = attend.query(target).expand(-1, passages, -1, -1).flatten(0, 1)
+    keep = F.pad(mask.bool().expand(batch, passages, -1).flatten(0, 1), (1, 0), value=True)
+    return attention_weights(query, key, keep, attend.heads).unflatten(0, (batch, passages))
+
+
+def attention_weights(query: torch.Tensor, key: torch.Tensor, keep: torch.Tensor, heads: int) -> torch.Tensor:
+    """`softmax(query @ key.T / sqrt(d))` of every head: `(N, T, width)` and `(N, S, width)` to `(N, heads, T, S)`.
+
+    Example: two keys alike, the third masked.
+
+    >>> attention_weights(torch.ones(1, 1, 2), torch.ones(1, 3, 2), torch.tensor([[True, True, False]]), 1).tolist()
+    [[[[0.5, 0.5, 0.0]]]]
+    """
+    query, key = split_heads(query.float(), heads), split_heads(key.float(), heads)
+    logits = query @ key.mT / query.shape[-1] ** 0.5
+    return logits.masked_fill(~keep[:, None, None, :], float("-inf")).softmax(dim=-1)
+
+
+def _read_by_queries(model: Any, inputs: Any, labels: torch.Tensor, keep: torch.Tensor) -> PassageAttention:
+    """`attention` and `gated`: the queries that become memory tokens read each passage, or its null key."""
+    fusion = model.fusion
+    modules = [fusion.readout] if model.config.fusion == "gated" else [layer.attend for layer in fusion.layers]
+    with _recorded(modules) as calls:
+        states = model.encode_inputs(**_encoded(inputs), evidence_mask=keep)
+        model.get_memory(states)
+    weights = [null_attention(module, *args).mean(dim=(2, 3)) for module, args in calls]
+    mean = torch.stack(weights).mean(dim=0)  # (B, K, 1 + S)
+    mean = torch.where(keep.unsqueeze(-1), mean, F.one_hot(torch.zeros_like(keep, dtype=torch.long), mean.shape[-1]))
+    tokens = mean[..., 1:]
+    return PassageAttention(tokens.sum(dim=-1), mean[..., 0], tokens, "fusion")
+
+
+def _read_by_layers(model: Any, inputs: Any, labels: torch.Tensor, keep: torch.Tensor) -> PassageAttention:
+    """`cross_attention`: the states that write the answer read all passages and one null key, layer by layer."""
+    with _recorded(list(model.fusion.layers.values())) as calls:
+        model(**inputs, use_cache=False)
+    writing = _writing(labels)
+    found = [_mean_over(_cross_weights(module, *args), writing) for module, args in calls]
+    mean = torch.stack(found).mean(dim=0)  # (B, 1 + K * S)
+    tokens = mean[:, 1:].unflatten(-1, (keep.shape[1], -1))
+    return PassageAttention(tokens.sum(dim=-1), mean[:, :1], tokens, "fusion")
+
+
+def _cross_weights(
+    module: CrossReading, hidden_states: torch.Tensor, keys_values: torch.Tensor, keep: torch.Tensor
+) -> torch.Tensor:
+    """Weights `(B, heads, T, 1 + S)` of a [`CrossReading`], the null key first."""
+    key = keys_values.chunk(2, dim=-1)[0]
+    key = torch.cat([module.null_key.to(key.dtype).expand(len(key), 1, -1), key], dim=1)
+    query = module.query(module.norm(hidden_states.to(module.norm.weight.dtype)))
+    return attention_weights(query, key, F.pad(keep, (1, 0), value=True), module.heads)
+
+
+def _read_by_language_model(model: Any, inputs: Any, labels: torch.Tensor, keep: torch.Tensor) -> PassageAttention:
+    """Passages that stand in the prompt, as words or as memory tokens."""
+    with _eager_attention(model.language_model):
+        attentions = model(**inputs, use_cache=False, output_attentions=True).attentions
+    writing = _writing(labels)
+    mean = torch.stack([_mean_over(layer.float(), writing) for layer in attentions]).mean(dim=0)  # (B, L)
+    owners = inputs["token_passages"]  # (B, L)
+    at = (owners.unsqueeze(1) == torch.arange(keep.shape[1], device=owners.device)[:, None]).float()  # (B, K, L)
+    shares = torch.einsum("bkl,bl->bk", at, mean) * keep
+    return PassageAttention(shares, 1 - shares.sum(dim=1, keepdim=True), None, "language model")
+
+
+def _writing(labels: torch.Tensor) -> torch.Tensor:
+    """Which positions `(B, L)` write the answer: each stands one before the token that it predicts."""
+    return F.pad(labels[:, 1:] != -100, (0, 1))
+
+
+def _mean_over(weights: torch.Tensor, writing: torch.Tensor) -> torch.Tensor:
+    """Mean of weights `(B, heads, T, S)` over heads and the positions `(B, T)` that write: `(B, S)`."""
+    share = writing.float() / writing.sum(dim=1, keepdim=True)
+    return torch.einsum("bts,bt->bs", weights.mean(dim=1).nan_to_num(), share)
+
+
+def _encoded(inputs: Any) -> dict[str, torch.Tensor]:
+    return {name: inputs[name] for name in ENCODED_INPUTS if name in inputs}
+
+
+@contextlib.contextmanager
+def _recorded(modules: list[nn.Module]) -> Iterator[list[tuple[Any, tuple]]]:
+    """Which of these modules were called, in their order, and with what."""
+    calls: list[tuple[Any, tuple]] = []
+
+    def keep(module: nn.Module, args: tuple) -> None:
+        calls.append((module, args))
+
+    handles = [module.register_forward_pre_hook(keep) for module in modules]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _eager_attention(language_model: Any) -> Iterator[None]:
+    """The implementation that returns its weights, for the time of a call."""
+    before = language_model.config._attn_implementation
+    language_model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        language_model.set_attn_implementation(before)

@@ -1,0 +1,352 @@
+"""Grad-CAM: where in a picture a score comes from. It knows layers, activations and gradients.
+
+Three steps: (1) run the model and keep what one layer of the vision tower put out; (2) take the gradient of a score
+with respect to that, and nothing else, so that no parameter gets a gradient; (3) weigh every channel by the mean of
+its gradient, add up, and drop what is negative. The score may be anything: here the log-probability of an answer or of
+one of its tokens, and the cosine of a query with a passage.
+
+Grad-CAM: Selvaraju et al. 2017 (arXiv 1610.02391), equations 1 and 2. Our towers are not averaged over the picture but
+pooled to a raster of cells that are weighed one by one, so a channel may speak for a score in one place and against it
+in another; HiResCAM (Draelos and Carin 2020, arXiv 2011.08891) multiplies place by place and keeps that apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import InvalidInputError
+from ..model.objectives_ravlm import answer_token_log_probs, passage_log_prior, rag_sequence_log_likelihood
+
+
+Method = Literal["grad_cam", "hires_cam"]
+
+
+def answer_grad_cam(
+    model: Any,
+    processor: Any,
+    images: Sequence[Any],
+    questions: Sequence[str],
+    answers: Sequence[str],
+    evidence: Sequence[Sequence[Any]] | None = None,
+    token: int | None = None,
+    layer: nn.Module | None = None,
+    method: Method = "grad_cam",
+) -> torch.Tensor:
+    """Where in each picture the log-probability of its answer comes from.
+
+    Args:
+        model, processor: a [`RavlmForConditionalGeneration`] that sees pictures through its own tower, and its
+            processor.
+        images, questions, answers, evidence: of one length; evidence as the processor takes it, `None` is closed-book.
+        token (`int`, *optional*): explain this token of the answer, from 0; negative numbers count from its end, which
+            is the mark that closes it. `None` explains the whole answer.
+        layer (`nn.Module`, *optional*): of the vision tower; its last output by default.
+        method (`str`): `"grad_cam"` or `"hires_cam"`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B, height, width)` in 0..1, as large as the picture that the tower sees; a map
+        of zeros where nothing in the picture speaks for the answer.
+
+    Raises:
+        `InvalidInputError`: for an image-text-to-text reader, a token that is not there, a layer that does not run.
+    """
+    inputs, labels = _answer_inputs(model, processor, images, questions, answers, evidence)
+
+    def score() -> torch.Tensor:
+        return answer_score(model, inputs, labels, token)
+
+    maps = layer_grad_cam(model, model.model.vision_tower if layer is None else layer, score, method)
+    return heat_maps(maps, inputs["pixel_values"].shape[-2:])
+
+
+def retrieval_grad_cam(
+    model: Any,
+    processor: Any,
+    images: Sequence[Any],
+    texts: Sequence[str | None] | None,
+    passage_vectors: torch.Tensor,
+    layer: nn.Module | None = None,
+    method: Method = "grad_cam",
+) -> torch.Tensor:
+    """Where in each picture the retrieval score of one passage comes from: the cosine of query and passage.
+
+    Args:
+        model, processor: a [`RavlmModel`] (of a reader, `reader.model`) and its processor.
+        images, texts: the queries, of one length; `texts` may be `None` or hold it in single places.
+        passage_vectors (`torch.Tensor` of shape `(B, D)`): of the passage of each query, as the knowledge base keeps
+            them (`retriever.vectors`).
+        layer (`nn.Module`, *optional*): of the vision tower; its last output by default.
+        method (`str`): `"grad_cam"` or `"hires_cam"`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B, height, width)` in 0..1, as of `answer_grad_cam`.
+
+    Raises:
+        `InvalidInputError`: if queries and passages differ in number, or the layer does not run.
+    """
+    if len(passage_vectors) != len(images):
+        raise InvalidInputError(
+            f"{len(images)} images came with {len(passage_vectors)} vectors of passages; give one each"
+        )
+    inputs = _on_device(processor.for_retrieval(images=list(images), texts=texts), model)
+    passages = torch.as_tensor(passage_vectors, dtype=torch.float32, device=model.device)
+
+    def score() -> torch.Tensor:
+        return F.cosine_similarity(model.get_query_features(**inputs), passages, dim=-1)  # (B,)
+
+    maps = layer_grad_cam(model, model.vision_tower if layer is None else layer, score, method)
+    return heat_maps(maps, inputs["pixel_values"].shape[-2:])
+
+
+def picture_worth(
+    model: Any,
+    processor: Any,
+    images: Sequence[Any],
+    questions: Sequence[str],
+    answers: Sequence[str],
+    evidence: Sequence[Sequence[Any]] | None = None,
+) -> torch.Tensor:
+    """What the log-probability of each answer loses when its picture is covered with its mean colour, in nats.
+
+    A map says where, never how much: a reader that has the right passage may hardly need the picture any more.
+
+    Args: as of `answer_grad_cam`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B,)`; below 0 where the picture speaks against the answer.
+    """
+    inputs, labels = _answer_inputs(model, processor, images, questions, answers, evidence)
+    covered = inputs["pixel_values"].mean(dim=(2, 3), keepdim=True).expand_as(inputs["pixel_values"])
+    with evaluation_mode(model), torch.no_grad():
+        seen = answer_score(model, inputs, labels)
+        return seen - answer_score(model, {**inputs, "pixel_values": covered}, labels)
+
+
+def answer_score(model: Any, inputs: Any, labels: torch.Tensor, token: int | None = None) -> torch.Tensor:
+    """Log-probability `(B,)` of the labelled answers, or of one token of each, with gradients.
+
+    Args:
+        inputs, labels: what `processor(images, text, evidence, answers=...)` returns, labels apart.
+        token (`int`, *optional*): which token; `None` for all of them, over latent passages, too.
+    """
+    if not model.passages_are_latent(inputs.get("evidence_scores")):
+        log_probs, keep = answer_token_log_probs(model(**inputs, use_cache=False).logits, labels)  # (B, T)
+        return log_probs.sum(dim=-1) if token is None else _picked(log_probs, keep, token)
+    if token is not None:
+        raise InvalidInputError(
+            "the passages are latent (config.marginalization), so a token has no log-probability before the whole "
+            "answer has; explain the whole answer, with token=None"
+        )
+    outputs = model(**inputs, labels=labels, use_cache=False)
+    scale = model.model.get_logit_scale()
+    prior = passage_log_prior(inputs["evidence_scores"], inputs.get("evidence_mask"), scale)
+    return rag_sequence_log_likelihood(outputs.passage_log_likelihood, prior)
+
+
+def layer_grad_cam(
+    model: nn.Module, layer: nn.Module, score: Callable[[], torch.Tensor], method: Method = "grad_cam"
+) -> torch.Tensor:
+    """Grad-CAM of any score over any layer that puts out a feature map or tokens on a square raster.
+
+    The model is run in evaluation mode; modes are restored, no hook and no gradient stays. Where the layer runs
+    several times, its first run counts.
+
+    Args:
+        model (`nn.Module`): what `score` runs.
+        layer (`nn.Module`): part of it; puts out `(B, C, h, w)` or `(B, T, C)`, of which the last square number of
+            tokens are the patches, or an output with such a `last_hidden_state`.
+        score (`Callable`): runs the model and returns one number per row, `(B,)`.
+        method (`str`): `"grad_cam"` or `"hires_cam"`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B, h, w)`, at least 0, in units of the score.
+
+    Raises:
+        `InvalidInputError`: if the layer does not run, puts out something else, the score does not depend on it, or
+            the method is another.
+
+    Example: the first channel speaks for the score, the second against it.
+
+    >>> layer = nn.Identity()
+    >>> picture = torch.tensor([[[[3.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 5.0]]]])  # (1, 2, 2, 2)
+    >>> weights = torch.tensor([1.0, -1.0])
+    >>> layer_grad_cam(layer, layer, lambda: (layer(picture).mean((2, 3)) * weights).sum(1)).tolist()
+    [[[0.75, 0.0], [0.0, 0.0]]]
+    """
+    if method not in METHODS:
+        raise InvalidInputError(f"method={method!r}: choose one of {', '.join(METHODS)}")
+    kept: list[torch.Tensor] = []
+
+    def keep_first(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if kept:
+            return output
+        states = _states_of(output)
+        # The graph begins here: nothing below is differentiated, and a frozen tower can be explained, too.
+        kept.append(states.detach().requires_grad_(True))
+        return _with_states(output, kept[0])
+
+    handle = layer.register_forward_hook(keep_first)
+    try:
+        with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
+            scores = score()
+            if not kept:
+                raise InvalidInputError(
+                    f"the layer, a {type(layer).__name__}, did not run, so there is nothing to explain; choose one "
+                    "that the picture goes through, such as model.vision_tower or a layer of it"
+                )
+            gradient = None
+            if scores.requires_grad:
+                (gradient,) = torch.autograd.grad(scores.sum(), kept, allow_unused=True)
+    finally:
+        handle.remove()
+    if gradient is None:
+        raise InvalidInputError(
+            f"the score does not depend on what the layer, a {type(layer).__name__}, puts out: is there a picture, "
+            "and does the score come after the layer?"
+        )
+    return METHODS[method](spatial(kept[0].detach()), spatial(gradient))
+
+
+def grad_cam(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """`relu(sum_c mean_hw(gradients)_c * activations_c)`: feature maps `(B, C, h, w)` and gradients to `(B, h, w)`.
+
+    >>> activations = torch.tensor([[[[1.0, 2.0]], [[4.0, 0.0]]]])  # two channels of 1 x 2
+    >>> grad_cam(activations, torch.tensor([[[[1.0, 3.0]], [[-1.0, 0.0]]]])).tolist()
+    [[[0.0, 4.0]]]
+    """
+    weights = gradients.float().mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
+    return (weights * activations.float()).sum(dim=1).relu()
+
+
+def hires_cam(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """`relu(sum_c gradients_c * activations_c)`: feature maps `(B, C, h, w)` and gradients to `(B, h, w)`.
+
+    >>> activations = torch.tensor([[[[1.0, 2.0]], [[4.0, 0.0]]]])
+    >>> hires_cam(activations, torch.tensor([[[[1.0, 3.0]], [[-1.0, 0.0]]]])).tolist()
+    [[[0.0, 6.0]]]
+    """
+    return (gradients.float() * activations.float()).sum(dim=1).relu()
+
+
+METHODS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "grad_cam": grad_cam,
+    "hires_cam": hires_cam,
+}
+
+
+def spatial(states: torch.Tensor) -> torch.Tensor:
+    """Feature maps `(B, C, h, w)` as they are; tokens `(B, T, C)` on their square raster, class tokens left out.
+
+    >>> spatial(torch.arange(5.0).reshape(1, 5, 1)).tolist()
+    [[[[1.0, 2.0], [3.0, 4.0]]]]
+    """
+    if states.dim() == 4:
+        return states
+    side = math.isqrt(states.shape[1])
+    return states[:, states.shape[1] - side * side :].mT.unflatten(-1, (side, side))
+
+
+def heat_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Maps `(B, h, w)` as large as pictures, each divided by its maximum: `(B, height, width)` in 0..1.
+
+    >>> heat_maps(torch.tensor([[[0.0, 2.0]], [[0.0, 0.0]]]), (1, 4)).tolist()
+    [[[0.0, 0.25, 0.75, 1.0]], [[0.0, 0.0, 0.0, 0.0]]]
+    """
+    large = F.interpolate(maps.unsqueeze(1), size=tuple(size), mode="bilinear", align_corners=False).squeeze(1)
+    highest = large.amax(dim=(1, 2), keepdim=True)
+    return torch.where(highest > 0, large / highest.clamp(min=torch.finfo(large.dtype).tiny), large)
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """The part of a model with this name, such as `"vision_tower.encoder.stages.1"`.
+
+    Raises:
+        `InvalidInputError`: names parts that are there.
+
+    >>> find_layer(nn.Sequential(nn.ReLU(), nn.Tanh()), "1")
+    Tanh()
+    """
+    parts = dict(model.named_modules())
+    if name not in parts or not name:
+        known = name.rpartition(".")[0]
+        while known and known not in parts:
+            known = known.rpartition(".")[0]
+        there = [f"{known}.{child}" if known else child for child, _ in parts[known].named_children()]
+        raise InvalidInputError(
+            f"there is no layer {name!r} in a {type(model).__name__}; there are {', '.join(there)}"
+        )
+    return parts[name]
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model in evaluation mode and gives every part of it its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _answer_inputs(
+    model: Any, processor: Any, images: Any, questions: Any, answers: Any, evidence: Any
+) -> tuple[Any, torch.Tensor]:
+    if model.reads_images:
+        raise InvalidInputError(
+            "the reader is an image-text-to-text model with a vision tower of its own, in whose prompt the pictures "
+            "of question and passages cannot be told apart; use retrieval_grad_cam, or layer_grad_cam with a layer "
+            "and a score of your own"
+        )
+    inputs = processor(images=list(images), text=list(questions), evidence=evidence, answers=list(answers))
+    inputs = _on_device(inputs, model)
+    return inputs, inputs.pop("labels")
+
+
+def _states_of(output: Any) -> torch.Tensor:
+    states = output
+    if not isinstance(output, torch.Tensor):
+        states = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+    if not isinstance(states, torch.Tensor) or states.dim() not in (3, 4):
+        came = f"a tensor {tuple(states.shape)}" if isinstance(states, torch.Tensor) else type(states).__name__
+        raise InvalidInputError(
+            f"the layer puts out {came}; Grad-CAM needs a feature map (B, C, h, w) or tokens (B, T, C)"
+        )
+    return states
+
+
+def _with_states(output: Any, states: torch.Tensor) -> Any:
+    """The layer's output with other states in their place."""
+    if isinstance(output, torch.Tensor):
+        return states
+    if isinstance(output, tuple):
+        return (states, *output[1:])
+    output["last_hidden_state"] = states
+    return output
+
+
+def _picked(log_probs: torch.Tensor, keep: torch.Tensor, token: int) -> torch.Tensor:
+    lengths = keep.sum(dim=1)
+    places = lengths + token if token < 0 else torch.full_like(lengths, token)
+    if bool(((places < 0) | (places >= lengths)).any()):
+        raise InvalidInputError(
+            f"token={token}: the answers have {lengths.tolist()} tokens, the mark at their end included; count from "
+            "0, or from -1 backwards"
+        )
+    return log_probs.gather(1, places.unsqueeze(1)).squeeze(1)
+
+
+def _on_device(inputs: Any, model: nn.Module) -> Any:
+    inputs = inputs.to(model.device)
+    for name in ("pixel_values", "evidence_pixel_values"):
+        if name in inputs:
+            inputs[name] = inputs[name].to(model.dtype)
+    return inputs

@@ -1,0 +1,325 @@
+"""Knows what the card of a measured model says: closed-book beside retrieved beside gold, what evidence rescued and
+harmed, which knowledge lies beside it under which licences, how it was trained, what it cannot do.
+
+Figures come from the report of an `Evaluator`, never by hand. The part between the two marks is written anew each
+time; what a person writes before or after it stays, and so do the fields of the head that are not ours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidInputError
+from ..evaluation.report import markdown_table, percent, with_interval
+from ..evaluation.resampling import Interval
+from ..model.card_ravlm import BEGIN, CARD, END, LIBRARY, card_metadata, describe, usage
+
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from huggingface_hub import EvalResult
+
+    from ..model import RavlmConfig
+
+ARM_NAMES = {
+    "closed_book": "closed-book",
+    "retrieved": "retrieved",
+    "gold": "gold passage",
+    "gold_and_distractors": "gold passage among others",
+    "distractors_only": "wrong passages only",
+}
+PIPELINE_TAGS = ("image-text-to-text", "visual-question-answering", "image-to-text")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says that no file of the folder knows.
+
+    Args:
+        name (`str`): of the model.
+        licence (`str`, *optional*): of the weights, by the Hub's name (`"apache-2.0"`); `"other"` if it has none.
+        language (`list[str]`): codes of the languages it speaks.
+        base_models (`list[str]`): Hub ids of what it was assembled from or trained on from.
+        datasets (`list[str]`): Hub ids of what it was trained on.
+        command (`str`, *optional*): what trained it.
+        limits (`str`, *optional*): what it cannot do, as Markdown.
+        questions (`str`): what it was evaluated on.
+        tags (`list[str]`): beside ours.
+    """
+
+    name: str
+    licence: str | None = None
+    language: Sequence[str] = ("en",)
+    base_models: Sequence[str] = ()
+    datasets: Sequence[str] = ()
+    command: str | None = None
+    limits: str | None = None
+    questions: str = "questions"
+    tags: Sequence[str] = ()
+
+
+def write_card(
+    folder: str | os.PathLike[str], facts: CardFacts, report: Mapping[str, Any] | None = None
+) -> tuple[Path, str]:
+    """Writes the card of a saved model into its folder, over what we wrote there before.
+
+    Args:
+        folder: model, and knowledge base if there is one.
+        facts (`CardFacts`): what only people know.
+        report (`dict`, *optional*): `EvaluationReport.to_dict()`, or `report.json` as read; without it the card says
+            that nobody has measured.
+
+    Returns:
+        The path and the text.
+
+    Raises:
+        InvalidInputError: There is no model, the report is none, or the metadata would not be accepted by the Hub.
+    """
+    from ..model import RavlmConfig
+    from ..retrieval import KnowledgeBase
+
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise InvalidInputError(
+            f"{folder}: there is no model (no config.json). Expected what `save_pretrained` wrote."
+        )
+    config = RavlmConfig.from_pretrained(folder)
+    has_knowledge = (folder / "knowledge_base" / "CURRENT").is_file()
+    knowledge = KnowledgeBase.from_pretrained(folder).table if has_knowledge else None
+    path = folder / CARD
+    earlier = path.read_text(encoding="utf-8") if path.is_file() else None
+    text = model_card(config, count_parameters(folder), facts, report, knowledge, earlier)
+    path.write_text(text, encoding="utf-8")
+    return path, text
+
+
+def model_card(
+    config: RavlmConfig,
+    num_parameters: int,
+    facts: CardFacts,
+    report: Mapping[str, Any] | None = None,
+    knowledge: pa.Table | None = None,
+    earlier: str | None = None,
+) -> str:
+    """The text of a card; `knowledge` is the table of passages, `earlier` the card that is there; see `write_card`.
+
+    Raises:
+        InvalidInputError: See `check_card`.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    sections = [describe(config, num_parameters), "## Use it\n\n" + usage(facts.name)]
+    if facts.command:
+        sections.append(f"## How it was trained\n\n```bash\n{facts.command}\n```")
+    sections.append("## Figures\n\n" + ("Not evaluated yet." if report is None else figures(report, facts.questions)))
+    if knowledge is not None:
+        sections.append("## Knowledge base\n\n" + knowledge_section(knowledge))
+    sections.append("## Limits\n\n" + (facts.limits or "Nobody has written down yet what it cannot do."))
+    body = "\n\n".join([BEGIN, *sections, END])
+    data = card_metadata(
+        base_models=list(facts.base_models),
+        tags=list(facts.tags),
+        language=list(facts.language),
+        license=facts.licence,
+        datasets=list(facts.datasets) or None,
+        **({} if report is None else {"model_name": facts.name, "eval_results": eval_results(report, facts)}),
+    ).to_dict()
+    title = f"# {facts.name.split('/')[-1]}\n\n{body}\n"
+    if earlier is not None:
+        from ..retrieval.hub_card import with_written_part
+
+        card = ModelCard(earlier, ignore_metadata_errors=True)
+        title = with_written_part(card.text, body, BEGIN, END)
+        before = card.data.to_dict()
+        data = {**before, **data, "tags": list(dict.fromkeys([*(before.get("tags") or []), *data["tags"]]))}
+    text = f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{title.lstrip()}"
+    check_card(text)
+    return text
+
+
+def figures(report: Mapping[str, Any], questions: str = "questions") -> str:
+    """The three-way table, the effect of the evidence, and how to read them, from a report's JSON values.
+
+    Raises:
+        InvalidInputError: It is not the report of an evaluation.
+    """
+    arms = _arms(report)
+    lines = [
+        f"{report['num_questions']:,} {questions}, each answered in every way. Right is what `{report['accuracy']}` "
+        "calls right; per cent, in brackets the 95 % bootstrap interval.",
+        "",
+        *three_way_table(report),
+    ]
+    if any(arm["effect"] for arm in arms.values()):
+        lines += ["", "What evidence changed, as shares of all questions:", "", *effect_table(report)]
+    return "\n".join(lines)
+
+
+def three_way_table(report: Mapping[str, Any]) -> list[str]:
+    """Closed-book, retrieved and gold, line by line, with every metric of the report."""
+    arms = _arms(report)
+    metrics = list(next(iter(arms.values()))["metrics"])
+    rows = [
+        [
+            _arm_name(name),
+            *(with_interval(_interval(arm["metrics"][m]), 1 if m == "cider_d" else 100) for m in metrics),
+        ]
+        for name, arm in arms.items()
+    ]
+    return markdown_table(["answered", *(name.replace("_", " ") for name in metrics)], rows)
+
+
+def effect_table(report: Mapping[str, Any]) -> list[str]:
+    """Rescued (wrong closed-book, right with evidence), harmed (the other way round), and the difference."""
+    rows = [
+        [_arm_name(name)]
+        + [with_interval(_interval(arm["effect"][part])) for part in ("rescue_rate", "harm_rate", "net_gain")]
+        + [percent(arm["effect"]["harmed_of_right"])]
+        for name, arm in _arms(report).items()
+        if arm["effect"]
+    ]
+    return markdown_table(["answered", "rescued", "harmed", "net gain", "harmed of right"], rows)
+
+
+def knowledge_section(table: pa.Table) -> str:
+    """How many passages there are, under which licences and from where."""
+    from ..retrieval.hub_card import count_table
+
+    num_texts, num_images = (len(table) - table[name].null_count for name in ("text", "image"))
+    return "\n\n".join(
+        [
+            f"{len(table):,} passages ({num_texts:,} with text, {num_images:,} with image); each carries its own "
+            "source and licence.",
+            count_table(table, "licence", "none stated"),
+            count_table(table, "source", "none stated"),
+        ]
+    )
+
+
+def eval_results(report: Mapping[str, Any], facts: CardFacts) -> list[EvalResult]:
+    """The figures for the head of the card: the accuracy of every arm, rescue and harm of those with evidence."""
+    from huggingface_hub import EvalResult
+
+    about = {
+        "task_type": "visual-question-answering",
+        "dataset_type": re.sub(r"\W+", "-", facts.questions.lower()).strip("-"),
+        "dataset_name": f"{report['num_questions']:,} {facts.questions}",
+    }
+    accuracy, results = report["accuracy"], []
+    for name, arm in _arms(report).items():
+        found = {accuracy: arm["metrics"][accuracy]["mean"]}
+        if arm["effect"]:
+            found |= {part: arm["effect"][part]["mean"] for part in ("rescue_rate", "harm_rate")}
+        results += [
+            EvalResult(
+                metric_type=metric,
+                metric_name=f"{metric.replace('_', ' ')}, {_arm_name(name)}",
+                metric_value=round(value, 6),
+                **about,
+            )
+            for metric, value in found.items()
+        ]
+    return results
+
+
+def check_card(text: str) -> None:
+    r"""Refuses a card whose head the Hub would refuse or misread; asks nobody.
+
+    Raises:
+        InvalidInputError: With everything that is wrong.
+
+    >>> check_card("---\nlibrary_name: hf_ravlm\npipeline_tag: image-text-to-text\nlicense: mit\n---\nHello")
+    """
+    from huggingface_hub import ModelCard
+
+    from ..retrieval.hub_card import hub_licence
+
+    try:
+        data = ModelCard(text).data
+    except ValueError as error:
+        raise InvalidInputError(f"the head of the card is not valid: {error}") from error
+    wrong = []
+    if data.library_name != LIBRARY:
+        wrong.append(f"library_name is {data.library_name!r}, expected {LIBRARY!r}")
+    if data.pipeline_tag not in PIPELINE_TAGS:
+        wrong.append(f"pipeline_tag is {data.pipeline_tag!r}, expected one of {', '.join(PIPELINE_TAGS)}")
+    wrong += [
+        f"license {name!r} is none of the Hub's names (or write 'other')"
+        for name in _listed(data.license)
+        if name not in ("other", "unknown") and hub_licence(name) != name
+    ]
+    wrong += [f"language {code!r} is no code" for code in _listed(data.language) if not _LANGUAGE.fullmatch(code)]
+    ids = [*_listed(data.base_model), *_listed(data.datasets)]
+    wrong += [f"{name!r} is no id of the Hub" for name in ids if not _HUB_ID.fullmatch(name)]
+    for result in data.eval_results or []:
+        value = result.metric_value
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            wrong.append(f"the value of {result.metric_name or result.metric_type} is {value!r}, expected a number")
+    if wrong:
+        raise InvalidInputError(f"the head of the card is not valid: {'; '.join(wrong)}")
+
+
+def count_parameters(folder: Path) -> int:
+    """The number of weights in the `*.safetensors` of a folder, from their headers.
+
+    Raises:
+        InvalidInputError: There are none.
+    """
+    from safetensors import safe_open
+
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise InvalidInputError(f"{folder}: there are no weights (no model.safetensors).")
+    total = 0
+    for path in files:
+        with safe_open(path, "np") as weights:
+            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
+    return total
+
+
+def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The `report.json` of `hf-ravlm evaluate`.
+
+    Raises:
+        InvalidInputError: It cannot be read, or is not a report.
+    """
+    try:
+        report: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{path}: this is no report: {error}. Expected `report.json` of an evaluation."
+        ) from error
+    _arms(report)
+    return report
+
+
+def _arms(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    missing = {"num_questions", "accuracy", "arms"} - set(report)
+    if missing or not report["arms"]:
+        raise InvalidInputError(
+            f"this is not the report of an evaluation: {', '.join(sorted(missing)) or 'arms'} is missing. Expected "
+            "`EvaluationReport.to_dict()`, or `report.json` as `hf-ravlm evaluate` writes it."
+        )
+    arms: Mapping[str, Any] = report["arms"]
+    return arms
+
+
+def _arm_name(name: str) -> str:
+    return ARM_NAMES.get(name, name.replace("_", " "))
+
+
+def _interval(record: Mapping[str, float | None]) -> Interval:
+    return Interval(*(math.nan if record[name] is None else record[name] for name in ("mean", "lower", "upper")))
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

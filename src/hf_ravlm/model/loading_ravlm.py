@@ -1,0 +1,77 @@
+"""What we add to loading: damaged weights are named, and a model knows where it came from.
+
+transformers remembers the name of the repository alone. With the name, a pinned model would get the processor and the
+knowledge base of the default branch; with its `Origin` it gets those of its own commit, by the same right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ..errors import UnsafeInputError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a repository was read.
+
+    Args:
+        revision (`str`, *optional*): the commit, where it is known, or what the caller named.
+        cache_dir (`str` or `os.PathLike`, *optional*): where downloads are kept.
+        local_files_only (`bool`): whether the Hub must not be asked.
+        token (`str` or `bool`, *optional*): is never pickled or copied, so that no saved model gives it away.
+
+    >>> Origin(revision="v1", token="secret").hub_kwargs()
+    {'revision': 'v1', 'token': 'secret'}
+    """
+
+    revision: str | None = None
+    cache_dir: Any = None
+    local_files_only: bool = False
+    token: str | bool | None = field(default=None, repr=False)
+
+    def hub_kwargs(self) -> dict[str, Any]:
+        """As arguments of `from_pretrained`; what is not set is left out."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return given if self.local_files_only else {n: value for n, value in given.items() if n != "local_files_only"}
+
+    def __reduce__(self):
+        return Origin, (self.revision, self.cache_dir, self.local_files_only)
+
+
+def remember_origin(loaded: Any, kwargs: dict[str, Any]) -> None:
+    """Notes on a model, or on the first of what `from_pretrained` returned, with which arguments it was loaded."""
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    revision = kwargs.get("revision")
+    model.origin = Origin(
+        getattr(revision, "resolved", revision),  # transformers resolves a branch once and hands the commit along
+        kwargs.get("cache_dir"),
+        bool(kwargs.get("local_files_only")),
+        kwargs.get("token"),
+    )
+
+
+def origin_of(model: Any) -> dict[str, Any]:
+    """The arguments to read the model's repository with; none for a model that was not loaded."""
+    return getattr(model, "origin", Origin()).hub_kwargs()
+
+
+@contextmanager
+def naming_damage(source: Any) -> Iterator[None]:
+    """Says whose weights cannot be read, which `safetensors` does not know.
+
+    Raises:
+        UnsafeInputError: A file of weights is cut off or overwritten.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise UnsafeInputError(
+            f"{source}: a file of weights (*.safetensors) is damaged and was not loaded ({error}). Download it again "
+            "(`force_download=True`), or take it from a copy."
+        ) from error
