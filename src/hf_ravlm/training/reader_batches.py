@@ -182,8 +182,7 @@ class ReaderBatches:
         found, queries = self.find(rows, mix.num_passages + _SPARE)
         draws = [np.random.default_rng([self.seed, step, row.get(ROW_NUMBER, at)]) for at, row in enumerate(rows)]
         mixed = [
-            mix_evidence(mix, row, places, self.view, rng)
-            for row, places, rng in zip(rows, found, draws, strict=True)
+            mix_evidence(mix, row, places, self.view, rng) for row, places, rng in zip(rows, found, draws, strict=True)
         ]
         evidence = [
             [items[place] for place in rng.permutation(len(items))] if rng.random() < mix.shuffled else items
