@@ -14,8 +14,7 @@ from hf_ravlm.errors import (
     KnowledgeBaseMismatchError,
     KnowledgeBaseNotFoundError,
 )
-from hf_ravlm.retrieval import KnowledgeBase, Passage, RavlmRetriever, store_info
-from hf_ravlm.retrieval import living_retriever
+from hf_ravlm.retrieval import KnowledgeBase, Passage, RavlmRetriever, living_retriever, store_info
 from hf_ravlm.retrieval.indexes.index_types import INDEX_KINDS
 from hf_ravlm.retrieval.store import stored_knowledge
 from hf_ravlm.retrieval.store.storage import read_generation
