@@ -85,6 +85,7 @@ EXTRAS_REQUIRE = {
         "pytest>=8.4",
         "rank-bm25>=0.2.2",
         "ir-measures>=0.4",
+        "scikit-learn>=1.3",
         *HYBRID,
         *WIKIPEDIA,
         *MILVUS,

@@ -175,14 +175,14 @@ class AnswerPolicy:
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes `answer_policy.json` and `answer_policy.safetensors` to a folder, that of the model for one."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         settings, numbers = self._contents()
         text = json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True)
         (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
-        save_file(numbers, folder / NUMBERS_FILE)
+        (folder / NUMBERS_FILE).write_bytes(save(numbers))
 
     @property
     def fingerprint(self) -> str:

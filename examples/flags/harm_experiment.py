@@ -1,0 +1,165 @@
+"""Does a policy do no harm? Flags with wrong passages, and with knowledge that lacks the answer.
+
+    python examples/flags/harm_experiment.py --output harm
+
+Fits an `AnswerPolicy` (critic, confidence, calibration, thresholds) on countries that nothing was trained on, and asks
+about the dev countries in a clean world and in worlds where knowledge goes wrong (`wrong_knowledge.py`), each drawn
+with several seeds. Writes the policy, the tables (`harm.md`, `harm.json`) and the curve of accuracy over coverage.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import HfArgumentParser, pipeline
+from transformers.utils import logging
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hf_ravlm  # noqa: F401  (registers the models)
+from flags.harm_report import figures, mean_of_seeds, outcome, write_report
+from flags.measure import BATCH, Task, tasks_of
+from flags.questions import SHORT_KINDS
+from flags.redrawn import redrawn_tasks
+from flags.world import ENTRY_VIEW, VIEWS, load_world
+from flags.wrong_knowledge import (
+    FlagKnowledge,
+    is_about,
+    mix_strangers,
+    rows_with_forgeries,
+    rows_with_swaps,
+    rows_with_twins,
+    true_rows,
+)
+from hf_ravlm.evaluation import exact_match
+from hf_ravlm.pipelines.answer_policy import AnswerPolicy
+from hf_ravlm.pipelines.answering import answer_questions
+from hf_ravlm.training.policy_fitting import JudgedQuestion, fit_answer_policy
+
+
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+WORLDS = ("clean", "strangers", "twins", "swaps", "forgeries", "half gone", "all gone")
+FEARED = ("clean", "strangers", "twins", "swaps", "half gone")  # what the policy is fitted on
+FIT_SEED = 1000
+HIDDEN_DIM = 4  # a passage may be far below the best or name something else, but not both
+
+
+@dataclass
+class Options:
+    """What to run."""
+
+    model: str = field(default=str(CHECKPOINT), metadata={"help": "Folder with model, processor and knowledge base."})
+    output: str = field(default="harm", metadata={"help": "Folder for tables, curve and policy."})
+    num_questions: int = field(default=200, metadata={"help": "About the dev countries, drawn once for all worlds."})
+    num_candidates: int = field(default=16, metadata={"help": "Passages that the critic sees."})
+    # Of 0.25, 0.5, 1 and 2 the highest at which nine of ten abstentions on the countries of the fit spared an error.
+    wrong_cost: float = field(default=0.25, metadata={"help": "What a wrong answer costs; a right one earns 1."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Of what goes wrong."})
+
+
+class Flags:
+    """The system under test, and what it finds in a world."""
+
+    def __init__(self, options: Options):
+        self.ask = pipeline("image-to-text", model=options.model)
+        self.world, self.depth = load_world(), options.num_candidates
+        self.knowledge = FlagKnowledge(self.ask.retriever.encoder)
+        self.pictures: dict[tuple[str, str], Any] = {}
+
+    def asked(self, tasks: Sequence[Task]) -> tuple[list, list[str]]:
+        known = [(task.entity, task.view) for task in tasks]
+        pictures = [self.pictures[key] if key in self.pictures else self.world.images[key] for key in known]
+        return pictures, [task.question for task in tasks]
+
+    def find(self, tasks: Sequence[Task], countries: Sequence[str], name: str, seed: int) -> list[list]:
+        """The candidates for every question in one of `WORLDS`."""
+        rng = random.Random(f"{name} {seed}")
+        gone = countries if name == "all gone" else rng.sample(countries, len(countries) // 2)
+        wrong = {"twins": rows_with_twins, "swaps": rows_with_swaps, "forgeries": rows_with_forgeries}
+        rows = wrong[name](self.world, rng) if name in wrong else true_rows(self.world, gone if "gone" in name else ())
+        retriever, found = self.knowledge.retriever(rows), []
+        for start in range(0, len(tasks), BATCH):
+            batch = tasks[start : start + BATCH]
+            pictures, questions = self.asked(batch)
+            if name != "strangers":
+                found += retriever.retrieve(pictures, questions, k=self.depth)
+                continue
+            half = retriever.retrieve(pictures, questions, k=self.depth // 2)
+            found += mix_strangers(retriever, half, pictures, questions, [task.entity for task in batch], rng)
+        return found
+
+    def answer(self, tasks: Sequence[Task], found: Sequence[Sequence], policy: AnswerPolicy) -> list:
+        k, answers = self.ask.model.config.num_passages, []
+        for start in range(0, len(tasks), BATCH):
+            rows = answer_questions(
+                self.ask.model,
+                self.ask.processor,
+                None,
+                *self.asked(tasks[start : start + BATCH]),
+                evidence=[row if policy.critic else row[:k] for row in found[start : start + BATCH]],
+                with_posterior=False,
+                policy=policy,
+                max_new_tokens=32,
+            )
+            answers += [answer for (answer,) in rows]
+        return answers
+
+    def judged(self, tasks: Sequence[Task], found: Sequence[Sequence]) -> list[JudgedQuestion]:
+        """What `fit_answer_policy` learns from."""
+        return [
+            JudgedQuestion(
+                question=task.question,
+                image=picture,
+                found=row,
+                relevant=[is_about(passage, task.entity) for passage in row],
+                is_right=lambda text, task=task: exact_match(text, task.answers),
+                cluster=task.entity,
+            )
+            for task, picture, row in zip(tasks, self.asked(tasks)[0], found, strict=True)
+        ]
+
+    def fit(self, wrong_cost: float) -> AnswerPolicy:
+        tasks, pictures = redrawn_tasks(self.world)
+        self.pictures |= pictures
+        judged = []
+        for name in FEARED:
+            judged += self.judged(tasks, self.find(tasks, self.world.held_out, name, FIT_SEED))
+        parts = (self.ask.model, self.ask.processor, judged)
+        return fit_answer_policy(*parts, wrong_cost=wrong_cost, hidden_dim=HIDDEN_DIM, max_new_tokens=32)
+
+
+def main(options: Options) -> None:
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    started, output = time.perf_counter(), Path(options.output)
+    flags = Flags(options)
+    policy = flags.fit(options.wrong_cost)
+    policy.save_pretrained(output / "policy")
+    fitted = time.perf_counter() - started
+    print(f"fitted in {fitted:.0f} s: {policy}".partition(", common_words")[0])
+    every = tasks_of(flags.world, flags.world.dev, [view for view in VIEWS if view != ENTRY_VIEW], SHORT_KINDS)
+    tasks = random.Random(0).sample(every, min(options.num_questions, len(every)))
+    pooled: dict[str, dict[str, list]] = {}
+    table: dict[str, list[dict]] = {}
+    for name in WORLDS:
+        for seed in options.seeds[: 1 if name in ("clean", "all gone") else None]:
+            found = flags.find(tasks, flags.world.dev, name, seed)
+            told = outcome(
+                tasks, found, flags.answer(tasks, found, AnswerPolicy()), flags.answer(tasks, found, policy)
+            )
+            table.setdefault(name, []).append(figures(told))
+            pooled[name] = {key: pooled.get(name, {}).get(key, []) + values for key, values in told.items()}
+        print(name, {key: mean_of_seeds(table[name], key) for key in table[name][0]}, flush=True)
+    write_report(output, table, pooled, {"questions": len(tasks), "fit": fitted, "all": time.perf_counter() - started})
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Options).parse_args_into_dataclasses()[0])
