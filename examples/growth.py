@@ -19,13 +19,13 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
+from flags.evaluation import short_questions
 from flags.invented import InventedNames
-from flags.measure import Task, tasks_of
 from flags.synthetic_flags import procedural_flags
 from flags.texts import passage_texts
-from flags.world import ENTRY_VIEW, SHORT_KINDS, VIEWS, World, load_world
+from flags.world import World, load_world
 from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever
-from hf_ravlm.evaluation import Question, growing_arm, measure_growth, model_arms, without_answers
+from hf_ravlm.evaluation import growing_arm, measure_growth, model_arms, without_answers
 
 
 PIXELS = 64  # the side of a made-up flag, which is what the shipped model sees
@@ -41,7 +41,7 @@ class Options:
     distractors: str = field(default="invented", metadata={"help": "'invented', or a folder of WordNet"})
     questions: int = field(default=200, metadata={"help": "asked at every size"})
     factors: list[int] = field(default_factory=lambda: [1, 10, 100], metadata={"help": "sizes, 1 is no distractor"})
-    seed: int = field(default=0, metadata={"help": "of the choice of questions and of what is made up"})
+    seed: int = field(default=0, metadata={"help": "of what is made up"})
 
 
 def main(options: Options) -> None:
@@ -52,7 +52,7 @@ def main(options: Options) -> None:
     processor = AutoProcessor.from_pretrained(options.model)
     passages = [row for entity in world.dev for row in world.passages(entity)]
     retriever = RavlmRetriever.build(KnowledgeBase.from_dicts(passages), RavlmEncoder(model.model, processor))
-    questions = dev_questions(world, options.questions, options.seed)
+    questions = short_questions(world, options.questions)
     if options.distractors == "invented":
         distractors = invented_passages(world, options.seed)
     else:
@@ -69,25 +69,6 @@ def main(options: Options) -> None:
     )
     print(report.to_markdown())
     print("Written:", *report.save(options.out), sep="\n  ")
-
-
-def dev_questions(world: World, number: int, seed: int) -> list[Question]:
-    """Short questions about drawings of dev countries, in all styles but that of the entries."""
-    tasks = tasks_of(world, world.dev, [view for view in VIEWS if view != ENTRY_VIEW], SHORT_KINDS)
-    chosen = random.Random(seed).sample(tasks, min(number, len(tasks)))
-    return [_question(world, task) for task in chosen]
-
-
-def _question(world: World, task: Task) -> Question:
-    return Question(
-        id=f"{task.entity}-{task.view}-{task.kind}",
-        question=task.question,
-        answers=tuple(task.answers),
-        image=world.images[task.entity, task.view],
-        gold_ids=(f"{task.entity}/{task.kind}",),
-        kind=task.kind,
-        cluster=task.entity,
-    )
 
 
 def invented_passages(world: World, seed: int) -> Iterator[dict]:
