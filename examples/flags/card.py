@@ -88,8 +88,8 @@ blue ensigns), simplified drawings most of all. Long answers break off early, de
 how often. A currency that begins like its country ("Fijian dollar") is sometimes cut to the country's name. It answers
 from its passages even where they are about another country; with the policy of `examples/flags/policy` it weighs them
 and may say nothing (`model_cards/flags_do_no_harm.md`). Search by words alone follows the kind of question, not yet
-the country's name. Questions in wordings far from those of the training are understood less well. The facts are as old as
-their sources.
+the country's name. Questions in wordings far from those of the training are understood less well. The facts are as old
+as their sources.
 
 ## Knowledge, drawings and licences
 
