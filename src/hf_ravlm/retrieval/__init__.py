@@ -16,8 +16,9 @@ from .evidence import Evidence
 from .indexes.index_choice import IndexEstimate, estimate_index, suitable_kinds
 from .indexes.index_types import INDEX_KINDS
 from .indexes.vector_index import FlatIndex, VectorIndex, build_index
-from .knowledge_base import KnowledgeBase, Passage
+from .knowledge_base import KnowledgeBase
 from .living_knowledge import IndexOptions
+from .passage import Passage
 from .ranking.late_interaction import LateInteractionReranker
 from .ranking.rerank import CrossEncoderReranker, ItmReranker, Reranker, YesNoReranker
 from .ranking.search import SearchOptions

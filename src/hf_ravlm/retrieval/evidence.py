@@ -12,8 +12,8 @@ from ..errors import InvalidInputError
 from ..images import safe_image
 from .encoding.encoders import Encoder
 from .indexes.unit_vectors import unit_vectors
-from .knowledge_base import Passage
 from .living_knowledge import LivingKnowledge
+from .passage import Passage
 from .ranking.channels import Query, encode_queries
 from .ranking.ranking import Ranking
 

@@ -6,19 +6,16 @@ retriever's matter, how they are kept on disk the storage's.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from ..errors import InvalidInputError
-from ..images import safe_image
+from .passage import Passage, passage_from_row, passages_at
 from .reading.chunking import Chunking, chunked_rows
 from .reading.corpora.conceptnet import conceptnet_rows
 from .reading.corpora.wikipedia import wikipedia_rows
@@ -42,40 +39,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .reading.columns import ColumnNames
-
-
-@dataclass(frozen=True)
-class Passage:
-    """One piece of knowledge: a text, an image, or both.
-
-    Attributes:
-        id: Unique in its knowledge base.
-        text: The text, or `None`.
-        image_bytes: The encoded image (JPEG, PNG, ...), or `None`; `image` decodes it.
-        source: Where the passage comes from, such as a file or a collection.
-        licence: Its licence, such as `"CC-BY-SA-4.0"`.
-        url: A page to show the reader.
-        revision: Which state of the source it was taken from, such as the revision of a wiki page.
-        title: A heading to show the reader.
-        metadata: Everything else, as plain JSON values.
-    """
-
-    id: str
-    text: str | None = None
-    image_bytes: bytes | None = field(default=None, repr=False)
-    source: str | None = None
-    licence: str | None = None
-    url: str | None = None
-    revision: str | None = None
-    title: str | None = None
-    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
-
-    @cached_property
-    def image(self) -> Image.Image | None:
-        """The image, upright and in RGB, decoded when first asked for."""
-        if self.image_bytes is None:
-            return None
-        return safe_image({"bytes": self.image_bytes, "path": f"image of passage {self.id!r}"})
 
 
 class KnowledgeBase:
@@ -404,7 +367,7 @@ class KnowledgeBase:
 
     def __iter__(self) -> Iterator[Passage]:
         for batch in self.table.to_batches(max_chunksize=256):
-            yield from map(_passage_from_row, batch.to_pylist())
+            yield from map(passage_from_row, batch.to_pylist())
 
     def __contains__(self, passage_id: object) -> bool:
         return passage_id in self._row_of_id
@@ -434,13 +397,3 @@ class KnowledgeBase:
     def text_lengths(self) -> list[int]:
         """The number of characters of every passage's text; 0 where there is none."""
         return list(pc.fill_null(pc.utf8_length(self.table["text"]), 0).to_pylist())
-
-
-def passages_at(table: pa.Table, rows: Sequence[int]) -> list[Passage]:
-    """Returns the passages in several rows of a table, in the order asked for."""
-    return [_passage_from_row(row) for row in table.take(pa.array(rows, pa.int64())).to_pylist()]
-
-
-def _passage_from_row(row: dict[str, Any]) -> Passage:
-    image_bytes, metadata = row.pop("image"), row.pop("metadata")
-    return Passage(image_bytes=image_bytes, metadata=json.loads(metadata) if metadata else {}, **row)

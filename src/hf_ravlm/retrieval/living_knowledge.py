@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 from ..errors import InvalidInputError
 from .indexes.unit_vectors import check_unit_vectors
 from .indexes.vector_index import build_index
-from .knowledge_base import KnowledgeBase, Passage, passages_at
+from .knowledge_base import KnowledgeBase
+from .passage import Passage, passages_at
 from .ranking.filters import metadata_table
 
 

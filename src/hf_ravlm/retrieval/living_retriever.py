@@ -14,8 +14,9 @@ from .encoding.embedding_job import embed_corpus
 from .encoding.encoder_probe import check_encoder
 from .encoding.encoders import Encoder
 from .held_knowledge import HeldKnowledge
-from .knowledge_base import KnowledgeBase, Passage
+from .knowledge_base import KnowledgeBase
 from .living_knowledge import IndexOptions, LivingKnowledge
+from .passage import Passage
 from .ranking.knowledge_channels import KnowledgeChannels
 
 

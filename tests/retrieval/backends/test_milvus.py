@@ -162,7 +162,7 @@ def test_images_of_any_size_that_fits_come_back(backend):
 
 def test_what_does_not_fit_is_refused_with_its_id():
     from hf_ravlm.retrieval.backends.milvus_rows import row_of
-    from hf_ravlm.retrieval.knowledge_base import Passage
+    from hf_ravlm.retrieval.passage import Passage
 
     for passage, name in (
         (Passage("x" * 2_000, "text"), "id"),

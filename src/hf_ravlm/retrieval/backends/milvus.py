@@ -19,7 +19,8 @@ from ...errors import (
     KnowledgeBaseNotFoundError,
 )
 from ..indexes.unit_vectors import unit_vectors
-from ..knowledge_base import KnowledgeBase, Passage
+from ..knowledge_base import KnowledgeBase
+from ..passage import Passage
 from ..ranking.lexical_index import K1
 from .milvus_filters import milvus_filter
 from .milvus_rows import OUTPUT_FIELDS, collection_schema, passage_of, row_of, size_of, words_of

@@ -17,8 +17,9 @@ from ..encoding.embedding_job import embed_corpus
 from ..encoding.encoder_probe import describe_encoder
 from ..encoding.encoders import Encoder
 from ..evidence import Evidence
-from ..knowledge_base import KnowledgeBase, Passage
+from ..knowledge_base import KnowledgeBase
 from ..living_retriever import Passages, as_knowledge_base
+from ..passage import Passage
 from ..ranking.channels import Query
 from ..ranking.search import SearchOptions
 from ..retriever import RavlmRetriever

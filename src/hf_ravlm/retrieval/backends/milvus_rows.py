@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InvalidInputError, KnowledgeBaseCorruptError
-from ..knowledge_base import Passage
+from ..passage import Passage
 from ..ranking.lexical_index import K1, B
 from ..ranking.lexical_tokens import lexical_tokens
 from ..reading.passage_table import TEXT_COLUMNS

@@ -16,7 +16,7 @@ import pyarrow as pa
 from ...errors import InvalidInputError
 from ..encoding.encoders import Encoder
 from ..evidence import Evidence, cosines_of, evidence_of
-from ..knowledge_base import Passage
+from ..passage import Passage
 from ..ranking.channels import Channel, DenseChannel, LexicalChannel, Query
 from ..ranking.ranking import ranking_from_lists
 from ..ranking.search import SearchOptions, search

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from ..knowledge_base import KnowledgeBase, Passage
+    from ..knowledge_base import KnowledgeBase
+    from ..passage import Passage
 
 
 EncodeStates = Callable[["list[str | None]", "list[Image.Image | None]"], "Sequence[torch.Tensor]"]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ...errors import InvalidInputError
-from ..knowledge_base import Passage
+from ..passage import Passage
 from .channels import Query
 
 

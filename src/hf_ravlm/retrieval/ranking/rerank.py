@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...errors import InvalidInputError
-from ..knowledge_base import Passage
+from ..passage import Passage
 from .channels import Query
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
-from ..knowledge_base import Passage
+from ..passage import Passage
 from .channels import Channel, Query
 from .filters import matching_rows
 from .ranking import (
