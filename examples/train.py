@@ -50,6 +50,8 @@ class Arguments(TrainingArguments):
 
 def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
     """Trains, saves, and prints the measures if there is something to measure with."""
+    if data.negatives is not None and not options.distractors:
+        raise SystemExit("--negatives: expected --distractors above 0, the share of passages that give way to them")
     set_seed(arguments.seed)
     processor = AutoProcessor.from_pretrained(options.model)
     model = AutoModelForImageTextToText.from_pretrained(options.model)
@@ -71,6 +73,7 @@ def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
         eval_dataset=held_out,
         processing_class=processor,
         retriever=retriever,
+        on_broken=data.on_broken,
         evidence=mix,
         peft_config=lora(options),
         generation=None if held_out is None else {"max_new_tokens": options.max_new_tokens, "do_sample": False},

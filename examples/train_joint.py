@@ -51,6 +51,8 @@ class Arguments(TrainingArguments):
 
 def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
     """Trains, saves, and prints the measures if there is something to measure with."""
+    if data.negatives is not None:
+        raise SystemExit("--negatives: joint training reads what the retriever finds; they are for the other programs")
     set_seed(arguments.seed)
     settings = JointSettings(
         objective=options.objective,
@@ -73,6 +75,7 @@ def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
         eval_dataset=evaluation_rows(data),
         processing_class=processor,
         retriever=retriever,
+        on_broken=data.on_broken,
         evidence=EvidenceMix(options.num_passages),
         generation={"max_new_tokens": options.max_new_tokens, "do_sample": False},
         settings=settings,

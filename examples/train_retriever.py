@@ -27,6 +27,7 @@ from hf_ravlm import (
     RavlmRetriever,
     RetrievalCollator,
 )
+from hf_ravlm.training.training_rows import ROW_NUMBER, check_gold_ids, gold_ids_of
 from training_rows import CHECKPOINT, DataOptions, evaluation_rows, training_rows
 
 
@@ -58,15 +59,24 @@ class WithPassages:
     """Rows whose gold and mined passages are looked up in a knowledge base when they are needed."""
 
     def __init__(self, rows: Dataset, knowledge_base: KnowledgeBase, num_negatives: int):
+        self.gold_ids = gold_ids_of(rows) or [[]]
+        check_gold_ids(self.gold_ids, knowledge_base)
+        if [] in self.gold_ids:
+            raise SystemExit(f"row {self.gold_ids.index([])} has no gold passage: expected an id in --gold_column")
         self.rows, self.knowledge_base, self.num_negatives = rows, knowledge_base, num_negatives
         self.row_of = {name: row for row, name in enumerate(knowledge_base.ids)}
+        mined = (
+            {name for ids in rows["negative_ids"] for name in ids} if "negative_ids" in rows.column_names else set()
+        )
+        if unknown := sorted(mined - self.row_of.keys()):
+            raise SystemExit(f"--negatives: {len(unknown)} ids, such as {unknown[:3]}, are not in the knowledge base")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         row = self.rows[number]
-        names = [row["gold_ids"][0], *(row.get("negative_ids") or [])[: self.num_negatives]]
+        names = [self.gold_ids[number][0], *(row.get("negative_ids") or [])[: self.num_negatives]]
         passages = self.knowledge_base.passages([self.row_of[name] for name in names])
         negatives = [{"text": passage.text, "image": passage.image} for passage in passages[1:]]
         return {**row, "text": passages[0].text, "picture": passages[0].image, "entity": names[0], "hard": negatives}
@@ -102,7 +112,9 @@ def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=processor,
-        data_collator=RetrievalCollator(processor=processor, **query, **passage),
+        data_collator=RetrievalCollator(
+            processor=processor, **query, **passage, id=ROW_NUMBER, on_broken=data.on_broken
+        ),
     )
     resumed = arguments.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resumed == "true" else resumed)

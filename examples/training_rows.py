@@ -1,21 +1,24 @@
 """Which rows the training programs of this folder read: the flags world, or a file, folder or data set of your own.
 
 A row is a picture, a question, the accepted answers, and the ids of the passages that hold them; what is not there is
-left out.
+left out. A picture is one of the data set, or a path beside the file.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset, load_dataset
 
 from flags.world import VIEWS, load_world
 from hf_ravlm.training import undecoded
 
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT = str(Path(__file__).parent / "flags" / "checkpoint")
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -37,7 +40,12 @@ class DataOptions:
     question_column: str = field(default="question", metadata={"help": "questions; none for captioning"})
     answer_column: str = field(default="answers", metadata={"help": "an answer, a caption or several answers"})
     gold_column: str = field(default="gold_ids", metadata={"help": "ids of the passages that hold the answer"})
-    negatives: str | None = field(default=None, metadata={"help": "what mine_hard_negatives.py wrote for these rows"})
+    negatives: str | None = field(
+        default=None, metadata={"help": "what mine_hard_negatives.py wrote for these rows; train.py: see distractors"}
+    )
+    on_broken: Literal["raise", "skip", "blank"] = field(
+        default="raise", metadata={"help": "a picture that cannot be used stops, costs its row, or turns grey"}
+    )
 
 
 def training_rows(options: DataOptions) -> Dataset:
@@ -59,8 +67,9 @@ def evaluation_rows(options: DataOptions) -> Dataset | None:
 
 
 def read_rows(name: str, split: str, options: DataOptions) -> Dataset:
-    """Rows with the columns `image` (encoded), `question`, `answers` and `gold_ids`, as far as there are such."""
-    rows = flag_rows(split) if name == "flags" else undecoded(open_dataset(name, split))
+    """Rows with the columns `image` (encoded), `question`, `answers` and `gold_ids`, as far as there are such, and
+    `row_number`, by which messages call them."""
+    rows = flag_rows(split) if name == "flags" else undecoded(open_dataset(name, split, options.image_column))
     wanted = {
         options.image_column: "image",
         options.question_column: "question",
@@ -70,19 +79,36 @@ def read_rows(name: str, split: str, options: DataOptions) -> Dataset:
     unknown = [column for column, key in wanted.items() if column != key and column not in rows.column_names]
     if unknown or not set(wanted) & set(rows.column_names):
         raise SystemExit(f"{name}: expected the columns {unknown or list(wanted)}, found {rows.column_names}")
-    rows = rows.select_columns([column for column in wanted if column in rows.column_names])
+    unread = [column for column in rows.column_names if column not in wanted]
+    if unread:
+        logger.warning(
+            "%s: the columns %s are not read; --question_column and so on name those that are", name, unread
+        )
+    rows = rows.remove_columns(unread)
     rows = rows.rename_columns({column: wanted[column] for column in rows.column_names if wanted[column] != column})
-    return rows if options.max_rows is None else rows.select(range(min(options.max_rows, len(rows))))
+    rows = rows if options.max_rows is None else rows.select(range(min(options.max_rows, len(rows))))
+    return rows.add_column("row_number", list(range(len(rows))))
 
 
-def open_dataset(name: str, split: str) -> Dataset:
+def open_dataset(name: str, split: str, image_column: str) -> Dataset:
     """A file, a folder of pictures (with `metadata.jsonl` for the other columns), or a data set by its name."""
     path = Path(name)
     if path.is_file():
-        return load_dataset(READERS[path.suffix], data_files={split: name}, split=split)
+        if path.suffix not in READERS or not path.stat().st_size:
+            raise SystemExit(f"{name}: expected rows in a file that ends in one of {list(READERS)}")
+        rows = load_dataset(READERS[path.suffix], data_files={split: name}, split=split)
+        return rows if image_column not in rows.column_names else with_whole_paths(rows, image_column, path.parent)
     if path.is_dir():
         return load_dataset("imagefolder", data_dir=name, split=split)
     return load_dataset(name, split=split)
+
+
+def with_whole_paths(rows: Dataset, column: str, folder: Path) -> Dataset:
+    """Rows whose pictures, where they are paths, are found from anywhere."""
+    if getattr(rows.features[column], "dtype", None) != "string":
+        return rows
+    paths = [name and str(folder / name) for name in rows[column]]
+    return rows.remove_columns(column).add_column(column, paths)
 
 
 def flag_rows(split: str) -> Dataset:

@@ -159,6 +159,38 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(model_folder, q
         run(monkeypatch, "train.py", "--model", model_folder, "--dataset", questions, "--image_column", "picture")
 
 
+@pytest.mark.parametrize("gold", ["nothing of that name", "", None])
+def test_a_retriever_is_not_trained_without_its_gold_passages(gold, model_folder, tmp_path, monkeypatch):
+    asked = [{"question": row["question"], "gold_ids": row["gold_ids"]} for row in rows(3)]
+    asked[1]["gold_ids"] = [gold] if gold else []
+    if gold is None:
+        asked = [{"question": row["question"]} for row in asked]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    options = ["--dataset", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises((SystemExit, hf_ravlm.InvalidInputError), match="not in the knowledge base|no gold passage"):
+        run(monkeypatch, "train_retriever.py", "--model", model_folder, *options, *QUIET)
+
+
+@pytest.mark.parametrize("program", ["train.py", "train_joint.py"])
+def test_negatives_that_would_not_be_read_are_refused(program, model_folder, monkeypatch):
+    with pytest.raises(SystemExit, match="--negatives: "):
+        run(monkeypatch, program, "--model", model_folder, "--negatives", "mined.jsonl", *QUIET)
+
+
+def test_pictures_lie_beside_their_file_and_columns_that_are_not_read_are_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from training_rows import DataOptions, training_rows
+
+    picture(0).save(tmp_path / "kite.png")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "kite.png", "asked": "kite ?", "answers": "red"}))
+    (row,) = training_rows(DataOptions(dataset=str(tmp_path / "rows.jsonl")))
+    assert row == {"image": str(tmp_path / "kite.png"), "answers": "red", "row_number": 0}
+    assert "['asked'] are not read" in caplog.text
+    (tmp_path / "none.jsonl").touch()
+    with pytest.raises(SystemExit, match=r"none\.jsonl: expected rows"):
+        training_rows(DataOptions(dataset=str(tmp_path / "none.jsonl")))
+
+
 def test_the_flags_come_by_default(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     from training_rows import DataOptions, evaluation_rows, training_rows

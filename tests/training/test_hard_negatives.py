@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from hash_encoder import HashEncoder
-from hf_ravlm import InvalidInputError
+from hf_ravlm import InvalidInputError, UnsafeInputError
 from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
 from hf_ravlm.training.hard_negatives import NegativeRules, mine_hard_negatives
 from hf_ravlm.training.leakage import differing_bits, holds_answer, picture_hash
@@ -157,6 +157,20 @@ def test_wrong_input_is_refused(retriever):
         mine_hard_negatives(retriever, [asked()], 3, entity="colour")
     with pytest.raises(InvalidInputError, match="cache"):
         mine_hard_negatives(retriever, [asked()], 3, process=(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ({"gold_ids": ["eagle"]}, r"'eagle' \(row 4\)"),
+        ({"gold_ids": []}, "row 4"),
+        ({"image": b"no picture"}, "picture of row 4"),
+    ],
+)
+def test_a_wrong_row_is_named_by_its_place_among_all(fault, error, retriever):
+    rows = [asked() for _ in range(4)] + [asked(**fault)]
+    with pytest.raises((InvalidInputError, UnsafeInputError), match=error):
+        mine_hard_negatives(retriever, rows, 1, batch_size=3)
 
 
 def test_answers_are_found_as_words_and_pictures_by_their_look():

@@ -9,6 +9,7 @@ import torch
 from hf_ravlm import InvalidInputError, UnsafeInputError
 from hf_ravlm.images import encoded_image
 from hf_ravlm.training.evidence_mixing import EvidenceMix
+from hf_ravlm.training.lengths import with_lengths
 from hf_ravlm.training.lora import reader_of
 from hf_ravlm.training.trainers import RavlmTrainer
 from reading_world import COLOURS, THINGS, arguments, colour_retriever, rows
@@ -184,6 +185,24 @@ def test_a_batch_of_one_and_the_same_passage_twice_are_learned_from(tmp_path):
 def test_a_gold_passage_that_is_not_there_is_refused_at_once(tmp_path):
     with pytest.raises(InvalidInputError, match="'eagle' \\(row 1\\)"):
         trainer_for(tmp_path, train=[rows(1)[0], {**rows(1)[0], "gold_ids": ["eagle"]}])
+
+
+def test_a_data_set_without_rows_is_refused(tmp_path):
+    with pytest.raises(InvalidInputError, match="no rows"):
+        trainer_for(tmp_path, train=[]).train()
+
+
+def test_rows_of_a_data_set_are_grouped_by_their_length(tmp_path):
+    plain = [{name: row[name] for name in ("question", "answer", "gold_ids")} for row in rows(32)]
+    asked = [{**row, "question": row["question"] + " red" * (9 * (number % 2))} for number, row in enumerate(plain)]
+    train = with_lengths(
+        pytest.importorskip("datasets").Dataset.from_list(asked), tiny_processor().tokenizer, ["question", "answer"]
+    )
+    changes = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2, "max_steps": 2}
+    trainer = trainer_for(tmp_path, train=train, changes=changes)
+    batches = [[row["length"] > 9 for row in batch] for batch in trainer.get_train_dataloader()]
+    assert sum(0 < sum(batch) < 2 for batch in batches) <= 4  # one in eight rows that are sorted together
+    trainer.train()
 
 
 def test_a_loss_that_is_no_number_stops_with_step_and_rows(tmp_path):

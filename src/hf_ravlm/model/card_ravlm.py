@@ -33,10 +33,14 @@ def first_card(model: Any, repo_id: str) -> str:
         repo_id (`str`): where it is published.
     """
     data = card_metadata(base_models=base_models_of(model.config))
+    use, part = usage(repo_id), type(model).__name__
+    if not model.can_generate():  # a pipeline would make up the weights that are missing
+        data.pipeline_tag = None
+        use = f'This is its `{part}` alone, without a reader: `hf_ravlm.{part}.from_pretrained("{repo_id}")`.'
     body = "\n\n".join(
         [
             describe(model.config, model.num_parameters()),
-            "## Use it\n\n" + usage(repo_id),
+            "## Use it\n\n" + use,
             "## Figures\n\nNot evaluated yet. `hf-ravlm evaluate` measures the model closed-book, with what it "
             "retrieves and with the right passage; `hf-ravlm card` writes the figures here.",
         ]

@@ -301,10 +301,11 @@ class RavlmProcessor(PublishedProcessor):
             text = [DESCRIBE_PROMPT] * (len(pictures) if pictures is not None else 1)
         questions = [text] if isinstance(text, str) else list(text)
         if pictures is not None:  # chat templates and habit put the placeholder before the words
-            questions = [str(question).removeprefix(self.image_token) for question in questions]
+            questions = [q.removeprefix(self.image_token) if isinstance(q, str) else q for q in questions]
         for row, question in enumerate(questions):
-            if not clean_text(question):
-                raise InvalidInputError(f"question {row} is empty; give words, or text=None for a description")
+            if not isinstance(question, str) or not clean_text(question):
+                came = "empty" if isinstance(question, str) else f"of type {type(question).__name__}"
+                raise InvalidInputError(f"question {row} is {came}; give words, or text=None for a description")
         return [clean_text(question) for question in questions]
 
     def _prompts(

@@ -24,8 +24,9 @@ from os import PathLike
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, UnsafeInputError
 from ..images import safe_image
 from ..retrieval import RavlmRetriever
 from ..retrieval.encoding.embedding_job import input_digest
@@ -34,7 +35,7 @@ from ..retrieval.ranking.channels import encode_queries
 from .leakage import differing_bits, holds_answer, picture_hash
 from .mining_cache import MiningCache
 from .passage_view import PassageView
-from .training_rows import answers_of, check_gold_ids, ids_of, name_of
+from .training_rows import NumberedRows, answers_of, check_gold_ids, gold_ids_of, ids_of, name_of
 
 
 Kind = Literal["nearest", "lexical", "same_entity", "other_modality"]
@@ -140,6 +141,8 @@ def mine_hard_negatives(
     if process[1] > 1 and cache is None:
         raise InvalidInputError(f"{process[1]} processes share their work through files: give a folder as `cache`.")
     rules = NegativeRules() if rules is None else rules
+    rows = NumberedRows(rows)
+    check_gold_ids(gold_ids_of(rows) or [], retriever.knowledge_base)  # before hours of mining
     miner = _Miner(PassageView(retriever, entity), tuple(kinds), rules, num_negatives, num_candidates, seed)
     batches = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
     store = None if cache is None else MiningCache(cache, miner.identity())
@@ -271,7 +274,7 @@ class _Batch(NamedTuple):
                 "one that is right: give every row `gold_ids`."
             )
         questions = [row.get("question") for row in rows]
-        pictures = [None if row.get("image") is None else safe_image(row["image"]) for row in rows]
+        pictures = [None if row.get("image") is None else _picture(row) for row in rows]
         queries = encode_queries(view.retriever.encoder, pictures, questions)
         gold = [[view.row_of[passage_id] for passage_id in ids] for ids in gold_ids]
         return cls(
@@ -284,6 +287,13 @@ class _Batch(NamedTuple):
             [None if picture is None else picture_hash(picture) for picture in pictures],
             num_candidates,
         )
+
+
+def _picture(row: Mapping[str, Any]) -> Image.Image:
+    try:
+        return safe_image(row["image"])
+    except UnsafeInputError as error:
+        raise UnsafeInputError(f"The picture of {name_of(row)} cannot be used: {error}") from error
 
 
 def _nearest(batch: _Batch, view: PassageView) -> list[np.ndarray]:

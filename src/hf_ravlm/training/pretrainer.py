@@ -321,7 +321,7 @@ class RavlmPreTrainer(RavlmTrainer):
             )
         logger.warning(
             "step %d: the batch of %d rows holds no negative (one row, or one label): it teaches no contrast",
-            self.state.global_step,
+            self.state.global_step + 1,
             shape[0],
         )
 
@@ -390,7 +390,7 @@ def _what_is_wrong(
     named = ", ".join(f"{name}={loss.item()}" for name, loss in losses.items())
     where = f"; the vectors of {[ids[row] for row in rows]} are not finite" if rows else ""
     return (
-        f"the loss is not finite at step {global_step} ({named}) on the batch {ids}{where}: expected numbers. Look at "
-        "these rows; if they are sound, lower the learning rate or train in float32 or bfloat16. The weights are as "
-        "they were before this step"
+        f"the loss is not finite at step {global_step + 1} ({named}) on the batch {ids}{where}: expected numbers. "
+        "Look at these rows; if they are sound, lower the learning rate or train in float32 or bfloat16. The weights "
+        "are as they were before this step"
     )

@@ -183,9 +183,17 @@ class RavlmTrainer(LoadsWholeWeights):
     # Batches: rows stay rows until their step is known.
 
     def _get_dataloader(self, dataset, *args, **kwargs):
+        if hasattr(dataset, "__len__") and not len(dataset):
+            raise InvalidInputError("The data set has no rows: expected one or more. Look at its split and filters.")
         if self.batches is not None:
             dataset = NumberedRows(dataset) if hasattr(dataset, "__getitem__") else undecoded(dataset)
         return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset=None):
+        """Samples from the data set itself, which may have a column of lengths to group by."""
+        if isinstance(train_dataset, NumberedRows):
+            train_dataset = train_dataset.rows
+        return super()._get_train_sampler(train_dataset)
 
     def _get_collator_with_removed_columns(self, data_collator, description=None):
         if self.batches is not None:
