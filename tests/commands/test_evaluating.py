@@ -55,6 +55,12 @@ def test_a_policy_adds_its_arm(world, tmp_path, capsys):
     assert arms["guarded"]["restraint"]["abstention"]["coverage"] == 0
 
 
+def test_distractors_are_looked_for_before_anything_is_asked(world, tmp_path, capsys):
+    assert main(command(world, tmp_path / "out", "--distractors", str(tmp_path / "nowhere.jsonl"))) == 1
+    assert "there are no distractors" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_json_is_one_document_in_ascii(world, tmp_path, capsys):
     distractors = tmp_path / "more.jsonl"
     distractors.write_text("\n".join(json.dumps({"id": n, "text": f"gloss {n}"}) for n in range(9)))

@@ -235,7 +235,7 @@ def test_passages_that_hold_an_answer_do_not_distract():
     ("call", "message"),
     [
         (lambda: Evaluator({"retrieved": Oracle([])}), "There is no arm 'closed_book'; there is retrieved"),
-        (lambda: Evaluator(arms(), ["rouge"]).run(QUESTIONS), "'rouge' is not known. Choose of exact_match"),
+        (lambda: Evaluator(arms(), ["rouge"]), "'rouge' is not known. Choose of exact_match"),
         (lambda: Evaluator(arms(), ["vqa_accuracy"]).run(QUESTIONS), "Question '0': VQA accuracy needs"),
         (lambda: Evaluator(arms(), ["bleu_4", "cider_d"]).run([]), "no question to evaluate"),
         (lambda: Evaluator(arms()).run([*QUESTIONS, QUESTIONS[3]]), "Two questions have the id '3'"),

@@ -67,6 +67,10 @@ def test_splits_and_first_questions(tmp_path):
         (lambda: questions_from("nowhere.jsonl"), "no file nowhere.jsonl"),
         (lambda: read_questions("nowhere.txt"), "ends in .jsonl, .parquet"),
         (lambda: load_metric("meteor"), "'meteor' is not known. Choose of bleu_4"),
+        (
+            lambda: load_metric("retrieval").compute(predictions=[["a"], None], references=[["a"], ["b"]]),
+            "Query 1 has no prediction",
+        ),
     ],
 )
 def test_errors_say_what_came(call, message):
@@ -83,6 +87,8 @@ def test_every_metric_is_one_of_evaluate():
     assert load_metric("encyclopedic_vqa").compute(**kinds, kinds=["automatic"]) == {"encyclopedic_vqa": 0.0}
     ranked = load_metric("retrieval").compute(predictions=[["a", "b"], ["c"]], references=[["b"], ["c"]], ks=(1, 2))
     assert (ranked["hit@1"], ranked["recall@2"], ranked["mean_rank"]) == (0.5, 1.0, 1.5)
+    again = load_metric("retrieval").compute(predictions=[["a", "a", "b"]], references=[["b"]], ks=(2,))
+    assert again["recall@2"] == 1.0  # an id that comes twice takes one place
     found = load_metric("pseudo_recall").compute(predictions=[["It is red."]], references=[["re"]], match="word")
     assert found == {"pseudo_recall@5": 0.0, "pseudo_precision@5": 0.0}
     assert set(METRIC_CLASSES) >= {"vqa_accuracy"}

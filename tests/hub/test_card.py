@@ -69,6 +69,8 @@ def test_a_folder_says_what_lies_in_it(folder, report, tmp_path):
     assert "| CC0-1.0 | 3 |" in card
     assert "| the almanac | 3 |" in card
     assert count_parameters(folder) == tiny_model().num_parameters()
+    (folder / "model.fp16.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert count_parameters(folder) == tiny_model().num_parameters()
     without = model_card(tiny_config(), 1, FACTS, None, KnowledgeBase().table)
     assert "Not evaluated yet." in without
     assert "0 passages" in without
@@ -131,11 +133,13 @@ def test_the_command_writes_and_says_where(folder, report, tmp_path, capsys):
     [
         (["card", "nowhere"], "there is no model"),
         (["card", "FOLDER", "--limits", "nowhere.md"], "no such file"),
+        (["card", "FOLDER", "--report", "LISTED"], "not the report of an evaluation: its arms hold no metrics"),
         (["card", "FOLDER", "--report", "BROKEN"], "this is not the report of an evaluation: accuracy, arms"),
     ],
 )
 def test_mistakes_are_explained(folder, tmp_path, capsys, arguments, message):
     (tmp_path / "broken.json").write_text('{"num_questions": 3}')
-    places = {"FOLDER": str(folder), "BROKEN": str(tmp_path / "broken.json")}
+    (tmp_path / "listed.json").write_text('{"num_questions": 3, "accuracy": "exact_match", "arms": ["gold"]}')
+    places = {"FOLDER": str(folder)} | {name.upper(): str(tmp_path / f"{name}.json") for name in ("broken", "listed")}
     assert main([places.get(argument, argument) for argument in arguments]) == 1
     assert message in capsys.readouterr().err

@@ -106,6 +106,19 @@ def test_a_pinned_pipeline_takes_its_knowledge_from_the_pinned_commit(hub, ask):
     assert ask.do(by_object) == before[1]
 
 
+def test_a_pipeline_is_published_whole(hub, ask):
+    ask.do(
+        "from hf_ravlm.pipelines import AnswerPolicy\n"
+        "model, processor, retriever = tiny_parts()\n"
+        "parts = {'processor': processor, 'retriever': retriever, 'policy': AnswerPolicy(answer_threshold=1.0)}\n"
+        "pipeline('visual-question-answering', model=model, **parts).push_to_hub('me/model', private=True)\n"
+        "again = pipeline('visual-question-answering', model='me/model', max_new_tokens=3)\n"
+        "result = [len(again.retriever), again.policy.answer_threshold]"
+    )
+    assert ask.do("result = [len(again.retriever), again.policy.answer_threshold]") == [3, 1.0]
+    assert hub.repository("me/model", "model").private
+
+
 def test_branches_and_pull_requests_leave_the_main_branch_alone(hub, ask):
     ask.do("model, processor, _ = tiny_parts()\nmodel.push_to_hub('me/model')")
     main = dict(hub.repository("me/model", "model").files())
@@ -223,6 +236,14 @@ def test_a_loaded_model_is_pushed_again_with_its_shim(hub, ask, tmp_path):
         assert json.loads(second[name])["auto_map"] == json.loads(first[name])["auto_map"], name
     assert [path.name for path in tmp_path.glob("*.py")] == ["ravlm_hub.py"]
     assert (tmp_path / "config.json").read_bytes() == second["config.json"]
+
+
+def test_the_card_of_a_dual_encoder_promises_no_answers(hub, ask):
+    ask.do("tiny_parts()[0].model.push_to_hub('me/model')")
+    card = hub.repository("me/model", "model").files()["README.md"].decode()
+    assert "pipeline_tag" not in card
+    assert "pipeline(" not in card
+    assert 'hf_ravlm.RavlmModel.from_pretrained("me/model")' in card
 
 
 def test_a_card_comes_with_the_first_push_and_is_left_alone_after(hub, ask, tmp_path):

@@ -290,3 +290,20 @@ def test_an_answer_longer_than_the_context_is_still_attributed(describe):
 def test_a_list_of_questions_is_explained(describe):
     with pytest.raises(InvalidInputError, match="expected one string, which is asked about every picture"):
         describe([picture(0), picture(1)], question=["red ?", "white ?"])
+
+
+def test_a_data_set_of_pictures_is_described_row_by_row(describe):
+    rows = datasets.Dataset.from_dict({"image": [picture(1), picture(2)]}).cast_column("image", datasets.Image())
+    expected = [describe(picture(n))[0]["generated_text"] for n in (1, 2)]
+    assert [answers[0]["generated_text"] for answers in describe(rows)] == expected
+
+
+def test_an_address_that_does_not_answer_is_named(describe):
+    with pytest.raises(InvalidInputError, match=r"http://127\.0\.0\.1:9/bird\.png: the picture could not be fetched"):
+        describe("http://127.0.0.1:9/bird.png", timeout=5)
+
+
+def test_saving_does_not_publish_a_part(describe, tmp_path):
+    with pytest.raises(InvalidInputError, match="takes the knowledge base along"):
+        describe.save_pretrained(tmp_path / "saved", push_to_hub=True)
+    assert not (tmp_path / "saved").exists()

@@ -10,7 +10,7 @@ from transformers import BlipConfig, BlipForConditionalGeneration, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_ravlm import InvalidInputError
-from hf_ravlm.pipelines import RavlmVisualQuestionAnsweringPipeline
+from hf_ravlm.pipelines import AnswerPolicy, RavlmVisualQuestionAnsweringPipeline, answer_questions
 from tiny import picture
 from tiny_folder import save_everything
 
@@ -70,12 +70,20 @@ def test_device_and_dtype_reach_the_model(folder):
     [
         ({"question": QUESTION}, "no picture given"),
         ({"image": picture(0)}, "a picture came without a question"),
+        ({"image": {"image": picture(0), "question": None}}, "a picture came without a question"),
+        ({"image": picture(0), "question": 5}, "question= came as int"),
+        ({"image": picture(0), "question": QUESTION, "retriever": "folder"}, "retriever= came as str"),
         ({"image": [picture(0), picture(1)], "question": [QUESTION, "red ?"]}, "which belongs to which"),
     ],
 )
 def test_what_cannot_be_asked_is_explained(ask, given, message):
     with pytest.raises(InvalidInputError, match=message):
         ask(**given)
+
+
+def test_nothing_asked_is_nothing_answered(ask):
+    assert ask([], QUESTION) == ask([]) == []
+    assert answer_questions(ask.model, ask.processor, ask.retriever, [], [], policy=AnswerPolicy()) == []
 
 
 def test_models_of_others_are_sent_to_the_task_that_serves_them():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from .outcome import Outcome, positive
+from .outcome import Outcome, positive, torch_device
 
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,9 @@ def add_demo_command(commands: argparse._SubParsersAction, common: argparse.Argu
         help="the address it listens on (default: 127.0.0.1, this machine alone; whoever reaches another one can use "
         "the page, there is no password)",
     )
-    parser.add_argument("--device", help="such as cuda or cpu (default: the graphics card, if there is one)")
+    parser.add_argument(
+        "--device", type=torch_device, help="such as cuda or cpu (default: the graphics card, if there is one)"
+    )
 
 
 def demonstrate(arguments: argparse.Namespace) -> Outcome:

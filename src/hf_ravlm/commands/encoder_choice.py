@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InvalidInputError
 from ..retrieval.encoding.encoder_adapters import ENCODER_KINDS, load_encoder
+from .outcome import torch_device
 
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, required: bool = Fals
     group.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16", "int8"], help="default: as the model is stored"
     )
-    group.add_argument("--device", help="such as cuda or cpu (default: the graphics card, if there is one)")
+    group.add_argument(
+        "--device", type=torch_device, help="such as cuda or cpu (default: the graphics card, if there is one)"
+    )
 
 
 def chosen_encoder(arguments: argparse.Namespace, folder: Path | None = None) -> Encoder:

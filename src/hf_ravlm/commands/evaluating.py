@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ..errors import InvalidInputError
-from .outcome import Outcome, names, one_line, positive
+from .outcome import Outcome, names, one_line, positive, torch_device
 
 
 _EXAMPLES = """examples:
@@ -50,14 +50,21 @@ def add_evaluate_command(commands: argparse._SubParsersAction, common: argparse.
     group.add_argument("--split", default="test", help="of a data set that has several (default: test)")
     group.add_argument("--limit", type=positive, metavar="NUMBER", help="only the first so many questions")
     group = parser.add_argument_group("answering")
-    group.add_argument("--arms", type=names, metavar="NAMES", help="such as closed_book,retrieved,gold (default: all)")
+    group.add_argument(
+        "--arms",
+        type=names,
+        metavar="NAMES",
+        help="such as closed_book,retrieved,gold (default: these and guarded, where they can be)",
+    )
     group.add_argument("--knowledge", metavar="FOLDER", help="the knowledge base, if it is not in that of the model")
     group.add_argument("-k", "--k", type=positive, help="passages per question (default: as the model says)")
     group.add_argument("--policy", metavar="FOLDER", help="an answer policy, if it is not in that of the model")
     group.add_argument("--channels", type=names, metavar="NAMES", help="how they are found, such as dense,bm25")
     group.add_argument("--max_new_tokens", type=positive, default=32, help="the longest answer (default: 32)")
     group.add_argument("--batch_size", type=positive, default=8, help="questions answered at once (default: 8)")
-    group.add_argument("--device", help="such as cuda or cpu (default: the graphics card, if there is one)")
+    group.add_argument(
+        "--device", type=torch_device, help="such as cuda or cpu (default: the graphics card, if there is one)"
+    )
     group = parser.add_argument_group("the report")
     group.add_argument(
         "--metrics",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
-from .outcome import Outcome, one_line, positive
+from .outcome import Outcome, one_line, positive, torch_device
 
 
 _EXAMPLES = """examples:
@@ -45,7 +45,9 @@ def add_explain_command(commands: argparse._SubParsersAction, common: argparse.A
     group.add_argument("--knowledge", metavar="FOLDER", help="the knowledge base, if it is not in that of the model")
     group.add_argument("-k", "--k", type=_number, help="passages; 0 is closed-book (default: as the model says)")
     group.add_argument("--max_new_tokens", type=positive, default=64, help="the longest answer (default: 64)")
-    group.add_argument("--device", help="such as cuda or cpu (default: the graphics card, if there is one)")
+    group.add_argument(
+        "--device", type=torch_device, help="such as cuda or cpu (default: the graphics card, if there is one)"
+    )
     group = parser.add_argument_group("explaining")
     group.add_argument("--answer", metavar="TEXT", help="explain this answer instead of the model's own")
     group.add_argument("--token", type=int, metavar="NUMBER", help="explain this token of it alone, counted from 0")

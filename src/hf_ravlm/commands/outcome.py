@@ -55,6 +55,29 @@ def positive(text: str) -> int:
     return number
 
 
+def port(text: str) -> int:
+    """A port of TCP, as the type of an argument."""
+    if (number := positive(text)) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a port, 1 to 65535")
+    return number
+
+
+def torch_device(text: str) -> str:
+    """A device that torch has on this machine, as the type of an argument.
+
+    >>> torch_device("cpu")
+    'cpu'
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        reason = one_line(str(error))[:200]
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used on this machine: {reason}") from error
+    return text
+
+
 def names(text: str) -> list[str]:
     """Names with commas between them, as the type of an argument.
 

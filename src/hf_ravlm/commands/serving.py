@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .outcome import Outcome, positive
+from .outcome import Outcome, port, positive, torch_device
 
 
 _EXAMPLES = """examples:
@@ -37,16 +37,20 @@ def add_serve_command(commands: argparse._SubParsersAction, common: argparse.Arg
     parser.add_argument(
         "--host", default="localhost", help="who may ask (default: localhost, this machine alone; it asks no password)"
     )
-    parser.add_argument("--port", type=positive, default=8000, help="default: 8000")
+    parser.add_argument("--port", type=port, default=8000, help="default: 8000")
     parser.add_argument("-k", "--k", type=positive, help="passages per question (default: as the model says)")
-    parser.add_argument("--device", help="such as cuda or cpu (default: the graphics card, if there is one)")
+    parser.add_argument(
+        "--device", type=torch_device, help="such as cuda or cpu (default: the graphics card, if there is one)"
+    )
 
 
 def run_server(arguments: argparse.Namespace) -> Outcome:
     """`serve`: answers until it is stopped."""
     from ..integrations.transformers_serve import serve
     from .encoder_choice import default_device
+    from .evaluating import check_model
 
+    check_model(arguments.model)
     device = arguments.device or default_device() or "cpu"
     serve(arguments.model, arguments.k, host=arguments.host, port=arguments.port, device=device)
     return Outcome({"model": arguments.model, "stopped": True}, "The server has stopped.")

@@ -27,7 +27,7 @@ from .questions import AnswerFunction, Question, Reply, check_questions
 from .report import ArmReport, Calibration, Cost, Effect, EvaluationReport, Restraint
 from .resampling import Interval, bootstrap_interval
 from .retrieval_effect import retrieval_effect
-from .scoring import AnswerMetric, Scores, retrieval_scores, score_answers
+from .scoring import ANSWER_METRICS, AnswerMetric, Scores, retrieval_scores, score_answers
 
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,11 @@ class Evaluator:
             )
         if not self.metrics or self.batch_size < 1:
             raise InvalidInputError("Pass at least one metric and a batch_size of at least 1.")
+        own = {name for name, metric in self.metrics.items() if metric} if isinstance(self.metrics, Mapping) else set()
+        if unknown := [name for name in self.metrics if name not in ANSWER_METRICS and name not in own]:
+            raise InvalidInputError(
+                f"The metric {unknown[0]!r} is not known. Choose of {', '.join(ANSWER_METRICS)}, or pass a function."
+            )
 
     def run(self, questions: Sequence[Question], folder: str | Path | None = None) -> EvaluationReport:
         """Asks all questions in all arms, the baseline first, and reports.

@@ -140,7 +140,12 @@ class Retrieval(evaluate.Metric):
     def _compute(
         self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], ks: Sequence[int] = (1, 5, 10)
     ) -> dict[str, float]:
-        relevant = relevance_from_ids(predictions, [set(gold) for gold in references])
+        if missing := [row for row, ids in enumerate(predictions) if ids is None]:
+            raise InvalidInputError(f"Query {missing[0]} has no prediction; expected a list of ids, maybe empty.")
+        if not predictions:
+            raise InvalidInputError("There are no rankings to score.")
+        ranked = [list(dict.fromkeys(ids)) for ids in predictions]  # an id counts where it stands first
+        relevant = relevance_from_ids(ranked, [set(gold) for gold in references])
         num_gold = [len(set(gold)) for gold in references]
         found: dict[str, float] = {}
         for k in ks:

@@ -84,6 +84,10 @@ def evaluate_model(
     if limit is not None:
         questions = questions.first(limit)
     reader, processor, retriever = _load(model, knowledge, device)
+    if distractors is not None and retriever is None:
+        raise InvalidInputError(f"There is no knowledge base in {model} that could grow. Pass `knowledge`.")
+    if isinstance(distractors, (str, os.PathLike)) and not Path(distractors).exists():
+        raise InvalidInputError(f"{distractors}: there are no distractors. Expected WordNet or a JSONL file.")
     guard = _load_policy(policy, model)
     if arms is None:
         gold = all(question.gold_ids for question in questions.without_images())
@@ -106,8 +110,6 @@ def evaluate_model(
     files = report.save(output)
     if distractors is None:
         return ModelEvaluation(report, None, files)
-    if retriever is None:
-        raise InvalidInputError(f"There is no knowledge base in {model} that could grow. Pass `knowledge`.")
     growth = measure_growth(
         questions,
         named["closed_book"],

@@ -276,7 +276,8 @@ def count_parameters(folder: Path) -> int:
     """
     from safetensors import safe_open
 
-    files = sorted(folder.glob("model*.safetensors"))
+    # Whole, or in shards; not variants such as model.fp16.safetensors.
+    files = [*folder.glob("model.safetensors"), *sorted(folder.glob("model-*-of-*.safetensors"))]
     if not files:
         raise InvalidInputError(f"{folder}: there are no weights (no model.safetensors).")
     total = 0
@@ -310,6 +311,9 @@ def _arms(report: Mapping[str, Any]) -> Mapping[str, Any]:
             "`EvaluationReport.to_dict()`, or `report.json` as `hf-ravlm evaluate` writes it."
         )
     arms: Mapping[str, Any] = report["arms"]
+    found = arms.values() if isinstance(arms, Mapping) else [None]
+    if not all(isinstance(arm, Mapping) and "metrics" in arm for arm in found):
+        raise InvalidInputError("this is not the report of an evaluation: its arms hold no metrics. Evaluate again.")
     return arms
 
 

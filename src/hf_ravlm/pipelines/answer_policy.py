@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,6 +184,28 @@ class AnswerPolicy:
         text = json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True)
         (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
         (folder / NUMBERS_FILE).write_bytes(save(numbers))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+    ) -> Any:
+        """Publishes the two files in one commit, to the repository of the model for one; returns its `CommitInfo`."""
+        from huggingface_hub import create_repo, upload_folder
+
+        create_repo(repo_id, private=private, token=token, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message="Upload answer policy",
+                token=token,
+                revision=revision,
+            )
 
     @property
     def fingerprint(self) -> str:

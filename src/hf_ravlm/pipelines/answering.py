@@ -105,6 +105,13 @@ def answer_questions(
     k = model.config.num_passages if k is None else k
     if k < 0:
         raise InvalidInputError(f"k={k}: expected 0 (closed-book) or more passages")
+    if not questions:
+        return []
+    if retriever is not None and not hasattr(retriever, "retrieve"):
+        raise InvalidInputError(
+            f"retriever= came as {type(retriever).__name__}: expected a retriever, such as "
+            "`RavlmRetriever.from_pretrained(folder)`"
+        )
     reading = {"with_posterior": with_posterior, "encoded_knowledge": encoded_knowledge, **generate_kwargs}
     find = retriever is not None and k > 0
     if policy is None:

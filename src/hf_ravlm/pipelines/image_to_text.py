@@ -38,8 +38,26 @@ class RavlmPipelineMixin:
         self.retriever = retriever if retriever is not None else find_retriever(model, processor)
         self.policy = policy if policy is not None else find_policy(model)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+    ) -> None:
+        """Publishes model, processor, knowledge base and policy to one repository, in a commit each."""
+        for part in (self.retriever, self.model, self.processor, self.policy):  # that which may be refused first
+            if part is not None:
+                part.push_to_hub(repo_id, private=private, token=token, revision=revision)
+
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves model, processor, knowledge base and policy to one folder; `from_pretrained` of each reads it."""
+        if kwargs.get("push_to_hub"):
+            raise InvalidInputError(
+                "push_to_hub=True: a pipeline is saved here and published by `pipeline.push_to_hub(repo_id)`, which "
+                "takes the knowledge base along."
+            )
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
         if self.retriever is not None:
@@ -94,6 +112,10 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
             inputs = kwargs.pop(name, inputs) if inputs is None else inputs
         if inputs is None:
             raise InvalidInputError("no picture given: call the pipeline with a path, URL, PIL image, list or dataset")
+        if isinstance(inputs, list) and not inputs:
+            return []
+        if hasattr(inputs, "column_names"):  # a `datasets.Dataset`, which no pipeline takes for one
+            inputs = iter(inputs)
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, inputs, question=None, timeout=None):
@@ -169,9 +191,14 @@ class ImageCaptionPipeline(Pipeline):
 
 def open_picture(source: Any, timeout: float | None = None) -> Any:
     """Fetches an address that the caller gave; the processor makes safe what comes."""
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
+    if not isinstance(source, str) or not source.startswith(("http://", "https://")):
+        return source
+    try:
         return load_image(source, timeout=timeout)
-    return source
+    except Exception as error:  # whatever the network, the client or the decoder has to say
+        raise InvalidInputError(
+            f"{source}: the picture could not be fetched ({type(error).__name__}: {error})."
+        ) from error
 
 
 def find_retriever(model, processor: RavlmProcessor):

@@ -42,7 +42,7 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
         return super().__call__(with_questions(image, question), **kwargs)
 
     def preprocess(self, inputs, question=None, timeout=None):
-        if not isinstance(inputs, dict) or not {"image", "question"} <= inputs.keys():
+        if not isinstance(inputs, dict) or "image" not in inputs or inputs.get("question") is None:
             raise InvalidInputError(
                 "a picture came without a question: expected `image=` and `question=`, or dictionaries "
                 "{'image': ..., 'question': ...}"
@@ -81,8 +81,10 @@ def with_questions(images: Any, questions: Any) -> Any:
             return _Asked(images, questions)
         asked = ({"image": image, "question": questions} for image in images)
         return asked if isinstance(images, Iterator) else list(asked)
-    if not several:
+    if not several and isinstance(questions, Sequence) and not isinstance(questions, bytes):
         return [{"image": images, "question": question} for question in questions]
+    if not several:
+        raise InvalidInputError(f"question= came as {type(questions).__name__}: expected a string, or a list of them")
     raise InvalidInputError(
         "several pictures came with several questions, and it is not said which belongs to which: pass dictionaries "
         "{'image': ..., 'question': ...}, one per answer"
