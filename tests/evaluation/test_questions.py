@@ -69,8 +69,13 @@ def test_splits_and_first_questions(tmp_path):
         (lambda: load_metric("meteor"), "'meteor' is not known. Choose of bleu_4"),
         (
             lambda: load_metric("retrieval").compute(predictions=[["a"], None], references=[["a"], ["b"]]),
-            "Query 1 has no prediction",
+            "1 of 2 predictions are missing .* row 1",
         ),
+        (
+            lambda: load_metric("token_f1").compute(predictions=["a", "b"], references=[["a"], ["b", None]]),
+            "1 of 2 references are missing .* row 1",
+        ),
+        (lambda: load_metric("cider_d").compute(predictions=[], references=[]), "no predictions to score"),
     ],
 )
 def test_errors_say_what_came(call, message):

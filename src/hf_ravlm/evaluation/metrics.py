@@ -39,6 +39,27 @@ TEXTS = datasets.Sequence(TEXT)
 _CITATION = "See the functions of hf_ravlm.evaluation for the definitions and their sources."
 
 
+def check_rows(predictions: Sequence[Any], references: Sequence[Any]) -> None:
+    """Refuses rows in which something is missing, and no rows at all.
+
+    >>> check_rows(["grey"], [["grey", None]])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    hf_ravlm.errors.InvalidInputError: 1 of 1 references are missing or hold a None, first that of row 0: ...
+    """
+    if not len(predictions):
+        raise InvalidInputError("There are no predictions to score.")
+    for name, rows in (("predictions", predictions), ("references", references)):
+        missing = [
+            row for row, value in enumerate(rows) if value is None or (type(value) is not str and None in value)
+        ]
+        if missing:
+            raise InvalidInputError(
+                f"{len(missing)} of {len(rows)} {name} are missing or hold a None, first that of row {missing[0]}: "
+                "leave these rows out of both lists, or give an empty text, which counts as wrong."
+            )
+
+
 class _AnswerMetric(evaluate.Metric):
     """An answer and its accepted answers, judged by a metric of `ANSWER_METRICS`."""
 
@@ -61,6 +82,7 @@ class _AnswerMetric(evaluate.Metric):
         kinds: Sequence[str] | None = None,
         questions: Sequence[str] | None = None,
     ) -> dict[str, float]:
+        check_rows(predictions, references)
         asked = [
             Question(
                 str(row),
@@ -140,10 +162,7 @@ class Retrieval(evaluate.Metric):
     def _compute(
         self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], ks: Sequence[int] = (1, 5, 10)
     ) -> dict[str, float]:
-        if missing := [row for row, ids in enumerate(predictions) if ids is None]:
-            raise InvalidInputError(f"Query {missing[0]} has no prediction; expected a list of ids, maybe empty.")
-        if not predictions:
-            raise InvalidInputError("There are no rankings to score.")
+        check_rows(predictions, references)
         ranked = [list(dict.fromkeys(ids)) for ids in predictions]  # an id counts where it stands first
         relevant = relevance_from_ids(ranked, [set(gold) for gold in references])
         num_gold = [len(set(gold)) for gold in references]
@@ -179,6 +198,7 @@ class PseudoRecall(evaluate.Metric):
         ks: Sequence[int] = (5,),
         match: Literal["substring", "word", "numeric"] = "substring",
     ) -> dict[str, float]:
+        check_rows(predictions, references)
         relevant = relevance_from_answers(predictions, references, match)
         found = {f"pseudo_recall@{k}": float(hit_at_k(relevant, k).mean()) for k in ks}
         return {**found, **{f"pseudo_precision@{k}": float(precision_at_k(relevant, k).mean()) for k in ks}}
