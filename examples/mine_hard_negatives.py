@@ -28,14 +28,17 @@ class Options:
 
     model: str = field(default=CHECKPOINT, metadata={"help": "folder or name of the towers that are to be trained"})
     knowledge_base: str | None = field(default=None, metadata={"help": "its folder or name; by default that of model"})
-    output: str = field(default="negatives.jsonl", metadata={"help": "file to write"})
+    output: str = field(default="runs/negatives.jsonl", metadata={"help": "file to write"})
     num_negatives: int = field(default=8, metadata={"help": "per row"})
     num_candidates: int = field(default=50, metadata={"help": "proposed by each kind"})
     kinds: list[str] = field(
         default_factory=lambda: ["nearest", "same_entity"],
         metadata={"help": "which of nearest, lexical, same_entity and other_modality take turns"},
     )
-    entity: str = field(default="title", metadata={"help": "column or metadata.<key> of what a passage is about"})
+    entity: str | None = field(
+        default=None,
+        metadata={"help": "column or metadata.<key> of what a passage is about: metadata.entity of flags, else title"},
+    )
     positive_ratio: float = field(default=0.95, metadata={"help": "leave out passages above this share of the gold's"})
     batch_size: int = field(default=256, metadata={"help": "queries encoded at once, and kept together"})
     seed: int = field(default=0, metadata={"help": "of the random passages that fill up"})
@@ -46,6 +49,8 @@ def main(data: DataOptions, options: Options) -> None:
     processor = AutoProcessor.from_pretrained(options.model)
     encoder = RavlmEncoder(AutoModel.from_pretrained(options.model), processor)
     retriever = RavlmRetriever.from_pretrained(options.knowledge_base or options.model, encoder=encoder)
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
     rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     mined = mine_hard_negatives(
         retriever,
@@ -54,10 +59,10 @@ def main(data: DataOptions, options: Options) -> None:
         kinds=options.kinds,
         rules=NegativeRules(positive_ratio=options.positive_ratio),
         num_candidates=options.num_candidates,
-        entity=options.entity,
+        entity=options.entity or ("metadata.entity" if data.dataset == "flags" else "title"),
         batch_size=options.batch_size,
         seed=options.seed,
-        cache=f"{options.output}.cache",
+        cache=f"{output}.cache",
         process=(rank, num_processes),
     )
     if rank != 0:
@@ -66,9 +71,9 @@ def main(data: DataOptions, options: Options) -> None:
         json.dumps({"negative_ids": row.ids, "kinds": row.kinds, "scores": [round(score, 4) for score in row.scores]})
         for row in mined
     ]
-    Path(options.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     counts = {kind: sum(row.kinds.count(kind) for row in mined) for kind in (*options.kinds, "random")}
-    print(f"{options.output}: negatives for {len(mined)} rows, {counts}")
+    print(f"{output}: negatives for {len(mined)} rows, {counts}")
 
 
 if __name__ == "__main__":

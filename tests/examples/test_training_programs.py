@@ -80,7 +80,7 @@ def test_a_reader_is_fine_tuned_and_answers_from_its_folder(
 
 
 def test_mined_negatives_train_a_retriever(model_folder, questions, tmp_path, monkeypatch):
-    negatives, out = str(tmp_path / "negatives.jsonl"), str(tmp_path / "out")
+    negatives, out = str(tmp_path / "mined" / "negatives.jsonl"), str(tmp_path / "out")
     options = [*columns(questions), "--model", model_folder]
     mining = ["--output", negatives, "--num_negatives", "2", "--positive_ratio", "1000"]
     run(monkeypatch, "mine_hard_negatives.py", *options, *mining)
