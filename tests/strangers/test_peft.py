@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 
@@ -9,7 +10,6 @@ from hf_ravlm import RavlmForConditionalGeneration
 from tiny import picture, tiny_model, tiny_processor
 
 
-peft = pytest.importorskip("peft")
 # peft asks by that name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import peft
 import pytest
 import torch
 
@@ -16,7 +17,6 @@ from reading_world import arguments, colour_retriever, rows
 from tiny import tiny_config, tiny_model, tiny_processor
 
 
-peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by that name
 
 

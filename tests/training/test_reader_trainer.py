@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 
 from hf_ravlm import InvalidInputError, UnsafeInputError
 from hf_ravlm.images import encoded_image
@@ -151,7 +153,7 @@ def test_the_model_of_the_best_answers_is_kept_and_not_the_last(tmp_path, monkey
         changes={"max_steps": 3, **steps, "metric_for_best_model": "exact_match", "load_best_model_at_end": True},
         eval_dataset=rows(4),
         generation={"max_new_tokens": 2},
-        peft_config=pytest.importorskip("peft").LoraConfig(r=2) if adapts else None,
+        peft_config=LoraConfig(r=2) if adapts else None,
     )
     trainer.train()
     assert (trainer.state.best_global_step, trainer.state.best_metric) == (2, pytest.approx(0.9))
@@ -195,9 +197,7 @@ def test_a_data_set_without_rows_is_refused(tmp_path):
 def test_rows_of_a_data_set_are_grouped_by_their_length(tmp_path):
     plain = [{name: row[name] for name in ("question", "answer", "gold_ids")} for row in rows(32)]
     asked = [{**row, "question": row["question"] + " red" * (9 * (number % 2))} for number, row in enumerate(plain)]
-    train = with_lengths(
-        pytest.importorskip("datasets").Dataset.from_list(asked), tiny_processor().tokenizer, ["question", "answer"]
-    )
+    train = with_lengths(datasets.Dataset.from_list(asked), tiny_processor().tokenizer, ["question", "answer"])
     changes = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2, "max_steps": 2}
     trainer = trainer_for(tmp_path, train=train, changes=changes)
     batches = [[row["length"] > 9 for row in batch] for batch in trainer.get_train_dataloader()]
@@ -268,7 +268,6 @@ def test_what_is_left_out_is_neither_learned_nor_measured(tmp_path):
 
 def test_a_data_set_with_a_broken_picture_goes_by_the_policy(tmp_path):
     """`datasets` decodes pictures when a row is taken: the policy must come first."""
-    datasets = pytest.importorskip("datasets")
     table = {key: [row[key] for row in broken_rows()] for key in ("id", "question", "answer", "gold_ids")}
     images = [{"bytes": encoded_image(row["image"]), "path": None} for row in rows(8)]
     images[2] = {"bytes": b"no picture", "path": None}

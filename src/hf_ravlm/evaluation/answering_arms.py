@@ -194,18 +194,7 @@ def _read(
     num_searches: int,
     options: Mapping[str, Any],
 ) -> list[Reply]:
-    watch = GenerationWatch(model, processor.tokenizer)
-    answers = answer_questions(
-        model,
-        processor,
-        None,
-        None if all(image is None for image in images) else images,
-        [question.question for question in questions],
-        evidence=evidence,
-        with_posterior=False,
-        logits_processor=LogitsProcessorList([watch]),
-        **options,
-    )
+    answers, watch = _watched(model, processor, questions, images, None, {"evidence": evidence, **options})
     greedy = not options.get("do_sample") and options.get("num_beams") == 1
     confidences = watch.confidences(len(questions)) if greedy else [None] * len(questions)
     return [
@@ -229,17 +218,7 @@ def _guarded(
     search: Any,
     options: Mapping[str, Any],
 ) -> list[Reply]:
-    watch = GenerationWatch(model, processor.tokenizer)
-    rows = answer_questions(
-        model,
-        processor,
-        search,
-        None if all(image is None for image in images) else images,
-        [question.question for question in questions],
-        with_posterior=False,
-        logits_processor=LogitsProcessorList([watch]),
-        **options,
-    )
+    rows, watch = _watched(model, processor, questions, images, search, options)
     return [
         Reply(
             text=answer.text,
@@ -253,3 +232,26 @@ def _guarded(
         )
         for (answer,) in rows
     ]
+
+
+def _watched(
+    model: RavlmForConditionalGeneration,
+    processor: RavlmProcessor,
+    questions: Sequence[Question],
+    images: Sequence[Any],
+    search: Any,
+    options: Mapping[str, Any],
+) -> tuple[Any, GenerationWatch]:
+    """The answers to all questions at once, and what was watched while they were written."""
+    watch = GenerationWatch(model, processor.tokenizer)
+    answers = answer_questions(
+        model,
+        processor,
+        search,
+        None if all(image is None for image in images) else images,
+        [question.question for question in questions],
+        with_posterior=False,
+        logits_processor=LogitsProcessorList([watch]),
+        **options,
+    )
+    return answers, watch
