@@ -34,10 +34,10 @@ os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1", TOKENIZERS_PARALLE
 import numpy as np
 
 from hf_ravlm.retrieval import FlatIndex, KnowledgeBase, RavlmRetriever
+from hf_ravlm.retrieval.indexes.lexical_index import LexicalIndex, searchable_texts
+from hf_ravlm.retrieval.indexes.lexical_tokens import lexical_tokens
 from hf_ravlm.retrieval.ranking.channels import DenseChannel, LexicalChannel, Query
-from hf_ravlm.retrieval.ranking.lexical_index import LexicalIndex, searchable_texts
-from hf_ravlm.retrieval.ranking.lexical_tokens import lexical_tokens
-from hf_ravlm.retrieval.ranking.ranking import Ranking, learn_weights, reciprocal_rank_fusion, weighted_fusion
+from hf_ravlm.retrieval.ranking.fusion import Ranking, learn_weights, reciprocal_rank_fusion, weighted_fusion
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

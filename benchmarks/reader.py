@@ -21,8 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_ravlm import RavlmConfig, RavlmForConditionalGeneration
-from hf_ravlm.model.cross_attention_ravlm import attach_cross_attention
-from hf_ravlm.model.marginal_ravlm import PassageLikelihoods
+from hf_ravlm.model.fusions.cross_attention import attach_cross_attention
+from hf_ravlm.model.reader.latent_passages import PassageLikelihoods
 
 
 SHAPES = {

@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 
 from hf_ravlm import KnowledgeBase, RavlmRetriever
-from hf_ravlm.retrieval.encoding.embedding_job import embed_corpus
+from hf_ravlm.retrieval.encoding.corpus import embed_corpus
 from hf_ravlm.retrieval.encoding.encoder_adapters import load_encoder
 
 

@@ -27,7 +27,7 @@ from hf_ravlm import (
     RavlmRetriever,
     RetrievalCollator,
 )
-from hf_ravlm.training.training_rows import ROW_NUMBER, check_gold_ids, gold_ids_of
+from hf_ravlm.training.batches.rows import ROW_NUMBER, check_gold_ids, gold_ids_of
 from training_rows import CHECKPOINT, DataOptions, evaluation_rows, training_rows
 
 

@@ -22,7 +22,7 @@ from transformers import BertConfig, BertModel
 from hf_ravlm import KnowledgeBase, RavlmRetriever, load_encoder
 from hf_ravlm.cli import main, make_parser
 from hf_ravlm.commands import building, index_command
-from hf_ravlm.retrieval.store.storage import read_generation
+from hf_ravlm.retrieval.store.versions import read_generation
 from tiny import WIDTHS, picture, tiny_model, tiny_processor, tiny_tokenizer
 
 
@@ -184,7 +184,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path, text_model, run
         encoder.encode_passages = encode_passages
         return encoder
 
-    monkeypatch.setattr("hf_ravlm.retrieval.encoding.embedding_job._TEXT_BATCHES_PER_CALL", 2)
+    monkeypatch.setattr("hf_ravlm.retrieval.encoding.corpus._TEXT_BATCHES_PER_CALL", 2)
     monkeypatch.setattr(building, "chosen_encoder", lambda arguments: encoder_that_stops(arguments, 13))
     words = ("build", source, tmp_path / "out", "--model", text_model, "--batch_size", "1")
     code, out, err = run(*words)

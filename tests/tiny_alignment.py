@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from hf_ravlm.model.heads_ravlm import RavlmForPreTraining
+from hf_ravlm.model.heads.matching import RavlmForPreTraining
 from hf_ravlm.training import RavlmPreTrainer, RavlmPreTrainingArguments
-from hf_ravlm.training.gathering import gather_inputs, read_layout
+from hf_ravlm.training.losses.joined_batch import gather_inputs, read_layout
 from tiny import WIDTHS, tiny_config, tiny_processor
 
 

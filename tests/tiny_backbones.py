@@ -18,7 +18,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from hf_ravlm.model.generator_processor_ravlm import without_videos
+from hf_ravlm.model.prompts.chat_processor import without_videos
 from tiny import WIDTHS, WORDS
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from hf_ravlm.training.batches.evidence_mixing import EvidenceMix
 from hf_ravlm.training.callbacks import MineNegativesCallback
-from hf_ravlm.training.evidence_mixing import EvidenceMix
 from hf_ravlm.training.joint_trainer import JointSettings, RavlmJointTrainer
 from hf_ravlm.training.trainers import RavlmTrainer
 from reading_world import arguments, colour_retriever, rows

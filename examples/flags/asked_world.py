@@ -1,6 +1,6 @@
 """Knows questions about training countries as rows for the trainers, and the passages that answer them.
 
-Rows are those of `hf_ravlm.training.training_rows`, with the passage that answers beside its id, as
+Rows are those of `hf_ravlm.training.batches.rows`, with the passage that answers beside its id, as
 `RetrievalCollator` takes it. Pictures are prepared once: whoever trains on them opens no file again.
 """
 

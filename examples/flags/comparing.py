@@ -17,7 +17,7 @@ from flags.recipe import build_model
 from flags.world import ENTRY_VIEW, VIEWS, World, drawing_group, load_world, split_entities
 from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmProcessor, RavlmRetriever
 from hf_ravlm.training import RavlmPreTrainingArguments, RetrievalCollator
-from hf_ravlm.training.leakage import holds_answer
+from hf_ravlm.training.batches.leakage import holds_answer
 
 
 TEXT_WEIGHT = 0.4  # beside 1 for pictures

@@ -34,8 +34,8 @@ from flags.texts import passage_texts
 from flags.world import ENTRY_VIEW, VIEWS, World
 from hf_ravlm.evaluation import auroc, best_threshold, exact_match
 from hf_ravlm.evaluation.report import markdown_table
-from hf_ravlm.model.gate_ravlm import UNCERTAINTY_RULES, UncertaintyRule
-from hf_ravlm.pipelines.answer_policy import AnswerPolicy
+from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
+from hf_ravlm.pipelines.policy.decision_heads import UNCERTAINTY_RULES, UncertaintyRule
 from hf_ravlm.training.policy_fitting import fit_answer_policy
 
 

@@ -40,8 +40,8 @@ from flags.wrong_knowledge import (
     true_rows,
 )
 from hf_ravlm.evaluation import exact_match
-from hf_ravlm.pipelines.answer_policy import AnswerPolicy
 from hf_ravlm.pipelines.answering import answer_questions
+from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
 from hf_ravlm.training.policy_fitting import JudgedQuestion, fit_answer_policy
 
 

@@ -24,7 +24,7 @@ from flags.shuffled import Example, ShuffledCountries
 from flags.texts import passage_texts
 from flags.world import World
 from hf_ravlm import RavlmProcessor
-from hf_ravlm.model.prompt_ravlm import PassagePart, clean_text, layout_prompt
+from hf_ravlm.model.prompts.layout import PassagePart, clean_text, layout_prompt
 
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<evidence>", "<passage>", "<question>", "<answer>")

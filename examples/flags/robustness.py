@@ -18,11 +18,12 @@ import numpy as np
 from flags.questions import SHORT_KINDS
 from flags.world import World
 from hf_ravlm import RavlmRetriever
-from hf_ravlm.evaluation import bootstrap_interval, exact_match, retrieval_effect
-from hf_ravlm.evaluation.answering_arms import model_arms
+from hf_ravlm.evaluation import bootstrap_interval, exact_match
+from hf_ravlm.evaluation.arms import model_arms
 from hf_ravlm.evaluation.questions import Question
 from hf_ravlm.images import safe_image
-from hf_ravlm.model.conflict_aware_ravlm import ConflictAwareLogitsProcessor
+from hf_ravlm.metrics import retrieval_effect
+from hf_ravlm.model.reader.conflict_aware import ConflictAwareLogitsProcessor
 from hf_ravlm.pipelines import answer_questions
 
 

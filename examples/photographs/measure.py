@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from hf_ravlm.evaluation import EvaluationReport, Evaluator, cider_d, model_arms, questions_from
-from hf_ravlm.evaluation.caption_tokens import caption_tokens
-from hf_ravlm.evaluation.finished_items import FinishedItems
+from hf_ravlm.evaluation.finished_replies import FinishedItems
+from hf_ravlm.metrics.caption_tokens import caption_tokens
 from photographs.world import World, names_it
 
 

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_ravlm.retrieval.reading.corpora.wordnet import wordnet_rows
-from hf_ravlm.retrieval.reading.passage_table import SourceRow
+from hf_ravlm.corpora.wordnet import wordnet_rows
+from hf_ravlm.retrieval.sources.checked_rows import SourceRow
 
 
 FILES = ("data.noun", "index.noun", "noun.exc")

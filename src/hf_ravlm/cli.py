@@ -24,7 +24,7 @@ from .errors import RavlmError
 
 _FAILED, _INTERRUPTED = 1, 130
 # Who else says what is of use here; the rest of the library is heard when it warns.
-_HEARD = ("hf_ravlm.commands", "hf_ravlm.retrieval.encoding.embedding_job")
+_HEARD = ("hf_ravlm.commands", "hf_ravlm.retrieval.encoding.corpus")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

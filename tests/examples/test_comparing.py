@@ -16,7 +16,7 @@ from flags.comparison import format_comparison
 from flags.measure import Task
 from flags.world import ENTRY_VIEW, load_world
 from hf_ravlm import KnowledgeBase, RavlmRetriever
-from hf_ravlm.training.leakage import holds_answer
+from hf_ravlm.training.batches.leakage import holds_answer
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from hf_ravlm.retrieval.store.array_files import open_arrays
+from hf_ravlm.saving.arrays import open_arrays
 from tiny import WIDTHS, tiny_tokenizer
 
 

@@ -7,7 +7,7 @@ import torch
 
 from hf_ravlm import InvalidInputError
 from hf_ravlm.explain.attention import attention_weights, null_attention, passage_attention
-from hf_ravlm.model.null_attend_ravlm import NullAttend, split_heads
+from hf_ravlm.model.fusions.null_attention import NullAttend, split_heads
 from tiny import FUSIONS, picture, tiny_model, tiny_processor
 
 

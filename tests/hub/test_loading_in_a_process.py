@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import hf_ravlm
-from hf_ravlm.model.publishing_ravlm import AUTO_MAP
+from hf_ravlm.saving.folders import AUTO_MAP
 from tiny_folder import save_everything
 
 

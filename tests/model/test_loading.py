@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from hf_ravlm import RavlmForConditionalGeneration, RavlmModel, UnsafeInputError
-from hf_ravlm.model.loading_ravlm import origin_of
+from hf_ravlm.model.loading import origin_of
 from tiny import tiny_model
 
 

@@ -30,8 +30,9 @@ from huggingface_hub import constants
 
 from hash_encoder import HashEncoder, built, numbered
 from hf_ravlm.errors import KnowledgeBaseCorruptError, RavlmError
-from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever, held_knowledge
-from hf_ravlm.retrieval.store.storage import read_generation
+from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
+from hf_ravlm.retrieval.store import current as held_knowledge
+from hf_ravlm.retrieval.store.versions import read_generation
 
 
 SECONDS_PER_CASE = 20

@@ -11,7 +11,7 @@ from PIL import Image
 from hf_ravlm.errors import InvalidInputError, UnsafeInputError
 from hf_ravlm.retrieval import KnowledgeBase, Passage, RavlmRetriever
 from hf_ravlm.retrieval.ranking.filters import matching_rows
-from hf_ravlm.retrieval.reading.passage_table import MAX_TEXT_BYTES
+from hf_ravlm.retrieval.sources.checked_rows import MAX_TEXT_BYTES
 
 
 def test_passages_come_back_as_they_were_given():

@@ -17,7 +17,7 @@ from hf_ravlm.errors import (
 from hf_ravlm.retrieval import KnowledgeBase, Passage, RavlmRetriever, living_retriever, store_info
 from hf_ravlm.retrieval.indexes.index_types import INDEX_KINDS
 from hf_ravlm.retrieval.store import stored_knowledge
-from hf_ravlm.retrieval.store.storage import read_generation
+from hf_ravlm.retrieval.store.versions import read_generation
 
 
 APPROXIMATE = [kind for kind in INDEX_KINDS if kind not in ("flat", "auto")]

@@ -18,8 +18,9 @@ from hf_ravlm.errors import (
     KnowledgeBaseNotFoundError,
     UnsafeInputError,
 )
-from hf_ravlm.retrieval import Evidence, KnowledgeBase, RavlmRetriever, hub_folder
-from hf_ravlm.retrieval.store.storage import open_generation
+from hf_ravlm.retrieval import Evidence, KnowledgeBase, RavlmRetriever
+from hf_ravlm.retrieval.hub import download as hub_folder
+from hf_ravlm.retrieval.store.versions import open_generation
 
 
 ORANGE, BLUE = (Image.new("RGB", (9, 9), colour) for colour in ("orange", "blue"))

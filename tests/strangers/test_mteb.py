@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from hash_encoder import HashEncoder
 from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever
-from hf_ravlm.evaluation.ranking_metrics import (
+from hf_ravlm.metrics.ranking import (
     average_precision,
     hit_at_k,
     ndcg_at_k,

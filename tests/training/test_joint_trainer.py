@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from hf_ravlm import InvalidInputError, RavlmEncoder
-from hf_ravlm.model.distillation_ravlm import emdr2_loss
 from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
-from hf_ravlm.training.evidence_mixing import EvidenceMix
+from hf_ravlm.training.batches.evidence_mixing import EvidenceMix
 from hf_ravlm.training.joint_trainer import JointSettings, RavlmJointTrainer
+from hf_ravlm.training.losses.distillation import emdr2_loss
 from hf_ravlm.training.trainers import RavlmTrainer
 from reading_world import COLOURS, THINGS, arguments, colour_retriever, passages, rows
 from tiny import tiny_model, tiny_processor

@@ -12,10 +12,10 @@ import torch
 
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.evaluation import auroc
-from hf_ravlm.model.gate_ravlm import DRAFT_FEATURES
-from hf_ravlm.pipelines.answer_policy import AnswerPolicy
 from hf_ravlm.pipelines.answering import Answer
-from hf_ravlm.pipelines.guarded_answering import answer_by_policy, columns_of
+from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
+from hf_ravlm.pipelines.policy.decision_heads import DRAFT_FEATURES
+from hf_ravlm.pipelines.policy.guarded_answering import answer_by_policy, columns_of
 from hf_ravlm.retrieval import Evidence
 from hf_ravlm.training import policy_fitting
 from hf_ravlm.training.policy_fitting import (

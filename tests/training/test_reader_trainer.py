@@ -10,7 +10,7 @@ from peft import LoraConfig
 
 from hf_ravlm import InvalidInputError, UnsafeInputError
 from hf_ravlm.images import encoded_image
-from hf_ravlm.training.evidence_mixing import EvidenceMix
+from hf_ravlm.training.batches.evidence_mixing import EvidenceMix
 from hf_ravlm.training.lengths import with_lengths
 from hf_ravlm.training.lora import reader_of
 from hf_ravlm.training.trainers import RavlmTrainer

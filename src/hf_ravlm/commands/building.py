@@ -12,9 +12,9 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from ..retrieval import INDEX_KINDS, Encoder, IndexOptions, KnowledgeBase, RavlmRetriever, embed_corpus
-from ..retrieval.encoding.embedding_job import input_digest
-from ..retrieval.held_knowledge import STAGING
+from ..retrieval.encoding.corpus import input_digest
 from ..retrieval.indexes.index_choice import check_budget, estimate_index, suitable_kinds
+from ..retrieval.store.current import STAGING
 from .encoder_choice import add_encoder_arguments, chosen_encoder
 from .outcome import Outcome, size
 from .sources import add_source_arguments, read_source

@@ -9,11 +9,11 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from ..retrieval import repair_store, store_info, verify_store
-from ..retrieval.held_knowledge import HeldKnowledge
-from ..retrieval.hub_upload import Destination, publish
-from ..retrieval.published_parts import PARTS
-from ..retrieval.store.opened_knowledge import OpenOptions, open_state
-from ..retrieval.store.stored_knowledge import find_store
+from ..retrieval.hub.upload import Destination, publish
+from ..retrieval.store.current import HeldKnowledge
+from ..retrieval.store.loading import OpenOptions, open_state
+from ..retrieval.store.parts import PARTS
+from ..retrieval.store.saving import find_store
 from .building import SUBFOLDER
 from .outcome import Outcome, size
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from ..errors import InvalidInputError
 from ..retrieval import Chunking, KnowledgeBase
-from ..retrieval.reading.text_files import plain_suffix
+from ..retrieval.sources.text_files import plain_suffix
 
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from typing import Any
 
 from ..errors import InvalidInputError, UnsafeInputError
 from ..retrieval import Chunking, KnowledgeBase
-from ..retrieval.reading.table_sources import csv_columns, jsonl_records
-from ..retrieval.store.safe_paths import safe_relpath
+from ..retrieval.sources.tables import csv_columns, jsonl_records
+from ..saving.safe_paths import safe_relpath
 
 
 MAX_BYTES = 200_000_000  # of all files together, unpacked

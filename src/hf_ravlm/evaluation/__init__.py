@@ -9,21 +9,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .answer_normalization import normalize_answer, normalize_encyclopedic_answer, normalize_vqa_answer
-from .benchmark_metrics import encyclopedic_match, infoseek_final, infoseek_score, vqa_accuracy
-from .calibration import (
+from ..metrics.answers import normalize_answer, normalize_encyclopedic_answer, normalize_vqa_answer
+from ..metrics.benchmarks import encyclopedic_match, infoseek_final, infoseek_score, vqa_accuracy
+from ..metrics.calibration import (
     accuracy_by_coverage,
     area_under_risk_coverage,
     auroc,
     expected_calibration_error,
     reliability_bins,
 )
-from .calibrators import IsotonicCalibrator, TemperatureCalibrator, fit_isotonic, fit_temperature
-from .caption_metrics import CaptionScore, bleu, cider_d, rouge_l
-from .caption_tokens import caption_tokens
-from .decisions import Abstention, Threshold, abstention, best_threshold
-from .pseudo_relevance import relevance_from_answers
-from .ranking_metrics import (
+from ..metrics.calibrators import IsotonicCalibrator, TemperatureCalibrator, fit_isotonic, fit_temperature
+from ..metrics.caption_tokens import caption_tokens
+from ..metrics.captions import CaptionScore, bleu, cider_d, rouge_l
+from ..metrics.decisions import Abstention, Threshold, abstention, best_threshold
+from ..metrics.intervals import Interval, bootstrap_interval
+from ..metrics.pseudo_relevance import relevance_from_answers
+from ..metrics.ranking import (
     average_precision,
     first_relevant_rank,
     hit_at_k,
@@ -36,13 +37,12 @@ from .ranking_metrics import (
     relevance_from_ids,
     relevance_from_scores,
 )
-from .resampling import Interval, bootstrap_interval
-from .retrieval_effect import RetrievalEffect, reader_given_retrieval, retrieval_effect
-from .text_metrics import exact_match, token_f1
+from ..metrics.retrieval_effect import RetrievalEffect, reader_given_retrieval, retrieval_effect
+from ..metrics.text_metrics import exact_match, token_f1
 
 
 if TYPE_CHECKING:
-    from .answering_arms import growing_arm, model_arms
+    from .arms import growing_arm, model_arms
     from .evaluator import Evaluator
     from .growth import GrowthReport, measure_growth, without_answers
     from .model_evaluation import evaluate_model
@@ -56,9 +56,9 @@ _LAZY = {
     "Question": "questions",
     "Reply": "questions",
     "evaluate_model": "model_evaluation",
-    "growing_arm": "answering_arms",
+    "growing_arm": "arms",
     "measure_growth": "growth",
-    "model_arms": "answering_arms",
+    "model_arms": "arms",
     "questions_from": "questions",
     "without_answers": "growth",
 }

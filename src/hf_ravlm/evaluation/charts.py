@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from .calibration import accuracy_by_coverage
-from .resampling import Interval
+from ..metrics.calibration import accuracy_by_coverage
+from ..metrics.intervals import Interval
 
 
 if TYPE_CHECKING:

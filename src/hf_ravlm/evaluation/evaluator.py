@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidInputError, KnowledgeBaseLockedError
-from .calibration import auroc, expected_calibration_error, reliability_bins
-from .decisions import abstention
-from .finished_items import FinishedItem, FinishedItems
+from ..metrics.calibration import auroc, expected_calibration_error, reliability_bins
+from ..metrics.decisions import abstention
+from ..metrics.intervals import Interval, bootstrap_interval
+from ..metrics.retrieval_effect import retrieval_effect
+from .finished_replies import FinishedItem, FinishedItems
 from .questions import AnswerFunction, Question, Reply, check_questions
 from .report import ArmReport, Calibration, Cost, Effect, EvaluationReport, Restraint
-from .resampling import Interval, bootstrap_interval
-from .retrieval_effect import retrieval_effect
 from .scoring import ANSWER_METRICS, AnswerMetric, Scores, retrieval_scores, score_answers
 
 
@@ -269,7 +269,7 @@ def _checked_reply(reply: Reply | str, arm: str, question: Question) -> Reply:
 @contextmanager
 def _held(folder: str | Path | None) -> Iterator[None]:
     """Keeps a second run out of the folder."""
-    from ..retrieval.store.durable_files import exclusive_lock
+    from ..saving.durable import exclusive_lock
 
     with ExitStack() as stack:
         if folder is not None:

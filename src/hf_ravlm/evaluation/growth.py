@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..metrics.intervals import Interval
 from .evaluator import Evaluator
 from .questions import AnswerFunction, Question, Reply, check_questions
 from .report import Effect, EvaluationReport, markdown_table, percent, with_interval
-from .resampling import Interval
 from .scoring import AnswerMetric
 
 

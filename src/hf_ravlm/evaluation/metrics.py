@@ -17,9 +17,8 @@ import datasets
 import evaluate
 
 from ..errors import InvalidInputError
-from .pseudo_relevance import relevance_from_answers
-from .questions import Question
-from .ranking_metrics import (
+from ..metrics.pseudo_relevance import relevance_from_answers
+from ..metrics.ranking import (
     average_precision,
     hit_at_k,
     mean_rank,
@@ -30,6 +29,7 @@ from .ranking_metrics import (
     reciprocal_rank,
     relevance_from_ids,
 )
+from .questions import Question
 from .scoring import score_answers
 
 

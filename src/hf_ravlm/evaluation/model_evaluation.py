@@ -17,7 +17,7 @@ from .report import EvaluationReport
 
 if TYPE_CHECKING:
     from ..model import RavlmForConditionalGeneration
-    from ..pipelines.answer_policy import AnswerPolicy
+    from ..pipelines.policy.answer_policy import AnswerPolicy
     from ..retrieval import RavlmRetriever
 
 _SAMPLED_VECTORS = 4096
@@ -77,7 +77,7 @@ def evaluate_model(
     Raises:
         InvalidInputError: Whatever is wrong with data, columns, arms or metrics; see `Evaluator`.
     """
-    from .answering_arms import growing_arm, model_arms
+    from .arms import growing_arm, model_arms
 
     output = Path(output)
     questions = read_questions(data, columns, split)
@@ -182,7 +182,7 @@ def _load(
 
 def _load_policy(policy: str | os.PathLike[str] | None, model: str | os.PathLike[str]) -> AnswerPolicy | None:
     """The policy that is asked for, or the model's own, or `None`."""
-    from ..pipelines.answer_policy import AnswerPolicy, find_policy_files
+    from ..pipelines.policy.answer_policy import AnswerPolicy, find_policy_files
 
     if policy is None and not find_policy_files(model):
         return None

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .calibration import ReliabilityBin
-from .decisions import Abstention
-from .resampling import Interval
+from ..metrics.calibration import ReliabilityBin
+from ..metrics.decisions import Abstention
+from ..metrics.intervals import Interval
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidInputError
-from .benchmark_metrics import encyclopedic_match, infoseek_score, vqa_accuracy
-from .caption_metrics import CaptionScore, References, Tokens, bleu, cider_d, rouge_l
-from .caption_tokens import caption_tokens
-from .pseudo_relevance import relevance_from_answers
+from ..metrics.benchmarks import encyclopedic_match, infoseek_score, vqa_accuracy
+from ..metrics.caption_tokens import caption_tokens
+from ..metrics.captions import CaptionScore, References, Tokens, bleu, cider_d, rouge_l
+from ..metrics.pseudo_relevance import relevance_from_answers
+from ..metrics.ranking import average_precision, hit_at_k, ndcg_at_k, recall_at_k, reciprocal_rank, relevance_from_ids
+from ..metrics.text_metrics import exact_match, token_f1
 from .questions import Question, Reply
-from .ranking_metrics import (
-    average_precision,
-    hit_at_k,
-    ndcg_at_k,
-    recall_at_k,
-    reciprocal_rank,
-    relevance_from_ids,
-)
-from .text_metrics import exact_match, token_f1
 
 
 @dataclass(frozen=True)

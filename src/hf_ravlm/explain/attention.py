@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InvalidInputError
-from ..model.cross_attention_ravlm import CrossReading
-from ..model.null_attend_ravlm import NullAttend, split_heads
-from ..model.reading_ravlm import ENCODED_INPUTS
+from ..model.fusions.cross_attention import CrossReading
+from ..model.fusions.null_attention import NullAttend, split_heads
+from ..model.reader.placing import ENCODED_INPUTS
 from .gradcam import evaluation_mode
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InvalidInputError
-from ..model.objectives_ravlm import answer_token_log_probs, passage_log_prior, rag_sequence_log_likelihood
+from ..model.reader.likelihoods import answer_token_log_probs, passage_log_prior, rag_sequence_log_likelihood
 
 
 Method = Literal["grad_cam", "hires_cam"]

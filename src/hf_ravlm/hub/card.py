@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInputError
 from ..evaluation.report import markdown_table, percent, with_interval
-from ..evaluation.resampling import Interval
-from ..model.card_ravlm import BEGIN, CARD, END, LIBRARY, card_metadata, describe, usage
+from ..metrics.intervals import Interval
+from ..saving.cards import BEGIN, CARD, END, LIBRARY, card_metadata, describe, usage
 
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def model_card(
     ).to_dict()
     title = f"# {facts.name.split('/')[-1]}\n\n{body}\n"
     if earlier is not None:
-        from ..retrieval.hub_card import with_written_part
+        from ..retrieval.hub.card import with_written_part
 
         card = ModelCard(earlier, ignore_metadata_errors=True)
         title = with_written_part(card.text, body, BEGIN, END)
@@ -192,7 +192,7 @@ def effect_table(report: Mapping[str, Any]) -> list[str]:
 
 def knowledge_section(table: pa.Table) -> str:
     """How many passages there are, under which licences and from where."""
-    from ..retrieval.hub_card import count_table
+    from ..retrieval.hub.card import count_table
 
     num_texts, num_images = (len(table) - table[name].null_count for name in ("text", "image"))
     return "\n\n".join(
@@ -241,7 +241,7 @@ def check_card(text: str) -> None:
     """
     from huggingface_hub import ModelCard
 
-    from ..retrieval.hub_card import hub_licence
+    from ..retrieval.hub.card import hub_licence
 
     try:
         data = ModelCard(text).data

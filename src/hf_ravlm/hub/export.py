@@ -18,7 +18,7 @@ from torch import nn
 
 from ..errors import InvalidInputError
 from ..model import RavlmModel, RavlmProcessor
-from ..retrieval.store.durable_files import sha256_of
+from ..saving.durable import sha256_of
 
 
 TOWERS_FILE = "towers.json"

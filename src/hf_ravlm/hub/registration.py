@@ -22,11 +22,7 @@ from ..model import (
     RavlmModel,
     RavlmProcessor,
 )
-from ..pipelines import (
-    RavlmImageTextToTextPipeline,
-    RavlmImageToTextPipeline,
-    RavlmVisualQuestionAnsweringPipeline,
-)
+from ..pipelines import RavlmImageTextToTextPipeline, RavlmImageToTextPipeline, RavlmVisualQuestionAnsweringPipeline
 
 
 # Tasks that transformers 5 removed, and who serves them again.

@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .publishing_ravlm import PublishMixin
+from ..saving.folders import PublishMixin
 
 
 DESCRIBE_PROMPT = "Describe this image and say what is known about it."

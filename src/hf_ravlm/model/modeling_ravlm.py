@@ -18,13 +18,13 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from ..saving.folders import PublishMixin
 from .configuration_ravlm import RavlmConfig
-from .fusion_ravlm import init_fusion_weights
-from .loading_ravlm import naming_damage, remember_origin
-from .objectives_ravlm import info_nce
-from .outputs_ravlm import RavlmEmbeddingOutput
-from .pooling_ravlm import masked_mean, patch_grid
-from .publishing_ravlm import PublishMixin
+from .fusions.registry import init_fusion_weights
+from .loading import naming_damage, remember_origin
+from .outputs import RavlmEmbeddingOutput
+from .pooling import masked_mean, patch_grid
+from .reader.likelihoods import info_nce
 
 
 MAX_LOGIT_SCALE = math.log(100)

@@ -18,14 +18,14 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 
 from ..errors import InvalidInputError
 from ..images import safe_image, trim_margins
-from .backbones_ravlm import Backbone
-from .batching_ravlm import EvidenceItem, pad_prompts, pad_rows, read_evidence
+from ..saving.folders import PublishMixin
+from .backbones import Backbone
 from .configuration_ravlm import DESCRIBE_PROMPT, RavlmConfig
-from .literal_ravlm import literal_ids
-from .multimodal_processing_ravlm import GeneratorProcessorMixin
-from .processor_assembly_ravlm import assemble_processor
-from .prompt_ravlm import SPECIAL_TOKENS, PassagePart, Prompt, PromptMarkers, clean_text, layout_prompt
-from .publishing_ravlm import PublishMixin
+from .processor_assembly import assemble_processor
+from .prompts.chat import GeneratorProcessorMixin
+from .prompts.evidence import EvidenceItem, pad_prompts, pad_rows, read_evidence
+from .prompts.layout import SPECIAL_TOKENS, PassagePart, Prompt, PromptMarkers, clean_text, layout_prompt
+from .prompts.literal import literal_ids
 
 
 CHAT_TEMPLATE = (

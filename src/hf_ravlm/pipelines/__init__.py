@@ -12,11 +12,15 @@ from .visual_question_answering import RavlmVisualQuestionAnsweringPipeline
 
 
 if TYPE_CHECKING:
-    from .answer_policy import AnswerPolicy, Decision
     from .encoded_knowledge import EncodedKnowledge
+    from .policy.answer_policy import AnswerPolicy, Decision
 
 # These bring libraries that `import hf_ravlm` leaves alone.
-_LAZY = {"AnswerPolicy": "answer_policy", "Decision": "answer_policy", "EncodedKnowledge": "encoded_knowledge"}
+_LAZY = {
+    "AnswerPolicy": "policy.answer_policy",
+    "Decision": "policy.answer_policy",
+    "EncodedKnowledge": "encoded_knowledge",
+}
 
 
 def __getattr__(name: str):

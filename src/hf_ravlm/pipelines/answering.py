@@ -16,16 +16,16 @@ from transformers import LogitsProcessorList
 
 from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
-from ..model.multimodal_attribution_ravlm import attribute_prompts
-from ..model.outputs_ravlm import RavlmAttribution
-from .generation_watch import GenerationWatch
-from .guarded_answering import answer_by_policy
+from ..model.outputs import RavlmAttribution
+from ..model.reader.prompt_attribution import attribute_prompts
+from .policy.guarded_answering import answer_by_policy
+from .policy.watch import GenerationWatch
 
 
 if TYPE_CHECKING:
     from ..retrieval import Evidence, RavlmRetriever
-    from .answer_policy import AnswerPolicy, Decision
     from .encoded_knowledge import EncodedKnowledge
+    from .policy.answer_policy import AnswerPolicy, Decision
 
 EVIDENCE_FIELDS = (
     *("id", "text", "image", "score", "rank"),

@@ -16,10 +16,10 @@ from torch import nn
 from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..retrieval import KnowledgeBase
-from ..retrieval.encoding.embedding_job import input_digest
+from ..retrieval.encoding.corpus import input_digest
 from ..retrieval.encoding.encoders import fingerprint_of
-from ..retrieval.passages.passage_states import PassageStates
 from .answering import without_adapters
+from .passage_states import PassageStates
 
 
 class EncodedKnowledge:

@@ -16,12 +16,12 @@ from transformers.image_utils import load_image
 
 from ..errors import InvalidInputError, undelivered
 from ..model import RavlmConfig, RavlmProcessor
-from ..model.loading_ravlm import origin_of
+from ..model.loading import origin_of
 from .answering import answer_questions, without_adapters
 
 
 if TYPE_CHECKING:
-    from .answer_policy import AnswerPolicy
+    from .policy.answer_policy import AnswerPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ def find_retriever(model, processor: RavlmProcessor):
 
 def find_policy(model) -> AnswerPolicy | None:
     """The policy that lies in the folder the model came from, or `None`."""
-    from .answer_policy import AnswerPolicy, find_policy_files
+    from .policy.answer_policy import AnswerPolicy, find_policy_files
 
     origin = origin_of(without_adapters(model))
     try:

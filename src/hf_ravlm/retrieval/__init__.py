@@ -7,7 +7,7 @@ folder that survives interruptions), `backends` (engines on other machines).
 
 from __future__ import annotations
 
-from .encoding.embedding_job import embed_corpus
+from .encoding.corpus import embed_corpus
 from .encoding.encoder_adapters import DualEncoder, SentenceTransformerEncoder, load_encoder
 from .encoding.encoders import Encoder, MultiVectorEncoder, RavlmEncoder
 from .encoding.late_interaction_encoder import LateInteractionEncoder
@@ -17,14 +17,14 @@ from .indexes.index_choice import IndexEstimate, estimate_index, suitable_kinds
 from .indexes.index_types import INDEX_KINDS
 from .indexes.vector_index import FlatIndex, VectorIndex, build_index
 from .knowledge_base import KnowledgeBase
-from .living_knowledge import IndexOptions
 from .passage import Passage
 from .ranking.late_interaction import LateInteractionReranker
 from .ranking.rerank import CrossEncoderReranker, ItmReranker, Reranker, YesNoReranker
 from .ranking.search import SearchOptions
-from .reading.chunking import Chunking
 from .retriever import RavlmRetriever
-from .store.store_care import repair_store, store_info, verify_store
+from .sources.chunking import Chunking
+from .store.repair import repair_store, store_info, verify_store
+from .store.state import IndexOptions
 
 
 __all__ = [

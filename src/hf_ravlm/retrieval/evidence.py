@@ -12,10 +12,10 @@ from ..errors import InvalidInputError
 from ..images import safe_image
 from .encoding.encoders import Encoder
 from .indexes.unit_vectors import unit_vectors
-from .living_knowledge import LivingKnowledge
 from .passage import Passage
 from .ranking.channels import Query, encode_queries
-from .ranking.ranking import Ranking
+from .ranking.fusion import Ranking
+from .store.state import LivingKnowledge
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..corpora.conceptnet import conceptnet_rows
+from ..corpora.wikipedia import wikipedia_rows
+from ..corpora.wordnet import PARTS_OF_SPEECH, wordnet_rows
 from ..errors import InvalidInputError
 from .passage import Passage, passage_from_row, passages_at
-from .reading.chunking import Chunking, chunked_rows
-from .reading.corpora.conceptnet import conceptnet_rows
-from .reading.corpora.wikipedia import wikipedia_rows
-from .reading.corpora.wordnet import PARTS_OF_SPEECH, wordnet_rows
-from .reading.folder_source import rows_from_folder
-from .reading.passage_table import (
+from .sources.checked_rows import (
     SCHEMA,
     OnError,
     SkippedItem,
@@ -30,15 +28,17 @@ from .reading.passage_table import (
     table_from_rows,
     with_later_columns,
 )
-from .reading.sources import rows_from_dataset, rows_from_dicts
-from .reading.table_sources import rows_from_csv, rows_from_jsonl, rows_from_parquet
+from .sources.chunking import Chunking, chunked_rows
+from .sources.folder import rows_from_folder
+from .sources.in_memory import rows_from_dataset, rows_from_dicts
+from .sources.tables import rows_from_csv, rows_from_jsonl, rows_from_parquet
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from typing_extensions import Unpack
 
-    from .reading.columns import ColumnNames
+    from .sources.columns import ColumnNames
 
 
 class KnowledgeBase:
@@ -60,7 +60,7 @@ class KnowledgeBase:
       lines with `where`, `id` and `reason`.
 
     Args:
-        table: An Arrow table with the schema of `hf_ravlm.retrieval.reading.passage_table`; `None` for an empty one.
+        table: An Arrow table with the schema of `hf_ravlm.retrieval.sources.checked_rows`; `None` for an empty one.
         skipped: The items that were left out while reading, as `(id, reason, where)`.
 
     Example:
@@ -249,7 +249,7 @@ class KnowledgeBase:
         on_error: OnError = "raise",
         report_file: str | os.PathLike[str] | None = None,
     ) -> KnowledgeBase:
-        """Reads WordNet, one passage per synset; see `hf_ravlm.retrieval.reading.corpora.wordnet`.
+        """Reads WordNet, one passage per synset; see `hf_ravlm.corpora.wordnet`.
 
         Args:
             folder: The folder with `data.noun` and the like, such as `/usr/share/wordnet` of Debian's `wordnet-base`
@@ -297,7 +297,7 @@ class KnowledgeBase:
         on_error: OnError = "raise",
         report_file: str | os.PathLike[str] | None = None,
     ) -> KnowledgeBase:
-        """Reads articles of Wikipedia, cut into chunks; see `hf_ravlm.retrieval.reading.corpora.wikipedia`.
+        """Reads articles of Wikipedia, cut into chunks; see `hf_ravlm.corpora.wikipedia`.
 
         Args:
             paths: One or several files: dumps of pages and articles (XML, compressed or not), or Parquet files with
@@ -325,8 +325,8 @@ class KnowledgeBase:
             KnowledgeBaseNotFoundError: If there is no knowledge base.
             KnowledgeBaseCorruptError: If a stored passage file is damaged.
         """
-        from .store.opened_knowledge import load_passages
-        from .store.stored_knowledge import find_store
+        from .store.loading import load_passages
+        from .store.saving import find_store
 
         return cls(load_passages(find_store(folder, subfolder)))
 
@@ -351,8 +351,8 @@ class KnowledgeBase:
             KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: As `load`; also if it was published without them.
             HubUnavailableError: If the Hub cannot be reached, and the passages are not in the cache.
         """
-        from .hub_folder import local_folder
-        from .published_parts import roles_of
+        from .hub.download import local_folder
+        from .store.parts import roles_of
 
         roles = roles_of(["passages"])
         folder, _ = local_folder(source, subfolder, hub_kwargs, repo_type, lambda file: file.role in roles)

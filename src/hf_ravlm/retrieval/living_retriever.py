@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidInputError, KnowledgeBaseMismatchError
-from .encoding.embedding_job import embed_corpus
+from .encoding.corpus import embed_corpus
 from .encoding.encoder_probe import check_encoder
 from .encoding.encoders import Encoder
-from .held_knowledge import HeldKnowledge
 from .knowledge_base import KnowledgeBase
-from .living_knowledge import IndexOptions, LivingKnowledge
 from .passage import Passage
 from .ranking.knowledge_channels import KnowledgeChannels
+from .store.current import HeldKnowledge
+from .store.state import IndexOptions, LivingKnowledge
 
 
 if TYPE_CHECKING:

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import InvalidInputError
+from ..saving.safe_paths import safe_relpath
 from .encoding.encoder_probe import EncoderRecord, check_encoder, describe_encoder, encode_probes
 from .encoding.encoders import Encoder
-from .held_knowledge import HeldKnowledge
-from .hub_folder import RepoType, is_hub_snapshot, load_encoder, local_folder
-from .hub_upload import Destination, publish
+from .hub.download import RepoType, is_hub_snapshot, load_encoder, local_folder
+from .hub.upload import Destination, publish
 from .knowledge_base import KnowledgeBase
 from .living_retriever import LivingRetriever
-from .published_parts import PARTS, roles_of
-from .store.opened_knowledge import OnCorrupt, OpenOptions, open_state
-from .store.safe_paths import safe_relpath
-from .store.stored_knowledge import find_store
-from .store.trusted_files import is_trusted
+from .store.current import HeldKnowledge
+from .store.loading import OnCorrupt, OpenOptions, open_state
+from .store.parts import PARTS, roles_of
+from .store.saving import find_store
+from .store.trust import is_trusted
 
 
 if TYPE_CHECKING:

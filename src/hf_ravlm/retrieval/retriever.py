@@ -10,15 +10,15 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from ..images import ImageSource
-from .encoding.embedding_job import embed_corpus
+from .encoding.corpus import embed_corpus
 from .encoding.encoders import Encoder
 from .evidence import Evidence, checked_queries, cosines_of, evidence_of
 from .knowledge_base import KnowledgeBase
-from .living_knowledge import IndexOptions
 from .published_retriever import PublishedRetriever
 from .ranking.channels import Query
-from .ranking.ranking import Normalisation
+from .ranking.fusion import Normalisation
 from .ranking.search import SearchOptions, search
+from .store.state import IndexOptions
 
 
 class RavlmRetriever(PublishedRetriever):
@@ -92,7 +92,7 @@ class RavlmRetriever(PublishedRetriever):
             backend: `"faiss"` keeps and searches the knowledge base in this process; `"milvus"` on a Milvus server or
                 cluster, which has an index of its own and opens again by `from_milvus`.
             **backend_options: For `"milvus"`: `uri` and `collection`, and the other arguments of
-                `hf_ravlm.retrieval.backends.milvus.MilvusBackend.create`, such as `token` and `overwrite`.
+                `hf_ravlm.integrations.milvus.client.MilvusBackend.create`, such as `token` and `overwrite`.
 
         Raises:
             InvalidInputError: If the encoder returns vectors of a wrong number, shape or type, or the index is not
@@ -100,7 +100,7 @@ class RavlmRetriever(PublishedRetriever):
             UnsafeInputError: If a vector is zero, NaN or infinite, with the ids of its passages.
         """
         if backend == "milvus":
-            from .backends.milvus_retriever import MilvusRetriever
+            from ..integrations.milvus.retriever import MilvusRetriever
 
             return MilvusRetriever.build_collection(
                 knowledge_base, encoder, batch_size=batch_size, staging=staging, **backend_options
@@ -243,7 +243,7 @@ class RavlmRetriever(PublishedRetriever):
             KnowledgeBaseMismatchError: If the encoder is not the one that made the vectors.
             ConnectionError: If the server cannot be reached.
         """
-        from .backends.milvus import MilvusBackend
-        from .backends.milvus_retriever import MilvusRetriever
+        from ..integrations.milvus.client import MilvusBackend
+        from ..integrations.milvus.retriever import MilvusRetriever
 
         return MilvusRetriever(MilvusBackend.open(uri, collection, token=token, consistency=consistency), encoder)

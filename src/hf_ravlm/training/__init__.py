@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from .arguments import RavlmPreTrainingArguments
+from .batches.collators import AnswerCollator, ClassificationCollator, RetrievalCollator, undecoded
+from .batches.evidence_mixing import EvidenceMix
 from .callbacks import MineNegativesCallback
-from .collators import AnswerCollator, ClassificationCollator, RetrievalCollator, undecoded
-from .evidence_mixing import EvidenceMix
-from .hard_negatives import HardNegatives, NegativeRules, mine_hard_negatives
 from .joint_trainer import JointSettings, RavlmJointTrainer
 from .lengths import with_lengths
+from .negatives.hard_negatives import HardNegatives, NegativeRules, mine_hard_negatives
 from .policy_fitting import JudgedQuestion, counterfactual_labels, fit_answer_policy, fit_decision_head
 from .pretrainer import RavlmPreTrainer
 from .trainers import RavlmTrainer, freeze

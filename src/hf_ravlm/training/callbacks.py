@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 from ..errors import InvalidInputError
 from ..retrieval import KnowledgeBase, RavlmRetriever
 from ..retrieval.encoding.encoders import Encoder
-from ..retrieval.store.durable_files import replace_file
-from .hard_negatives import HardNegatives, mine_hard_negatives
+from ..saving.durable import replace_file
+from .negatives.hard_negatives import HardNegatives, mine_hard_negatives
 
 
 logger = logging.getLogger(__name__)

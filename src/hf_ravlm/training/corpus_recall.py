@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from transformers import EvalPrediction
 
-from ..evaluation.ranking_metrics import hit_at_k, reciprocal_rank, relevance_from_scores
+from ..metrics.ranking import hit_at_k, reciprocal_rank, relevance_from_scores
 
 
 CUTOFFS = (1, 5, 10)

@@ -26,16 +26,16 @@ import torch
 from torch import nn
 
 from ..errors import InvalidInputError
-from ..model.distillation_ravlm import emdr2_loss, perplexity_distillation_loss, pseudo_relevance_loss
 from ..retrieval import RavlmEncoder, RavlmRetriever
+from .batches.evidence_mixing import EvidenceMix
+from .batches.leakage import holds_answer
+from .batches.rows import answers_of, ids_of
 from .callbacks import RefreshIndexCallback
-from .evidence_mixing import EvidenceMix
-from .index_generations import FOLDER, drop_unused_generations, load_generation, save_generation
+from .checkpoints.index_versions import FOLDER, drop_unused_generations, load_generation, save_generation
 from .joint_model import JointOutput, JointReader
-from .leakage import holds_answer
 from .lora import reader_of
+from .losses.distillation import emdr2_loss, perplexity_distillation_loss, pseudo_relevance_loss
 from .trainers import RavlmTrainer, freeze
-from .training_rows import answers_of, ids_of
 
 
 logger = logging.getLogger(__name__)

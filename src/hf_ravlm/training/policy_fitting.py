@@ -22,11 +22,17 @@ import torch.nn.functional as F
 
 from ..errors import InvalidInputError
 from ..evaluation import auroc, best_threshold, fit_isotonic, fit_temperature
-from ..model.gate_ravlm import ANSWER_FEATURES, DRAFT_FEATURES, PASSAGE_FEATURES, DecisionHead, stack_features
-from ..pipelines.answer_features import passage_features, quoting_features, word_shares
-from ..pipelines.answer_policy import AnswerPolicy
 from ..pipelines.answering import read_watched
-from ..pipelines.guarded_answering import columns_of, rows_of
+from ..pipelines.policy.answer_policy import AnswerPolicy
+from ..pipelines.policy.decision_heads import (
+    ANSWER_FEATURES,
+    DRAFT_FEATURES,
+    PASSAGE_FEATURES,
+    DecisionHead,
+    stack_features,
+)
+from ..pipelines.policy.features import passage_features, quoting_features, word_shares
+from ..pipelines.policy.guarded_answering import columns_of, rows_of
 
 
 logger = logging.getLogger(__name__)

@@ -19,21 +19,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InvalidInputError
-from ..model.heads_ravlm import SIDE
+from ..model.heads.matching import SIDE
 from ..model.modeling_ravlm import MAX_LOGIT_SCALE, RavlmModel
-from .alignment import (
-    Labels,
-    contrast,
-    has_negatives,
-    hidden_words,
-    matching,
-    total_over_processes,
-    unusable_rows,
-    weighted_sum,
-)
 from .arguments import RavlmPreTrainingArguments
 from .corpus_recall import corpus_recall
-from .gathering import (
+from .losses.grad_cache import Chunk, RandomState, pull, split_batch
+from .losses.joined_batch import (
     BatchLayout,
     average_gradients,
     gather_inputs,
@@ -43,9 +34,18 @@ from .gathering import (
     read_layout,
     world_size,
 )
-from .grad_cache import Chunk, RandomState, pull, split_batch
-from .masking import mask_tokens
-from .matching import Pairs, draw_pairs, no_pairs, pair_inputs
+from .losses.masking import mask_tokens
+from .losses.objectives import (
+    Labels,
+    contrast,
+    has_negatives,
+    hidden_words,
+    matching,
+    total_over_processes,
+    unusable_rows,
+    weighted_sum,
+)
+from .losses.pairs import Pairs, draw_pairs, no_pairs, pair_inputs
 from .trainers import RavlmTrainer
 
 

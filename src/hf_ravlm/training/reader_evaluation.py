@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ..evaluation import exact_match, hit_at_k, reciprocal_rank, relevance_from_ids, token_f1
-from ..model.reader_ravlm import RavlmForConditionalGeneration
-from .reader_batches import ROW_NAMES, ReaderBatches
-from .training_rows import answers_of, ids_of
+from ..model.reader.reader import RavlmForConditionalGeneration
+from .batches.reader_batches import ROW_NAMES, ReaderBatches
+from .batches.rows import answers_of, ids_of
 
 
 _RANKS = 10  # how far a ranking is looked at

@@ -18,15 +18,15 @@ from transformers.trainer_utils import rotate_checkpoints
 from ..errors import InvalidInputError
 from ..model.processing_ravlm import RavlmProcessor
 from ..retrieval import RavlmEncoder, RavlmRetriever
-from .broken_pictures import OnBroken, undecoded
-from .checkpoint_weights import LoadsWholeWeights
-from .checkpoints import checkpoint_to_resume, mark_complete
-from .evidence_mixing import EvidenceMix
+from .batches.broken_images import OnBroken, undecoded
+from .batches.evidence_mixing import EvidenceMix
+from .batches.reader_batches import ROW_NAMES, ReaderBatches
+from .batches.rows import NumberedRows, check_gold_ids, gold_ids_of
+from .checkpoints.checkpoints import checkpoint_to_resume, mark_complete
+from .checkpoints.whole_weights import LoadsWholeWeights
 from .lora import add_adapters, reader_of
 from .processes import allow_idle_parameters, check_idle_parameters, check_processes, shard_language_model
-from .reader_batches import ROW_NAMES, ReaderBatches
 from .reader_evaluation import means_of, reader_sums
-from .training_rows import NumberedRows, check_gold_ids, gold_ids_of
 
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class RavlmTrainer(LoadsWholeWeights):
     """`transformers.Trainer` for a reader that learns to answer from evidence.
 
     With a `data_collator` it trains on what that makes of the rows. Without one, and with a [`RavlmProcessor`] as
-    `processing_class`, rows are those of `hf_ravlm.training.training_rows`: pictures, questions and answers, for which
+    `processing_class`, rows are those of `hf_ravlm.training.batches.rows`: pictures, questions and answers, for which
     the `retriever` finds evidence that is mixed as `evidence` says. Prompts and passages are never learned, only
     answers, each token alike: accumulated gradients are those of one large batch, also over latent passages.
 

@@ -20,7 +20,7 @@ from hf_ravlm.retrieval.encoding.encoder_probe import (
     probe_images,
     probe_texts,
 )
-from hf_ravlm.retrieval.store.storage import read_generation
+from hf_ravlm.retrieval.store.versions import read_generation
 
 
 ROWS = [{"id": "a", "text": "a red kite"}, {"id": "b", "image": Image.new("RGB", (20, 20), "red")}]

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertMode
 
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.retrieval import Encoder, KnowledgeBase
-from hf_ravlm.retrieval.encoding.embedding_job import embed_corpus
+from hf_ravlm.retrieval.encoding.corpus import embed_corpus
 from hf_ravlm.retrieval.encoding.encoders import MultiVectorEncoder
 from hf_ravlm.retrieval.encoding.text_model_encoder import TextModelEncoder
 from tiny import WIDTHS, tiny_tokenizer

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from hf_ravlm.errors import InvalidInputError
+from hf_ravlm.retrieval.indexes.lexical_index import LexicalIndex
 from hf_ravlm.retrieval.ranking.channels import DenseChannel, LexicalChannel, Query
-from hf_ravlm.retrieval.ranking.lexical_index import LexicalIndex
 
 
 PURPLE = Image.new("RGB", (8, 8), "purple")

@@ -8,7 +8,7 @@ import pytest
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.retrieval import KnowledgeBase
 from hf_ravlm.retrieval.ranking.channels import Query
-from hf_ravlm.retrieval.ranking.ranking import (
+from hf_ravlm.retrieval.ranking.fusion import (
     Ranking,
     ranking_from_lists,
     reciprocal_rank_fusion,

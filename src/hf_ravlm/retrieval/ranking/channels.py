@@ -15,9 +15,9 @@ from PIL import Image
 
 from ...errors import InvalidInputError
 from ..encoding.encoders import Encoder
+from ..indexes.lexical_index import LexicalIndex
 from ..indexes.unit_vectors import unit_vectors
-from .lexical_index import LexicalIndex
-from .ranking import Ranking, ranking_from_lists
+from .fusion import Ranking, ranking_from_lists
 
 
 QueryPart = Literal["both", "text", "image"]

@@ -21,14 +21,14 @@ import numpy as np
 
 from ...errors import InvalidInputError
 from ..encoding.encoders import Encoder
+from ..indexes.lexical_index import LexicalIndex, searchable_texts
 from ..indexes.vector_index import FlatIndex, unit_vectors
 from .channels import Channel, DenseChannel, LexicalChannel, Query
-from .lexical_index import LexicalIndex, searchable_texts
-from .ranking import Normalisation, learn_weights
+from .fusion import Normalisation, learn_weights
 
 
 if TYPE_CHECKING:
-    from ..living_knowledge import LivingKnowledge
+    from ..store.state import LivingKnowledge
 
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from ...errors import InvalidInputError
 from ..passage import Passage
 from .channels import Channel, Query
 from .filters import matching_rows
-from .ranking import (
+from .fusion import (
     Normalisation,
     Ranking,
     cap_per_source,

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .array_files import open_arrays, write_arrays
+from ...saving.arrays import open_arrays, write_arrays
 from .manifest import StoredFile
-from .passage_files import broken
-from .storage import NewFile
+from .row_files import broken
+from .versions import NewFile
 
 
 _ROWS_PER_BLOCK = 50_000

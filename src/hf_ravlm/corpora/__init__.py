@@ -1,0 +1,1 @@
+"""Named collections of knowledge (WordNet, ConceptNet, Wikipedia), read into a `KnowledgeBase`."""

@@ -1,0 +1,213 @@
+"""Knows the assertions of ConceptNet 5.5 to 5.7: one per line, five columns between tabs, made into one sentence each.
+
+The columns are the URI of the assertion, its relation, its start, its end, and a JSON object with the data set, the
+licence, the sources, the weight and, for what people wrote, the sentence itself:
+
+    /a/[/r/IsA/,/c/en/wren/n/,/c/en/bird/]  /r/IsA  /c/en/wren/n  /c/en/bird  {"weight": 2.0, "surfaceText": ...}
+
+ConceptNet as a whole is licensed under CC BY-SA 4.0; parts of it are CC BY 4.0, and each line says which.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from ..errors import InvalidInputError
+from ..retrieval.sources.checked_rows import SourceFault, SourceItem, SourceRow
+from ..retrieval.sources.text_files import byte_lines, decoded_line, existing_file, open_bytes
+
+
+LICENCE = "CC-BY-SA-4.0"  # where a line does not name its own
+
+_VERSION = re.compile(r"assertions-(\d+(?:\.\d+)+)")
+_NO_SENTENCE = "ExternalURL"  # its end is a page of another site
+_SENTENCES = {
+    "Antonym": "{start} is the opposite of {end}",
+    "AtLocation": "{start} can be found at {end}",
+    "CapableOf": "{start} can {end}",
+    "Causes": "{start} causes {end}",
+    "CausesDesire": "{start} makes one want to {end}",
+    "CreatedBy": "{start} is made by {end}",
+    "DefinedAs": "{start} is defined as {end}",
+    "DerivedFrom": "the word {start} contains the word {end}",
+    "Desires": "{start} wants {end}",
+    "DistinctFrom": "{start} is not the same as {end}",
+    "Entails": "{start} implies {end}",
+    "EtymologicallyDerivedFrom": "the word {start} comes from the word {end}",
+    "EtymologicallyRelatedTo": "the words {start} and {end} have a common origin",
+    "FormOf": "{start} is a form of the word {end}",
+    "HasA": "{start} has {end}",
+    "HasContext": "{start} is a word used in the context of {end}",
+    "HasFirstSubevent": "{start} begins with {end}",
+    "HasLastSubevent": "{start} ends with {end}",
+    "HasPrerequisite": "{start} needs {end} first",
+    "HasProperty": "{start} is {end}",
+    "HasSubevent": "{end} happens during {start}",
+    "InstanceOf": "{start} is an example of {end}",
+    "IsA": "{start} is a kind of {end}",
+    "LocatedNear": "{start} is found near {end}",
+    "MadeOf": "{start} is made of {end}",
+    "MannerOf": "{start} is a way to {end}",
+    "MotivatedByGoal": "one would {start} in order to {end}",
+    "NotCapableOf": "{start} cannot {end}",
+    "NotDesires": "{start} does not want {end}",
+    "NotHasProperty": "{start} is not {end}",
+    "NotIsA": "{start} is not a kind of {end}",
+    "NotUsedFor": "{start} is not used for {end}",
+    "ObstructedBy": "{start} is hindered by {end}",
+    "PartOf": "{start} is a part of {end}",
+    "ReceivesAction": "{start} can be {end}",
+    "RelatedTo": "{start} is related to {end}",
+    "SimilarTo": "{start} is similar to {end}",
+    "SymbolOf": "{start} stands for {end}",
+    "Synonym": "{start} means the same as {end}",
+    "UsedFor": "{start} is used for {end}",
+}
+
+
+class _Term(NamedTuple):
+    """A word or phrase of a language; both are empty for the page of another site."""
+
+    language: str
+    words: str
+
+
+class _Assertion(NamedTuple):
+    uri: str
+    relation: str
+    start_uri: str
+    start: _Term
+    end: _Term
+    details: str
+
+
+def conceptnet_rows(
+    path: str | os.PathLike[str],
+    languages: Collection[str] | None = ("en",),
+    relations: Collection[str] | None = None,
+    min_weight: float = 0.0,
+) -> Iterator[SourceItem]:
+    """Reads assertions, one row each, a line at a time.
+
+    | column | value |
+    |---|---|
+    | id | the URI of the assertion |
+    | text | the sentence that people wrote, else one made from the relation (in English): `"wren is a kind of bird"` |
+    | title | the start, `"wren"` |
+    | url | the page of the start |
+    | source | `"ConceptNet"` |
+    | revision | the version, such as `"5.7.0"`, if the file name tells |
+    | licence | that of the line, such as `"CC-BY-4.0"` |
+    | metadata | `relation` (`"IsA"`), `start`, `end`, `weight` (a number above 0, mostly 1.0), `language`, `dataset` |
+
+    Args:
+        path: The file of assertions, compressed or not.
+        languages: Keep assertions whose two ends are both in one of these languages; `None` keeps all.
+        relations: Keep these relations, without `/r/`; `None` keeps all but `ExternalURL`.
+        min_weight: Keep assertions of at least this weight.
+
+    Yields:
+        The rows, and a fault for each line that is not an assertion.
+
+    Raises:
+        InvalidInputError: If the file is missing or `languages` or `relations` is a string.
+    """
+    for name, names in (("languages", languages), ("relations", relations)):
+        if isinstance(names, str):
+            raise InvalidInputError(f"{name}={names!r} is a string. Expected a list such as [{names!r}], or None.")
+    file = existing_file(path)
+    found = _VERSION.search(file.name)
+    revision = found.group(1) if found else None
+    with open_bytes(file) as stream:
+        for number, line in byte_lines(stream):
+            where = f"{file.name} line {number}"
+            try:
+                assertion = _assertion(decoded_line(line, where), where)
+                if not _is_wanted(assertion, languages, relations):
+                    continue
+                details = _details(assertion.details, where)
+                if details["weight"] >= min_weight:
+                    yield _row(where, assertion, details, revision)
+            except InvalidInputError as error:
+                yield SourceFault(where, error)
+
+
+def _assertion(line: str, where: str) -> _Assertion:
+    columns = line.split("\t")
+    if len(columns) != 5 or not columns[0].startswith("/a/") or not columns[1].startswith("/r/"):
+        raise InvalidInputError(
+            f"{where} is not an assertion: {line[:60]!r}. Expected five columns between tabs: URI, relation, start, "
+            "end, JSON."
+        )
+    uri, relation, start, end, details = columns
+    return _Assertion(uri, relation.removeprefix("/r/"), start, _term(start), _term(end), details)
+
+
+def _term(uri: str) -> _Term:
+    """`/c/en/ice_cream/n/wn/food` is the English `ice cream`; the rest tells its senses apart."""
+    parts = uri.split("/")
+    return _Term(parts[2], parts[3].replace("_", " ")) if len(parts) > 3 and parts[1] == "c" else _Term("", "")
+
+
+def _is_wanted(assertion: _Assertion, languages: Collection[str] | None, relations: Collection[str] | None) -> bool:
+    if assertion.relation == _NO_SENTENCE or not assertion.start.words or not assertion.end.words:
+        return False
+    if relations is not None and assertion.relation not in relations:
+        return False
+    return languages is None or (assertion.start.language in languages and assertion.end.language in languages)
+
+
+def _details(text: str, where: str) -> dict[str, Any]:
+    try:
+        details = json.loads(text)
+        return {**details, "weight": float(details["weight"])}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InvalidInputError(
+            f"{where}: the last column is not a JSON object with a weight ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _row(where: str, assertion: _Assertion, details: Mapping[str, Any], revision: str | None) -> SourceRow:
+    start, end = assertion.start, assertion.end
+    values = {
+        "id": assertion.uri,
+        "text": _written_sentence(details.get("surfaceText")) or _made_sentence(assertion.relation, start, end),
+        "title": start.words,
+        "url": "https://conceptnet.io" + quote(assertion.start_uri),
+        "source": "ConceptNet",
+        "revision": revision,
+        "licence": _licence(details.get("license")),
+    }
+    is_one_language = start.language == end.language
+    metadata = {
+        "relation": assertion.relation,
+        "start": start.words,
+        "end": end.words,
+        "weight": details["weight"],
+        "language": start.language if is_one_language else f"{start.language}/{end.language}",
+        "dataset": details.get("dataset"),
+    }
+    return SourceRow(where, values, metadata)
+
+
+def _written_sentence(surface: Any) -> str:
+    """`*Something you find at [[a lake]] is [[a swan]]`, without the marks."""
+    return surface.replace("[[", "").replace("]]", "").lstrip("*").strip() if isinstance(surface, str) else ""
+
+
+def _made_sentence(relation: str, start: _Term, end: _Term) -> str:
+    template = _SENTENCES.get(relation)
+    if template is None:  # a relation of a later version: its name in words
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", relation.rsplit("/", 1)[-1]).lower()
+        return f"{start.words} {words} {end.words}"
+    return template.replace("{start}", start.words).replace("{end}", end.words)
+
+
+def _licence(name: Any) -> str:
+    """`cc:by-sa/4.0` is `CC-BY-SA-4.0`."""
+    return re.sub("[:/]", "-", name).upper() if isinstance(name, str) and name.startswith("cc:") else LICENCE

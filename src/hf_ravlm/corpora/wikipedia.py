@@ -1,0 +1,165 @@
+"""Knows which pages of Wikipedia are articles, and how an article becomes rows that keep its title and sections.
+
+Two forms are read: the dumps of pages and articles (`enwiki-...-pages-articles.xml.bz2`, whole or in parts, of one or
+many bzip2 streams), and the Parquet files of the data set `wikimedia/wikipedia`, whose texts are plain already.
+Articles are licensed under CC BY-SA 4.0, as are the dumps of other wikis of Wikimedia with few exceptions.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..errors import InvalidInputError
+from ..retrieval.sources.checked_rows import SourceFault, SourceItem, SourceRow
+from ..retrieval.sources.tables import Record, parquet_columns, parquet_records
+from ..retrieval.sources.text_files import existing_file
+from .mediawiki_dump import Site, WikiPage, read_pages, read_site
+from .wikitext import page_sections
+
+
+LICENCE = "CC-BY-SA-4.0"
+
+_PARQUET_COLUMNS = ("id", "url", "title", "text")
+_SNAPSHOT = re.compile(r"(\d{8})\.[a-z-]+")
+_TEMPLATE = re.compile(r"\{\{\s*([^|{}\n]{1,60})[|}\n]")
+_DISAMBIGUATION_TEMPLATES = frozenset(
+    "dab disamb disambig hndis geodis mil-unit-dis schooldis hospitaldis numberdis roaddis shipdis mathdab "
+    "begriffsklärung homonymie desambiguación desambiguação disambigua 消歧义 消歧義 消歧义页 消歧義頁 "
+    "曖昧さ回避 многозначность doorverwijspagina ujednoznacznienie".split()
+)
+_DISAMBIGUATION_TITLES = (
+    "(disambiguation)",
+    "(消歧义)",
+    "(消歧義)",
+    "（消歧义）",
+    "(Begriffsklärung)",
+    "(homonymie)",
+    "(desambiguación)",
+)
+_MAY_REFER = re.compile(
+    r"\b(?:may|can|could)(?: also)?(?: commonly)? refer to\b[^.\n]{0,80}:|可[以能]?[是指]+[^。\n]{0,20}："
+)
+
+
+def wikipedia_rows(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], max_articles: int | None = None
+) -> Iterator[SourceItem]:
+    """Reads articles, one row per section; `chunked_rows` cuts them into passages.
+
+    Redirects, pages of other namespaces, pages of other content than wikitext, and disambiguation pages (known by
+    their template, title or first lines) are not articles. Plain text has no sections: the articles of Parquet files
+    are one row each.
+
+    | column | value |
+    |---|---|
+    | id | the id of the page, the same for all its sections |
+    | title | the title of the page |
+    | url | its address |
+    | revision | the id of the revision; of Parquet files the date of the snapshot, if the path tells |
+    | source, licence | the name of the wiki such as `"enwiki"`, or the host of the address; `"CC-BY-SA-4.0"` |
+    | metadata | `section`, the headings as `"History > Middle Ages"`; not there for the lead |
+
+    Args:
+        paths: One or several files.
+        max_articles: Stop after this many articles; `None` reads all.
+
+    Yields:
+        The rows, and a fault for each page that cannot be read.
+
+    Raises:
+        InvalidInputError: If a file is missing, cut, or neither a dump nor a Parquet file of that form.
+        ImportError: If a dump is to be read and `mwparserfromhell` is missing.
+    """
+    files = [existing_file(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+    articles = (article for file in files for article in _articles(file))
+    num_articles = 0
+    for article in articles:
+        if isinstance(article, SourceFault):
+            yield article
+            continue
+        yield from article
+        num_articles += 1
+        if num_articles == max_articles:
+            return
+
+
+def _articles(file: Path) -> Iterator[list[SourceRow] | SourceFault]:
+    if file.suffix == ".parquet":
+        yield from _parquet_articles(file)
+        return
+    site = read_site(file)
+    for page in read_pages(file):
+        if isinstance(page, SourceFault):
+            yield page
+        elif _is_article(page):
+            try:
+                rows = _page_rows(page, site)
+            except InvalidInputError as error:
+                reason = InvalidInputError(f"{page.where} ({page.title!r}): {error}")
+                yield SourceFault(page.where, reason, page.id)
+            else:
+                if rows:
+                    yield rows
+
+
+def _is_article(page: WikiPage) -> bool:
+    if page.namespace != "0" or page.is_redirect or page.model not in (None, "wikitext"):
+        return False
+    return not _is_disambiguation(page.title, page.text)
+
+
+def _is_disambiguation(title: str, text: str) -> bool:
+    if title.endswith(_DISAMBIGUATION_TITLES) or "__DISAMBIG__" in text:
+        return True
+    names = (match.group(1).strip().lower() for match in _TEMPLATE.finditer(text))
+    return any(
+        name in _DISAMBIGUATION_TEMPLATES
+        or ("disambiguation" in name and "need" not in name and not name.startswith("r from"))
+        for name in names
+    )
+
+
+def _page_rows(page: WikiPage, site: Site) -> list[SourceRow]:
+    values = {
+        "id": page.id,
+        "title": page.title,
+        "url": site.url(page.title),
+        "revision": page.revision,
+        "source": site.name,
+        "licence": LICENCE,
+    }
+    return [
+        SourceRow(
+            page.where,
+            {**values, "text": section.text},
+            {"section": " > ".join(section.headings)} if section.headings else {},
+        )
+        for section in page_sections(page.text, site.no_prose)
+    ]
+
+
+def _parquet_articles(file: Path) -> Iterator[list[SourceRow] | SourceFault]:
+    missing = [name for name in _PARQUET_COLUMNS if name not in parquet_columns(file)]
+    if missing:
+        raise InvalidInputError(
+            f"{file} has no columns {missing}. Expected {list(_PARQUET_COLUMNS)} as in wikimedia/wikipedia; other "
+            "tables are read with `KnowledgeBase.from_parquet`."
+        )
+    snapshot = _SNAPSHOT.search(file.absolute().parent.name)
+    revision = snapshot.group(1) if snapshot else None
+    for record in parquet_records(file, _PARQUET_COLUMNS):
+        if isinstance(record, SourceFault):
+            yield record
+        elif not _is_plain_disambiguation(record):
+            url = record.values["url"]
+            host = url.split("/")[2] if isinstance(url, str) and url.count("/") > 2 else None
+            values = {**record.values, "revision": revision, "source": host, "licence": LICENCE}
+            yield [SourceRow(record.where, values, {})]
+
+
+def _is_plain_disambiguation(record: Record) -> bool:
+    title, text = (str(record.values[name] or "") for name in ("title", "text"))
+    return title.endswith(_DISAMBIGUATION_TITLES) or _MAY_REFER.search(text[:300]) is not None

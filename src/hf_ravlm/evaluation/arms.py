@@ -1,0 +1,257 @@
+"""Makes the arms of an evaluation from a model, its processor and a retriever.
+
+| arm | evidence |
+|---|---|
+| `closed_book` | none |
+| `retrieved` | what the retriever finds |
+| `gold` | the passages that hold the answer (`Question.gold_ids`) |
+| `gold_and_distractors` | the gold passages, in a random place among the best that are not gold |
+| `distractors_only` | the best that are not gold: what a wrong find does |
+| `guarded` | what a policy lets through; it may also withhold the answer |
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from random import Random
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from transformers import LogitsProcessorList
+
+from ..errors import InvalidInputError
+from ..images import safe_image
+from ..pipelines.answering import answer_questions
+from ..pipelines.policy.watch import GenerationWatch
+from .questions import AnswerFunction, Question, Reply
+
+
+if TYPE_CHECKING:
+    from ..model import RavlmForConditionalGeneration, RavlmProcessor
+    from ..pipelines.policy.answer_policy import AnswerPolicy
+    from ..retrieval import Passage, RavlmRetriever
+
+ARMS = ("closed_book", "retrieved", "gold", "gold_and_distractors", "distractors_only", "guarded")
+_DISTRACTOR_PREFIX = "distractor/"
+
+
+def model_arms(
+    model: RavlmForConditionalGeneration,
+    processor: RavlmProcessor,
+    retriever: RavlmRetriever | None = None,
+    arms: Sequence[str] = ("closed_book", "retrieved", "gold"),
+    k: int | None = None,
+    retrieve_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    policy: AnswerPolicy | None = None,
+    **generate_kwargs: Any,
+) -> dict[str, AnswerFunction]:
+    """Arms for an `Evaluator`.
+
+    Replies carry what was read, tokens read and written, and, with greedy decoding over one prompt per question, a
+    confidence: the geometric mean of the probabilities of the tokens written. It is a plain one, and often too high.
+
+    Args:
+        model, processor: The reader and its processor.
+        retriever (`RavlmRetriever`, *optional*): Needed for all arms but `closed_book`.
+        arms (`list[str]`): Of `ARMS`.
+        k (`int`, *optional*): Passages per question, `config.num_passages` by default.
+        retrieve_options (`dict`, *optional*): Of `retriever.retrieve`: `channels`, `where`, ...
+        seed (`int`): Of the places of the gold passages among distractors.
+        policy (`AnswerPolicy`, *optional*): Of the arm `guarded`.
+        generate_kwargs: Passed to `model.generate`; greedy unless they say otherwise.
+
+    Raises:
+        InvalidInputError: An arm is not known, or needs a retriever or a policy.
+    """
+    if unknown := sorted(set(arms) - set(ARMS)):
+        raise InvalidInputError(f"There is no arm {', '.join(unknown)}. Choose of {', '.join(ARMS)}.")
+    if retriever is None and set(arms) - {"closed_book"}:
+        raise InvalidInputError("All arms but closed_book need a retriever, which also holds the gold passages.")
+    if policy is None and "guarded" in arms:
+        raise InvalidInputError("The arm guarded needs a policy. Pass `policy`, or leave the arm out.")
+    number = model.config.num_passages if k is None else k
+    options = {"do_sample": False, "num_beams": 1, **generate_kwargs}
+
+    def arm(name: str) -> AnswerFunction:
+        def answer(questions: Sequence[Question]) -> list[Reply]:
+            images = [None if q.image is None else safe_image(q.image) for q in questions]
+            if name == "guarded" and retriever is not None:
+                search = SimpleNamespace(retrieve=partial(retriever.retrieve, **(retrieve_options or {})))
+                guarded = {**options, "policy": policy, "k": number}
+                return _guarded(model, processor, questions, images, search, guarded)
+            evidence, num_searches = _evidence(
+                name, questions, images, retriever, number, retrieve_options or {}, seed
+            )
+            return _read(model, processor, questions, images, evidence, num_searches, options)
+
+        return answer
+
+    return {name: arm(name) for name in arms}
+
+
+def growing_arm(
+    model: RavlmForConditionalGeneration,
+    processor: RavlmProcessor,
+    retriever: RavlmRetriever,
+    distractors: Iterable[Mapping[str, Any]],
+    **options: Any,
+) -> Callable[[int], AnswerFunction]:
+    """The `arm_among` of `measure_growth`: answers with what is found among ever more distractors.
+
+    Args:
+        model, processor, retriever: As in `model_arms`. The knowledge base grows in memory; the retriever that was
+            passed, and the folder it came from, stay as they are.
+        distractors (iterable of `dict`): Passages, read as they are needed; their ids get a prefix.
+        options: As for `model_arms`.
+
+    Raises:
+        InvalidInputError: When the arm is made: there are too few distractors.
+    """
+    from ..retrieval import RavlmRetriever
+
+    grown = RavlmRetriever(
+        retriever.knowledge_base, retriever.encoder, retriever.vectors, retriever.encoder_fingerprint
+    )
+    supply: Iterator[Mapping[str, Any]] = iter(distractors)
+    num_own = len(grown)
+
+    def arm_among(num_distractors: int) -> AnswerFunction:
+        missing = num_distractors - (len(grown) - num_own)
+        new = [
+            {**passage, "id": f"{_DISTRACTOR_PREFIX}{passage.get('id', len(grown) + place)}"}
+            for place, passage in enumerate(itertools.islice(supply, max(0, missing)))
+        ]
+        if len(new) < missing:
+            raise InvalidInputError(
+                f"{num_distractors} distractors are needed, and there are {len(grown) - num_own + len(new)}. "
+                "Pass more, or smaller factors."
+            )
+        if new:
+            grown.add(new)
+        return model_arms(model, processor, grown, ("retrieved",), **options)["retrieved"]
+
+    return arm_among
+
+
+def _evidence(
+    name: str,
+    questions: Sequence[Question],
+    images: Sequence[Any],
+    retriever: RavlmRetriever | None,
+    k: int,
+    options: Mapping[str, Any],
+    seed: int,
+) -> tuple[list[list[Passage]], int]:
+    """The passages of each question, and how many searches each took."""
+    if name == "closed_book" or retriever is None or k == 0:
+        return [[] for _ in questions], 0
+    texts = [question.question for question in questions]
+    if name == "retrieved":
+        return [list(found) for found in retriever.retrieve(images, texts, k=k, **options)], 1
+    gold = [_gold(question, retriever) for question in questions]
+    if name == "gold":
+        return gold, 0
+    deep = k + max(map(len, gold))
+    evidence = []
+    for question, wanted, found in zip(
+        questions, gold, retriever.retrieve(images, texts, k=deep, **options), strict=True
+    ):
+        others: list[Passage] = [passage for passage in found if passage.id not in question.gold_ids]
+        if name == "distractors_only":
+            evidence.append(others[:k])
+            continue
+        mixed = others[: max(0, k - len(wanted))]
+        places = Random(f"{seed} {question.id}")
+        for passage in wanted[:k]:
+            mixed.insert(places.randint(0, len(mixed)), passage)
+        evidence.append(mixed)
+    return evidence, 1
+
+
+def _gold(question: Question, retriever: RavlmRetriever) -> list[Passage]:
+    if not question.gold_ids:
+        raise InvalidInputError(
+            f"Question {question.id!r} has no gold_ids, which the arms with gold passages and distractors need. Say "
+            "which column holds them, or leave these arms out."
+        )
+    knowledge_base = retriever.knowledge_base
+    if missing := [gold for gold in question.gold_ids if gold not in knowledge_base]:
+        raise InvalidInputError(
+            f"Question {question.id!r} wants the passage {missing[0]!r}, which the knowledge base does not have."
+        )
+    return [knowledge_base[gold] for gold in question.gold_ids]
+
+
+def _read(
+    model: RavlmForConditionalGeneration,
+    processor: RavlmProcessor,
+    questions: Sequence[Question],
+    images: Sequence[Any],
+    evidence: Sequence[Sequence[Passage]],
+    num_searches: int,
+    options: Mapping[str, Any],
+) -> list[Reply]:
+    answers, watch = _watched(model, processor, questions, images, None, {"evidence": evidence, **options})
+    greedy = not options.get("do_sample") and options.get("num_beams") == 1
+    confidences = watch.confidences(len(questions)) if greedy else [None] * len(questions)
+    return [
+        Reply(
+            text=answer[0].text,
+            confidence=confidence,
+            evidence_ids=tuple(passage.id for passage in passages),
+            evidence_texts=tuple(passage.text or "" for passage in passages),
+            num_retrievals=num_searches,
+            num_tokens=round(watch.num_tokens / len(questions)),
+        )
+        for answer, confidence, passages in zip(answers, confidences, evidence, strict=True)
+    ]
+
+
+def _guarded(
+    model: RavlmForConditionalGeneration,
+    processor: RavlmProcessor,
+    questions: Sequence[Question],
+    images: Sequence[Any],
+    search: Any,
+    options: Mapping[str, Any],
+) -> list[Reply]:
+    rows, watch = _watched(model, processor, questions, images, search, options)
+    return [
+        Reply(
+            text=answer.text,
+            confidence=answer.decision.confidence,
+            evidence_ids=tuple(passage.id for passage in answer.evidence),
+            evidence_texts=tuple(passage.text or "" for passage in answer.evidence),
+            num_retrievals=int(answer.decision.retrieved),
+            num_tokens=round(watch.num_tokens / len(questions)),
+            withheld=answer.decision.withheld,
+            need=answer.decision.need,
+        )
+        for (answer,) in rows
+    ]
+
+
+def _watched(
+    model: RavlmForConditionalGeneration,
+    processor: RavlmProcessor,
+    questions: Sequence[Question],
+    images: Sequence[Any],
+    search: Any,
+    options: Mapping[str, Any],
+) -> tuple[Any, GenerationWatch]:
+    """The answers to all questions at once, and what was watched while they were written."""
+    watch = GenerationWatch(model, processor.tokenizer)
+    answers = answer_questions(
+        model,
+        processor,
+        search,
+        None if all(image is None for image in images) else images,
+        [question.question for question in questions],
+        with_posterior=False,
+        logits_processor=LogitsProcessorList([watch]),
+        **options,
+    )
+    return answers, watch

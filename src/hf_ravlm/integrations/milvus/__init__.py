@@ -1,0 +1,1 @@
+"""Knowledge bases on a Milvus server, searched like local ones."""

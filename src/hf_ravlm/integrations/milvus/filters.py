@@ -1,0 +1,139 @@
+"""Knows how a `where` mapping becomes an expression of Milvus, in which no value can become a part of the expression.
+
+Names of columns come from a fixed list; keys of metadata and all values are written as literals. The answers are those
+of `retrieval.ranking.filters.matching_rows`, except that a server does not know what other passages hold: a metadata
+key that no passage has, or a value of another type than theirs, matches nothing and is not refused; a key with a dot
+in its name cannot be asked for; and a list satisfies a value in it, but no range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...errors import InvalidInputError
+from ...retrieval.sources.checked_rows import TEXT_COLUMNS
+
+
+FILTER_COLUMNS = ("id", "text", *TEXT_COLUMNS)
+
+_NOTHING = 'id == ""'  # ids are never empty
+_LARGEST_INTEGER = 2**63 - 1
+# The grammar of Milvus forbids these within quotes, and knows them by these names.
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+
+
+def milvus_filter(where: Mapping[str, Any] | None) -> str:
+    r"""Returns the expression that selects the passages which satisfy all conditions; an empty one selects all.
+
+    Args:
+        where: Maps `id`, `text`, `source`, `licence`, ... or `metadata.<key>` to a value, a list of values of which
+            one must fit, `{"min": ..., "max": ...}`, or `{"not": ...}`; `None` stands for an empty column.
+
+    Raises:
+        InvalidInputError: If a column is unknown or a value is none of these.
+
+    Example:
+
+    ```python
+    >>> from hf_ravlm.integrations.milvus.filters import milvus_filter
+    >>> print(milvus_filter({"licence": ["CC0-1.0", "MIT"], "metadata.year": {"min": 1900}}))
+    (licence in ["CC0-1.0", "MIT"]) and (metadata["year"] >= 1900)
+    >>> print(milvus_filter({"title": 'x" or id != "'}))
+    (title == "x\" or id != \"")
+
+    ```
+    """
+    if where is not None and not isinstance(where, Mapping):
+        raise InvalidInputError(f"where={where!r}: expected a dictionary, such as {{'source': 'birds'}}.")
+    conditions = [_condition(name, value) for name, value in (where or {}).items()]
+    return " and ".join(f"({condition})" for condition in conditions)
+
+
+def _condition(name: str, value: Any) -> str:
+    field = _field(name)
+    expression, matches_empty = _parts(field, value, name)
+    # What an expression says of a missing value is spelled out: servers of different age disagree about it.
+    if expression is None:
+        return f"{field} is null" if matches_empty else f"{field} is not null"
+    if matches_empty:
+        return f"{field} is null or ({expression})"
+    return f"{field} is not null and {expression}" if expression.startswith("not ") else expression
+
+
+def _field(name: str) -> str:
+    column, *keys = name.split(".")
+    if column == "metadata" and all(keys) and keys:
+        return "metadata" + "".join(f"[{_literal(key, name)}]" for key in keys)
+    if name not in FILTER_COLUMNS:
+        raise InvalidInputError(
+            f"There is no column {name!r} to filter by. Choose from {', '.join(FILTER_COLUMNS)}, or 'metadata.<key>'."
+        )
+    return name
+
+
+def _parts(field: str, value: Any, name: str) -> tuple[str | None, bool]:
+    """The expression for values that are there, `None` if every one satisfies it or none; and whether empty does.
+
+    Where the expression is `None`, one of the two is satisfied: empty, or everything else.
+    """
+    if value is None:
+        return None, True
+    if isinstance(value, Mapping):
+        if set(value) == {"not"}:
+            expression, matches_empty = _parts(field, value["not"], name)
+            return None if expression is None else f"not ({expression})", not matches_empty
+        if value and set(value) <= {"min", "max"}:
+            return _range(field, value, name), False
+        raise InvalidInputError(
+            f"The condition {value!r} on {name!r} is not known. Expected a value, a list of values, "
+            '{"min": ..., "max": ...} or {"not": ...}.'
+        )
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        return _equal(field, value, name), False
+    given = [item for item in value if item is not None]
+    if field in FILTER_COLUMNS and given:
+        expression = f"{field} in [{', '.join(_literal(item, name) for item in given)}]"
+    else:  # milvus-lite knows no `in` for keys of metadata
+        expression = " or ".join(_equal(field, item, name) for item in given) or _NOTHING
+    return expression, len(given) < len(value)
+
+
+def _equal(field: str, value: Any, name: str) -> str:
+    literal = _literal(value, name)
+    if field not in FILTER_COLUMNS:
+        return f"{field} == {literal} or json_contains({field}, {literal})"
+    if not isinstance(value, str):
+        raise InvalidInputError(
+            f"{name!r} holds texts, and the condition compares with {value!r} of type {type(value).__name__}."
+        )
+    return f"{field} == {literal}"
+
+
+def _range(field: str, bounds: Mapping[str, Any], name: str) -> str | None:
+    parts = [
+        f"{field} {sign} {_literal(bounds[key], name)}"
+        for key, sign in (("min", ">="), ("max", "<="))
+        if bounds.get(key) is not None
+    ]
+    return " and ".join(parts) or None
+
+
+def _literal(value: Any, name: str) -> str:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{value.translate(_ESCAPES)}"'
+    if isinstance(value, int) and abs(value) <= _LARGEST_INTEGER:
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return repr(value)
+    raise InvalidInputError(
+        f"The condition on {name!r} holds {value!r} of type {type(value).__name__}. Expected a text, a finite number "
+        "of at most 64 bits, true or false."
+    )

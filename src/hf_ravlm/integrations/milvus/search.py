@@ -1,0 +1,138 @@
+"""Knows how a Milvus collection is searched by the steps of `retrieval.ranking.search`, which reckon with rows.
+
+The server finds, by vectors and by words; what it found is numbered here in the order in which it came, and fused,
+reranked and thinned out as passages of a local knowledge base are. So both give the same answers to the same options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ...errors import InvalidInputError
+from ...retrieval.encoding.encoders import Encoder
+from ...retrieval.evidence import Evidence, cosines_of, evidence_of
+from ...retrieval.passage import Passage
+from ...retrieval.ranking.channels import Channel, DenseChannel, LexicalChannel, Query
+from ...retrieval.ranking.fusion import ranking_from_lists
+from ...retrieval.ranking.search import SearchOptions, search
+from .client import MAX_RESULTS, Found, MilvusBackend
+
+
+def search_collection(
+    backend: MilvusBackend, encoder: Encoder, queries: Sequence[Query], options: SearchOptions
+) -> list[list[Evidence]]:
+    """Returns the best passages of every query, best first.
+
+    Args:
+        backend: The collection.
+        encoder: The one that made its vectors.
+        queries: The queries.
+        options: What to do; the channels are `"dense"` and `"bm25"`.
+
+    Raises:
+        InvalidInputError: If an option is wrong or `k` is larger than the limit of Milvus.
+    """
+    if options.k > MAX_RESULTS:
+        raise InvalidInputError(f"k={options.k}: Milvus returns at most {MAX_RESULTS:,} passages per query.")
+    found = _FoundPassages(backend, options.where)
+    words: Any = _WordSearch(found)
+    channels: dict[str, Channel] = {
+        "dense": DenseChannel(encoder, _VectorSearch(found)),
+        "bm25": LexicalChannel(words),
+    }
+    vectors: Any = _FoundVectors(found)
+    ranking = search(channels, queries, replace(options, where=None), found, vectors)
+    passages: Any = found
+    cosines = ranking.scores if options.ranks_by_cosine else cosines_of(encoder, queries, vectors, ranking)
+    return evidence_of(passages, ranking, cosines)
+
+
+class _FoundPassages:
+    """Passages numbered in the order in which the server gave them."""
+
+    def __init__(self, backend: MilvusBackend, where: Mapping[str, Any] | None) -> None:
+        self.backend = backend
+        self.where = where
+        self._row_of_id: dict[str, int] = {}
+        self._passages: list[Passage] = []
+
+    @property
+    def table(self) -> pa.Table:
+        """Their sources, and empty rows for those that may still be found: how many there are is not asked for."""
+        sources = [passage.source for passage in self._passages]
+        return pa.table({"source": pa.array(sources + [None] * (MAX_RESULTS - len(sources)), pa.string())})
+
+    @property
+    def ids(self) -> list[str]:
+        """Their ids."""
+        return list(self._row_of_id)
+
+    def passages(self, rows: Sequence[int]) -> list[Passage]:
+        return [self._passages[row] for row in rows]
+
+    def rows(self, results: Sequence[Found]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Scores and rows of results."""
+        return [
+            (
+                np.array([score for _, score in result], np.float32),
+                np.array([self._row(passage) for passage, _ in result], np.int64),
+            )
+            for result in results
+        ]
+
+    def _row(self, passage: Passage) -> int:
+        if passage.id not in self._row_of_id:
+            self._row_of_id[passage.id] = len(self._passages)
+            self._passages.append(passage)
+        return self._row_of_id[passage.id]
+
+
+class _VectorSearch:
+    """What `DenseChannel` asks of an index."""
+
+    def __init__(self, found: _FoundPassages) -> None:
+        self.found = found
+
+    def __len__(self) -> int:
+        return MAX_RESULTS
+
+    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        results = self.found.backend.search_vectors(vectors, min(k, MAX_RESULTS), self.found.where)
+        return ranking_from_lists(self.found.rows(results))
+
+
+class _WordSearch:
+    """What `LexicalChannel` asks of an index."""
+
+    def __init__(self, found: _FoundPassages) -> None:
+        self.found = found
+
+    def search(
+        self, texts: Sequence[str | None], k: int, allowed: np.ndarray | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        results = self.found.backend.search_texts(texts, min(k, MAX_RESULTS), self.found.where)
+        return self.found.rows(results)
+
+
+class _FoundVectors:
+    """The vectors of found passages, by their rows, fetched when they are compared."""
+
+    def __init__(self, found: _FoundPassages) -> None:
+        self.found = found
+        self.fetched = np.zeros((0, found.backend.dim), np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.fetched.shape
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        new = self.found.ids[len(self.fetched) :]
+        if new:
+            self.fetched = np.concatenate([self.fetched, self.found.backend.vectors_of(new)])
+        vectors: np.ndarray = self.fetched[rows]
+        return vectors

@@ -1,0 +1,248 @@
+"""Knows when an answer counts as right in a benchmark: VQA accuracy, InfoSeek, Encyclopedic-VQA.
+
+Every function judges one prediction, as the official script of its benchmark does: `vqaEval.py` of
+https://github.com/GT-Vision-Lab/VQA, `infoseek_eval.py` of https://github.com/edchengg/infoseek_eval,
+`evaluation_utils.py` of `encyclopedic_vqa` in https://github.com/google-research/google-research. Where a script does
+something else than it says, `official_quirks=True` does what it does, since that is what published figures are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from ..errors import InvalidInputError
+from .answers import normalize_answer, normalize_encyclopedic_answer, normalize_vqa_answer
+
+
+INFOSEEK_KINDS = ("string", "time", "numerical")
+ENCYCLOPEDIC_KINDS = ("templated", "automatic", "multi_answer", "2_hop")
+
+# Says how likely it is, 0..1, that the third, a candidate, answers the first, a question, as the second, a reference.
+Equivalence = Callable[[str, str, str], float]
+
+_NUMBER = re.compile(r"[-+]?[.]?\d+(?:,\d\d\d)*[.]?\d*(?:[eE][-+]?\d+)?")
+_HYPHEN_AFTER_DIGIT = re.compile(r"(?<=\d)-")
+_YEAR = re.compile(r"\b\d{4}\b")
+_INTERVAL_OVERLAP = _ENCYCLOPEDIC_OVERLAP = 0.5
+_EQUIVALENT = 0.5
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str], official_quirks: bool = True) -> float:
+    """The accuracy of VQAv2, OK-VQA and A-OKVQA (direct answers) of one prediction, 0..1.
+
+    An answer is right to the degree in which people agree with it: `min(1, number of others who said so / 3)`,
+    averaged over leaving out each person in turn (Antol et al. 2015, https://huggingface.co/papers/1505.00468).
+
+    Args:
+        prediction (`str`): What the model said.
+        answers (sequence of `str`): What the people said, each one once, ten as a rule. The five of OK-VQA are counted
+            twice in the official files; do the same.
+        official_quirks (`bool`): With the slips of the official script, which all published figures share. When
+            all people gave one answer, neither it nor the prediction is normalised, so "Yes" misses ten times "yes".
+            Of the full stops without a digit behind, only the first 32 are dropped. "somebody'd" loses its apostrophe.
+            `False` does it as it was meant.
+
+    Raises:
+        InvalidInputError: Fewer than four answers came, with which nothing could be fully right.
+
+    Example: three of ten people said "grey". Leaving out one of them, two others remain; leaving out one of the seven,
+    three: `(3 * 2 / 3 + 7 * 1) / 10`.
+
+    ```python
+    >>> round(vqa_accuracy("Grey.", ["grey"] * 3 + ["blue"] * 7), 6)
+    0.9
+
+    ```
+    """
+    if isinstance(answers, str) or len(answers) < 4:
+        raise InvalidInputError(
+            f"VQA accuracy needs the answers of at least four people, ten as a rule; came: {answers!r}. With one "
+            "accepted answer, use `exact_match`."
+        )
+    said, given = _one_line(prediction), [_one_line(answer) for answer in answers]
+    if not official_quirks or len(set(given)) > 1:
+        said = normalize_vqa_answer(said, official_quirks)
+        given = [normalize_vqa_answer(answer, official_quirks) for answer in given]
+    num_agreeing = given.count(said)
+    of_others = num_agreeing * min(1.0, (num_agreeing - 1) / 3) + (len(given) - num_agreeing) * min(
+        1.0, num_agreeing / 3
+    )
+    return of_others / len(given)
+
+
+def infoseek_score(
+    prediction: str,
+    answers: Sequence[str] | Sequence[float],
+    kind: str = "string",
+    official_quirks: bool = True,
+) -> float:
+    """1.0 if a prediction counts as right in InfoSeek, else 0.0 (Chen et al. 2023, https://huggingface.co/papers/2302.11713).
+
+    Strings and times are compared as in SQuAD. A number is right within the range of the answer; a range of numbers,
+    if it lies within that range or overlaps it by half of their union.
+
+    Args:
+        prediction (`str`): What the model said.
+        answers (sequence): The `answer_eval` of the question. For numbers: the two ends of its `range`, or one number,
+            around which 10 % are accepted.
+        kind (`str`): The question type, one of `INFOSEEK_KINDS`.
+        official_quirks (`bool`): The script reads the first two numbers as a range, or only the first if they descend;
+            ".5" as 5; and a prediction without a number as the range 0..0, which is right where 0 is. Its promise of
+            one year of tolerance is not kept. `False`: no number is wrong, ".5" is a half, and a year may be off by
+            one.
+
+    Raises:
+        InvalidInputError: Another kind, no answer, or ends of a range that are no numbers.
+
+    Example:
+
+    ```python
+    >>> infoseek_score("about 9-10 metres", [9.5, 11.5], kind="numerical")
+    0.0
+    >>> infoseek_score("10-11 metres", [9.5, 11.5], kind="numerical")
+    1.0
+    >>> infoseek_score("in 1889", ["1889"], kind="time"), infoseek_score("1889.", ["1889"], kind="time")
+    (0.0, 1.0)
+
+    ```
+    """
+    kind = _choice(kind.lower(), INFOSEEK_KINDS, "kind")
+    if isinstance(answers, str) or len(answers) == 0:
+        raise InvalidInputError(f"InfoSeek needs a list with one or more accepted answers; came: {answers!r}.")
+    if kind == "numerical":
+        return float(_within(_numbers(prediction, official_quirks), _answer_range(answers)))
+    said = normalize_answer(prediction)
+    if any(said == normalize_answer(str(answer)) for answer in answers):
+        return 1.0
+    if kind == "time" and not official_quirks:
+        years = [int(year) for answer in answers for year in _YEAR.findall(str(answer))]
+        return float(any(abs(int(year) - right) <= 1 for year in _YEAR.findall(prediction)[:1] for right in years))
+    return 0.0
+
+
+def infoseek_final(unseen_question: float, unseen_entity: float) -> float:
+    """The figure that InfoSeek ranks by: the harmonic mean of the accuracies of its two splits.
+
+    Example:
+
+    ```python
+    >>> round(infoseek_final(0.2, 0.3), 4), round(infoseek_final(0.0, 0.3), 4)
+    (0.24, 0.0)
+
+    ```
+    """
+    first, second = max(unseen_question, 1e-12), max(unseen_entity, 1e-12)
+    return 2 / (1 / first + 1 / second)
+
+
+def encyclopedic_match(
+    prediction: str,
+    answers: Sequence[str],
+    kind: str = "automatic",
+    question: str = "",
+    equivalence: Equivalence | None = None,
+) -> float:
+    """1.0 if a prediction counts as right in Encyclopedic-VQA, else 0.0 (Mensink et al. 2023,
+    https://huggingface.co/papers/2306.09224).
+
+    Exact match decides first. Where it fails, the official script asks a BERT for answer equivalence (BEM), which
+    lives on TensorFlow Hub: pass any judge as `equivalence`, and name it beside the figure. Without one this is exact
+    match, which is below all published accuracies.
+
+    Args:
+        prediction (`str`): What the model said.
+        answers (sequence of `str`): The references; one is enough. The parts of a `multi_answer` are joined by "&&".
+        kind (`str`): The question type, one of `ENCYCLOPEDIC_KINDS`. For `multi_answer` half of the union of the
+            parts must be common; the prediction is split at commas and "and".
+        question (`str`): For the judge.
+        equivalence (callable, *optional*): `(question, reference, prediction) -> 0..1`; right from 0.5 on.
+
+    Raises:
+        InvalidInputError: Another kind, no reference, or one that is empty after normalisation.
+
+    Example:
+
+    ```python
+    >>> encyclopedic_match("red and white", ["white && red && green"], kind="multi_answer")
+    1.0
+    >>> encyclopedic_match("the Alps mountains", ["Alps"])
+    0.0
+    >>> encyclopedic_match("the Alps mountains", ["Alps"], equivalence=lambda question, right, said: right in said)
+    1.0
+
+    ```
+    """
+    kind = _choice(kind, ENCYCLOPEDIC_KINDS, "kind")
+    if isinstance(answers, str) or len(answers) == 0:
+        raise InvalidInputError(f"Encyclopedic-VQA needs a list of one or more references; came: {answers!r}.")
+    for reference in answers:
+        parts = [part for part in map(normalize_encyclopedic_answer, _parts(reference, kind)) if part]
+        if not parts:
+            raise InvalidInputError(
+                f"The reference {reference!r} is empty after normalisation; nothing could match it."
+            )
+        said = {normalize_encyclopedic_answer(part) for part in _said_parts(prediction, kind)} - {""}
+        if len(said & set(parts)) / len(said | set(parts)) >= (
+            _ENCYCLOPEDIC_OVERLAP if kind == "multi_answer" else 1.0
+        ):
+            return 1.0
+    if equivalence is None:
+        return 0.0
+    references = [reference.replace("&&", ",") if kind == "multi_answer" else reference for reference in answers]
+    return float(any(equivalence(question, reference, prediction) >= _EQUIVALENT for reference in references))
+
+
+def _parts(reference: str, kind: str) -> list[str]:
+    return reference.split("&&") if kind == "multi_answer" else [reference]
+
+
+def _said_parts(prediction: str, kind: str) -> list[str]:
+    if kind != "multi_answer":
+        return [prediction]
+    return prediction.replace(" and ", ",").replace(" & ", ",").split(",")
+
+
+def _numbers(text: str, official_quirks: bool) -> tuple[float, float] | None:
+    """What a prediction says: a range, with equal ends for a single number; `None` without a number."""
+    found = _NUMBER.findall(_HYPHEN_AFTER_DIGIT.sub(" - ", text))
+    strip = "." if official_quirks else ""
+    values = [
+        float(number.replace(",", "").strip(strip) if strip else number.replace(",", "")) for number in found[:2]
+    ]
+    if not values:
+        return (0.0, 0.0) if official_quirks else None
+    return (values[0], values[-1]) if values[0] <= values[-1] else (values[0], values[0])
+
+
+def _answer_range(answers: Sequence[str] | Sequence[float]) -> tuple[float, float]:
+    try:
+        ends = [float(answer) for answer in answers[:2]]
+    except ValueError:
+        raise InvalidInputError(
+            f"The answer to a numerical question of InfoSeek is a range of two numbers; came: {answers!r}. "
+            'Pass `answer_eval[0]["range"]`.'
+        ) from None
+    return (ends[0], ends[1]) if len(ends) == 2 else (ends[0] * 0.9, ends[0] * 1.1)
+
+
+def _within(said: tuple[float, float] | None, answer: tuple[float, float]) -> bool:
+    if said is None:
+        return False
+    if all(answer[0] <= end <= answer[1] for end in said):
+        return True
+    if said[0] == said[1]:
+        return False
+    overlap = max(0.0, min(said[1], answer[1]) - max(said[0], answer[0]))
+    union = (said[1] - said[0]) + (answer[1] - answer[0]) - overlap
+    return union > 0 and overlap / union >= _INTERVAL_OVERLAP - 1e-12
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _choice(value: str, choices: tuple[str, ...], name: str) -> str:
+    if value not in choices:
+        raise InvalidInputError(f"{name}={value!r} is not known. Choose one of {', '.join(choices)}.")
+    return value

@@ -1,0 +1,129 @@
+"""How evidence reaches the language model: one registry, one interface.
+
+A fusion turns image, question and passage states into `M` memory tokens per passage, which take the places of the
+`<evidence>` placeholders in the prompt. `in_context` makes none (`M = 0`): there the passages are text of the prompt,
+which the processor writes; `cross_attention` makes none either, it reads the evidence inside the language model. A
+fusion does not know where the passages came from.
+
+| fusion | placeholders per passage | reads |
+|---|---|---|
+| `in_context` | 0 | nothing: the passages are text |
+| `concat` | as many as the passage has kept states | the passage |
+| `product` | 1 | image and passage |
+| `attention` | `config.num_memory_tokens` | image, question and passage |
+| `gated` | `config.num_memory_tokens` | image, question and passage, each also the others |
+| `cross_attention` | 0 | the passage, from inside the language model |
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from ..configuration_ravlm import RavlmConfig
+from ..pooling import masked_mean
+from .attention import AttentionFusion
+from .cross_attention import CrossAttentionFusion, CrossReading
+from .gated import GatedFusion
+from .null_attention import NullAttend
+
+
+class InContextFusion(nn.Module):
+    """Passages are text in the prompt; there is nothing to compute and nothing to learn."""
+
+    num_memory_tokens = 0
+    reads_evidence = False
+    reads_question = False
+
+    def __init__(self, config: RavlmConfig):
+        super().__init__()
+
+
+class ConcatFusion(nn.Module):
+    """Every kept state of a passage becomes one memory token, through `LayerNorm` and a two-layer MLP."""
+
+    num_memory_tokens = None
+    reads_evidence = True
+    reads_question = False
+
+    def __init__(self, config: RavlmConfig):
+        super().__init__()
+        width, hidden_dim = config.text_config.hidden_size, config.generator_dim
+        self.projector = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim)
+        )
+
+    def forward(
+        self,
+        image_patches: torch.Tensor,
+        question_states: torch.Tensor,
+        question_mask: torch.Tensor,
+        evidence_states: torch.Tensor,
+        evidence_token_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Memory tokens `(B, K, L, H)`, of which those that `evidence_token_mask (B, K, L)` keeps mean something."""
+        return self.projector(evidence_states)
+
+
+class ProductFusion(nn.Module):
+    """One token per passage: the mean of the image times the mean of the passage, channel by channel.
+
+    `memory = W_o LayerNorm((W_i mean(image) + b) * (W_p mean(passage)))`. Without an image its mean is zero and the
+    learned `b`, which starts at one, stands for it: the token is then about the passage alone.
+    """
+
+    num_memory_tokens = 1
+    reads_evidence = True
+    reads_question = False
+
+    def __init__(self, config: RavlmConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.image_input = nn.Linear(config.vision_dim, width, bias=False)
+        self.null_image = nn.Parameter(torch.ones(width))
+        self.evidence_input = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, config.generator_dim)
+
+    def forward(
+        self,
+        image_patches: torch.Tensor,
+        question_states: torch.Tensor,
+        question_mask: torch.Tensor,
+        evidence_states: torch.Tensor,
+        evidence_token_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Memory tokens `(B, K, 1, H)` of every passage; the arguments are those of [`GatedFusion`]."""
+        shape = evidence_states.shape[:2]
+        image = self.image_input(image_patches.sum(dim=1) / max(image_patches.shape[1], 1)) + self.null_image
+        passages = masked_mean(evidence_states.flatten(0, 1), evidence_token_mask.flatten(0, 1)).unflatten(0, shape)
+        product = image.unsqueeze(1) * self.evidence_input(passages)  # (B, K, width)
+        return self.output(self.norm(product)).unsqueeze(2)
+
+
+FUSIONS: dict[str, type[nn.Module]] = {
+    "in_context": InContextFusion,
+    "concat": ConcatFusion,
+    "product": ProductFusion,
+    "attention": AttentionFusion,
+    "gated": GatedFusion,
+    "cross_attention": CrossAttentionFusion,
+}
+
+
+def init_fusion_weights(module: nn.Module, std: float) -> None:
+    """Initialises the parameters that `module` itself holds, if it is a part of a fusion; loaded ones stay.
+
+    Args:
+        std (`float`): of the normal distribution of learned queries.
+    """
+    if isinstance(module, (AttentionFusion, GatedFusion)):
+        init.normal_(module.memory_queries, std=std)
+    elif isinstance(module, NullAttend):
+        init.zeros_(module.null_key_value)
+    elif isinstance(module, ProductFusion):
+        init.ones_(module.null_image)
+    elif isinstance(module, CrossReading):
+        for parameter in (module.null_key, module.read_gate, module.feed_forward_gate):
+            init.zeros_(parameter)

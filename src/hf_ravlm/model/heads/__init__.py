@@ -1,0 +1,1 @@
+"""Heads over the dual encoder: image-text matching and masked words."""

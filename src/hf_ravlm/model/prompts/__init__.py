@@ -1,0 +1,1 @@
+"""Prompts: how images, questions and passages become tokens."""

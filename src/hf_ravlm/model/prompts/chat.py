@@ -1,0 +1,358 @@
+"""Prompts for image-text-to-text models, written by their own processor and chat template.
+
+Pictures, template and expansion of image tokens are the processor's business. The words of questions and passages are
+not: they never enter the template. It is filled with one reserved token per text, which is a token only in a copy of
+the tokenizer; the processor's output is then cut at these tokens, and the texts' ids, tokenised apart as literal text,
+are put there. So no text can produce a control token, whatever the template does.
+
+The layout is picture, passages (with their pictures), question; the best passage stands last, next to the question.
+Too long a prompt loses passages, the worst first; the question and its picture are never cut.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from tokenizers import AddedToken
+from transformers.processing_utils import ProcessorMixin
+
+from ...errors import InvalidInputError
+from .chat_processor import load_generator_processor
+from .evidence import EvidenceItem
+from .literal import control_tokens, literal_ids
+
+
+FOLDER = "generator_processor"  # of a saved processor
+SLOT = "<|ravlm-slot|>"  # stands for one text from outside, in a copy of the tokenizer
+PASSAGE, QUESTION = "Passage: ", "Question: "
+ASKED_ABOUT = "The first picture is the one that is asked about.\n\n"
+_WORD = re.compile(r"ravlmtext(\d+)end")  # what the chat template sees of a text
+
+
+@dataclass
+class MultimodalRow:
+    """One prompt: token ids of its texts, and its pictures; passages best first."""
+
+    question: list[int]
+    picture: Image.Image | None = None
+    passages: list[list[int]] = field(default_factory=list)
+    passage_pictures: list[Image.Image | None] = field(default_factory=list)
+    answer: list[int] | None = None
+
+
+class MultimodalPrompt:
+    """Writes batches of prompts through the processor of an image-text-to-text model.
+
+    Args:
+        processor (`ProcessorMixin`): of the model, with a chat template.
+
+    Raises:
+        `InvalidInputError`: if there is no chat template.
+
+    Example:
+
+    >>> prompt = MultimodalPrompt(processor.generator_processor)  # doctest: +SKIP
+    >>> question, passage = literal_ids(processor.tokenizer, ["What is this?", "A red kite."])  # doctest: +SKIP
+    >>> inputs = prompt([MultimodalRow(question, picture, [passage])], max_length=4096)  # doctest: +SKIP
+    >>> model.generate(**inputs)  # doctest: +SKIP
+    """
+
+    def __init__(self, processor: ProcessorMixin):
+        if not (processor.chat_template or processor.tokenizer.chat_template):
+            raise InvalidInputError(
+                f"the generator's {type(processor).__name__} has no chat template, so there is no way to write a "
+                "prompt for it; choose an instruction-tuned model, or set processor.chat_template"
+            )
+        self.processor = processor
+        self.with_slots = copy.copy(processor)
+        self.with_slots.tokenizer = copy.deepcopy(processor.tokenizer)
+        self.with_slots.tokenizer.add_tokens([AddedToken(SLOT, special=True, normalized=False)], special_tokens=True)
+        self.slot_id = self.with_slots.tokenizer.convert_tokens_to_ids(SLOT)
+
+    def __call__(self, rows: Sequence[MultimodalRow], max_length: int, padding_side: str = "left") -> dict[str, Any]:
+        """Inputs of the model: its processor's own, with the texts in their places.
+
+        Args:
+            rows (`Sequence[MultimodalRow]`): the prompts; either all have an answer (for training) or none.
+            max_length (`int`): tokens of a prompt with its answer and the tokens of its pictures.
+            padding_side (`str`): `"left"` to generate, `"right"` to train.
+
+        Returns:
+            `dict`: `input_ids`, `attention_mask` `(B, L)` and what the processor adds; with answers also `labels`.
+
+        Raises:
+            `InvalidInputError`: if pictures, question and answer alone are longer than `max_length`.
+        """
+        kept = [len(row.passages) for row in rows]
+        while True:
+            inputs, order = self._template_inputs(rows, kept)
+            rooms = [max_length - self._fixed_length(inputs, i, row) for i, row in enumerate(rows)]
+            fitting = [
+                num_fitting([len(ids) for ids in row.passages[:count]], room)
+                for row, count, room in zip(rows, kept, rooms, strict=True)
+            ]
+            if fitting == kept:
+                break
+            kept = fitting  # a passage that leaves takes its picture along, so there may be more room than thought
+        for row, room in zip(rows, rooms, strict=True):
+            if room < 0:
+                raise InvalidInputError(
+                    f"the question is too long: its picture, the chat template, question and answer take "
+                    f"{max_length - room} tokens ({len(row.question)} of them the question), the limit is "
+                    f"{max_length}; shorten the question, let the generator's image processor make smaller pictures, "
+                    "or raise the processor's max_length up to what the generator was trained for"
+                )
+        texts = [
+            [[*share_room(row.passages[:count], room), row.question][slot] for slot in slots]
+            for row, count, room, slots in zip(rows, kept, rooms, order, strict=True)
+        ]
+        return self._with_texts(inputs, rows, texts, padding_side)
+
+    @cached_property
+    def answer_frame(self) -> tuple[str, list[int]]:
+        """What the template puts between its generation prompt and an answer (blanks), and the ids that close it."""
+        tokenizer = self.processor.tokenizer
+        asked = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": _word(0)}]}]
+        prompt = self.processor.apply_chat_template(asked, add_generation_prompt=True)
+        before, _, after = self.processor.apply_chat_template(answered).partition(_word(0))
+        lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        special = set(tokenizer.all_special_ids) | set(control_tokens(tokenizer).values())
+        closing = []
+        for id in tokenizer(after, add_special_tokens=False)["input_ids"]:
+            closing.append(id)
+            if id in special:  # the end of the turn; what follows is the template's own
+                return lead if lead.isspace() else "", closing
+        return lead if lead.isspace() else "", [tokenizer.eos_token_id]
+
+    def _template_inputs(self, rows: Sequence[MultimodalRow], kept: Sequence[int]) -> tuple[dict, list[list[int]]]:
+        """The processor's output for templates with slots, and per row which text each slot stands for, in order."""
+        written, order, pictures = [], [], []
+        for row, count in zip(rows, kept, strict=True):
+            content, shown = self.content(row, count)
+            text = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+            slots = [int(number) for number in _WORD.findall(text)]
+            if sorted(slots) != list(range(count + 1)):
+                raise InvalidInputError(
+                    f"the chat template of {type(self.processor).__name__} lost or repeated parts of the message: of "
+                    f"{count + 1} texts it wrote {len(slots)}; give it a template that writes every part once"
+                )
+            written.append(_WORD.sub(SLOT, text))
+            order.append(slots)
+            pictures.append(shown)
+        options = {"padding": True, "return_tensors": "pt"}
+        bos = self.processor.tokenizer.bos_token
+        if bos is not None and written[0].startswith(bos):
+            options["add_special_tokens"] = False  # the template wrote it
+        inputs = self.with_slots(text=written, images=pictures if any(pictures) else None, **options)
+        return dict(inputs), order
+
+    def content(self, row: MultimodalRow, num_passages: int) -> tuple[list[dict[str, str]], list[Image.Image]]:
+        """The parts of the user's message, texts as words of ours, and its pictures in the order of the parts."""
+        parts, shown, text = [], [], ""
+        passage_pictures = (row.passage_pictures or [None] * num_passages)[:num_passages]
+        if row.picture is not None:
+            parts.append({"type": "image"})
+            shown.append(row.picture)
+            text = ASKED_ABOUT if any(picture is not None for picture in passage_pictures) else ""
+        for k in reversed(range(num_passages)):  # the best stands last
+            if (picture := passage_pictures[k]) is not None:
+                parts += [{"type": "text", "text": text}] if text else []
+                parts.append({"type": "image"})
+                shown.append(picture)
+                text = ""
+            text += f"{PASSAGE}{_word(k)}\n\n"
+        text += f"{QUESTION if num_passages else ''}{_word(num_passages)}"
+        return [*parts, {"type": "text", "text": text}], shown
+
+    def _fixed_length(self, inputs: dict[str, Any], i: int, row: MultimodalRow) -> int:
+        """Tokens of a prompt beside its passages."""
+        template = inputs["attention_mask"][i].bool() & (inputs["input_ids"][i] != self.slot_id)
+        answer = 0 if row.answer is None else len(row.answer) + len(self.answer_frame[1])
+        return int(template.sum()) + len(row.question) + answer
+
+    def _with_texts(
+        self, inputs: dict[str, Any], rows: Sequence[MultimodalRow], texts: list[list[list[int]]], side: str
+    ) -> dict[str, Any]:
+        """Cuts the template's ids at the slots and joins them with the texts' ids, and the answer's.
+
+        What else the processor says of each token (its type, the pictures that it may see) is said of a text's tokens
+        as it was of their slot, and of an answer's tokens as of the prompt's last one.
+        """
+        shape = inputs["input_ids"].shape
+        sequences, sources, starts = [], [], []
+        for i, row in enumerate(rows):
+            waiting, ids, source = iter(texts[i]), [], []
+            for place in inputs["attention_mask"][i].nonzero().flatten().tolist():
+                id = int(inputs["input_ids"][i, place])
+                chunk = next(waiting) if id == self.slot_id else [id]
+                ids += chunk
+                source += [place] * len(chunk)
+            starts.append(len(ids))
+            if row.answer is not None:
+                closed = [*row.answer, *self.answer_frame[1]]
+                ids += closed
+                source += [source[-1]] * len(closed)
+            sequences.append(ids)
+            sources.append(source)
+        spread = {name for name, value in inputs.items() if getattr(value, "shape", ())[:2] == shape}
+        out = {name: value for name, value in inputs.items() if name not in spread}
+        for name in spread - {"input_ids"}:
+            rows_of_it = [inputs[name][i, source] for i, source in enumerate(sources)]
+            out[name] = pad_rows(rows_of_it, 0, side)
+        out["input_ids"] = pad_rows(
+            [torch.tensor(ids) for ids in sequences], self.processor.tokenizer.pad_token_id, side
+        )
+        if rows[0].answer is not None:
+            labels = [torch.tensor([-100] * start + ids[start:]) for ids, start in zip(sequences, starts, strict=True)]
+            out["labels"] = pad_rows(labels, -100, side)
+        return out
+
+
+def num_fitting(lengths: Sequence[int], room: int) -> int:
+    """How many passages, best first, get a place in a prompt that has `room` tokens left for them all.
+
+    >>> num_fitting([3, 3, 3], 7), num_fitting([3, 3, 3], 6), num_fitting([3, 3, 3], -1), num_fitting([], -1)
+    (3, 2, 2, 0)
+    """
+    if room < 0:  # not even the template fits: try with one passage, and its picture, less
+        return max(len(lengths) - 1, 0)
+    for count, length in enumerate(lengths):
+        if length and room <= 0:
+            return count
+        room -= length
+    return len(lengths)
+
+
+def share_room(passages: Sequence[Sequence[int]], room: int) -> list[list[int]]:
+    """What fits of each passage, best first.
+
+    >>> share_room([[1, 2, 3], [4, 5, 6]], 5)
+    [[1, 2, 3], [4, 5]]
+    """
+    shared = []
+    for ids in passages:
+        shared.append(list(ids[: max(room, 0)]))
+        room -= len(ids)
+    return shared
+
+
+def pad_rows(rows: Sequence[torch.Tensor], value: int, side: str) -> torch.Tensor:
+    """Rows `(L_i, ...)` of different lengths as one tensor `(n, L, ...)`.
+
+    >>> pad_rows([torch.tensor([1, 2]), torch.tensor([3])], 0, "left").tolist()
+    [[1, 2], [0, 3]]
+    """
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+
+
+def _word(number: int) -> str:
+    return f"ravlmtext{number}end"
+
+
+class GeneratorProcessorMixin:
+    """Base of our processor that keeps the processor of an image-text-to-text generator in a folder of its own."""
+
+    generator_processor: ProcessorMixin | None
+
+    @cached_property
+    def multimodal_prompt(self) -> MultimodalPrompt:
+        """Writes prompts through the generator's processor."""
+        return MultimodalPrompt(self.generator_processor)
+
+    def multimodal_inputs(
+        self,
+        questions: Sequence[str],
+        pictures: Sequence[Image.Image] | None,
+        passages: Sequence[Sequence[EvidenceItem]],
+        answers: str | Sequence[str] | None,
+        each: bool,
+        padding_side: str,
+        max_length: int | None,
+    ) -> dict[str, Any]:
+        """Inputs of an image-text-to-text generator.
+
+        Args:
+            questions (`Sequence[str]`), pictures (`Sequence[Image.Image]`, *optional*): of one length.
+            passages (`Sequence[Sequence[EvidenceItem]]`): per question, best first.
+            answers (`Sequence[str]`, *optional*): for training.
+            each (`bool`): one prompt per passage, which an image-text-to-text generator cannot be asked for yet.
+            padding_side (`str`), max_length (`int`, *optional*): as in `RavlmProcessor.__call__`.
+
+        Raises:
+            `InvalidInputError`: if a question with its picture is longer than `max_length`; with `each`.
+        """
+        if each:
+            raise InvalidInputError(
+                "passage_prompts=True with an image-text-to-text generator: it reads all passages in one prompt; "
+                "pass passage_prompts=False, or choose a causal language model as the generator"
+            )
+        prompt, tokenizer = self.multimodal_prompt, self.tokenizer
+        targets: Sequence[list[int] | None] = [None] * len(questions)
+        if answers is not None:
+            answers = [answers] if isinstance(answers, str) else list(answers)
+            if len(answers) != len(questions):
+                raise InvalidInputError(f"got {len(answers)} answers and {len(questions)} questions")
+            targets = literal_ids(tokenizer, answers, lead=prompt.answer_frame[0])
+        texts = iter(literal_ids(tokenizer, [item.text for row in passages for item in row]))
+        rows = []
+        for i, question in enumerate(literal_ids(tokenizer, questions)):
+            shown = passages[i] if self.passage_images else []
+            rows.append(
+                MultimodalRow(
+                    question=question,
+                    picture=None if pictures is None else pictures[i],
+                    passages=[next(texts)[: self.max_passage_length] for _ in passages[i]],
+                    passage_pictures=[None if item.image is None else self._load_image(item.image) for item in shown],
+                    answer=targets[i],
+                )
+            )
+        data = prompt(rows, max_length or self.max_length, padding_side)
+        num_passages = max(len(row) for row in passages)
+        if num_passages:
+            scores = [[*(item.score for item in row), *[0.0] * (num_passages - len(row))] for row in passages]
+            data["evidence_scores"] = torch.tensor(scores)
+            data["evidence_mask"] = torch.tensor([[k < len(row) for k in range(num_passages)] for row in passages])
+        return data
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
+        """As every processor; the generator's goes to a folder in it."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        if self.generator_processor is not None:
+            self.generator_processor.save_pretrained(os.path.join(save_directory, FOLDER))
+        return saved
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings; of the generator's processor its class alone."""
+        light = copy.copy(self)
+        for name in ("generator_processor", "multimodal_prompt"):
+            light.__dict__.pop(name, None)
+        settings = super(GeneratorProcessorMixin, light).to_dict()
+        if self.generator_processor is not None:
+            settings[FOLDER] = type(self.generator_processor).__name__
+        return settings
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
+        """The saved settings, with the generator's processor in place of its class."""
+        access = {name: kwargs[name] for name in HUB_ACCESS if kwargs.get(name) is not None}
+        settings, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if settings.get(FOLDER):
+            folder = os.path.join(kwargs.get("subfolder") or "", FOLDER)
+            settings[FOLDER] = load_generator_processor(
+                pretrained_model_name_or_path, settings[FOLDER], subfolder=folder, **access
+            )
+        return settings, rest
+
+
+HUB_ACCESS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "trust_remote_code")

@@ -1,0 +1,50 @@
+"""How text that came from outside becomes token ids that are text and nothing else, with any tokenizer.
+
+`split_special_tokens` alone does not suffice: it leaves added tokens that are not marked special (`<tool_call>`), and
+a unigram vocabulary matches `</s>` as one piece. Here such words are cut after their first character and both halves
+are tokenised apart; whatever control id is left after that is dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from .layout import clean_text
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Every token that text must not produce: the special ones, and added ones that are longer than a character."""
+    added = tokenizer.added_tokens_decoder
+    words = {token.content: id for id, token in added.items() if len(token.content.strip()) > 1 or token.special}
+    return words | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+
+def literal_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lead: str = "") -> list[list[int]]:
+    """Token ids of texts, cleaned, each as literal text: no special tokens added, none produced.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): any tokenizer.
+        texts (`Sequence[str]`): what came from outside.
+        lead (`str`, *optional*): our own blanks before every text.
+
+    Example:
+
+    >>> literal_ids(processor.tokenizer, ["</s> <image> a kite"])  # doctest: +SKIP
+    [[529, 29914, 29879, 29958, ...]]
+    """
+    control = control_tokens(tokenizer)
+    long = sorted((re.escape(word[1:]) for word in control if len(word) > 1), key=len, reverse=True)
+    starts = "".join(sorted({re.escape(word[0]) for word in control if len(word) > 1}))
+    # Cut before what stands behind the first character of a control word.
+    cut = re.compile(f"(?<=[{starts}])(?={'|'.join(long)})") if long else None
+    cleaned = [lead + clean_text(text) for text in texts]
+    pieces = [cut.split(text) if cut else [text] for text in cleaned]
+    flat = [piece for row in pieces for piece in row]
+    if not flat:
+        return []
+    encoded = iter(tokenizer(flat, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    forbidden = set(control.values())
+    return [[id for _ in row for id in next(encoded) if id not in forbidden] for row in pieces]

@@ -1,0 +1,1 @@
+"""When to search, which passages to read, and when to say nothing."""

@@ -1,0 +1,303 @@
+"""Knows when to search, which passages to read, and when to say nothing: the gate, the critic and the last word.
+
+One `AnswerPolicy` goes with one system of model and knowledge base. It is made by hand out of rules that need no
+training (an uncertainty rule, a floor for the similarity), or fitted on questions whose answers are known
+(`hf_ravlm.training.fit_answer_policy`), and saved beside the model as `answer_policy.json` (settings) and
+`answer_policy.safetensors` (numbers).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...errors import InvalidInputError
+from ...metrics.calibrators import Calibrator, IsotonicCalibrator, TemperatureCalibrator
+from .decision_heads import ANSWER_FEATURES, DRAFT_FEATURES, PASSAGE_FEATURES, DecisionHead, UncertaintyRule
+from .features import evidence_features, passage_features
+
+
+if TYPE_CHECKING:
+    from ...retrieval import Evidence
+    from ..answering import Answer
+
+SETTINGS_FILE = "answer_policy.json"
+NUMBERS_FILE = "answer_policy.safetensors"
+_FORMAT = 1
+_HEADS = {"gate": DRAFT_FEATURES, "critic": PASSAGE_FEATURES, "confidence": ANSWER_FEATURES}
+_NUMBERS = ("gate_threshold", "similarity_floor", "critic_threshold", "answer_threshold", "num_candidates")
+
+
+@dataclass
+class Decision:
+    """What a policy decided about one answer.
+
+    Args:
+        retrieved (`bool`): whether passages were searched for.
+        need (`float`, *optional*): what the gate said, the probability that a search helps; `None` without a gate.
+        dropped (`list[Evidence]`): the passages that were found and not kept; of those that were, the best were read.
+        confidence (`float`, *optional*): the probability that the answer is right, calibrated if the policy is.
+        abstained (`bool`): whether the answer was withheld; its text is then empty.
+        withheld (`str`, *optional*): what would have been said.
+    """
+
+    retrieved: bool
+    need: float | None = None
+    dropped: list[Evidence] = field(default_factory=list)
+    confidence: float | None = None
+    abstained: bool = False
+    withheld: str | None = None
+
+
+@dataclass
+class SiftedEvidence:
+    """The passages found for one question, judged.
+
+    Args:
+        kept, dropped (`list[Evidence]`): in the order in which they were found.
+        beliefs (`list[float]`): what the critic said of each passage that was found; 1 without a critic.
+        features (`dict[str, float]`): `EVIDENCE_FEATURES`.
+    """
+
+    kept: list[Evidence]
+    dropped: list[Evidence]
+    beliefs: list[float]
+    features: dict[str, float]
+
+
+@dataclass
+class AnswerPolicy:
+    """When to search, what to read, when to abstain. The default does none of it: it reads what is found and answers.
+
+    Args:
+        gate ([`UncertaintyRule`] or [`DecisionHead`], *optional*):
+            Says from the closed-book draft whether a search helps. Below `gate_threshold` the draft is the answer.
+            `None` always searches, and writes no draft.
+        num_candidates (`int`, *optional*):
+            How many passages are found and judged; the reader gets the best `k` of those that are kept. `None` for
+            `k`. More candidates let the critic replace what it drops, and see more of what passages agree on.
+        similarity_floor (`float`, *optional*): Passages whose cosine is lower are dropped.
+        critic ([`DecisionHead`], *optional*): Passages for which it says less than `critic_threshold` are dropped.
+            Where nothing is left, the answer is closed-book.
+        confidence ([`DecisionHead`], *optional*): The probability that an answer is right; `None` takes the geometric
+            mean of its tokens' probabilities, which often is too high.
+        calibrator (*optional*): Of `fit_temperature` or `fit_isotonic`, applied to the confidence.
+        answer_threshold (`float`): Answers whose confidence is lower are withheld; 0 withholds none.
+        common_words (`dict[str, float]`): Of `word_shares`: words that say little of a passage.
+
+    Example: search where the draft is unsure, read nothing unlike the question, and say nothing below even odds.
+
+    ```python
+    >>> policy = AnswerPolicy(gate=UncertaintyRule("margin"), similarity_floor=0.3, answer_threshold=0.5)
+    >>> policy.needs_search({"margin": torch.tensor([0.9, 0.2])})
+    [0.10000002384185791, 0.800000011920929]
+
+    ```
+    """
+
+    gate: UncertaintyRule | DecisionHead | None = None
+    gate_threshold: float = 0.5
+    num_candidates: int | None = None
+    similarity_floor: float | None = None
+    critic: DecisionHead | None = None
+    critic_threshold: float = 0.5
+    confidence: DecisionHead | None = None
+    calibrator: Calibrator | None = None
+    answer_threshold: float = 0.0
+    common_words: Mapping[str, float] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.num_candidates is not None and self.num_candidates < 1:
+            raise InvalidInputError(f"num_candidates={self.num_candidates}: expected at least one, or None for k")
+        for role, known in _HEADS.items():
+            head = getattr(self, role)
+            if head is not None and (unknown := sorted(set(head.features) - set(known))):
+                raise InvalidInputError(
+                    f"The {role} asks for the features {', '.join(unknown)}, which nobody computes for it. There are "
+                    f"{', '.join(known)}."
+                )
+
+    @torch.no_grad()
+    def needs_search(self, draft: Mapping[str, torch.Tensor]) -> list[float]:
+        """The probability that a search helps, per question, by `DRAFT_FEATURES`, each `(B,)`."""
+        if self.gate is None:
+            raise InvalidInputError("This policy has no gate: it always searches.")
+        return self.gate(draft).tolist()
+
+    @torch.no_grad()
+    def sift(self, found: Sequence[Evidence]) -> SiftedEvidence:
+        """Judges the passages that were found for one question."""
+        features = passage_features(found, self.common_words)
+        beliefs = [1.0] * len(found) if self.critic is None else self.critic(features).tolist()
+        floor = -1.0 if self.similarity_floor is None else self.similarity_floor
+        judged = zip(found, beliefs, strict=True)
+        kept = [
+            place
+            for place, (passage, belief) in enumerate(judged)
+            if passage.score >= floor and (self.critic is None or belief >= self.critic_threshold)
+        ]
+        return SiftedEvidence(
+            [found[place] for place in kept],
+            [passage for place, passage in enumerate(found) if place not in kept],
+            beliefs,
+            evidence_features(features, beliefs, kept),
+        )
+
+    @torch.no_grad()
+    def judge(self, answer_features: Mapping[str, torch.Tensor]) -> list[float]:
+        """The calibrated probability that each answer is right, by `ANSWER_FEATURES`, each `(B,)`."""
+        raw = answer_features["mean_probability"] if self.confidence is None else self.confidence(answer_features)
+        values = raw.double().clamp(0, 1).numpy()
+        return (values if self.calibrator is None else self.calibrator(values)).tolist()
+
+    def decide(self, answer: Answer, sifted: SiftedEvidence | None, need: float | None, confidence: float) -> None:
+        """Writes the decision to an answer, and withholds its text where the confidence is too low.
+
+        Args:
+            answer (`Answer`): what would be said.
+            sifted (`SiftedEvidence`, *optional*): what was found; `None` where nothing was searched.
+            need (`float`, *optional*): what the gate said.
+            confidence (`float`): of `judge`.
+        """
+        abstained = confidence < self.answer_threshold
+        dropped = [] if sifted is None else sifted.dropped
+        withheld = answer.text if abstained else None
+        answer.decision = Decision(sifted is not None, need, dropped, confidence, abstained, withheld)
+        if abstained:
+            answer.text = ""
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Writes `answer_policy.json` and `answer_policy.safetensors` to a folder, that of the model for one."""
+        from safetensors.torch import save
+
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings, numbers = self._contents()
+        text = json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True)
+        (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / NUMBERS_FILE).write_bytes(save(numbers))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+    ) -> Any:
+        """Publishes the two files in one commit, to the repository of the model for one; returns its `CommitInfo`."""
+        from huggingface_hub import create_repo, upload_folder
+
+        create_repo(repo_id, private=private, token=token, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message="Upload answer policy",
+                token=token,
+                revision=revision,
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all settings and numbers: two policies that decide alike have the same."""
+        settings, numbers = self._contents()
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for name, tensor in sorted(numbers.items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.tolist()}".encode())
+        return digest.hexdigest()[:16]
+
+    def _contents(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        settings: dict[str, Any] = {"format": _FORMAT, **{name: getattr(self, name) for name in _NUMBERS}}
+        numbers: dict[str, torch.Tensor] = {}
+        for role in _HEADS:
+            head = getattr(self, role)
+            settings[role] = None if head is None else _describe(head)
+            if head is not None:
+                numbers |= {f"{role}.{name}": tensor.contiguous() for name, tensor in head.state_dict().items()}
+        settings["calibrator"] = None if self.calibrator is None else _CALIBRATOR_NAMES[type(self.calibrator)]
+        for name, value in {} if self.calibrator is None else vars(self.calibrator).items():
+            numbers[f"calibrator.{name}"] = torch.tensor(value, dtype=torch.float64)
+        settings["common_words"] = dict(self.common_words)
+        return settings, numbers
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **hub_kwargs: Any) -> AnswerPolicy:
+        """Reads what `save_pretrained` wrote, from a folder or a repository on the Hub (`revision`, `token`, ...).
+
+        Raises:
+            InvalidInputError: There is no policy, or it cannot be read.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        settings_file, numbers_file = find_policy_files(source, **hub_kwargs) or (None, None)
+        if settings_file is None:
+            raise InvalidInputError(
+                f"{source}: there is no {SETTINGS_FILE}; `AnswerPolicy.save_pretrained` writes it."
+            )
+        try:
+            settings = json.loads(Path(settings_file).read_text(encoding="utf-8"))
+            numbers = load_file(numbers_file)
+            if settings.pop("format") != _FORMAT:
+                raise ValueError(f"of another format than {_FORMAT}")
+            heads = {role: _restore(settings.pop(role), _part(numbers, role)) for role in _HEADS}
+            kind, points = settings.pop("calibrator"), _part(numbers, "calibrator")
+            values = {name: _plain(tensor) for name, tensor in points.items()}
+            calibrator = None if kind is None else _CALIBRATORS[kind](**values)
+            return cls(**settings, **heads, calibrator=calibrator)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+            raise InvalidInputError(
+                f"{settings_file} and {NUMBERS_FILE} beside it are not a policy that can be read: {error}"
+            ) from error
+
+
+_CALIBRATORS: dict[str, Any] = {"temperature": TemperatureCalibrator, "isotonic": IsotonicCalibrator}
+_CALIBRATOR_NAMES = {kind: name for name, kind in _CALIBRATORS.items()}
+
+
+def find_policy_files(source: str | os.PathLike[str] | None, **hub_kwargs: Any) -> tuple[str, str] | None:
+    """The two files of a policy in a folder, or in a repository on the Hub; `None` if there is none."""
+    from transformers.utils import cached_file
+
+    if not source:
+        return None
+    if os.path.isdir(source):
+        paths = [os.path.join(source, name) for name in (SETTINGS_FILE, NUMBERS_FILE)]
+        return (paths[0], paths[1]) if os.path.isfile(paths[0]) else None
+    missing_is_none = {f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "gated_repo")}
+    settings = cached_file(str(source), SETTINGS_FILE, **missing_is_none, **hub_kwargs)
+    return None if settings is None else (settings, cached_file(str(source), NUMBERS_FILE, **hub_kwargs))
+
+
+def _describe(head: UncertaintyRule | DecisionHead) -> dict[str, Any]:
+    if isinstance(head, UncertaintyRule):
+        return {"rule": head.rule}
+    return {"features": list(head.features), "hidden_dim": head.hidden_dim}
+
+
+def _restore(
+    described: dict[str, Any] | None, state: dict[str, torch.Tensor]
+) -> UncertaintyRule | DecisionHead | None:
+    if described is None:
+        return None
+    head = UncertaintyRule(**described) if "rule" in described else DecisionHead(**described)
+    head.load_state_dict(state)
+    return head.eval()
+
+
+def _part(numbers: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in numbers.items() if key.startswith(f"{name}.")}
+
+
+def _plain(tensor: torch.Tensor) -> Any:
+    return tuple(tensor.tolist()) if tensor.ndim else tensor.item()

@@ -1,0 +1,78 @@
+"""The order of decisions of an `AnswerPolicy`: draft, gate, search, critic, read, confidence, abstention.
+
+Whoever calls brings the search and the reader as functions of places in the batch; nothing here knows a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .features import quoting_features
+
+
+if TYPE_CHECKING:
+    from ..answering import Answer
+    from .answer_policy import AnswerPolicy, SiftedEvidence
+
+# The passages found for some of the questions, and the answers to some of them with their `DRAFT_FEATURES`.
+Search = Callable[[list[int]], Sequence[Sequence[Any]]]
+Read = Callable[[list[int], list[list[Any]]], tuple[Sequence["Answer"], Mapping[str, torch.Tensor]]]
+
+
+def answer_by_policy(
+    policy: AnswerPolicy, num_questions: int, k: int, search: Search | None, read: Read
+) -> list[Answer]:
+    """One answer per question, each with its `decision`.
+
+    Args:
+        policy (`AnswerPolicy`): decides.
+        num_questions (`int`): how many there are.
+        k (`int`): how many passages the reader gets at most.
+        search (callable, *optional*): finds passages; `None` where there is nothing to search.
+        read (callable): answers from the passages that it is given, or closed-book from none.
+    """
+    places = list(range(num_questions))
+    answers: dict[int, Answer] = {}
+    told: dict[int, dict[str, float]] = {}
+
+    def answer(chosen: list[int], evidence: list[list[Any]]) -> None:
+        if chosen:
+            written, features = read(chosen, evidence)
+            answers.update(zip(chosen, written, strict=True))
+            told.update(zip(chosen, rows_of(features), strict=True))
+
+    need: list[float | None] = [None] * num_questions
+    if policy.gate is not None and search is not None:
+        answer(places, [[] for _ in places])
+        need = [*policy.needs_search(columns_of([told[place] for place in places]))]
+    searched = [place for place, value in enumerate(need) if value is None or value >= policy.gate_threshold]
+    sifted: dict[int, SiftedEvidence] = {}
+    if searched and search is not None:
+        sifted = {place: policy.sift(found) for place, found in zip(searched, search(searched), strict=True)}
+    read_now = [place for place in sifted if sifted[place].kept[:k]]
+    answer(read_now, [sifted[place].kept[:k] for place in read_now])
+    left = [place for place in places if place not in answers]
+    answer(left, [[] for _ in left])
+    rows = []
+    for place in places:
+        judged = sifted.get(place) or policy.sift([])
+        rows.append(
+            told[place] | judged.features | quoting_features(answers[place].text, judged.kept[:k], judged.kept)
+        )
+    for place, confidence in enumerate(policy.judge(columns_of(rows)) if rows else []):
+        policy.decide(answers[place], sifted.get(place), need[place], confidence)
+    return [answers[place] for place in places]
+
+
+def columns_of(rows: Sequence[Mapping[str, float]]) -> dict[str, torch.Tensor]:
+    """`[{"a": 1.0}, {"a": 2.0}]` becomes `{"a": tensor([1., 2.])}`."""
+    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+
+
+def rows_of(columns: Mapping[str, torch.Tensor]) -> list[dict[str, float]]:
+    """`{"a": tensor([1., 2.])}` becomes `[{"a": 1.0}, {"a": 2.0}]`."""
+    values = {name: column.tolist() for name, column in columns.items()}
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]

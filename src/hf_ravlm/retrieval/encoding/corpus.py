@@ -1,0 +1,245 @@
+"""Knows how a whole knowledge base is embedded: in shards that survive a kill, by one process or by many.
+
+Without `staging` the vectors are made in memory. With it every finished shard is kept on disk and never made again;
+and processes that `accelerate launch` or `torchrun` started share the shards by their rank. They need no network
+between them, only the folder: rank 0 joins the shards when all are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import InvalidInputError
+from ..indexes.unit_vectors import unit_vectors
+from ..knowledge_base import KnowledgeBase
+from .corpus_shards import EmbeddingPlan, StagingFolder
+from .encoders import Encoder, require_batch_size
+from .token_batches import encode_halving, longest_first
+
+
+logger = logging.getLogger(__name__)
+
+_TEXT_BATCHES_PER_CALL = 32
+_CALLS_PER_SHARD = 4
+_POLL_SECONDS = 0.2
+
+
+def embed_corpus(
+    knowledge_base: KnowledgeBase,
+    encoder: Encoder,
+    *,
+    batch_size: int = 64,
+    staging: str | os.PathLike[str] | None = None,
+    shard_rows: int | None = None,
+    process: tuple[int, int] | None = None,
+    timeout_seconds: float = 1800.0,
+) -> np.ndarray:
+    """Returns the unit vectors of all passages.
+
+    Interrupted at any point and run again with the same `staging`, it goes on with the first unfinished shard and
+    returns, on the same machine with as many threads, the same bits: shards and batches have fixed boundaries. Where
+    the memory does not suffice for a batch, halves are encoded instead, which may change the last bits.
+
+    Args:
+        knowledge_base: The passages; may be empty.
+        encoder: Encodes them. One that never gives the same fingerprint twice cannot resume.
+        batch_size: How many images are decoded and encoded at once. Texts alone are handed to the encoder 32 times
+            as many at once; it batches them itself.
+        staging: A folder for unfinished work, on a disk that all processes see; `None` works in memory. It can be
+            deleted once the vectors are saved.
+        shard_rows: Passages in a shard, the most that a kill can cost; `None` for four calls of the encoder.
+        process: Rank and number of the processes that share the work in `staging`; `None` reads `RANK` and
+            `WORLD_SIZE`, as launchers set them. `(0, 1)` works alone whatever the launcher says.
+        timeout_seconds: How long a process waits for the others without seeing a new shard.
+
+    Returns:
+        An array (N, D) in float32; with `staging` a read-only memory map. Every process gets all of it.
+
+    Raises:
+        InvalidInputError: If an argument is wrong, or the encoder returns vectors of a wrong number, shape or type.
+        UnsafeInputError: If a vector is zero, NaN or infinite, with the ids of its passages.
+        TimeoutError: If other processes stop delivering.
+        RuntimeError: If the memory does not suffice for a single passage, as the device reports it.
+
+    Example:
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> class LengthEncoder:
+    ...     name, fingerprint = "lengths", "0" * 64
+    ...
+    ...     def encode_passages(self, texts, images):
+    ...         return np.array([[len(text), 1] for text in texts], np.float32)
+    >>> knowledge_base = KnowledgeBase.from_dicts([{"id": 1, "text": "wren"}, {"id": 2, "text": "a wren"}])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     embed_corpus(knowledge_base, LengthEncoder(), staging=folder, process=(0, 1)).round(2).tolist()
+    [[0.9700000286102295, 0.23999999463558197], [0.9900000095367432, 0.1599999964237213]]
+    """
+    require_batch_size(batch_size)
+    if shard_rows is not None and shard_rows < 1:
+        raise InvalidInputError(f"shard_rows={shard_rows}: expected at least 1.")
+    if len(knowledge_base) == 0:
+        return np.zeros((0, 0), np.float32)
+    has_images = knowledge_base.table["image"].null_count < len(knowledge_base)
+    call_rows = batch_size if has_images else batch_size * _TEXT_BATCHES_PER_CALL
+    lengths = np.asarray(knowledge_base.text_lengths())  # (N,) characters
+    if staging is None:
+        rows = range(len(knowledge_base))
+        with _progress_bar(len(rows), call_rows) as bar:
+            return _encode_rows(knowledge_base, encoder, rows, lengths, call_rows, bar)
+    plan = EmbeddingPlan(
+        num_rows=len(knowledge_base),
+        shard_rows=shard_rows or call_rows * _CALLS_PER_SHARD,
+        call_rows=call_rows,
+        encoder_name=encoder.name,
+        encoder_fingerprint=encoder.fingerprint,
+        input_sha256=input_digest(knowledge_base),
+    )
+    folder = StagingFolder(Path(staging), plan)
+    rank, num_processes = _process() if process is None else process
+    if not 0 <= rank < num_processes:
+        raise InvalidInputError(f"process=({rank}, {num_processes}): expected 0 <= rank < number of processes.")
+    if not folder.is_merged():
+        _encode_shards(knowledge_base, encoder, folder, lengths, range(rank, plan.num_shards, num_processes))
+        if rank == 0:
+            _wait_for_shards(folder, num_processes, timeout_seconds)
+            folder.merge()
+        else:
+            _wait_for_merge(folder, timeout_seconds)
+    return folder.read_merged()
+
+
+def input_digest(knowledge_base: KnowledgeBase) -> str:
+    """A SHA-256 over the texts and images of all passages, in their order.
+
+    >>> rows = [{"id": 1, "text": "wren"}]
+    >>> input_digest(KnowledgeBase.from_dicts(rows)) == input_digest(KnowledgeBase.from_dicts(rows * 1))
+    True
+    """
+    digest = hashlib.sha256()
+    for batch in knowledge_base.table.select(["text", "image"]).to_batches(max_chunksize=1024):
+        for text, image in zip(batch["text"], batch["image"], strict=True):
+            for part in (text.as_buffer(), image.as_buffer()):
+                # The length says where a part ends, so that no two knowledge bases run together to the same bytes.
+                digest.update(b"none" if part is None else len(part).to_bytes(8, "little"))
+                if part is not None:
+                    digest.update(part)
+    return digest.hexdigest()
+
+
+def _encode_shards(
+    knowledge_base: KnowledgeBase, encoder: Encoder, folder: StagingFolder, lengths: np.ndarray, shards: Sequence[int]
+) -> None:
+    unfinished = [shard for shard in shards if not folder.is_finished(shard)]
+    num_done = len(shards) - len(unfinished)
+    if num_done:
+        logger.info("%s: %d of %d shards are finished already", folder.folder, num_done, len(shards))
+    plan = folder.plan
+    with _progress_bar(sum(len(plan.rows_of(shard)) for shard in unfinished), plan.call_rows) as bar:
+        for shard in unfinished:
+            rows = plan.rows_of(shard)
+            folder.write_shard(shard, _encode_rows(knowledge_base, encoder, rows, lengths, plan.call_rows, bar))
+
+
+def _encode_rows(
+    knowledge_base: KnowledgeBase, encoder: Encoder, rows: range, lengths: np.ndarray, call_rows: int, bar: Any
+) -> np.ndarray:
+    """Unit vectors (n, D) of a range of passages, encoded from the longest text to the shortest to spare padding."""
+    order = rows.start + longest_first(lengths[rows.start : rows.stop])
+    vectors: np.ndarray | None = None
+    for start in range(0, len(order), call_rows):
+        call = order[start : start + call_rows]
+        dim = None if vectors is None else vectors.shape[1]
+        encoded = encode_halving(partial(_encode_passages, knowledge_base, encoder, dim), call.tolist())
+        if vectors is None:
+            vectors = np.empty((len(rows), encoded.shape[1]), np.float32)
+        vectors[call - rows.start] = encoded
+        bar.update(len(call))
+    assert vectors is not None
+    return vectors
+
+
+def _encode_passages(knowledge_base: KnowledgeBase, encoder: Encoder, dim: int | None, rows: list[int]) -> np.ndarray:
+    passages = knowledge_base.passages(rows)
+    encoded = encoder.encode_passages([p.text for p in passages], [p.image for p in passages])
+    if len(encoded) != len(rows):
+        raise InvalidInputError(f"The encoder returned {len(encoded)} vectors for {len(rows)} passages.")
+    return unit_vectors(encoded, "passage vectors", dim, names=[repr(p.id) for p in passages])
+
+
+def _progress_bar(num_rows: int, call_rows: int) -> Any:
+    """A bar that counts passages; what is done in one call of the encoder needs none."""
+    from transformers.utils.logging import tqdm
+
+    return (
+        tqdm(total=num_rows, desc="Embedding passages", unit="passage")
+        if num_rows > call_rows
+        else nullcontext(_NoBar())
+    )
+
+
+class _NoBar:
+    def update(self, num_rows: int) -> None:
+        pass
+
+
+def _process() -> tuple[int, int]:
+    """Rank and number of processes, as `accelerate launch` and `torchrun` tell them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _wait_for_shards(folder: StagingFolder, num_processes: int, timeout_seconds: float) -> None:
+    missing = set(range(folder.plan.num_shards))
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        arrived = {shard for shard in missing if folder.has_record(shard) and folder.is_finished(shard)}
+        if arrived:
+            missing -= arrived
+            deadline = time.monotonic() + timeout_seconds
+        if not missing:
+            return
+        if time.monotonic() >= deadline:
+            ranks = sorted({shard % num_processes for shard in missing})
+            raise TimeoutError(
+                f"{folder.folder}: {len(missing)} of {folder.plan.num_shards} shards are missing, and none came for "
+                f"{timeout_seconds:g} s. They belong to the processes with rank {ranks} of {num_processes}. "
+                f"{_hint(folder)} Finished shards are kept: run again to go on."
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _wait_for_merge(folder: StagingFolder, timeout_seconds: float) -> None:
+    num_missing = -1
+    deadline = time.monotonic() + timeout_seconds
+    while not (folder.has_merged_record() and folder.is_merged()):
+        if folder.num_missing() != num_missing:
+            num_missing = folder.num_missing()
+            deadline = time.monotonic() + timeout_seconds
+        if time.monotonic() >= deadline:
+            raise TimeoutError(
+                f"{folder.folder}: the process with rank 0 has not joined the shards within {timeout_seconds:g} s "
+                f"({num_missing} are missing). {_hint(folder)} Finished shards are kept: run again to go on."
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _hint(folder: StagingFolder) -> str:
+    """What is most likely wrong: a process that died, or one that works on another job."""
+    others = sorted(path.parent.name for path in folder.folder.parent.glob("*/plan.json"))
+    others.remove(folder.folder.name)
+    if others:
+        return (
+            f"See whether they still run, and whether they have the same passages and the same encoder in the same "
+            f"number type: the folder also holds the jobs {others}."
+        )
+    return "See whether they still run and call `embed_corpus` with the same folder."

@@ -1,0 +1,161 @@
+"""Knows where a knowledge base comes from: a local folder, or one commit of a Hub repository; and its encoder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from ...errors import HubUnavailableError, InvalidInputError, KnowledgeBaseNotFoundError, undelivered
+from ...saving.safe_paths import safe_relpath
+from ..encoding.encoders import RavlmEncoder
+from ..store.manifest import StoredFile
+from ..store.versions import current_generation_name, read_generation
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+RepoType = Literal["model", "dataset"]
+
+
+def local_folder(
+    source: Any,
+    subfolder: str,
+    hub_kwargs: dict[str, Any],
+    repo_type: RepoType = "model",
+    wanted: Callable[[StoredFile], bool] = lambda file: True,
+) -> tuple[Path, dict[str, Any]]:
+    """The local folder of a knowledge base, downloaded if it is a Hub id, with the revision that was resolved.
+
+    Args:
+        source: A folder, or the id of a repository.
+        subfolder: Where the knowledge base lies in a model repository. In a dataset repository it is the root.
+        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+        repo_type: The type of the repository.
+        wanted: Which of its files to download.
+
+    Raises:
+        KnowledgeBaseNotFoundError: If the source is neither a folder nor a repository with a knowledge base.
+        HubUnavailableError: If the Hub cannot be asked, and the cache does not hold it.
+    """
+    if os.path.isdir(source):
+        return Path(source), hub_kwargs
+    from huggingface_hub.errors import HFValidationError
+
+    check_repo_type(repo_type)
+    prefix = "" if repo_type == "dataset" else f"{safe_relpath(subfolder)}/"
+    try:
+        with hub_errors(f"reading the {repo_type} repository {source}"):
+            return _download(os.fspath(source), prefix, hub_kwargs, repo_type, wanted)
+    except HFValidationError as error:
+        raise KnowledgeBaseNotFoundError(
+            f"{source}: there is no such folder, and it is not the id of a Hub repository either. Check the path."
+        ) from error
+
+
+def _download(
+    repo_id: str, prefix: str, hub_kwargs: dict[str, Any], repo_type: RepoType, wanted: Callable[[StoredFile], bool]
+) -> tuple[Path, dict[str, Any]]:
+    """Downloads the pointer, then the manifest it names, then the files listed there, all of one commit."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        pointer = Path(hf_hub_download(repo_id, f"{prefix}CURRENT", repo_type=repo_type, **hub_kwargs))
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError as error:
+        raise KnowledgeBaseNotFoundError(
+            f"{repo_id}: this {repo_type} repository holds no knowledge base (no {prefix}CURRENT). Expected one that "
+            "`RavlmRetriever.push_to_hub` wrote; " + _OTHER_TYPE[repo_type]
+        ) from error
+    store = pointer.parent
+    folder = store.parents[prefix.count("/") - 1] if prefix else store
+    # Everything must come from one commit, though the branch may move between two downloads.
+    commit = folder.name if _COMMIT.fullmatch(folder.name) else hub_kwargs.get("revision")
+    hub_kwargs = {**hub_kwargs, "revision": commit}
+    manifest = f"{prefix}manifests/{current_generation_name(store)}.json"
+    hf_hub_download(repo_id, manifest, repo_type=repo_type, **hub_kwargs)
+    names = [f"{prefix}{file.fields['name']}" for file in read_generation(store).files if wanted(file)]
+    if names:
+        snapshot_download(repo_id, allow_patterns=names, repo_type=repo_type, **hub_kwargs)
+    return folder, hub_kwargs
+
+
+_OTHER_TYPE = {
+    "model": 'one published on its own is opened with `repo_type="dataset"`.',
+    "dataset": 'one beside a model is opened with `repo_type="model"`.',
+}
+
+
+def check_repo_type(repo_type: str) -> None:
+    """Refuses a type of repository that holds no knowledge bases."""
+    if repo_type not in _OTHER_TYPE:
+        raise InvalidInputError(f'repo_type={repo_type!r} is not known. Choose "model" or "dataset".')
+
+
+@contextmanager
+def hub_errors(doing: str, hint: str = "Check the network and try again.") -> Iterator[None]:
+    """Turns what goes wrong between here and the Hub into errors that say what was tried and what to do.
+
+    Args:
+        doing: What is tried, such as `"reading the dataset repository me/birds"`.
+        hint: What to do when the Hub cannot be reached.
+
+    Raises:
+        KnowledgeBaseNotFoundError: If there is no such repository or revision, or it is not ours to see.
+        HubUnavailableError: If the Hub cannot be reached or refuses.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except Exception as error:
+        found = undelivered(error)
+        if found is None:
+            raise
+        if isinstance(found, errors.GatedRepoError):
+            reason = "its owner asks for consent first. Accept the terms on its page, and log in (`hf auth login`)."
+        elif isinstance(found, errors.RepositoryNotFoundError):
+            reason = (
+                "there is no such repository, or it is private and not yours to see. Check the name and `repo_type`, "
+                "and log in (`hf auth login`) or pass `token`."
+            )
+        elif isinstance(found, errors.RevisionNotFoundError):
+            reason = "it has no such revision. Check `revision`."
+        else:
+            lines = str(found).strip().splitlines() or [type(found).__name__]
+            raise HubUnavailableError(f"{doing}: the Hub did not deliver ({lines[0][:300]}). {hint}") from error
+        raise KnowledgeBaseNotFoundError(f"{doing}: {reason}") from error
+
+
+def is_hub_snapshot(folder: Path) -> bool:
+    """Whether a folder belongs to the cache of the Hub, which other programs manage."""
+    return any(
+        parent.parent.name == "snapshots" and _COMMIT.fullmatch(parent.name)
+        for parent in (folder.absolute(), *folder.absolute().parents)
+    )
+
+
+def load_encoder(source: Any, store: Path, hub_kwargs: dict[str, Any]) -> RavlmEncoder:
+    """Loads model and processor from where the knowledge base came from.
+
+    Raises:
+        InvalidInputError: If there is no model.
+    """
+    from transformers import AutoModel, AutoProcessor
+
+    if os.path.isdir(source):
+        candidates = [folder for folder in (Path(source), store.parent) if (folder / "config.json").exists()]
+        if not candidates:
+            raise InvalidInputError(
+                f"{source}: there is a knowledge base but no model (no config.json) to ask it with. Pass "
+                "`encoder=RavlmEncoder(model, processor)`, or save model and processor to the same folder."
+            )
+        source = candidates[0]
+    model = AutoModel.from_pretrained(source, trust_remote_code=False, **hub_kwargs)
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=False, **hub_kwargs)
+    return RavlmEncoder(model.eval(), processor)

@@ -1,1 +1,0 @@
-"""How passages come in: files, tables, data sets, public corpora."""

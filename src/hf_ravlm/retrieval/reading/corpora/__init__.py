@@ -1,1 +1,0 @@
-"""Readers of public bodies of knowledge: WordNet, ConceptNet and Wikipedia, each as a stream of rows."""

@@ -1,0 +1,1 @@
+"""Sources of passages: dictionaries, data sets, tables, folders, texts in chunks."""

@@ -1,0 +1,125 @@
+"""Knows how rows come out of memory: dictionaries, and data sets of `datasets`, loaded or streamed.
+
+Nothing is checked here but what only the source can know: which columns exist and which item is broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from ...errors import InvalidInputError, UnsafeInputError
+from ...images import MAX_BYTES
+from .checked_rows import STANDARD_COLUMNS, SourceFault, SourceItem, SourceRow
+from .columns import ColumnNames, choose_columns, row_from_record
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features, IterableDataset
+
+
+def rows_from_dicts(rows: Iterable[Mapping[str, Any]]) -> Iterator[SourceItem]:
+    """Reads dictionaries; keys that are no standard column become metadata."""
+    for number, row in enumerate(rows):
+        where = f"row {number}"
+        try:
+            yield _row_with_id(where, row)
+        except InvalidInputError as error:
+            yield SourceFault(where, error)
+
+
+def _row_with_id(where: str, row: Mapping[str, Any]) -> SourceRow:
+    if not isinstance(row, Mapping):
+        raise InvalidInputError(
+            f"{where} is of type {type(row).__name__}. Expected a dictionary with the keys "
+            f"{', '.join(STANDARD_COLUMNS)} and metadata."
+        )
+    if row.get("id") is None:
+        raise InvalidInputError(f"{where} has no `id`; its keys are {list(row)}. Give every passage an id.")
+    return row_from_dict(where, row)
+
+
+def row_from_dict(where: str, row: Mapping[str, Any]) -> SourceRow:
+    """Makes a row of a dictionary whose keys are standard columns, `metadata`, and metadata.
+
+    Raises:
+        InvalidInputError: If `metadata` is no dictionary.
+    """
+    values = {name: row.get(name) for name in STANDARD_COLUMNS}
+    if "licence" not in row:
+        values["licence"] = row.get("license")
+    nested = row.get("metadata") or {}
+    if not isinstance(nested, Mapping):
+        raise InvalidInputError(f"{where}: `metadata` is of type {type(nested).__name__}. Expected a dictionary.")
+    known = {*STANDARD_COLUMNS, "metadata", *(() if "licence" in row else ("license",))}
+    return SourceRow(where, values, {**{key: row[key] for key in row if key not in known}, **nested})
+
+
+def rows_from_dataset(dataset: Dataset | IterableDataset, names: ColumnNames) -> Iterator[SourceItem]:
+    """Reads a split of a data set, loaded or streamed, without decoding its images."""
+    from datasets import Dataset, IterableDataset
+
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        hint = f"Pick one of its splits {list(dataset)}." if isinstance(dataset, dict) else "Load one split."
+        raise InvalidInputError(
+            f"Expected a `datasets.Dataset` or `datasets.IterableDataset`, got {type(dataset).__name__}. {hint}"
+        )
+    records: Iterable[Mapping[str, Any]]
+    if dataset.features is not None:
+        columns, metadata_columns = choose_columns(names, list(dataset.features), "the data set")
+        _check_image_column(columns.get("image"), dataset.features)
+        dataset = _without_decoding(dataset, columns.get("image"))
+        records = dataset.select_columns([*{*columns.values(), *metadata_columns}])
+    else:  # a stream that does not say what it holds: its first row does
+        records, seen = _peeked(dataset)
+        columns, metadata_columns = choose_columns(names, seen, "the data set")
+    for number, record in enumerate(records):
+        row = row_from_record(f"row {number}", number, record, columns, metadata_columns)
+        try:
+            image = _readable_image(row.values.get("image"), row.where, is_typed=dataset.features is not None)
+        except (InvalidInputError, UnsafeInputError) as error:
+            yield SourceFault(row.where, error, None if row.values.get("id") is None else str(row.values["id"]))
+        else:
+            yield row._replace(values={**row.values, "image": image})
+
+
+def _check_image_column(image_column: str | None, features: Features) -> None:
+    from datasets import Image
+
+    if image_column is not None and not isinstance(features[image_column], Image):
+        raise InvalidInputError(
+            f"The column {image_column!r} has the type {features[image_column]}. Expected images: use "
+            f"`dataset.cast_column({image_column!r}, datasets.Image())`, or `image_column=None` to leave it out."
+        )
+
+
+def _without_decoding(dataset: Dataset | IterableDataset, image_column: str | None) -> Any:
+    from datasets import Image
+
+    plain = dataset.with_format(None)
+    return plain if image_column is None else plain.cast_column(image_column, Image(decode=False))
+
+
+def _peeked(dataset: IterableDataset) -> tuple[Iterable[Mapping[str, Any]], Sequence[str]]:
+    records = iter(dataset)
+    first = list(islice(records, 1))
+    return chain(first, records), list(first[0]) if first else []
+
+
+def _readable_image(image: Any, where: str, is_typed: bool) -> Any:
+    """An image cell: a file inside an archive or on a host, as streams name them, is read with `fsspec`."""
+    if not is_typed and isinstance(image, str):  # data, not a file that we may open
+        raise InvalidInputError(
+            f"{where}: the image is a string. Expected an image or encoded bytes: use "
+            "`dataset.cast_column(..., datasets.Image())` to read files."
+        )
+    if not isinstance(image, Mapping) or image.get("bytes") is not None or "://" not in str(image.get("path")):
+        return image
+    import fsspec
+
+    try:
+        with fsspec.open(image["path"], "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except Exception as error:  # each kind of host has its own errors
+        raise UnsafeInputError(f"{where}: the image {image['path']} cannot be read ({error}).") from error

@@ -1,0 +1,226 @@
+"""Knows how rows stand in files of tables: JSONL, CSV, TSV and Parquet, compressed or not, read as streams.
+
+A line that cannot be read becomes a `SourceFault` in the place of its row; a file that cannot be read is an error.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from ...errors import InvalidInputError, UnsafeInputError
+from ...saving.safe_paths import resolve_inside
+from .checked_rows import SourceFault, SourceItem
+from .columns import ColumnNames, choose_columns, row_from_record
+from .text_files import byte_lines, decoded_line, existing_file, open_bytes, plain_suffix
+
+
+_ROWS_PER_READ = 256
+_MAX_CELL_CHARACTERS = 10_000_000
+
+
+class Record(NamedTuple):
+    """One record of a table as it is written, and where it stands."""
+
+    where: str
+    values: Mapping[str, Any]
+
+
+RecordItem = Record | SourceFault
+
+
+def rows_from_jsonl(path: str | os.PathLike[str], names: ColumnNames) -> Iterator[SourceItem]:
+    """Reads a file with one JSON object per line; the columns are the keys of all lines.
+
+    The file is read twice, for its keys and for its rows, so that nothing has to be held.
+    """
+    file = existing_file(path)
+    seen: dict[str, None] = {}
+    num_records = 0
+    for item in jsonl_records(file):
+        if isinstance(item, Record):
+            num_records += 1
+            seen.update(dict.fromkeys(item.values))
+    if num_records:
+        yield from _rows_from_records(file, jsonl_records(file), list(seen), names)
+    else:
+        yield from (item for item in jsonl_records(file) if isinstance(item, SourceFault))
+
+
+def rows_from_csv(
+    path: str | os.PathLike[str], names: ColumnNames, delimiter: str | None = None
+) -> Iterator[SourceItem]:
+    """Reads a CSV file with a header line; `delimiter=None` means a tab for `.tsv` and a comma otherwise."""
+    file = existing_file(path)
+    yield from _rows_from_records(file, csv_records(file, delimiter), csv_columns(file, delimiter), names)
+
+
+def rows_from_parquet(path: str | os.PathLike[str], names: ColumnNames) -> Iterator[SourceItem]:
+    """Reads a Parquet file, a few hundred rows at a time."""
+    file = existing_file(path)
+    yield from _rows_from_records(file, parquet_records(file), parquet_columns(file), names)
+
+
+def _rows_from_records(
+    file: Path, records: Iterable[RecordItem], seen: Sequence[str], names: ColumnNames
+) -> Iterator[SourceItem]:
+    columns, metadata_columns = choose_columns(names, seen, str(file))
+    for number, record in enumerate(records):
+        if isinstance(record, SourceFault):
+            yield record
+            continue
+        row = row_from_record(record.where, number, record.values, columns, metadata_columns)
+        try:
+            image = _image_beside(file.parent, row.values.get("image"), record.where)
+        except (InvalidInputError, UnsafeInputError) as error:
+            passage_id = row.values.get("id")
+            yield SourceFault(record.where, error, None if passage_id is None else str(passage_id))
+        else:
+            yield row._replace(values={**row.values, "image": image})
+
+
+def _image_beside(folder: Path, image: Any, where: str) -> Any:
+    """An image cell: a relative path becomes a path inside the folder of the data, bytes stay as they are."""
+    if isinstance(image, Mapping) and image.get("bytes") is None:
+        image = image.get("path")
+    if isinstance(image, str):
+        return resolve_inside(folder, image)
+    if image is None or isinstance(image, (bytes, Mapping)):
+        return image
+    raise InvalidInputError(
+        f"{where}: the image is of type {type(image).__name__}. Expected a relative path, encoded bytes or "
+        '{"bytes", "path"}.'
+    )
+
+
+def jsonl_records(file: Path) -> Iterator[RecordItem]:
+    """Yields the object of each line that is not blank."""
+    with open_bytes(file) as stream:
+        for number, line in byte_lines(stream):
+            if line is not None and not line.strip():
+                continue
+            where = f"{file.name} line {number}"
+            try:
+                yield Record(where, _json_object(decoded_line(line, where), where))
+            except InvalidInputError as error:
+                yield SourceFault(where, error)
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{where} is not JSON ({error}). Expected one JSON object per line.") from error
+    if not isinstance(record, dict):
+        raise InvalidInputError(f"{where} is a {type(record).__name__}. Expected one JSON object per line.")
+    return record
+
+
+def csv_columns(file: Path, delimiter: str | None = None) -> list[str]:
+    """The names in the header line.
+
+    Raises:
+        InvalidInputError: If one comes twice, or the header cannot be read.
+    """
+    with open_bytes(file) as stream:
+        try:
+            header: list[str] = next(_csv_reader(file, _csv_lines(stream), delimiter), [])
+        except csv.Error as error:
+            raise InvalidInputError(f"{file.name} line 1 is not CSV ({error}).") from error
+    if not all(map(_is_utf8, header)):
+        raise InvalidInputError(f"{file}: the header is not UTF-8. Save the file as UTF-8.")
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise InvalidInputError(f"{file}: the columns {repeated} occur twice in the header. Rename them.")
+    return header
+
+
+def csv_records(file: Path, delimiter: str | None = None) -> Iterator[RecordItem]:
+    """Yields the lines after the header; an empty value is `None`."""
+    with open_bytes(file) as stream:
+        reader = _csv_reader(file, _csv_lines(stream), delimiter)
+        header: list[str] = next(reader, [])
+        while True:
+            where = f"{file.name} line {reader.line_num + 1}"
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "field limit" in str(error):  # the rest of the cell would be taken for records
+                    raise InvalidInputError(
+                        f"{where}: a cell has more than {_MAX_CELL_CHARACTERS:,} characters. Is a quote not closed?"
+                    ) from error
+                yield SourceFault(where, InvalidInputError(f"{where} is not CSV ({error}). Close and double quotes."))
+                continue
+            if values:
+                yield _csv_record(where, header, values)
+
+
+def _csv_record(where: str, header: Sequence[str], values: Sequence[str]) -> RecordItem:
+    reason = None
+    if len(values) > len(header):
+        reason = f"{where} has more values than the header has columns. Quote commas."
+    elif not all(map(_is_utf8, values)):
+        reason = f"{where} is not UTF-8. Save the file as UTF-8."
+    if reason:
+        return SourceFault(where, InvalidInputError(reason))
+    return Record(where, {name: value or None for name, value in zip(header, values, strict=False)})
+
+
+def _csv_reader(file: Path, lines: Iterator[str], delimiter: str | None) -> Any:
+    # A setting of the whole process that is only ever widened: Python's own limit of 128 KiB is less than a document.
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL_CHARACTERS))
+    # Strict: otherwise a quote that is not closed swallows the rows behind it without a word.
+    return csv.reader(lines, delimiter=delimiter or ("\t" if plain_suffix(file) == ".tsv" else ","), strict=True)
+
+
+def _csv_lines(stream: Any) -> Iterator[str]:
+    """Lines for the CSV reader; bytes that are no UTF-8 become halves of pairs, which `_is_utf8` finds."""
+    for number, line in byte_lines(stream):
+        if line is None:
+            raise InvalidInputError(f"Line {number} is too long for a table. Is this a CSV file?")
+        yield line.decode("utf-8", "surrogateescape")
+
+
+def _is_utf8(value: str) -> bool:
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def parquet_columns(file: Path) -> list[str]:
+    """The names of the columns; errors as `parquet_records`."""
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(file).names)
+    except (pa.ArrowException, OSError) as error:
+        raise _unsound_parquet(file, error) from error
+
+
+def parquet_records(file: Path, columns: Sequence[str] | None = None) -> Iterator[RecordItem]:
+    """Yields the rows, with all or some of their columns.
+
+    Raises:
+        InvalidInputError: If the file is damaged.
+    """
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            for batch in parquet.iter_batches(batch_size=_ROWS_PER_READ, columns=columns):
+                for values in batch.to_pylist():
+                    yield Record(f"{file.name} row {number}", values)
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise _unsound_parquet(file, error) from error
+
+
+def _unsound_parquet(file: Path, error: Exception) -> InvalidInputError:
+    return InvalidInputError(f"{file}: this is not a sound Parquet file ({error}). Write it again.")

@@ -1,0 +1,131 @@
+"""Knows which state of the knowledge is current: in memory, and in the folder where every change is committed.
+
+Searches take the current state once and keep it; writers of one process stand in line here, writers of several in
+front of the lock of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..encoding.corpus import input_digest
+from ..encoding.encoder_probe import EncoderRecord
+from ..knowledge_base import KnowledgeBase
+from .loading import OpenOptions, open_state, read_state
+from .saving import StoredState, write_change, write_state
+from .state import LivingKnowledge
+from .versions import remove_old_generations
+
+
+STAGING = "staging"
+_MIN_STAGED_PASSAGES = 1_000
+
+
+class HeldKnowledge:
+    """The current state, and the folder that it is committed to, if any.
+
+    Args:
+        knowledge: The state.
+        stored: The state as it was read from a folder; `None` if it is in memory alone.
+        options: How newer generations of that folder are opened.
+
+    Attributes:
+        knowledge: The state that searches see; replaced as a whole.
+        stored: As given, and after every change.
+    """
+
+    def __init__(
+        self, knowledge: LivingKnowledge, stored: StoredState | None = None, options: OpenOptions | None = None
+    ) -> None:
+        self.knowledge = knowledge
+        self.stored = stored
+        self._options = OpenOptions() if options is None else options
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
+    def change(self, change: Callable[[LivingKnowledge], LivingKnowledge]) -> None:
+        """Makes the next state of the newest one, and commits it if there is a folder.
+
+        Args:
+            change: Gets the newest state and returns the next; called once, under the lock of the folder.
+        """
+        with self._lock:
+            if self.stored is None:
+                self.knowledge = change(self.knowledge)
+            else:
+                reload = partial(read_state, options=self._options, earlier=self.stored)
+                self._adopt(write_change(self.stored, change, reload))
+
+    def newer(self) -> StoredState | None:
+        """The state that the folder holds, if somebody else has changed it; it is not adopted yet."""
+        with self._lock:
+            if self.stored is None:
+                return None
+            state = open_state(self.stored.generation.folder, self._options, self.stored)
+            return None if state is self.stored else state
+
+    def adopt(self, state: StoredState) -> None:
+        """Takes over a state that `newer` returned, unless a change has brought a later one meanwhile."""
+        with self._lock:
+            if self.stored is None or _number(state) > _number(self.stored):
+                self._adopt(state)
+
+    def save(self, folder: Path, encoder: EncoderRecord) -> None:
+        """Writes all files of the state into a folder, and commits later changes there.
+
+        The folder that it was committed to already is written anew with its newest state; another one is replaced.
+        """
+        with self._lock:
+            if self.stored is not None and _is_same_folder(folder, self.stored.generation.folder):
+                self.stored = replace(self.stored, encoder=encoder)
+                self.change(lambda knowledge: knowledge.renewed())
+            else:
+                self._adopt(write_state(folder, self.knowledge, encoder))
+
+    @contextmanager
+    def staging(self, knowledge_base: KnowledgeBase) -> Iterator[Path | None]:
+        """Gives a folder for the half-made vectors of new passages, and removes it once they are committed.
+
+        A folder stays after an error or a kill, for the next attempt. There is none (`None`) for few passages, or
+        without a folder to commit to.
+        """
+        if self.stored is None or len(knowledge_base) < _MIN_STAGED_PASSAGES:
+            yield None
+            return
+        folder = self.stored.generation.folder / STAGING / f"add-{input_digest(knowledge_base)[:20]}"
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def purge(self, timeout_seconds: float) -> None:
+        """Removes earlier generations and half-made work from the folder; see `remove_old_generations`."""
+        with self._lock:
+            if self.stored is not None:
+                folder = self.stored.generation.folder
+                shutil.rmtree(folder / STAGING, ignore_errors=True)
+                remove_old_generations(folder, timeout_seconds)
+
+    def _adopt(self, state: StoredState) -> None:
+        before, self.stored, self.knowledge = self.stored, state, state.knowledge
+        if before is not None and before.generation is not state.generation:
+            before.generation.lease.release()
+
+
+def _number(state: StoredState) -> int:
+    return int(state.generation.name.removeprefix("gen-"))
+
+
+def _is_same_folder(folder: Path, other: Path) -> bool:
+    return (folder / "CURRENT").exists() and other.exists() and os.path.samefile(folder, other)

@@ -1,0 +1,302 @@
+"""Knows how the files of a generation become a state in memory, and what to do about those that are damaged.
+
+What was given (passages, vectors, tombstones) must be whole, or the caller has agreed to do without the rows that are
+lost; what was derived is made again. Nothing is believed before its checksum was compared.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from ...errors import InvalidInputError, KnowledgeBaseCorruptError
+from ...saving.arrays import open_arrays
+from ..encoding.encoder_probe import EncoderRecord, inputs_digest
+from ..indexes.index_types import INDEX_KINDS
+from ..indexes.vector_index import VectorIndex, open_index
+from ..knowledge_base import KnowledgeBase
+from ..sources.checked_rows import SCHEMA
+from .derived import derived_files
+from .manifest import Generation, StoredFile
+from .parts import check_made_for, check_parts
+from .row_files import broken, ids_digest, read_passages
+from .saving import StoredState
+from .state import IndexOptions, LivingKnowledge
+from .trust import is_trusted
+from .vector_files import join_vectors, read_vectors, salvage_vectors
+from .versions import load_generation, verify_file
+
+
+logger = logging.getLogger(__name__)
+
+# A manifest may claim any number of rows for a file that is lost; our own shards hold 50,000.
+_MAX_LOST_ROWS = 1_000_000
+
+OnCorrupt = Literal["raise", "rebuild", "skip_shard"]
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How a stored knowledge base is opened.
+
+    Attributes:
+        on_corrupt: `"raise"` refuses any damage; `"rebuild"` makes a damaged index again from the vectors;
+            `"skip_shard"` also leaves out passages whose files are damaged, and says how many.
+        verify: `"full"` reads every file and compares its checksum; `"size"` compares sizes alone, for a store that
+            was verified before and lies on a disk that nobody else writes.
+        allow_foreign_index: Whether to load an index file that was not written by this user on this machine. The
+            compiled code that reads it is not made for hostile files; otherwise the index is built again.
+    """
+
+    on_corrupt: OnCorrupt = "raise"
+    verify: Literal["full", "size"] = "full"
+    allow_foreign_index: bool = False
+
+    def __post_init__(self) -> None:
+        if self.on_corrupt not in ("raise", "rebuild", "skip_shard"):
+            raise InvalidInputError(
+                f'on_corrupt={self.on_corrupt!r} is not known. Choose "raise", "rebuild" or "skip_shard".'
+            )
+        if self.verify not in ("full", "size"):
+            raise InvalidInputError(f'verify={self.verify!r} is not known. Choose "full" or "size".')
+
+
+def open_state(
+    folder: str | os.PathLike[str],
+    options: OpenOptions,
+    earlier: StoredState | None = None,
+    passages: KnowledgeBase | None = None,
+) -> StoredState:
+    """Opens the current generation of a folder.
+
+    Args:
+        folder: The folder that holds `CURRENT`.
+        options: What to verify and what to do about damage.
+        earlier: A state that was read from the same folder; what both have is not read again.
+        passages: The passages that the stored vectors were made for, instead of the stored ones.
+
+    Raises:
+        KnowledgeBaseNotFoundError: If there is no knowledge base, or a part of it was not published.
+        KnowledgeBaseMismatchError: If the vectors were made for other passages than those given.
+        KnowledgeBaseCorruptError: If a file is damaged or missing.
+        UnsafeInputError: If a stored vector is not a unit vector.
+    """
+    return load_generation(folder, lambda generation: read_state(generation, options, earlier, passages))
+
+
+def load_passages(folder: str | os.PathLike[str]) -> pa.Table:
+    """Reads and verifies the passages that are alive, without their vectors; errors as `open_state`."""
+
+    def load(generation: Generation) -> pa.Table:
+        check_parts(generation, ("passages",))
+        table = _read_table(generation.files_of("passages"), OpenOptions())[0]
+        alive = _read_alive(generation, len(table), OpenOptions())
+        return table if alive.all() else table.filter(pa.array(alive))
+
+    return load_generation(folder, load)
+
+
+def read_state(
+    generation: Generation,
+    options: OpenOptions,
+    earlier: StoredState | None = None,
+    own_passages: KnowledgeBase | None = None,
+) -> StoredState:
+    """Reads a generation; see `open_state`."""
+    check_parts(generation, ("vectors",) if own_passages is not None else ("passages", "vectors"))
+    if earlier is not None and earlier.generation.sha256 == generation.sha256:
+        return earlier
+    if earlier is not None and (earlier.num_missing or not _begins_with(generation, earlier.generation)):
+        earlier = None
+    passages, vector_files = (_files_beyond(generation, earlier, role) for role in ("passages", "vectors"))
+    if own_passages is None:
+        table, right = _read_table(passages, options)
+    else:
+        check_made_for(generation, own_passages)
+        table, right = own_passages.table, np.ones(len(own_passages), bool)
+    vectors, right = _read_vectors(vector_files, table, right, options)
+    encoder = _read_encoder(generation, options)
+    if earlier is None:
+        index_options = _index_options(generation)
+        index, indexed_rows = _read_index(generation, vectors, index_options, options)
+        knowledge = LivingKnowledge(table, index, np.ones(len(table), bool), index_options)
+    else:
+        knowledge, indexed_rows = earlier.knowledge.appended(table, vectors), earlier.indexed_rows
+        right = np.concatenate([np.ones(len(earlier.knowledge.table), bool), right])
+    alive = _read_alive(generation, len(right), options)
+    num_missing = int(np.count_nonzero(alive & ~right))
+    if num_missing:
+        _report_missing(generation, num_missing, int(np.count_nonzero(alive)))
+    return StoredState(generation, knowledge.with_alive(alive & right), encoder, indexed_rows, num_missing)
+
+
+def _begins_with(generation: Generation, earlier: Generation) -> bool:
+    """Whether a generation lists the passages and vectors of an earlier one first."""
+    for role in ("passages", "vectors"):
+        before, now = ([file.sha256 for file in one.files_of(role)] for one in (earlier, generation))
+        if now[: len(before)] != before:
+            return False
+    return True
+
+
+def _files_beyond(generation: Generation, earlier: StoredState | None, role: str) -> list[StoredFile]:
+    return generation.files_of(role)[len(earlier.generation.files_of(role)) if earlier else 0 :]
+
+
+def _read_table(files: Sequence[StoredFile], options: OpenOptions) -> tuple[pa.Table, np.ndarray]:
+    """All rows, and a mask of those that were read."""
+    parts, masks = [SCHEMA.empty_table()], [np.zeros(0, bool)]
+    for file in files:
+        try:
+            verify_file(file, options.verify == "full")
+            parts.append(read_passages(file))
+            masks.append(np.ones(file.rows, bool))
+        except KnowledgeBaseCorruptError as error:
+            if options.on_corrupt != "skip_shard" or file.rows > _MAX_LOST_ROWS:
+                raise
+            logger.warning("%s", error)
+            parts.append(_lost_rows(file.rows))
+            masks.append(np.zeros(file.rows, bool))
+    return pa.concat_tables(parts), np.concatenate(masks)
+
+
+def _lost_rows(num_rows: int) -> pa.Table:
+    """Rows that keep the place of others and are never alive."""
+    columns = [
+        pa.nulls(num_rows, column.type) if column.nullable else pa.repeat(pa.scalar("", column.type), num_rows)
+        for column in SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _read_vectors(
+    files: Sequence[StoredFile], table: pa.Table, right: np.ndarray, options: OpenOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of a table, and a mask of the rows whose passages and vectors are both as they were written."""
+    if sum(file.rows for file in files) != len(table):
+        folder = files[0].path.parents[2] if files else "The store"
+        raise _unusable(folder, f"it lists {len(table)} passages and {sum(file.rows for file in files)} vectors")
+    right, row, parts = right.copy(), 0, []
+    for file in files:
+        rows = slice(row, row + file.rows)
+        try:
+            verify_file(file, options.verify == "full")
+            parts.append(read_vectors(file))
+        except KnowledgeBaseCorruptError as error:
+            if options.on_corrupt != "skip_shard":
+                raise
+            logger.warning("%s", error)
+            salvaged, intact = salvage_vectors(file)
+            parts.append(salvaged)
+            right[rows] &= intact
+        expected = file.fields.get("ids_sha256")
+        if expected is not None and right[rows].all() and ids_digest(table.slice(row, file.rows)) != expected:
+            raise _unusable(file.path, "its vectors were made for other passages, or for these in another order")
+        row += file.rows
+    return join_vectors(parts, files), right
+
+
+def _read_alive(generation: Generation, num_rows: int, options: OpenOptions) -> np.ndarray:
+    listed = _counts(generation.manifest.get("rows"))
+    files = generation.files_of("tombstones")
+    removed = np.zeros(0, np.int64)
+    for file in files:
+        verify_file(file, options.verify == "full")
+        removed = open_arrays(file.path)[0].get("rows", removed)
+    alive = np.ones(num_rows, bool)
+    if removed.ndim == 1 and removed.dtype == np.int64 and len(files) <= 1:
+        if removed.min(initial=0) >= 0 and removed.max(initial=-1) < num_rows:
+            alive[removed] = False
+    if listed != (num_rows, num_rows - int(np.count_nonzero(alive))) or len(removed) != listed[1]:
+        raise _unusable(
+            generation.folder,
+            f"it lists {listed[0]} passages and holds {num_rows}, it lists {listed[1]} as removed and names "
+            f"{len(removed)}",
+        )
+    return alive
+
+
+def _counts(rows: Any) -> tuple[Any, Any]:
+    """Numbers of passages and of removed ones among them; format 1 knew no removing."""
+    return (rows.get("passages"), rows.get("tombstones")) if isinstance(rows, Mapping) else (rows, 0)
+
+
+def _read_encoder(generation: Generation, options: OpenOptions) -> EncoderRecord:
+    record = generation.manifest.get("encoder")
+    if not isinstance(record, dict) or not isinstance(record.get("fingerprint"), str):
+        raise _unusable(generation.folder, "it names no encoder")
+    probe: dict[str, np.ndarray] = {}
+    for file in generation.files_of("probe"):
+        # Probes of another version of this library cannot be compared with ours.
+        if file.fields.get("inputs_sha256") == inputs_digest():
+            verify_file(file, options.verify == "full")
+            probe = open_arrays(file.path)[0]
+    return EncoderRecord(str(record.get("name"))[:500], record["fingerprint"][:200], probe)
+
+
+def _index_options(generation: Generation) -> IndexOptions:
+    record = generation.manifest.get("index")
+    record = record if isinstance(record, dict) else {}
+    kind, budget, recall = record.get("kind", "flat"), record.get("memory_budget"), record.get("recall", 0.95)
+    budget_fits = budget is None or (isinstance(budget, int) and not isinstance(budget, bool) and budget > 0)
+    if kind not in INDEX_KINDS or not budget_fits or not isinstance(recall, (int, float)) or not 0 < recall <= 1:
+        raise _unusable(generation.folder, f"it asks for the index {str(record)[:200]}")
+    return IndexOptions(kind, budget, float(recall))
+
+
+def _read_index(
+    generation: Generation, vectors: np.ndarray, index_options: IndexOptions, options: OpenOptions
+) -> tuple[VectorIndex, int]:
+    """The index, and how many rows of it were stored."""
+    stored = [derived.file for derived in derived_files(generation, "index") if derived.first_row == 0]
+    for file in stored if index_options.kind != "flat" else []:
+        if not file.path.exists():
+            logger.info("%s: the index is missing and is built from the vectors.", file.path)
+        elif not (options.allow_foreign_index or is_trusted(file.sha256)):
+            logger.warning(
+                "%s: this index was not written by you on this machine, so it is built from its %d vectors instead "
+                "of being loaded. Pass `allow_foreign_index=True` if you trust who made it.",
+                file.path,
+                len(vectors),
+            )
+        else:
+            try:
+                return _open_index(file, vectors, options), file.rows
+            except KnowledgeBaseCorruptError as error:
+                if options.on_corrupt == "raise":
+                    raise
+                logger.warning("%s The index is built from the vectors.", error)
+    return index_options.build(vectors), 0
+
+
+def _open_index(file: StoredFile, vectors: np.ndarray, options: OpenOptions) -> VectorIndex:
+    verify_file(file, options.verify == "full")
+    spec = file.fields.get("spec")
+    if not isinstance(spec, dict):
+        raise broken(file, "the manifest does not say what it is")
+    index = open_index(file.path, spec, vectors[: file.rows], mmap=file.rows == len(vectors))
+    return index if file.rows == len(vectors) else index.add(vectors[file.rows :])
+
+
+def _report_missing(generation: Generation, num_missing: int, num_listed: int) -> None:
+    if num_missing == num_listed:
+        raise _unusable(generation.folder, f"none of its {num_listed} passages can be read")
+    logger.warning(
+        "%s: %d of %d passages are lost and were left out. Download or copy the knowledge base again.",
+        generation.folder,
+        num_missing,
+        num_listed,
+    )
+
+
+def _unusable(path: Path | str, reason: str) -> KnowledgeBaseCorruptError:
+    return KnowledgeBaseCorruptError(
+        f"{path}: the manifest of the knowledge base does not fit its files: {reason}. Build the knowledge base again."
+    )

@@ -1,0 +1,85 @@
+"""Knows that passages and vectors may be published apart, and whether the parts that came together belong together.
+
+The manifest says what was published (`parts`), and has a digest of the passages (`input_sha256`), so that vectors are
+joined with the passages they were made for, or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from ...errors import InvalidInputError, KnowledgeBaseMismatchError, KnowledgeBaseNotFoundError
+from ..encoding.corpus import input_digest
+from ..knowledge_base import KnowledgeBase
+from .manifest import Generation
+from .row_files import ids_digest
+
+
+PARTS = ("passages", "vectors")
+_ROLES = {"passages": ("passages", "tombstones"), "vectors": ("vectors", "tombstones", "probe", "index")}
+_REMEDIES = {
+    "passages": "If you have them, open the vectors with `RavlmRetriever.from_pretrained(..., knowledge_base=...)`.",
+    "vectors": "Read it with `KnowledgeBase.from_pretrained` and encode it with `RavlmRetriever.build`.",
+}
+
+
+def roles_of(parts: Collection[str]) -> set[str]:
+    """The roles of the files that make up some of `PARTS`.
+
+    >>> sorted(roles_of(["passages"]))
+    ['passages', 'tombstones']
+    """
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown or not parts:
+        raise InvalidInputError(f"parts={tuple(parts)}: expected at least one of {PARTS}.")
+    return {role for part in parts for role in _ROLES[part]}
+
+
+def check_parts(generation: Generation, needed: Sequence[str]) -> None:
+    """Refuses a knowledge base that was published without a part that is needed now.
+
+    Raises:
+        KnowledgeBaseNotFoundError: With what to do instead.
+    """
+    published = generation.manifest.get("parts", PARTS)
+    missing = [part for part in needed if isinstance(published, Sequence) and part not in published]
+    if missing:
+        raise KnowledgeBaseNotFoundError(
+            f"{generation.folder}: this knowledge base was published without its {missing[0]}. {_REMEDIES[missing[0]]}"
+        )
+
+
+def check_made_for(generation: Generation, knowledge_base: KnowledgeBase) -> None:
+    """Refuses vectors that were made for other passages.
+
+    Args:
+        generation: Holds the vectors.
+        knowledge_base: The passages, from elsewhere.
+
+    Raises:
+        KnowledgeBaseMismatchError: If number, ids, order or (as far as the manifest says) content differ.
+    """
+    reason = _difference(generation, knowledge_base)
+    if reason is not None:
+        raise KnowledgeBaseMismatchError(
+            f"{generation.folder}: these vectors were made for other passages: {reason}. Read the passages again as "
+            "whoever published the vectors did, from the same state of the source and in the same order."
+        )
+
+
+def _difference(generation: Generation, knowledge_base: KnowledgeBase) -> str | None:
+    if generation.files_of("tombstones"):
+        return "some of them were removed since (`compact` a knowledge base before its vectors are used alone)"
+    num_vectors = sum(file.rows for file in generation.files_of("vectors"))
+    if num_vectors != len(knowledge_base):
+        return f"there are {num_vectors} vectors and {len(knowledge_base)} passages"
+    row = 0
+    for file in generation.files_of("vectors"):
+        expected = file.fields.get("ids_sha256")
+        if expected is not None and ids_digest(knowledge_base.table.slice(row, file.rows)) != expected:
+            return "their ids, or the order of them, differ"
+        row += file.rows
+    expected = generation.manifest.get("input_sha256")
+    if expected is not None and input_digest(knowledge_base) != expected:
+        return "they have the same ids, but other texts or images"
+    return None

@@ -1,0 +1,220 @@
+"""Knows how a stored knowledge base is looked at, verified and repaired; every answer is a report of JSON values.
+
+`store_info` reads the manifest alone, `verify_store` reads every byte; neither writes. `repair_store` writes: it finds
+a generation that is whole, makes again what was derived, and gives up lost passages only when told to. No report
+names a path outside the folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...errors import KnowledgeBaseCorruptError, KnowledgeBaseNotFoundError, RavlmError
+from .current import STAGING
+from .derived import SOURCE_ROLES, derived_files, kept_fields
+from .loading import OpenOptions, read_state
+from .manifest import Generation, StoredFile
+from .saving import index_file, is_exact, trust_indexes, write_state
+from .trust import is_trusted
+from .versions import Commit, generation_names, point_to_generation, read_generation, update_generation, verify_file
+
+
+def store_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Says what a folder holds, by its manifest.
+
+    Args:
+        folder: The folder that holds `CURRENT`.
+
+    Returns:
+        `generation`, `format`, `passages`, `removed`, `encoder` (name, fingerprint, dim, has_probe), `index` (kind,
+        indexed_rows, written_here), `files` (per role: files, rows, bytes), `bytes`, `generations` that lie there, and
+        jobs in `staging`.
+
+    Raises:
+        KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: See `read_generation`.
+    """
+    root = Path(folder)
+    generation = read_generation(root)
+    removed = sum(file.rows for file in generation.files_of("tombstones"))
+    roles: dict[str, dict[str, int]] = {}
+    for file in generation.files:
+        counts = roles.setdefault(file.role, {"files": 0, "rows": 0, "bytes": 0})
+        counts["files"] += 1
+        counts["rows"] += file.rows
+        counts["bytes"] += file.num_bytes
+    encoder, index = (_dictionary(generation.manifest.get(name)) for name in ("encoder", "index"))
+    indexes = [derived.file for derived in derived_files(generation, "index")]
+    return {
+        "generation": generation.name,
+        "format": generation.manifest["format"],
+        "passages": sum(file.rows for file in generation.files_of("passages")) - removed,
+        "removed": removed,
+        "encoder": {
+            **{name: encoder.get(name) for name in ("name", "fingerprint", "dim")},
+            "has_probe": bool(generation.files_of("probe")),
+        },
+        "index": {
+            "kind": index.get("kind", "flat"),
+            "indexed_rows": sum(file.rows for file in indexes),
+            "written_here": all(is_trusted(file.sha256) for file in indexes),
+        },
+        "files": roles,
+        "bytes": sum(file.num_bytes for file in generation.files),
+        "generations": generation_names(root),
+        "staging": sorted(path.name for path in (root / STAGING).iterdir()) if (root / STAGING).is_dir() else [],
+    }
+
+
+def verify_store(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads every byte of the current generation and says what is wrong; damage is reported, not raised.
+
+    Args:
+        folder: The folder that holds `CURRENT`.
+
+    Returns:
+        `ok`; `generation`, `None` if it cannot be read; `passages` that can be read and `missing` ones; `files` (name,
+        role, rows, bytes, and `problem`, `None` if there is none); `problems`, sentences about the whole.
+
+    Raises:
+        KnowledgeBaseNotFoundError: If there is no knowledge base.
+    """
+    report: dict[str, Any] = {"ok": False, "generation": None, "passages": 0, "missing": None, "files": []}
+    try:
+        generation = read_generation(folder)
+    except KnowledgeBaseCorruptError as error:
+        return {**report, "problems": [_relative(error, folder)]}
+    report["generation"] = generation.name
+    problems = _problems_of(generation)
+    for file in generation.files:
+        problem = problems.get(file.path)
+        entry = {"name": file.fields["name"], "role": file.role, "rows": file.rows, "bytes": file.num_bytes}
+        report["files"].append({**entry, "problem": None if problem is None else _relative(problem, folder)})
+    try:
+        # Without its index, which was verified above: a stranger's would be built again here.
+        state = read_state(_exact(generation), OpenOptions(on_corrupt="skip_shard"))
+        report.update(passages=len(state.knowledge), missing=state.num_missing)
+        faults: list[str] = []
+    except RavlmError as error:
+        faults = [_relative(error, folder)]
+    return {**report, "ok": not problems and not faults, "problems": faults}
+
+
+def repair_store(
+    folder: str | os.PathLike[str], *, to: str | None = None, drop_damaged: bool = False
+) -> dict[str, Any]:
+    """Makes a damaged knowledge base usable again.
+
+    A pointer or manifest that cannot be read is replaced by the newest generation that is whole. An index that is
+    damaged, missing or somebody else's is built from the vectors, other damaged derived files are dropped.
+
+    Args:
+        folder: The folder that holds `CURRENT`, or held it.
+        to: A generation to go back to, such as `"gen-00000006"`; `None` for the current one or, if that cannot be
+            read, the newest that is whole.
+        drop_damaged: Whether to give up passages whose files are damaged.
+
+    Returns:
+        `actions`, sentences about what was done; and what `verify_store` says afterwards.
+
+    Raises:
+        KnowledgeBaseNotFoundError: If there is no generation, or not that one.
+        KnowledgeBaseCorruptError: If no generation can be read.
+        KnowledgeBaseLockedError, OSError: If another process is writing, or the disk refuses.
+    """
+    actions: list[str] = []
+    generation = _readable_generation(Path(folder), to, actions)
+    problems = _problems_of(generation)
+    damaged = [file for file in generation.files if file.path in problems]
+    if any(file.role in ("passages", "vectors") for file in damaged):
+        if drop_damaged:
+            state = read_state(generation, OpenOptions(on_corrupt="skip_shard"))
+            write_state(folder, state.knowledge, state.encoder)
+            actions.append(f"gave up {state.num_missing} passages and kept {len(state.knowledge)}")
+    elif not any(file.role == "tombstones" for file in damaged):
+        _renew_derived(folder, generation, damaged, actions)
+    return {"actions": actions, **verify_store(folder)}
+
+
+def _readable_generation(root: Path, to: str | None, actions: list[str]) -> Generation:
+    """The generation to repair; CURRENT points to it afterwards."""
+    names = generation_names(root)
+    if not names or (to is not None and to not in names):
+        raise KnowledgeBaseNotFoundError(f"{root}: there is no generation {to or 'here'}. There are: {names}.")
+    if to is None:
+        try:
+            return read_generation(root)
+        except (KnowledgeBaseCorruptError, KnowledgeBaseNotFoundError) as error:
+            actions.append(f"found the current generation unreadable: {_relative(error, root)}")
+        to = next((name for name in reversed(names) if _is_whole(root, name)), None)
+        if to is None:
+            raise KnowledgeBaseCorruptError(
+                f"{root}: none of the generations {names} is whole. Name one with `to`, and see `drop_damaged`."
+            )
+    generation = point_to_generation(root, to)
+    actions.append(f"made {to} the current generation")
+    return generation
+
+
+def _is_whole(root: Path, name: str) -> bool:
+    try:
+        generation = read_generation(root, name)
+    except KnowledgeBaseCorruptError:
+        return False
+    problems = _problems_of(generation)
+    return not any(file.role in SOURCE_ROLES and file.path in problems for file in generation.files)
+
+
+def _renew_derived(
+    folder: str | os.PathLike[str], generation: Generation, damaged: Sequence[StoredFile], actions: list[str]
+) -> None:
+    dropped = {file.path for file in damaged}
+    state = read_state(_without(generation, dropped), OpenOptions(on_corrupt="rebuild"))
+    needs_index = state.indexed_rows == 0 and not is_exact(state.knowledge)
+    if needs_index:
+        dropped |= {file.path for file in generation.files_of("index")}
+    if not dropped and not needs_index:
+        return
+
+    def plan(current: Generation) -> Commit | None:
+        if current.sha256 != generation.sha256:
+            return None
+        kept = [file for file in current.files if file.path not in dropped]
+        return Commit(kept_fields(current), [*kept, *([index_file(state.knowledge)] if needs_index else [])])
+
+    written = update_generation(folder, plan)
+    if needs_index:
+        trust_indexes(written.files_of("index"))
+        actions.append(f"built the index of {len(state.knowledge.table)} rows from the vectors")
+    actions.extend(f"dropped a damaged file of the role {file.role!r}" for file in damaged if file.role != "index")
+
+
+def _exact(generation: Generation) -> Generation:
+    """The same generation, to be searched exactly: its index is neither read nor built."""
+    return replace(generation, manifest={**generation.manifest, "index": {"kind": "flat"}})
+
+
+def _without(generation: Generation, paths: set[Path]) -> Generation:
+    return replace(generation, files=tuple(file for file in generation.files if file.path not in paths))
+
+
+def _problems_of(generation: Generation) -> dict[Path, Exception]:
+    problems: dict[Path, Exception] = {}
+    for file in generation.files:
+        try:
+            verify_file(file)
+        except KnowledgeBaseCorruptError as error:
+            problems[file.path] = error
+    return problems
+
+
+def _relative(error: Exception, folder: str | os.PathLike[str]) -> str:
+    """A message without the place of the folder on this machine."""
+    return str(error).replace(f"{os.fspath(folder)}{os.sep}", "").replace(os.fspath(folder), ".")
+
+
+def _dictionary(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,262 @@
+"""Knows how knowledge changes while it is asked: every change makes a new state, and who searches keeps the old one.
+
+Passages are rows of a table with a vector each. A row that was added keeps its place; one that was removed stays in
+table and index, but is no longer alive and is never returned, until `compacted` makes a state without it. An update
+removes the old row and adds a new one at the end.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...errors import InvalidInputError
+from ..indexes.unit_vectors import check_unit_vectors
+from ..indexes.vector_index import build_index
+from ..knowledge_base import KnowledgeBase
+from ..passage import Passage, passages_at
+from ..ranking.filters import metadata_table
+
+
+if TYPE_CHECKING:
+    from ..indexes.vector_index import VectorIndex
+
+
+class IndexOptions(NamedTuple):
+    """What an index is to be, for building it again: see `build_index`."""
+
+    kind: str = "flat"
+    memory_budget: int | None = None
+    recall: float = 0.95
+
+    def build(self, vectors: np.ndarray) -> VectorIndex:
+        """Builds the index over unit vectors (N, D)."""
+        return build_index(vectors, self.kind, memory_budget=self.memory_budget, recall=self.recall)
+
+
+class VectorRoom:
+    """An array with spare rows at its end, so that adding a few vectors does not copy all of them.
+
+    States that follow each other share it: each sees the first rows, as many as it has, and these never change.
+    """
+
+    def __init__(self) -> None:
+        self._array = np.zeros((0, 0), np.float32)
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (VectorRoom, ())
+
+    def extended(self, vectors: np.ndarray, new: np.ndarray) -> np.ndarray:
+        """Returns vectors (N, D) and new ones (m, D) end to end, (N + m, D)."""
+        num_rows, stop = len(vectors), len(vectors) + len(new)
+        with self._lock:
+            is_tip = num_rows == self._used and np.shares_memory(vectors[:1], self._array[:1])
+            if not is_tip or stop > len(self._array):
+                self._array = np.empty((stop + stop // 4, vectors.shape[1]), np.float32)
+                self._array[:num_rows] = vectors
+            self._array[num_rows:stop] = new
+            self._used = stop
+            return self._array[:stop]
+
+
+@dataclass(frozen=True)
+class LivingKnowledge:
+    """One state: passages, what finds them, and which of them are alive.
+
+    Attributes:
+        table: All rows, also those that were removed.
+        index: Over the vectors of all rows.
+        alive: Shape (N,), bool.
+        options: What the index is to be.
+        lineage: Shared by all states whose tables begin with the same rows.
+        room: Where the vectors of these states lie, once some were added.
+    """
+
+    table: pa.Table
+    index: VectorIndex
+    alive: np.ndarray
+    options: IndexOptions = IndexOptions()
+    lineage: object = field(default_factory=object, repr=False)
+    room: VectorRoom = field(default_factory=lambda: VectorRoom(), repr=False)
+
+    @classmethod
+    def of(cls, table: pa.Table, vectors: np.ndarray, options: IndexOptions) -> LivingKnowledge:
+        """The state in which all rows are alive."""
+        return cls(table, options.build(vectors), np.ones(len(table), bool), options)
+
+    def __len__(self) -> int:
+        """The number of passages that are alive."""
+        return len(self.live_rows)
+
+    @cached_property
+    def live_rows(self) -> np.ndarray:
+        """The rows of the table that are alive, in order: row `i` of `knowledge_base` is `live_rows[i]` here."""
+        rows: np.ndarray = np.flatnonzero(self.alive)
+        return rows
+
+    @property
+    def all_alive(self) -> bool:
+        """Whether no row was removed."""
+        return len(self.live_rows) == len(self.table)
+
+    def live_places(self, rows: np.ndarray) -> np.ndarray:
+        """The places in `knowledge_base` of rows of the table that are alive."""
+        return rows if self.all_alive else np.searchsorted(self.live_rows, rows)
+
+    def differs(self, table: pa.Table) -> pa.Array:
+        """Which rows of a table say something else than the living passage with their id, or have a new id."""
+        rows = self.rows_of(table["id"].to_pylist())
+        mine = self.table.take(pa.array(rows, pa.int64(), mask=rows < 0))
+        equal = pa.array(np.ones(len(table), bool))
+        for name in table.schema.names:
+            both_missing = pc.and_(pc.is_null(mine[name]), pc.is_null(table[name]))
+            equal = pc.and_(equal, pc.or_(both_missing, pc.fill_null(pc.equal(mine[name], table[name]), False)))
+        return pc.invert(equal)
+
+    def continues(self, earlier: LivingKnowledge) -> bool:
+        """Whether this state was made from another one by adding and removing alone."""
+        return self.lineage is earlier.lineage and len(self.table) >= len(earlier.table)
+
+    @cached_property
+    def knowledge_base(self) -> KnowledgeBase:
+        """The passages that are alive."""
+        return KnowledgeBase(self.table if self.all_alive else self.table.take(pa.array(self.live_rows)))
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """The vectors of the passages that are alive, in the order of `knowledge_base`, read-only."""
+        if self.all_alive:
+            return self.index.vectors
+        vectors: np.ndarray = self.index.vectors[self.live_rows]
+        vectors.flags.writeable = False
+        return vectors
+
+    @cached_property
+    def decoded_metadata(self) -> pa.Table:
+        """The metadata of all rows of the table, a column per key, for filters."""
+        return metadata_table(self.table)
+
+    def search(self, queries: Any, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns scores and rows of the table, (n, k') each, of the nearest passages that are alive and allowed.
+
+        Args:
+            queries: Vectors of shape (n, D).
+            k: How many passages per query.
+            allowed: Shape (N,), bool: which rows of the table may be returned; `None` for all.
+        """
+        if not self.all_alive:
+            allowed = self.alive if allowed is None else allowed & self.alive
+        return self.index.search(queries, k, allowed=allowed)
+
+    def passages(self, rows: Sequence[int]) -> list[Passage]:
+        """The passages in several rows of the table, in the order asked for."""
+        return passages_at(self.table, rows)
+
+    def rows_of(self, ids: Sequence[str]) -> np.ndarray:
+        """The rows of the table in which passages with these ids are alive; -1 where there is none."""
+        known = self.table["id"] if self.all_alive else self.table["id"].take(pa.array(self.live_rows))
+        places = pc.index_in(pa.array(ids, pa.string()), value_set=known)
+        found = np.asarray(pc.fill_null(places, -1).to_numpy(zero_copy_only=False), np.int64)
+        rows = np.full(len(found), -1, np.int64)
+        rows[found >= 0] = self.live_rows[found[found >= 0]]
+        return rows
+
+    def added(self, table: pa.Table, vectors: np.ndarray) -> LivingKnowledge:
+        """The state after passages were added at the end.
+
+        Raises:
+            InvalidInputError: If an id is taken, or the vectors differ in number or width.
+        """
+        self.check_new(table["id"].to_pylist())
+        return self.appended(table, vectors)
+
+    def check_new(self, ids: Sequence[str]) -> None:
+        """Refuses ids that are taken."""
+        taken = [passage_id for passage_id, row in zip(ids, self.rows_of(ids), strict=True) if row >= 0]
+        if taken:
+            raise InvalidInputError(
+                f"{len(taken)} of {len(ids)} passages have ids that are in the knowledge base already: "
+                f"{_some(taken)}. Use `update` to replace passages, or give the new ones other ids."
+            )
+
+    def updated(self, table: pa.Table, vectors: np.ndarray) -> LivingKnowledge:
+        """The state after passages with the same ids were replaced, and those with new ids added."""
+        rows = self.rows_of(table["id"].to_pylist())
+        return self._without(rows[rows >= 0]).appended(table, vectors)
+
+    def removed(self, ids: Sequence[str]) -> LivingKnowledge:
+        """The state without passages.
+
+        Raises:
+            InvalidInputError: If there is no passage with one of the ids.
+        """
+        rows = self.rows_of(ids)
+        if (rows < 0).any():
+            unknown = [passage_id for passage_id, row in zip(ids, rows, strict=True) if row < 0]
+            raise InvalidInputError(
+                f"{len(unknown)} of {len(ids)} ids are not in the knowledge base: {_some(unknown)}. Nothing was "
+                f"removed; the knowledge base holds {len(self)} passages."
+            )
+        return self._without(rows)
+
+    def compacted(self) -> LivingKnowledge:
+        """The state in which nothing is left of removed passages; itself, if there are none."""
+        if self.all_alive:
+            return self
+        return LivingKnowledge.of(self.knowledge_base.table, self.vectors, self.options)
+
+    def appended(self, table: pa.Table, vectors: np.ndarray) -> LivingKnowledge:
+        """The state with more rows at the end, whatever their ids.
+
+        Raises:
+            InvalidInputError: If there are more or fewer vectors than rows, or they have another width.
+            UnsafeInputError: If one of them is not a unit vector.
+        """
+        vectors = check_unit_vectors(vectors, "passage vectors")
+        if len(vectors) != len(table):
+            raise InvalidInputError(f"{len(table)} passages came with {len(vectors)} vectors. Pass one per passage.")
+        if len(table) == 0:
+            return self
+        if len(self.table) and vectors.shape[1] != self.index.dim:
+            raise InvalidInputError(
+                f"The new vectors are {vectors.shape[1]} wide, those of the knowledge base {self.index.dim}. Use the "
+                "encoder that built it."
+            )
+        index = self._index_over(vectors)
+        alive = np.concatenate([self.alive, np.ones(len(table), bool)])
+        return replace(self, table=pa.concat_tables([self.table, table]), index=index, alive=alive)
+
+    def _index_over(self, vectors: np.ndarray) -> VectorIndex:
+        """The index over the vectors of this state and more."""
+        if len(self.table) == 0:  # an empty index knows no width
+            return self.options.build(vectors)
+        # What was searched exactly because it was small may have grown.
+        if self.options.kind != "flat" and self.index.spec["kind"] == "flat":
+            return self.options.build(self.room.extended(self.index.vectors, vectors))
+        return self.index.grow(self.room.extended(self.index.vectors, vectors))
+
+    def renewed(self) -> LivingKnowledge:
+        """The same passages as a state of its own, compacted: all of its files are written again."""
+        return replace(self.compacted(), lineage=object(), room=VectorRoom())
+
+    def with_alive(self, alive: np.ndarray) -> LivingKnowledge:
+        """The same rows, of which others are alive."""
+        return self if np.array_equal(alive, self.alive) else replace(self, alive=alive)
+
+    def _without(self, rows: np.ndarray) -> LivingKnowledge:
+        alive = self.alive.copy()
+        alive[rows] = False
+        return self.with_alive(alive)
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(map(repr, ids[:5])) + (", ..." if len(ids) > 5 else "")

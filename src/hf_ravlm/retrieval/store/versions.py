@@ -1,0 +1,382 @@
+"""Knows how a knowledge base lies on disk, so that a reader sees one whole generation or an error, never a mixture.
+
+    CURRENT                       "gen-00000002 <sha256 of the manifest>", the one file that changes
+    LOCK                          held by the single writer
+    manifests/gen-00000002.json   which files belong together: sizes, row counts, checksums
+    objects/ab/ab12...parquet     content named by its SHA-256, shared by generations, never changed
+    staging/...                   half-made work of long jobs, invisible to readers
+
+A commit writes new objects, then a manifest, then replaces CURRENT; everything is flushed before it is referred to.
+Whatever stops it earlier leaves the previous generation. No time, path, user or host is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from ...errors import KnowledgeBaseCorruptError, KnowledgeBaseLockedError, KnowledgeBaseNotFoundError
+from ...saving.durable import (
+    TEMPORARY_SUFFIX,
+    create_file,
+    exclusive_lock,
+    make_folder,
+    publish_file,
+    replace_file,
+    sha256_of,
+    sync_folder,
+)
+from .leases import Lease, remove_unless_leased, take_lease
+from .manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    OBJECT_NAME,
+    Generation,
+    StoredFile,
+    corrupt,
+    manifest_bytes,
+    parse_manifest,
+    stored_files,
+)
+
+
+logger = logging.getLogger(__name__)
+
+_CURRENT = re.compile(rb"(gen-[0-9]{8,12}) ([0-9a-f]{64})\n")
+_MAX_CURRENT_BYTES = 256
+_NUM_OPEN_ATTEMPTS = 5
+_LEASE_POLL_SECONDS = 0.05
+
+_Loaded = TypeVar("_Loaded")
+
+
+class NewFile(NamedTuple):
+    """A file to be stored.
+
+    Attributes:
+        role: What it is for.
+        suffix: One of `SUFFIXES`.
+        rows: How many rows it holds or covers.
+        write: Fills the (empty) file at a path.
+        fields: What else the manifest says about it, JSON values.
+        made_from: The role of the files of the same generation that it was made from, all of them; they come before
+            it. `None` if it was not, or if `fields` says so already.
+    """
+
+    role: str
+    suffix: str
+    rows: int
+    write: Callable[[Path], None]
+    fields: Mapping[str, Any] = {}
+    made_from: str | None = None
+
+
+class Commit(NamedTuple):
+    """What the next generation consists of: JSON fields of its manifest, and files that are new or kept."""
+
+    fields: Mapping[str, Any]
+    files: Sequence[NewFile | StoredFile]
+
+
+def write_generation(
+    folder: str | os.PathLike[str],
+    manifest_fields: Mapping[str, Any],
+    files: Sequence[NewFile | StoredFile],
+    lock_timeout_seconds: float = 60.0,
+) -> Generation:
+    """Stores files as the next generation of a knowledge base and makes it the current one, whatever was there.
+
+    The previous generation is kept, and older ones that somebody reads; others and the remains of interrupted writers
+    are removed.
+
+    Args:
+        folder: The folder of the knowledge base; created if needed.
+        manifest_fields: JSON values to keep beside the list of files.
+        files: What to store, or to keep of the previous generation.
+        lock_timeout_seconds: How long to wait for another writer.
+
+    Returns:
+        The generation. When the function returns, it survives a power cut.
+
+    Raises:
+        KnowledgeBaseLockedError: If another process goes on writing.
+        KnowledgeBaseCorruptError: If the folder holds a knowledge base whose state cannot be read.
+        OSError: If the disk refuses; the previous generation is then still the current one.
+    """
+    root = Path(folder)
+    make_folder(root)
+    with exclusive_lock(root / "LOCK", lock_timeout_seconds):
+        # A damaged pointer stops here: its objects may still be worth a rescue, and a commit would remove them.
+        parent = _read_pointer(root)[0] if (root / "CURRENT").exists() else None
+        return _commit(root, parent, Commit(manifest_fields, files))
+
+
+def update_generation(
+    folder: str | os.PathLike[str],
+    plan: Callable[[Generation], Commit | None],
+    lock_timeout_seconds: float = 60.0,
+) -> Generation:
+    """Stores a generation that is made of the current one; no other writer can come between the two.
+
+    Args:
+        folder: The folder of the knowledge base.
+        plan: Gets the current generation, whose files have not been verified, and says what the next one consists
+            of; `None` leaves everything as it is.
+        lock_timeout_seconds: How long to wait for another writer.
+
+    Returns:
+        The new generation, or the current one if there was nothing to do.
+
+    Raises:
+        KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
+        KnowledgeBaseLockedError, KnowledgeBaseCorruptError, OSError: As `write_generation`.
+    """
+    root = Path(folder)
+    _read_pointer(root)  # before a lock file is made where no knowledge base is
+    with exclusive_lock(root / "LOCK", lock_timeout_seconds):
+        current = read_generation(root)
+        commit = plan(current)
+        return current if commit is None else _commit(root, current.name, commit)
+
+
+def _commit(root: Path, parent: str | None, commit: Commit) -> Generation:
+    for name in ("objects", "manifests"):
+        make_folder(root / name)
+    entries: list[dict[str, Any]] = []
+    for file in commit.files:
+        entries.append(dict(file.fields) if isinstance(file, StoredFile) else _store_file(root, file, entries))
+    # A writer that was stopped may have left folders whose names were never flushed.
+    for made_folder in (root / "objects", root):
+        sync_folder(made_folder)
+    number = 1 + max(_generation_numbers(root), default=0)
+    name = f"gen-{number:08d}"
+    data = manifest_bytes(commit.fields, number, parent, entries)
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = root / "manifests" / f"{name}.json"
+    create_file(path, data)
+    sync_folder(path.parent)
+    lease = take_lease(path)
+    replace_file(root / "CURRENT", f"{name} {sha256}\n".encode())
+    try:
+        _remove_old_files(root, {name, parent})
+    except (OSError, KnowledgeBaseCorruptError) as error:  # The commit is done; what is left over only takes room.
+        logger.warning("%s: old files could not be removed: %s", root, error)
+    manifest = parse_manifest(path, data)
+    return Generation(root, name, manifest, stored_files(root, manifest), sha256, lease)
+
+
+def _store_file(root: Path, file: NewFile, earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    objects = root / "objects"
+    path, num_bytes = publish_file(
+        file.write, objects, lambda sha256: objects / sha256[:2] / f"{sha256}.{file.suffix}"
+    )
+    name = path.relative_to(root).as_posix()
+    origin: dict[str, Any] = {}
+    if file.made_from is not None:
+        sources = [entry["sha256"] for entry in earlier if entry["role"] == file.made_from]
+        origin = {"made_from": file.made_from, "first_row": 0, "built_from": sources}
+    return {
+        **file.fields,
+        **origin,
+        "role": file.role,
+        "name": name,
+        "sha256": path.stem,
+        "bytes": num_bytes,
+        "rows": file.rows,
+    }
+
+
+def _generation_numbers(root: Path) -> list[int]:
+    matches = (MANIFEST_NAME.fullmatch(path.name) for path in (root / "manifests").iterdir())
+    return [int(match.group(1)) for match in matches if match]
+
+
+def generation_names(folder: str | os.PathLike[str]) -> list[str]:
+    """The generations that lie in a folder, oldest first."""
+    if not (Path(folder) / "manifests").is_dir():
+        return []
+    return [f"gen-{number:08d}" for number in sorted(_generation_numbers(Path(folder)))]
+
+
+def point_to_generation(folder: str | os.PathLike[str], name: str, lock_timeout_seconds: float = 60.0) -> Generation:
+    """Makes a generation the current one that lies in a folder already; nothing is removed.
+
+    Errors are those of `read_generation`, and `KnowledgeBaseLockedError`.
+    """
+    root = Path(folder)
+    with exclusive_lock(root / "LOCK", lock_timeout_seconds):
+        generation = read_generation(root, name)
+        replace_file(root / "CURRENT", f"{name} {generation.sha256}\n".encode())
+    return generation
+
+
+def remove_old_generations(folder: str | os.PathLike[str], timeout_seconds: float) -> None:
+    """Removes every generation but the current one, with every file that only they hold.
+
+    Args:
+        folder: The folder of the knowledge base.
+        timeout_seconds: How long to wait for readers of the old generations, and for another writer.
+
+    Raises:
+        KnowledgeBaseLockedError: If somebody goes on reading; their generations and their files are then still there.
+    """
+    root = Path(folder)
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        with exclusive_lock(root / "LOCK", timeout_seconds):
+            leased = _remove_old_files(root, {_read_pointer(root)[0]})
+        if not leased:
+            return
+        if time.monotonic() >= deadline:
+            raise KnowledgeBaseLockedError(
+                f"{root}: {', '.join(leased)} could not be removed, for they are still being read (waited "
+                f"{timeout_seconds:g} s). What was removed from the knowledge base is still in them. Close or "
+                "`refresh()` the other retrievers, then call `compact(purge=True)` again."
+            )
+        time.sleep(_LEASE_POLL_SECONDS)
+
+
+def _remove_old_files(root: Path, kept: set[str | None]) -> list[str]:
+    """Removes what no kept generation refers to; returns the names of generations that somebody reads."""
+    manifests = [path for path in (root / "manifests").iterdir() if MANIFEST_NAME.fullmatch(path.name)]
+    # All that stays is read before anything goes.
+    referenced = set()
+    for path in manifests:
+        if path.stem in kept:
+            referenced |= {entry["name"] for entry in parse_manifest(path, path.read_bytes())["files"]}
+    leased = [path for path in manifests if path.stem not in kept and not remove_unless_leased(path)]
+    for path in leased:
+        referenced |= {entry["name"] for entry in parse_manifest(path, path.read_bytes())["files"]}
+    for path in [*(root / "objects").rglob("*"), *(root / "manifests").iterdir(), *root.iterdir()]:
+        name = path.relative_to(root).as_posix()
+        if path.suffix == TEMPORARY_SUFFIX or (OBJECT_NAME.fullmatch(name) and name not in referenced):
+            path.unlink()
+    return sorted(path.stem for path in leased)
+
+
+def current_generation_name(folder: str | os.PathLike[str]) -> str:
+    """The generation that CURRENT names, such as `"gen-00000002"`; errors as `read_generation`."""
+    return _read_pointer(Path(folder))[0]
+
+
+def read_generation(folder: str | os.PathLike[str], name: str | None = None) -> Generation:
+    """Reads a manifest and keeps its files from being removed; the files are not verified, see `verify_file`.
+
+    Nothing is written, so a read-only folder or a snapshot of the Hugging Face cache will do.
+
+    Args:
+        folder: The folder that holds `CURRENT`.
+        name: A generation that lies there, whose manifest then has no checksum to meet; `None` for the current one.
+
+    Raises:
+        KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
+        KnowledgeBaseCorruptError: If the manifest is missing, damaged, or of another format.
+    """
+    root = Path(folder)
+    current, sha256 = _read_pointer(root) if name is None else (name, None)
+    path = root / "manifests" / f"{current}.json"
+    try:
+        lease = take_lease(path)
+    except FileNotFoundError as error:
+        raise corrupt(path, "it is missing") from error
+    except OSError:  # a folder in its place, or no right to read: `_read_small` says which
+        lease = Lease()
+    data = _read_small(path, MAX_MANIFEST_BYTES)
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise corrupt(path, "its checksum differs from the one in CURRENT")
+    manifest = parse_manifest(path, data)
+    return Generation(root, current, manifest, stored_files(root, manifest), found, lease)
+
+
+def open_generation(folder: str | os.PathLike[str], roles: Sequence[str] | None = None) -> Generation:
+    """Finds the current generation and verifies the size and the SHA-256 of its files.
+
+    Args:
+        folder: The folder that holds `CURRENT`.
+        roles: Verify and return only files with these roles; `None` for all.
+
+    Raises:
+        KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
+        KnowledgeBaseCorruptError: If a file is missing, damaged, or of another format, with its name.
+    """
+    generation = read_generation(folder)
+    files = tuple(file for file in generation.files if roles is None or file.role in roles)
+    for file in files:
+        verify_file(file)
+    return replace(generation, files=files)
+
+
+def load_generation(folder: str | os.PathLike[str], load: Callable[[Generation], _Loaded]) -> _Loaded:
+    """Reads the current generation, again if a writer has replaced and removed it in the meantime.
+
+    Args:
+        folder: The folder that holds `CURRENT`.
+        load: Verifies and reads the files of a generation.
+
+    Raises:
+        KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: As `open_generation`.
+    """
+    for _ in range(_NUM_OPEN_ATTEMPTS - 1):
+        before = _read_pointer(Path(folder))
+        try:
+            return load(read_generation(folder))
+        except (KnowledgeBaseCorruptError, FileNotFoundError):
+            if _read_pointer(Path(folder)) == before:
+                raise
+    return load(read_generation(folder))
+
+
+def _read_pointer(root: Path) -> tuple[str, str]:
+    path = root / "CURRENT"
+    if not path.exists():
+        raise KnowledgeBaseNotFoundError(
+            f"{root}: there is no knowledge base here (no file CURRENT). Expected a folder written by "
+            "`RavlmRetriever.save_pretrained`."
+        )
+    match = _CURRENT.fullmatch(_read_small(path, _MAX_CURRENT_BYTES))
+    if match is None:
+        raise corrupt(path, 'it does not have the form "gen-<number> <sha256>"')
+    return match.group(1).decode(), match.group(2).decode()
+
+
+def _read_small(path: Path, max_bytes: int) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise corrupt(path, "it is not a regular file")
+        if status.st_size > max_bytes:
+            raise corrupt(path, f"it has {status.st_size:,} bytes, more than {max_bytes:,}")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise corrupt(path, "it is missing") from error
+
+
+def verify_file(file: StoredFile, full: bool = True) -> None:
+    """Compares a file with what its manifest says of it.
+
+    Args:
+        file: The file.
+        full: Whether to read it and compare its SHA-256; otherwise its size alone is compared.
+
+    Raises:
+        KnowledgeBaseCorruptError: If it is missing or differs.
+    """
+    try:
+        status = file.path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise corrupt(file.path, "it is not a regular file")
+        if status.st_size != file.num_bytes:
+            raise corrupt(file.path, f"it has {status.st_size:,} bytes instead of {file.num_bytes:,}")
+        if full and sha256_of(file.path) != file.sha256:
+            raise corrupt(file.path, "its content has changed: the checksum differs")
+    except FileNotFoundError as error:
+        raise corrupt(file.path, "it is missing") from error

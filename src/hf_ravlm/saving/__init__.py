@@ -1,0 +1,1 @@
+"""How anything is written: durable files, whole folders, one commit on the Hub, cards."""

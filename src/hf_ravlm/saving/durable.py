@@ -1,0 +1,173 @@
+"""Knows how a file survives a power cut: written under a new name, flushed, renamed, and its folder flushed as well.
+
+A rename is atomic, but neither the new content nor the new name is on the disk before `fsync` of the file and of the
+folder that holds it. An `fsync` that fails is never repeated: the kernel may have dropped the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import KnowledgeBaseLockedError
+
+
+TEMPORARY_SUFFIX = ".tmp"
+_BLOCK = 1 << 20
+_LOCK_POLL_SECONDS = 0.05
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a folder and its missing parents, durably."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        with suppress(FileExistsError):
+            os.mkdir(path)
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes the names in a folder."""
+    if os.name == "nt":  # Windows cannot open a folder and needs no such flush.
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Flushes the content of a file."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def temporary_file(folder: Path) -> Iterator[Path]:
+    """Gives a new empty file in a folder, and removes it at the end unless it was renamed."""
+    path = folder / f"{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    # Mode 0666 less umask, as any file: what is renamed keeps it, and a shared knowledge base is read by others.
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def create_file(path: Path, data: bytes) -> None:
+    """Writes a file that must not exist yet, and flushes its content."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        _write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replaces the content of a file in one step: every reader sees the old bytes or the new ones."""
+    with temporary_file(path.parent) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY)
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def publish_file(write: Callable[[Path], None], folder: Path, name_of: Callable[[str], Path]) -> tuple[Path, int]:
+    """Writes a file and gives it a name that depends on its content.
+
+    Args:
+        write: Fills the (empty) file at a path.
+        folder: Where the temporary file stands; on the same disk as the final one.
+        name_of: Maps the SHA-256 of the content, in hexadecimal, to the final path.
+
+    Returns:
+        The final path, and the size in bytes.
+    """
+    with temporary_file(folder) as temporary:
+        mode = temporary.stat().st_mode
+        write(temporary)
+        os.chmod(temporary, mode)  # safetensors puts a file of its own there, which only its owner may read
+        sync_file(temporary)
+        num_bytes = temporary.stat().st_size
+        final = name_of(sha256_of(temporary))
+        make_folder(final.parent)
+        # Same name, same content: replacing also heals a damaged file.
+        os.replace(temporary, final)
+        sync_folder(final.parent)
+    return final, num_bytes
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def exclusive_lock(path: Path, timeout_seconds: float) -> Iterator[None]:
+    """Holds the lock of a single writer; the kernel frees it when the process dies.
+
+    Args:
+        path: The lock file; it stays, and stays empty.
+        timeout_seconds: How long to wait for another writer.
+
+    Raises:
+        KnowledgeBaseLockedError: If another writer holds the lock all that time, or the disk knows no locks.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        deadline = time.monotonic() + timeout_seconds
+        while not _try_lock(descriptor, path):
+            if time.monotonic() >= deadline:
+                raise KnowledgeBaseLockedError(
+                    f"{path.parent}: another process is writing this knowledge base (waited {timeout_seconds:g} s). "
+                    "Try again when it has finished, or save into another folder."
+                )
+            time.sleep(_LOCK_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)  # which frees the lock
+
+
+def _try_lock(descriptor: int, path: Path) -> bool:
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        raise KnowledgeBaseLockedError(
+            f"{path.parent}: this disk offers no file locks ({error}), so two writers could spoil each other's work. "
+            "Save to a local folder and copy it."
+        ) from error
+    return True

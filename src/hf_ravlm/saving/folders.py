@@ -1,0 +1,156 @@
+"""How our objects are written to a folder: whole or not at all, with the one-file shim that lets strangers load them.
+
+A published folder carries no copy of our modules. `ravlm_hub.py` imports the installed package and `auto_map` points
+to it, so `trust_remote_code=True` works where the package is installed but not imported, and where it is missing
+transformers names the package to install. Files are first written to a staging folder beside their place and then
+renamed one by one: an interrupted save leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from .commit import Push, outdated_weights, push
+
+
+SHIM_NAME = "ravlm_hub"
+AUTO_MAP = {
+    "AutoConfig": "RavlmConfig",
+    "AutoModel": "RavlmModel",
+    "AutoModelForImageTextToText": "RavlmForConditionalGeneration",
+    "AutoModelForMultimodalLM": "RavlmForConditionalGeneration",
+    "AutoModelForPreTraining": "RavlmForPreTraining",
+    "AutoProcessor": "RavlmProcessor",
+}
+STAGING_PREFIX = ".ravlm-saving-"
+HUB_ARGUMENTS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
+
+class PublishMixin:
+    """First base of the config, the models and the processor; overrides how transformers saves remote code."""
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class=None) -> None:
+        """Does nothing: the loader of `auto_map` calls it on installed classes, and saving would then copy modules."""
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, repo_id: str | None = None, **kwargs
+    ):
+        """Saves to `save_directory`, atomically per file, and writes the shim and the complete `auto_map`.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): created if missing; files of the same names are replaced.
+            push_to_hub (`bool`, *optional*, defaults to `False`): also upload, to `repo_id` or the folder's name.
+            repo_id (`str`, *optional*): repository on the Hub.
+            kwargs: passed to the `save_pretrained` of transformers, and those of `push_to_hub` to the upload.
+
+        Returns:
+            What the `save_pretrained` of transformers returns: paths of saved files, or `None`.
+        """
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"cannot save to {os.fspath(save_directory)!r}: it is a file; give a folder")
+        if not kwargs.get("is_main_process", True):  # takes part in gathering the weights, but writes nothing
+            return super().save_pretrained(save_directory, **kwargs)
+        target = Path(save_directory)
+        target.mkdir(parents=True, exist_ok=True)
+        for leftover in target.glob(f"{STAGING_PREFIX}*"):  # of a save that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target))
+        try:
+            saved = super().save_pretrained(staging, **kwargs)
+            write_shim(staging)
+            _move_into(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        if push_to_hub:
+            self.push_to_hub(repo_id or target.name, **hub)
+        if not isinstance(saved, (list, tuple)):
+            return saved
+        return [os.fspath(target / Path(path).relative_to(staging)) for path in saved]
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str | None = None,
+        tags: list[str] | str | None = None,
+    ):
+        """Publishes everything that `save_pretrained` writes in one commit; an interrupted push changes nothing.
+
+        A model takes along the card of the folder it came from, or gets a first one; a card that is there stays.
+        Weights of an earlier push that would be read instead of these are deleted in the same commit.
+
+        Args:
+            repo_id (`str`): a repository, such as `"owner/name"`; created if needed.
+            commit_message, commit_description (`str`, *optional*): of the commit.
+            private (`bool`, *optional*): whether a new repository is private; `None` for the default of its owner.
+            token (`str` or `bool`, *optional*): a Hub token; `None` for the stored one.
+            revision (`str`, *optional*): the branch, made if needed; `None` for the main one.
+            create_pr (`bool`): whether to open a pull request instead.
+            max_shard_size (`int` or `str`, *optional*): of files of weights.
+            tags (`list[str]`, *optional*): added to the card.
+
+        Returns:
+            The `huggingface_hub.CommitInfo`.
+
+        Raises:
+            InvalidInputError: `private=True`, and the repository is there and public.
+            HubUnavailableError: The Hub cannot be reached, or broke off; what is here is as it was.
+        """
+        kind = next((kind for kind in ("config", "processor") if kind in type(self).__name__.lower()), "model")
+        named = [tags] if isinstance(tags, str) else [*(tags or [])]
+        named += getattr(self, "model_tags", None) or []
+        message = commit_message or f"Upload {kind}"
+        wish = Push(repo_id, message, commit_description, private, token, revision, create_pr, tuple(named))
+        return push(self, wish, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+
+
+def write_shim(folder: str | os.PathLike) -> None:
+    """Writes `ravlm_hub.py` and adds the complete `auto_map` to the JSON files that Auto classes read."""
+    names = ", ".join(sorted(set(AUTO_MAP.values())))
+    shim = f'"""The code of this model: pip install hf_ravlm"""\n\nfrom hf_ravlm import {names}  # noqa: F401\n'
+    Path(folder, f"{SHIM_NAME}.py").write_text(shim, encoding="utf-8")
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        path = Path(folder, name)
+        if not path.exists():
+            continue
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["auto_map"] = {
+            auto: f"{SHIM_NAME}.{cls}"
+            for auto, cls in AUTO_MAP.items()
+            if name == "config.json" or auto == "AutoProcessor"
+        }
+        path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _move_into(staging: Path, target: Path) -> None:
+    """Renames every staged file to its place, weights before the small files; drops shards of an older save.
+
+    Weights of another name (a variant, or the base model beside a saved adapter) stay.
+    """
+    staged = sorted((path for path in staging.rglob("*") if path.is_file()), key=lambda path: path.suffix == ".json")
+    mode = (staging / f"{SHIM_NAME}.py").stat().st_mode
+    for path in staged:
+        path.chmod(mode)  # safetensors writes files that only their owner may read
+        _fsync(path)
+        place = target / path.relative_to(staging)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
+    for name in outdated_weights([path.name for path in target.iterdir()], {path.name for path in staged}):
+        (target / name).unlink()
+
+
+def _fsync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

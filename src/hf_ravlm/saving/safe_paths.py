@@ -1,0 +1,101 @@
+"""Knows which file names found in data may be opened: relative ones that stay inside their folder.
+
+A table row, a manifest or a downloaded folder is data written by somebody else; `../../secret.png` in it must not
+reach the disk. Two questions are asked: is the *name* harmless on every system, and does the *file* it leads to, with
+all links followed, lie inside the folder?
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from ..errors import UnsafeInputError
+
+
+_MAX_NAME_LENGTH = 255
+
+
+def safe_relpath(name: str) -> str:
+    r"""Returns a relative path in POSIX form, or refuses a name that could lead out of its folder.
+
+    The rules of POSIX and Windows are applied on every system, so that a folder is as safe where it is read as where
+    it was written.
+
+    Args:
+        name: A relative path; `\` counts as `/`.
+
+    Returns:
+        The path with `/` between its parts.
+
+    Raises:
+        UnsafeInputError: If the name is empty, absolute, longer than 255 characters, or has a `..` part, a drive or
+            a NUL character.
+
+    Example:
+
+    ```python
+    >>> from hf_ravlm.saving.safe_paths import safe_relpath
+    >>> safe_relpath("birds/robin.jpg")
+    'birds/robin.jpg'
+    >>> safe_relpath("../x.png")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    hf_ravlm.errors.UnsafeInputError: '../x.png' is not a safe file name: it has a '..' part. ...
+
+    ```
+    """
+    reason = _reason_to_refuse(name)
+    if reason:
+        raise UnsafeInputError(
+            f"{name[:200]!r} is not a safe file name: {reason}. Expected a relative path that stays inside its folder."
+        )
+    return str(PurePosixPath(name.replace("\\", "/")))
+
+
+def _reason_to_refuse(name: str) -> str | None:
+    parts = name.replace("\\", "/").split("/")
+    if not any(part not in ("", ".") for part in parts):
+        return "it is empty"
+    if "\0" in name:
+        return "it holds a NUL character"
+    if len(name) > _MAX_NAME_LENGTH:
+        return f"it is longer than {_MAX_NAME_LENGTH} characters"
+    if ".." in parts:
+        return "it has a '..' part"
+    if parts[0] == "" or any(PureWindowsPath(part).drive or PureWindowsPath(part).root for part in parts):
+        return "it is absolute or has a drive"
+    return None
+
+
+def resolve_inside(folder: Path, name: str) -> Path:
+    """Returns `folder / name` after checking that neither the name nor a link leads out of the folder.
+
+    A snapshot folder of the Hugging Face cache consists of links to the `blobs` folder beside it; those are allowed.
+
+    Args:
+        folder: The folder that holds the files.
+        name: A relative path, as found in data.
+
+    Returns:
+        The path, which need not exist.
+
+    Raises:
+        UnsafeInputError: If the path leaves the folder.
+    """
+    path = folder / safe_relpath(name)
+    target = path.resolve()
+    if not any(target.is_relative_to(allowed) for allowed in _allowed_roots(folder)):
+        raise UnsafeInputError(
+            f"{name!r} in {folder} is a link that leads out of the folder. Copy the file itself into the folder."
+        )
+    return path
+
+
+def _allowed_roots(folder: Path) -> list[Path]:
+    root = folder.resolve()
+    roots = [root]
+    for parent in (root, *root.parents):
+        # <cache>/models--owner--name/snapshots/<revision>/... beside <cache>/models--owner--name/blobs
+        if parent.parent.name == "snapshots" and (parent.parent.parent / "blobs").is_dir():
+            roots.append(parent.parent.parent / "blobs")
+    return roots

@@ -1,0 +1,1 @@
+"""Training rows and the batches made of them."""

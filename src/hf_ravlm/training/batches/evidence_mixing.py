@@ -1,0 +1,134 @@
+"""What a reader is given to read while it learns: retrieved, gold and distracting passages, in shares that change.
+
+A reader that always sees the gold passage first learns to copy from there and to trust everything; one that sees only
+what the retriever finds often cannot know the answer. So the shares run from an early value to a late one over the
+training, now and then passages are missing, the gold ones among them, and one may have nothing to do with the
+question. In the prompt all stand where their scores put them, as they will later, or in any order: on its training
+data a good retriever puts the gold passage first, and a reader that may rely on that looks no further.
+
+References: Zhang et al. 2024 (RAFT, arXiv 2403.10131: gold among distractors, or left out); Yasunaga et al. 2023
+(RA-CM3, arXiv 2211.12561: K drawn from 0 to 2); Yoran et al. 2024 (arXiv 2310.01558: robustness to irrelevant
+passages).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ...errors import InvalidInputError
+from .passage_view import PassageView
+from .rows import ids_of
+
+
+Share = float | tuple[float, float]
+
+
+@dataclass(frozen=True)
+class EvidenceMix:
+    """Which passages a reader learns from. Shares are probabilities; a pair runs from the first to the second value
+    over the training, in a straight line.
+
+    Attributes:
+        num_passages: `K`, passages per question.
+        gold: How often a gold passage is put in where the retriever has not found one.
+        distractors: How many of the other places go to distractors: the row's `negative_ids` (mined), else random
+            passages of the same entity or any.
+        noise: How often one passage gives way to a random one.
+        dropout: How often the number of passages is drawn from 0 to `K` instead of being `K`.
+        withheld: How often the gold passages are left out, also where the retriever found them: a reader that never
+            meets wrong passages alone learns to believe them. Rows with `known` false keep theirs, for what neither
+            the reader nor a passage knows can only be guessed.
+        shuffled: How often the passages stand in random order, and not best first.
+
+    Example:
+
+    >>> EvidenceMix(num_passages=4, gold=(1.0, 0.2), noise=0.2).at(0.5)
+    EvidenceMix(num_passages=4, gold=0.6, distractors=0.0, noise=0.2, dropout=0.0, withheld=0.0,
+        shuffled=0.0)
+    """
+
+    num_passages: int = 4
+    gold: Share = 0.0
+    distractors: Share = 0.0
+    noise: Share = 0.0
+    dropout: Share = 0.0
+    withheld: Share = 0.0
+    shuffled: Share = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_passages < 0:
+            raise InvalidInputError(f"num_passages={self.num_passages}: expected 0 or more.")
+        for name in [item.name for item in fields(self)][1:]:
+            value = getattr(self, name)
+            pair = value if isinstance(value, (tuple, list)) else (value, value)
+            if len(pair) != 2 or not all(0 <= share <= 1 for share in pair):
+                raise InvalidInputError(f"{name}={value!r}: expected a share from 0 to 1, or two: (at start, at end).")
+
+    def at(self, progress: float) -> EvidenceMix:
+        """The mix at a point of the training, 0 for its start and 1 for its end."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        now = {
+            name: value[0] + (value[1] - value[0]) * min(max(progress, 0.0), 1.0)
+            for name, value in values.items()
+            if isinstance(value, (tuple, list))
+        }
+        return EvidenceMix(**{**values, **{name: round(share, 12) for name, share in now.items()}})
+
+
+def mix_evidence(
+    mix: EvidenceMix, row: Mapping[str, Any], retrieved: Sequence[int], view: PassageView, rng: np.random.Generator
+) -> list[int]:
+    """The passages, as rows of the knowledge base, that one row of training data is given, in no order.
+
+    Args:
+        mix: The shares now, all plain numbers.
+        row: Its `gold_ids`, `negative_ids`, `exclude_ids` and `known` count.
+        retrieved: What the retriever finds, best first; more than `num_passages` of them, as some are excluded.
+        view: The knowledge base.
+        rng: Draws everything.
+    """
+    excluded = {view.row_of.get(passage_id, -1) for passage_id in ids_of(row, "exclude_ids")}
+    gold = [view.row_of[passage_id] for passage_id in ids_of(row)]
+    draws = rng.random(5 + mix.num_passages)  # always as many, so that one share does not move the draws of another
+    if draws[4] < mix.withheld and row.get("known", True):
+        excluded, gold = excluded | set(gold), []
+    wanted = int(draws[0] * (mix.num_passages + 1)) if draws[1] < mix.dropout else mix.num_passages
+    found = [place for place in retrieved if place not in excluded]
+    chosen = found[:wanted]
+    if gold and wanted and not set(chosen) & set(gold) and draws[2] < mix.gold:
+        chosen = [gold[int(rng.integers(len(gold)))], *chosen[: wanted - 1]]
+    spare = [place for place in chosen if place not in gold]
+    places = [place for place, draw in zip(range(len(spare)), draws[5:], strict=False) if draw < mix.distractors]
+    new = _distractors(row, view, len(places), {*chosen, *gold, *excluded}, rng) if places else []
+    for place, distractor in zip(places, new, strict=False):
+        chosen[chosen.index(spare[place])] = distractor
+    if draws[3] < mix.noise:
+        others = [place for place in range(len(chosen)) if chosen[place] not in gold]
+        noise = _random_rows(view, 1, {*chosen, *gold, *excluded}, rng)
+        if others and noise:
+            chosen[others[int(rng.integers(len(others)))]] = noise[0]
+    return list(dict.fromkeys(chosen))
+
+
+def _distractors(
+    row: Mapping[str, Any], view: PassageView, number: int, taken: set[int], rng: np.random.Generator
+) -> list[int]:
+    """Mined negatives of the row in random order; random passages where they do not suffice."""
+    mined = [view.row_of[name] for name in ids_of(row, "negative_ids") if name in view.row_of]
+    mined = [place for place in dict.fromkeys(mined) if place not in taken]
+    chosen = [mined[place] for place in rng.permutation(len(mined))[:number]]
+    return chosen + _random_rows(view, number - len(chosen), {*taken, *chosen}, rng)
+
+
+def _random_rows(view: PassageView, number: int, taken: set[int], rng: np.random.Generator) -> list[int]:
+    """Rows of the knowledge base that are not taken; fewer if there are no more."""
+    number = min(number, len(view) - len(taken - {-1}))
+    chosen: dict[int, None] = {}
+    while len(chosen) < number:
+        drawn = rng.integers(len(view), size=2 * number).tolist()
+        chosen |= dict.fromkeys(place for place in drawn if place not in taken)
+    return list(chosen)[: max(number, 0)]

@@ -1,0 +1,72 @@
+"""Knows when a passage gives away what it should not: it holds the answer, or shows the picture that is asked about.
+
+Such a passage is no negative, and as evidence in training it teaches to copy instead of to read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from ...evaluation import normalize_answer
+
+
+# Letters of scripts that write spaces between words: not Thai and Lao, nor Chinese and its neighbours.
+_SPACED = "[^\\W\u0e00-\u0eff\u2e80-\U0010ffff]"
+
+_HASH_SIDE = 8
+_NOISE = 2  # levels of brightness that recompression makes of nothing
+
+
+def holds_answer(text: str | None, answers: Sequence[str]) -> bool:
+    """Whether a text holds one of the answers, as whole words, whatever their case, articles and punctuation.
+
+    Scripts that write no spaces are searched for the bare characters.
+
+    >>> holds_answer("The capital is Oslo.", ["oslo"]), holds_answer("a contract", ["on"])
+    (True, False)
+    >>> holds_answer("挪威的首都是奥斯陆。", ["奥斯陆"]), holds_answer("首都是Oslo。", ["Oslo"])
+    (True, True)
+    """
+    if not text:
+        return False
+    said = normalize_answer(text)
+    return any(_pattern(normalize_answer(answer)).search(said) for answer in answers if normalize_answer(answer))
+
+
+@lru_cache(maxsize=65_536)
+def _pattern(answer: str) -> re.Pattern[str]:
+    before, behind = (f"(?{look}{_SPACED})" if re.match(_SPACED, edge) else "" for look, edge in _edges(answer))
+    return re.compile(before + re.escape(answer) + behind)
+
+
+def _edges(answer: str) -> list[tuple[str, str]]:
+    return [("<!", answer[0]), ("!", answer[-1])]
+
+
+def picture_hash(image: Image.Image) -> int:
+    """A perceptual hash of 576 bits: in each colour, which of two neighbours is brighter, and which spots are bright.
+
+    Scaling, recompression and small changes turn a few bits; another picture turns a third of them. It needs no model,
+    so it knows a copy before anything was trained.
+
+    >>> ramp = Image.linear_gradient("L")
+    >>> differing_bits(picture_hash(ramp), picture_hash(ramp.resize((90, 120))))
+    0
+    """
+    picture = image.convert("RGB")
+    across, down, spots = (
+        np.asarray(picture.resize(size, Image.Resampling.BOX), np.int16)
+        for size in ((_HASH_SIDE + 1, _HASH_SIDE), (_HASH_SIDE, _HASH_SIDE + 1), (_HASH_SIDE, _HASH_SIDE))
+    )
+    bits = (np.diff(across, axis=1) > _NOISE, np.diff(down, axis=0) > _NOISE, spots > 127)
+    return int.from_bytes(np.packbits(np.concatenate([part.ravel() for part in bits])).tobytes(), "big")
+
+
+def differing_bits(first: int, second: int) -> int:
+    """In how many bits two hashes differ, 0 to 576."""
+    return (first ^ second).bit_count()

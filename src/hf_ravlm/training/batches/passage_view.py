@@ -1,0 +1,91 @@
+"""What training looks up about the passages of a retriever: rows by id, modality, entity, texts, picture hashes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from ...errors import InvalidInputError
+from ...retrieval import Passage, RavlmRetriever
+from .leakage import picture_hash
+
+
+_ENTITY_COLUMNS = ("source", "licence", "url", "revision", "title")
+
+
+class PassageView:
+    """One state of a retriever's knowledge; each part is worked out when first asked for. Rows are those of its
+    `knowledge_base` and `vectors`.
+
+    Args:
+        retriever: Whose passages.
+        entity: The column that says what a passage is about, such as `"title"`, or `"metadata.<key>"`.
+    """
+
+    def __init__(self, retriever: RavlmRetriever, entity: str = "title") -> None:
+        if entity not in _ENTITY_COLUMNS and not entity.startswith("metadata."):
+            raise InvalidInputError(f"entity={entity!r}: expected one of {list(_ENTITY_COLUMNS)} or 'metadata.<key>'.")
+        self.retriever, self.entity = retriever, entity
+        self.knowledge_base, self.vectors = retriever.knowledge_base, retriever.vectors
+        self._picture_hashes: dict[int, int | None] = {}
+
+    def __len__(self) -> int:
+        return len(self.knowledge_base)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The id of every row."""
+        return self.knowledge_base.ids
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """The row of every id."""
+        return {passage_id: row for row, passage_id in enumerate(self.ids)}
+
+    @cached_property
+    def modality(self) -> np.ndarray:
+        """1 for text, 2 for image, 3 for both, shape (N,)."""
+        text, image = (self.knowledge_base.table[name].is_valid().to_numpy() for name in ("text", "image"))
+        return np.asarray(text + 2 * image)
+
+    @cached_property
+    def entities(self) -> np.ndarray:
+        """A number for what each passage is about, -1 for nothing, shape (N,)."""
+        table = self.knowledge_base.table
+        if self.entity.startswith("metadata."):
+            key = self.entity.removeprefix("metadata.")
+            values = [json.loads(text).get(key) if text else None for text in table["metadata"].to_pylist()]
+        else:
+            values = table[self.entity].to_pylist()
+        numbers: dict[str, int] = {}
+        return np.array([-1 if value is None else numbers.setdefault(str(value), len(numbers)) for value in values])
+
+    @cached_property
+    def rows_of_entity(self) -> dict[int, np.ndarray]:
+        """The rows of every entity."""
+        order = np.argsort(self.entities, kind="stable")
+        values, starts = np.unique(self.entities[order], return_index=True)
+        return {
+            int(value): rows for value, rows in zip(values, np.split(order, starts[1:]), strict=True) if value >= 0
+        }
+
+    def texts(self, rows: Sequence[int]) -> list[str | None]:
+        """The texts in some rows."""
+        texts: list[str | None] = self.knowledge_base.table["text"].take(list(rows)).to_pylist()
+        return texts
+
+    def passages(self, rows: Sequence[int]) -> list[Passage]:
+        """The passages in some rows."""
+        return self.knowledge_base.passages(list(rows))
+
+    def picture_hashes(self, rows: Sequence[int]) -> list[int | None]:
+        """`picture_hash` of the images in some rows, `None` where there is none; each is decoded once."""
+        new = [row for row in dict.fromkeys(rows) if row not in self._picture_hashes]
+        with_image = [row for row in new if self.modality[row] & 2]
+        self._picture_hashes.update(dict.fromkeys(new))
+        for row, passage in zip(with_image, self.passages(with_image) if with_image else [], strict=True):
+            self._picture_hashes[row] = picture_hash(passage.image)
+        return [self._picture_hashes[row] for row in rows]

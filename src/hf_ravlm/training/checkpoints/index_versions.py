@@ -1,0 +1,105 @@
+"""Keeps the vectors of an index that was rebuilt while training, one file per generation, for checkpoints to refer to.
+
+A checkpoint cannot make them again: they are by the weights of the last refresh, not by its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from ...errors import KnowledgeBaseCorruptError, KnowledgeBaseMismatchError
+from ...retrieval import RavlmRetriever
+from ...saving.durable import make_folder, replace_file, sync_folder, temporary_file
+
+
+STATE = "index_generation.json"
+FOLDER = "index_generations"
+
+
+def save_generation(run_folder: Path, checkpoint: Path, number: int, retriever: RavlmRetriever) -> None:
+    """Writes which generation of the index serves at a checkpoint, and its vectors if no other checkpoint has.
+
+    Args:
+        run_folder: Output folder of the training.
+        checkpoint: Folder of the checkpoint.
+        number: 0 for the index that the training began with, which is not written.
+        retriever: What serves.
+    """
+    vectors = np.ascontiguousarray(retriever.vectors)
+    state = {
+        "generation": number,
+        "vectors_sha256": hashlib.sha256(vectors).hexdigest(),
+        "ids_sha256": _ids_digest(retriever),
+        "encoder_fingerprint": retriever.encoder_fingerprint,
+    }
+    path = _path(run_folder, number)
+    if number and not path.exists():
+        make_folder(path.parent)
+        with temporary_file(path.parent) as temporary:
+            save_file({"vectors": vectors}, temporary)
+            temporary.replace(path)
+        sync_folder(path.parent)
+    replace_file(checkpoint / STATE, json.dumps(state, indent=1).encode())
+
+
+def load_generation(run_folder: Path, checkpoint: Path, retriever: RavlmRetriever) -> tuple[int, RavlmRetriever]:
+    """The generation that served at a checkpoint, over the passages of a retriever.
+
+    Args:
+        run_folder: Output folder of the training.
+        checkpoint: Folder of the checkpoint.
+        retriever: As the training began with it.
+
+    Raises:
+        KnowledgeBaseMismatchError: If these are other passages, or other vectors than the training began with.
+        KnowledgeBaseCorruptError: If the vectors of the generation are missing or damaged.
+    """
+    state: dict[str, Any] = json.loads((checkpoint / STATE).read_bytes())
+    if state["ids_sha256"] != _ids_digest(retriever):
+        raise KnowledgeBaseMismatchError(
+            f"{checkpoint} was trained with other passages than the retriever holds. Resume with the knowledge base "
+            "that the training began with."
+        )
+    number = int(state["generation"])
+    if not number:
+        if hashlib.sha256(np.ascontiguousarray(retriever.vectors)).hexdigest() != state["vectors_sha256"]:
+            raise KnowledgeBaseMismatchError(
+                f"{checkpoint} was trained with other vectors of the passages than the retriever has. Resume with the "
+                "retriever that the training began with, as it was saved, not with one built by the trained model."
+            )
+        return 0, retriever
+    path = _path(run_folder, number)
+    if not path.is_file():
+        raise KnowledgeBaseCorruptError(f"{path} is missing: the vectors that {checkpoint} goes on with.")
+    vectors = load_file(path)["vectors"]
+    if hashlib.sha256(vectors).hexdigest() != state["vectors_sha256"]:
+        raise KnowledgeBaseCorruptError(
+            f"{path} is damaged: its vectors are not those that {checkpoint} goes on with."
+        )
+    kind = retriever.index.spec["kind"]
+    fingerprint = state["encoder_fingerprint"]
+    return number, RavlmRetriever(retriever.knowledge_base, retriever.encoder, vectors, fingerprint, kind)
+
+
+def drop_unused_generations(run_folder: Path) -> None:
+    """Deletes the vectors that no checkpoint refers to any more."""
+    used = set()
+    for path in run_folder.glob(f"checkpoint-*/{STATE}"):
+        used.add(_path(run_folder, int(json.loads(path.read_bytes())["generation"])))
+    for path in (run_folder / FOLDER).glob("generation-*.safetensors"):
+        if path not in used:
+            path.unlink()
+
+
+def _path(run_folder: Path, number: int) -> Path:
+    return run_folder / FOLDER / f"generation-{number:06d}.safetensors"
+
+
+def _ids_digest(retriever: RavlmRetriever) -> str:
+    return hashlib.sha256("\0".join(retriever.knowledge_base.ids).encode()).hexdigest()

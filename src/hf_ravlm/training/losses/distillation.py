@@ -1,0 +1,114 @@
+"""Losses by which a reader teaches the retriever, as pure functions of likelihoods and scores, in float32.
+
+Each takes `log_likelihood (B, K)`, what the reader gives the right answer under each passage alone, and the
+retriever's `scores (B, K)`; the gradient reaches the scores and never the reader. `evidence_mask (B, K)` names the
+passages that count; `None` means all.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ...model.reader.likelihoods import passage_log_prior
+
+
+def perplexity_distillation_loss(
+    log_likelihood: torch.Tensor,
+    num_tokens: torch.Tensor,
+    scores: torch.Tensor,
+    evidence_mask: torch.Tensor | None = None,
+    temperature: float = 0.1,
+    target_temperature: float = 0.1,
+) -> torch.Tensor:
+    """Perplexity distillation: the retriever shall rank passages as the reader's perplexity of the answer does.
+
+    In plain terms: passages under which the answer is likely get a high target; the score distribution is pulled
+    towards it. `L = 1/B sum_b KL(softmax_k(a_k / T_target) || softmax_k(s_k / T))` with `a_k` the mean log-probability
+    of an answer token under passage `k`, held fixed.
+
+    Inputs: `log_likelihood (B, K)`, summed over the answer of `num_tokens (B,)` or `(B, K)`; `scores (B, K)`.
+
+    Recommendations: let the reader be in eval mode for the targets; start with 0.1 for both temperatures.
+
+    Relations: the loss of REPLUG-LSR. The sum over passages is averaged over queries (`batchmean`); torch's `"mean"`
+    would be smaller by the factor `K`.
+
+    References: Izacard et al. 2022 (arXiv 2208.03299), Perplexity Distillation; Shi et al. 2023 (arXiv 2301.12652).
+
+    Example:
+
+    >>> told = torch.tensor([[-1.0, -2.0]])
+    >>> perplexity_distillation_loss(told, torch.tensor([1]), told).item()  # the retriever agrees
+    0.0
+    """
+    num_tokens = num_tokens.clamp(min=1).reshape(len(scores), -1)
+    mean = log_likelihood.detach().float() / num_tokens
+    target = passage_log_prior(mean, evidence_mask, 1 / target_temperature)
+    given = passage_log_prior(scores, evidence_mask, 1 / temperature)
+    return F.kl_div(given, target, reduction="batchmean", log_target=True)
+
+
+def emdr2_loss(
+    log_likelihood: torch.Tensor,
+    scores: torch.Tensor,
+    evidence_mask: torch.Tensor | None = None,
+    logit_scale: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    """EMDR2: raise the score of passages under which the reader, held fixed, finds the answer.
+
+    In plain terms: the RAG-sequence likelihood with the reader's part frozen. `L = -1/B sum_b log sum_k p(z_k | x)
+    p(y | x, z_k)`.
+
+    Inputs: `log_likelihood (B, K)`, `scores (B, K)`; `logit_scale` is `1 / temperature`.
+
+    Recommendations: the reader trains beside it on its own likelihood.
+
+    Relations: its gradient in the scores is that of RAG-sequence.
+
+    References: Sachan et al. 2021 (arXiv 2106.05346).
+
+    Example:
+
+    >>> round(emdr2_loss(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[3.0, 1.0]])).exp().item(), 4)
+    2.0
+    """
+    prior = passage_log_prior(scores, evidence_mask, logit_scale)
+    return -(log_likelihood.detach().float() + prior).logsumexp(dim=-1).mean()
+
+
+def pseudo_relevance_loss(
+    scores: torch.Tensor,
+    has_answer: torch.Tensor,
+    reader_is_right: torch.Tensor,
+    evidence_mask: torch.Tensor | None = None,
+    logit_scale: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    """Binary cross-entropy on passages whose worth two weak witnesses agree on.
+
+    In plain terms: a passage that holds the answer string and under which the reader answers right is positive; one
+    with neither is negative; where they disagree nothing is learned. `p_k = softmax_k(logit_scale * s_k)`.
+
+    Inputs: `scores (B, K)`; `has_answer (B, K)` and `reader_is_right (B, K)`, bool.
+
+    Recommendations: add it to RAG-sequence with a weight.
+
+    Relations: the mean runs over the passages that are labelled; 0 where there is none.
+
+    References: Lin and Byrne 2022 (arXiv 2210.03809), RA-VQA.
+
+    Example:
+
+    >>> agree = torch.tensor([[True, False]])
+    >>> loss = pseudo_relevance_loss(torch.tensor([[0.0, 0.0]]), agree, agree)
+    >>> round(loss.item(), 4)  # log 2: both passages at 1/2
+    0.6931
+    """
+    log_p = passage_log_prior(scores, evidence_mask, logit_scale)
+    labelled = has_answer.bool() == reader_is_right.bool()
+    if evidence_mask is not None:
+        labelled = labelled & evidence_mask.bool()
+    # log(1 - p) by expm1: exact where p is near 0, finite where it is 1
+    log_rest = torch.log((-torch.expm1(log_p)).clamp(min=torch.finfo(torch.float32).tiny))
+    terms = torch.where(has_answer.bool(), log_p, log_rest)
+    return -(terms * labelled).sum() / labelled.sum().clamp(min=1)

@@ -1,0 +1,118 @@
+"""Who is compared with whom: pairs for the matching objective, drawn from the joined batch of all processes.
+
+Each row gives three pairs: query and positive; the query with a passage that looks like its own; its passage with
+another query that looks alike. Places count in the joined batch; a process, or a chunk of its rows, reads the pairs of
+its own rows and takes along the few rows of others that they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...model.heads.matching import SIDE
+from .contrast import draw_hard_negatives, left_out_negatives
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of the joined batch; `n` of them.
+
+    Args:
+        rows (`torch.LongTensor` of shape `(n,)`): the row of the batch that a pair belongs to.
+        queries, passages (`torch.LongTensor` of shape `(n,)`): their places in the joined batch.
+        labels (`torch.FloatTensor` of shape `(n,)`): 1 where the two belong together, else 0.
+    """
+
+    rows: torch.Tensor
+    queries: torch.Tensor
+    passages: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of_rows(self, rows: range) -> Pairs:
+        """The pairs of some rows."""
+        kept = (self.rows >= rows.start) & (self.rows < rows.stop)
+        return Pairs(self.rows[kept], self.queries[kept], self.passages[kept], self.labels[kept])
+
+
+@torch.no_grad()
+def draw_pairs(
+    query_embeds: torch.Tensor,
+    passage_embeds: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    labels: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ratio: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Pairs:
+    """Positives, and negatives drawn with probability `softmax(logit_scale * cosine)`.
+
+    Args:
+        query_embeds (`(B, D)`), passage_embeds (`(N, D)`): of the joined batch, passage `i` positive for query `i`.
+        labels (*optional*), ratio: of queries and passages; what is no negative, as in `left_out_negatives`.
+        generator (`torch.Generator`, *optional*): all processes must use the same, or they draw different pairs.
+
+    Returns:
+        Up to `3 * B` pairs; a row without any negative gives its positive pair alone.
+
+    Example:
+
+    >>> pairs = draw_pairs(torch.eye(2), torch.eye(2), 1.0)
+    >>> list(zip(pairs.queries.tolist(), pairs.passages.tolist(), pairs.labels.tolist()))
+    [(0, 0, 1.0), (1, 1, 1.0), (0, 1, 0.0), (1, 0, 0.0), (1, 0, 0.0), (0, 1, 0.0)]
+    """
+    rows = torch.arange(len(query_embeds), device=query_embeds.device)
+    left_out = left_out_negatives(query_embeds, passage_embeds, rows, *(labels or (None, None)), ratio)
+    left_out[rows, rows] = True
+    scores = query_embeds.float() @ passage_embeds.float().mT * logit_scale  # (B, N)
+    other_passages = draw_hard_negatives(scores, left_out, generator)
+    other_queries = draw_hard_negatives(scores[:, : len(rows)].mT, left_out[:, : len(rows)].mT, generator)
+    owners, queries = rows.repeat(3), torch.cat([rows, rows, other_queries])
+    passages = torch.cat([rows, other_passages, rows])
+    belong = torch.cat([torch.ones(len(rows)), torch.zeros(2 * len(rows))]).to(rows.device)
+    drawn = (queries >= 0) & (passages >= 0)
+    return Pairs(owners[drawn], queries[drawn], passages[drawn], belong[drawn])
+
+
+def pair_inputs(
+    pairs: Pairs, queries: Sequence[int], passages: Sequence[int], pool: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor | dict[str, torch.Tensor]]:
+    """The arguments with which a model reads `pairs` beside its own rows.
+
+    Args:
+        pairs ([`Pairs`]): to read.
+        queries, passages (`Sequence[int]`): the places of the model's own rows in the joined batch.
+        pool (`dict`): inputs of the joined batch, from which rows that are not its own are taken.
+    """
+    query_rows, further_queries = _local_rows(pairs.queries, queries)
+    passage_rows, further_passages = _local_rows(pairs.passages, passages)
+    further = {}
+    for prefix, places in (("", further_queries), ("passage_", further_passages)):
+        index = torch.tensor(places, dtype=torch.long, device=pairs.rows.device)
+        further.update(
+            {
+                prefix + name: pool[prefix + name][index]
+                for name in SIDE
+                if places and pool.get(prefix + name) is not None
+            }
+        )
+    return {"match_queries": query_rows, "match_passages": passage_rows, "match_inputs": further}
+
+
+def no_pairs(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The arguments with which a model reads no pairs beside `inputs`."""
+    nobody = torch.empty(0, dtype=torch.long, device=next(iter(inputs.values())).device)
+    return {"match_queries": nobody, "match_passages": nobody}
+
+
+def _local_rows(places: torch.Tensor, own: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+    """Where each place stands among the own rows and, behind them, the further ones, which are listed."""
+    wanted = places.tolist()
+    known = {place: row for row, place in enumerate(own)}
+    further = sorted(set(wanted) - set(known))
+    known.update({place: len(own) + row for row, place in enumerate(further)})
+    return torch.tensor([known[place] for place in wanted], dtype=torch.long, device=places.device), further

@@ -1,0 +1,1 @@
+"""Hard negatives: mining, rules, cache."""

@@ -1,0 +1,343 @@
+"""Mines hard negatives: passages that look right to a retriever, or to a reader in a hurry, and are wrong.
+
+Three steps, batch by batch. (1) Every kind of candidate gives each query a ranking:
+
+| kind | candidates | what it teaches |
+|---|---|---|
+| `"nearest"` | the passages that the current model puts on top | what it confuses now (ANCE) |
+| `"lexical"` | passages with the words of the question, by BM25 | that shared words are not enough (DPR) |
+| `"same_entity"` | other passages about what the gold passage is about | the right section (EchoSight, ReflectiVA) |
+| `"other_modality"` | the nearest of another modality than the gold passage | modality is no clue (MM-Embed) |
+
+(2) `NegativeRules` strike out what may be right after all. (3) The kinds take turns until there are enough; random
+passages fill what is missing.
+
+References: Karpukhin et al. 2020 (arXiv 2004.04906), Xiong et al. 2021 (arXiv 2007.00808), Moreira et al. 2024
+(arXiv 2407.15831, positive-aware mining), Lin et al. 2024 (arXiv 2411.02571).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ...errors import InvalidInputError, UnsafeInputError
+from ...images import safe_image
+from ...retrieval import RavlmRetriever
+from ...retrieval.encoding.corpus import input_digest
+from ...retrieval.indexes.exact_search import exact_search
+from ...retrieval.ranking.channels import encode_queries
+from ..batches.leakage import differing_bits, holds_answer, picture_hash
+from ..batches.passage_view import PassageView
+from ..batches.rows import NumberedRows, answers_of, check_gold_ids, gold_ids_of, ids_of, name_of
+from .mining_cache import MiningCache
+
+
+Kind = Literal["nearest", "lexical", "same_entity", "other_modality"]
+
+
+@dataclass(frozen=True)
+class NegativeRules:
+    """What makes a passage no negative although it ranks high. Gold passages and their exact copies never are.
+
+    Attributes:
+        positive_ratio: Leave out passages that score above this share of the best gold passage's score, where that is
+            above 0 (NV-Retriever's TopK-PercPos); such passages are often right and only not marked. `None`: no limit.
+        positive_margin: Leave out passages that score above the gold's score less this margin. `None`: no limit.
+        allow_answers: Whether a passage may hold an accepted answer.
+        near_duplicate_bits: Leave out passages whose picture differs from that of the query in at most so many of the
+            576 bits of `picture_hash`. `None`: pictures are not compared.
+    """
+
+    positive_ratio: float | None = 0.95
+    positive_margin: float | None = None
+    allow_answers: bool = False
+    near_duplicate_bits: int | None = 24
+
+
+class HardNegatives(NamedTuple):
+    """The negatives of one query: ids, of which kind each is (`"random"` for filling), and scores (cosines)."""
+
+    ids: list[str]
+    kinds: list[str]
+    scores: list[float]
+
+
+def mine_hard_negatives(
+    retriever: RavlmRetriever,
+    rows: Any,
+    num_negatives: int = 8,
+    *,
+    kinds: Sequence[Kind] = ("nearest", "lexical", "same_entity", "other_modality"),
+    rules: NegativeRules | None = None,
+    num_candidates: int = 50,
+    entity: str = "title",
+    batch_size: int = 256,
+    seed: int = 0,
+    cache: str | PathLike[str] | None = None,
+    process: tuple[int, int] = (0, 1),
+) -> list[HardNegatives]:
+    """Finds hard negatives for queries about text, image and mixed passages.
+
+    Args:
+        retriever: Its vectors say what the current model confuses; `"lexical"` needs `hf_ravlm[hybrid]`.
+        rows: A sequence or data set of training rows with `gold_ids`, and `question`, `image`, `answers`,
+            `exclude_ids` as far as there are, see `hf_ravlm.training.batches.rows`.
+        num_negatives: How many per query; a small knowledge base may give fewer.
+        kinds: Which kinds take turns, see the module.
+        rules: What is left out; `None` for the defaults of `NegativeRules`.
+        num_candidates: How many candidates each kind proposes per query.
+        entity: What `"same_entity"` goes by: a column such as `"title"` or `"source"`, or `"metadata.page"`.
+        batch_size: How many queries are encoded and searched at once.
+        seed: Of the random passages that fill up; each query has a stream of its own.
+        cache: A folder in which finished batches are kept: an interrupted run goes on where it stopped, and a second
+            one with the same rows, knowledge and weights reads instead of mining.
+        process: Rank and number of processes that share the work through `cache`; each mines its part, waits for the
+            files of the others, and returns everything.
+
+    Returns:
+        The negatives of every row, in order.
+
+    Raises:
+        InvalidInputError: If a row has no gold passage, or one that the knowledge base does not hold; if a kind or
+            the entity is not known; if processes share no cache.
+
+    Example, with an encoder that counts letters:
+
+    >>> from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
+    >>> class LetterEncoder:
+    ...     name, fingerprint = "letters", "0" * 64
+    ...
+    ...     def encode_queries(self, images, texts):
+    ...         return np.array([[text.count(letter) for letter in "abnow"] for text in texts], np.float32)
+    ...
+    ...     def encode_passages(self, texts, images):
+    ...         return self.encode_queries(images, texts)
+    >>> rows = [{"id": "swan", "text": "a swan"}, {"id": "owl", "text": "a brown owl"}, {"id": "wren", "text": "wren"}]
+    >>> retriever = RavlmRetriever.build(KnowledgeBase.from_dicts(rows), LetterEncoder())
+    >>> mined = mine_hard_negatives(
+    ...     retriever, [{"question": "a swan ?", "gold_ids": ["swan"], "answers": ["wren"]}], 2, kinds=["nearest"]
+    ... )
+    >>> [(negatives.ids, negatives.kinds) for negatives in mined]  # the wren holds the answer
+    [(['owl'], ['nearest'])]
+    """
+    from transformers.utils.logging import tqdm
+
+    unknown = [kind for kind in kinds if kind not in _PROPOSALS]
+    if unknown or not kinds:
+        raise InvalidInputError(f"kinds={list(kinds)}: expected some of {list(_PROPOSALS)}.")
+    for name, value in {
+        "num_negatives": num_negatives,
+        "num_candidates": num_candidates,
+        "batch_size": batch_size,
+    }.items():
+        if value < 1:
+            raise InvalidInputError(f"{name}={value}: expected at least 1.")
+    if process[1] > 1 and cache is None:
+        raise InvalidInputError(f"{process[1]} processes share their work through files: give a folder as `cache`.")
+    rules = NegativeRules() if rules is None else rules
+    rows = NumberedRows(rows)
+    check_gold_ids(gold_ids_of(rows) or [], retriever.knowledge_base)  # before hours of mining
+    miner = _Miner(PassageView(retriever, entity), tuple(kinds), rules, num_negatives, num_candidates, seed)
+    batches = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
+    store = None if cache is None else MiningCache(cache, miner.identity())
+    mined: dict[int, list[HardNegatives]] = {}
+    for number, batch in enumerate(tqdm(batches, desc="Mining negatives", delay=5)):
+        if number % process[1] != process[0]:
+            continue
+        taken = [rows[row] for row in batch]
+        done = None if store is None else store.read(number, taken)
+        if done is None:
+            done = miner.mine(taken, batch.start)
+            if store is not None:
+                store.write(number, taken, done)
+        mined[number] = [HardNegatives(*negatives) for negatives in done]
+    for number, batch in enumerate(batches):
+        if number not in mined and store is not None:
+            waited = store.wait_for(number, [rows[row] for row in batch])
+            mined[number] = [HardNegatives(*negatives) for negatives in waited]
+    return [negatives for number in range(len(batches)) for negatives in mined[number]]
+
+
+class _Miner:
+    """Mines batches of rows with fixed knowledge and settings."""
+
+    def __init__(
+        self,
+        view: PassageView,
+        kinds: tuple[Kind, ...],
+        rules: NegativeRules,
+        num_negatives: int,
+        num_candidates: int,
+        seed: int,
+    ) -> None:
+        self.view, self.kinds, self.rules = view, kinds, rules
+        self.num_negatives, self.num_candidates, self.seed = num_negatives, num_candidates, seed
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result, beside the rows."""
+        settings = {"kinds": self.kinds, "rules": asdict(self.rules), "num_negatives": self.num_negatives}
+        return {
+            **settings,
+            "num_candidates": self.num_candidates,
+            "seed": self.seed,
+            "entity": self.view.entity,
+            "vectors_by": self.view.retriever.encoder_fingerprint,
+            "queries_by": self.view.retriever.encoder.fingerprint,
+            "passages": input_digest(self.view.knowledge_base),
+            "ids": self.view.ids,
+        }
+
+    def mine(self, rows: Sequence[Mapping[str, Any]], first: int) -> list[HardNegatives]:
+        """Negatives for rows of which the first is row `first` of all."""
+        batch = _Batch.of(rows, self.view, self.num_candidates)
+        proposals = {kind: _PROPOSALS[kind](batch, self.view) for kind in self.kinds}
+        return [
+            self._choose(batch, place, {kind: proposed[place] for kind, proposed in proposals.items()}, first + place)
+            for place in range(len(rows))
+        ]
+
+    def _choose(self, batch: _Batch, place: int, proposals: dict[Kind, np.ndarray], number: int) -> HardNegatives:
+        order = np.random.default_rng([self.seed, number])
+        kept = {kind: iter(self._allowed(batch, place, rows)) for kind, rows in proposals.items()}
+        chosen: dict[int, str] = {}
+        while len(chosen) < self.num_negatives and kept:
+            for kind in list(kept):
+                row = next((row for row in kept[kind] if row not in chosen), None)
+                if row is None:
+                    del kept[kind]
+                elif len(chosen) < self.num_negatives:
+                    chosen[row] = kind
+        if len(chosen) < self.num_negatives:
+            some = order.permutation(len(self.view))[: self.num_candidates + self.num_negatives]
+            for row in self._allowed(batch, place, some[~np.isin(some, list(chosen))]):
+                if len(chosen) < self.num_negatives:
+                    chosen[row] = "random"
+        scores = self.view.vectors[list(chosen)] @ batch.queries[place] if chosen else np.zeros(0)
+        return HardNegatives([self.view.ids[row] for row in chosen], [*chosen.values()], scores.astype(float).tolist())
+
+    def _allowed(self, batch: _Batch, place: int, rows: np.ndarray) -> list[int]:
+        """The candidates that no rule strikes out, in their order."""
+        rules, gold = self.rules, batch.gold[place]
+        scores, positive = self.view.vectors[rows] @ batch.queries[place], batch.positive_scores[place]
+        keep = ~np.isin(rows, [*gold, *batch.excluded[place]])
+        if rules.positive_ratio is not None and positive > 0:
+            keep &= scores <= rules.positive_ratio * positive
+        if rules.positive_margin is not None:
+            keep &= scores <= positive - rules.positive_margin
+        kept = rows[keep].tolist()
+        if not kept:
+            return []
+        copies = {text for text in self.view.texts(gold) if text}
+        answers = [] if rules.allow_answers else batch.answers[place]
+        texts = self.view.texts(kept)
+        kept = [
+            row
+            for row, text in zip(kept, texts, strict=True)
+            if not (text in copies and self.view.modality[row] == 1) and not holds_answer(text, answers)
+        ]
+        shown = batch.picture_hashes[place] if rules.near_duplicate_bits is not None else None
+        if shown is None or not kept:
+            return kept
+        return [
+            row
+            for row, seen in zip(kept, self.view.picture_hashes(kept), strict=True)
+            if seen is None or differing_bits(shown, seen) > rules.near_duplicate_bits
+        ]
+
+
+class _Batch(NamedTuple):
+    """Queries of some rows, and what is known about them."""
+
+    questions: list[str | None]
+    queries: np.ndarray  # (n, D)
+    gold: list[list[int]]
+    excluded: list[list[int]]
+    answers: list[list[str]]
+    positive_scores: list[float]
+    picture_hashes: list[int | None]
+    num_candidates: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], view: PassageView, num_candidates: int) -> _Batch:
+        gold_ids = [ids_of(row) for row in rows]
+        check_gold_ids(gold_ids, view.knowledge_base)
+        lacking = [name_of(row) for row, ids in zip(rows, gold_ids, strict=True) if not ids]
+        if lacking:
+            raise InvalidInputError(
+                f"{len(lacking)} rows have no gold passage, such as {lacking[0]}. A passage is wrong only beside "
+                "one that is right: give every row `gold_ids`."
+            )
+        questions = [row.get("question") for row in rows]
+        pictures = [None if row.get("image") is None else _picture(row) for row in rows]
+        queries = encode_queries(view.retriever.encoder, pictures, questions)
+        gold = [[view.row_of[passage_id] for passage_id in ids] for ids in gold_ids]
+        return cls(
+            questions,
+            queries,
+            gold,
+            [[view.row_of[name] for name in ids_of(row, "exclude_ids") if name in view.row_of] for row in rows],
+            [answers_of(row) for row in rows],
+            [float((view.vectors[right] @ query).max()) for right, query in zip(gold, queries, strict=True)],
+            [None if picture is None else picture_hash(picture) for picture in pictures],
+            num_candidates,
+        )
+
+
+def _picture(row: Mapping[str, Any]) -> Image.Image:
+    try:
+        return safe_image(row["image"])
+    except UnsafeInputError as error:
+        raise UnsafeInputError(f"The picture of {name_of(row)} cannot be used: {error}") from error
+
+
+def _nearest(batch: _Batch, view: PassageView) -> list[np.ndarray]:
+    return list(view.retriever.search_vectors(batch.queries, batch.num_candidates)[1])
+
+
+def _lexical(batch: _Batch, view: PassageView) -> list[np.ndarray]:
+    asked = [place for place, question in enumerate(batch.questions) if question and question.strip()]
+    found = [np.zeros(0, np.int64)] * len(batch.questions)
+    if asked:
+        questions = [batch.questions[place] for place in asked]
+        evidence = view.retriever.retrieve(texts=questions, k=batch.num_candidates, channels=("bm25",))
+        for place, passages in zip(asked, evidence, strict=True):
+            found[place] = np.array([view.row_of[passage.id] for passage in passages], np.int64)
+    return found
+
+
+def _same_entity(batch: _Batch, view: PassageView) -> list[np.ndarray]:
+    found = []
+    for gold, query in zip(batch.gold, batch.queries, strict=True):
+        about = sorted({int(view.entities[row]) for row in gold} - {-1})
+        rows = np.concatenate([np.zeros(0, np.int64), *(view.rows_of_entity[entity] for entity in about)])
+        best = np.argsort(-(view.vectors[rows] @ query), kind="stable")
+        found.append(rows[best][: batch.num_candidates])
+    return found
+
+
+def _other_modality(batch: _Batch, view: PassageView) -> list[np.ndarray]:
+    found = [np.zeros(0, np.int64)] * len(batch.gold)
+    modality_of = [int(view.modality[gold[0]]) for gold in batch.gold]
+    for modality in sorted(set(modality_of)):
+        places = [place for place, own in enumerate(modality_of) if own == modality]
+        others = view.modality != modality
+        rows = exact_search(
+            np.ascontiguousarray(batch.queries[places], np.float32), view.vectors, batch.num_candidates, others
+        )[1]
+        for place, row in zip(places, rows, strict=True):
+            found[place] = row
+    return found
+
+
+_PROPOSALS: dict[Kind, Callable[[_Batch, PassageView], list[np.ndarray]]] = {
+    "nearest": _nearest,
+    "lexical": _lexical,
+    "same_entity": _same_entity,
+    "other_modality": _other_modality,
+}
