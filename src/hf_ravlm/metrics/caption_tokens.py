@@ -7,7 +7,7 @@ words with a hyphen or a slash stay whole, known abbreviations keep their full s
 The Java grammar knows far more (emoticons, phone numbers, markup); only the common part of it is here.
 
 Agreement with the Java program, in lines that are equal token by token: 99.998 % of 40,460 captions of Flickr8k, all
-of 1,000 captions of COCO, 99.95 % of 10,274 glosses of WordNet. `tests/metrics/caption_oracles.py` asks it again.
+of 1,000 captions of COCO, 99.95 % of 10,274 glosses of WordNet. `tests/caption_oracles.py` asks it again.
 """
 
 from __future__ import annotations

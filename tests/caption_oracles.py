@@ -2,8 +2,8 @@
 
 It needs `pip install --no-deps pycocoevalcap` (1.2) and a Java runtime, which tests must not need:
 
-    python tests/metrics/caption_oracles.py                 # writes the file again
-    python tests/metrics/caption_oracles.py captions.txt    # how often the tokens of a file, a caption a line, agree
+    python tests/caption_oracles.py                 # writes the file again
+    python tests/caption_oracles.py captions.txt    # how often the tokens of a file, a caption a line, agree
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 
-FIXTURE = Path(__file__).parent / "oracles" / "captions.json"
+FIXTURE = Path(__file__).parent / "metrics" / "oracles" / "captions.json"
 CAPTIONS = [
     "A man's dog can't jump, won't he? I'd say \"yes\" (maybe) [no] {x}.",
     "Black-and-white t-shirt; U.S. flag at 10:30 p.m. in St. Louis.",
@@ -92,7 +92,7 @@ def main() -> None:
         candidates, references = random_corpus(seed)
         corpora.append({"candidates": candidates, "references": references, **ask_metrics(candidates, references)})
     tokens = [[text, found] for text, found in zip(CAPTIONS, ask_tokens(CAPTIONS))]
-    said = {"made_by": "python tests/metrics/caption_oracles.py, pycocoevalcap 1.2, OpenJDK 17"}
+    said = {"made_by": "python tests/caption_oracles.py, pycocoevalcap 1.2, OpenJDK 17"}
     FIXTURE.write_text(
         json.dumps({**said, "tokens": tokens, "corpora": corpora}, ensure_ascii=False) + "\n", encoding="utf-8"
     )
