@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_ravlm.training.checkpoints.checkpoints.checkpoints import newest_complete
+from hf_ravlm.training.checkpoints.checkpoints import newest_complete
 from tiny_joint import BUILDERS, reader_trainer, step_gradients
 from two_processes import run_two_processes
 

@@ -13,7 +13,7 @@ from hf_ravlm import InvalidInputError, KnowledgeBaseCorruptError, KnowledgeBase
 from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
 from hf_ravlm.training.batches.evidence_mixing import EvidenceMix
 from hf_ravlm.training.callbacks import MineNegativesCallback
-from hf_ravlm.training.checkpoints.checkpoints.checkpoints import (
+from hf_ravlm.training.checkpoints.checkpoints import (
     COMPLETE,
     checkpoint_to_resume,
     newest_complete,
@@ -161,7 +161,7 @@ def test_old_checkpoints_go_only_when_the_new_one_is_complete(tmp_path, monkeypa
 
 
 def _fail_at(name):
-    from hf_ravlm.training.checkpoints.checkpoints.checkpoints import mark_complete
+    from hf_ravlm.training.checkpoints.checkpoints import mark_complete
 
     def mark(folder, resumable):
         if folder.name == name:

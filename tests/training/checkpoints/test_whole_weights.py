@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_ravlm import InvalidInputError
-from hf_ravlm.training.checkpoints.checkpoints.whole_weights import load_weights
+from hf_ravlm.training.checkpoints.whole_weights import load_weights
 from tiny_alignment import build_model, build_trainer
 
 
