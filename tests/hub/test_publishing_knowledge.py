@@ -40,10 +40,10 @@ def test_the_next_push_replaces_the_first_in_one_commit(hub, client):
 
 def test_many_files_are_still_one_commit(hub, client):
     client.do(
-        "from hf_ravlm.retrieval.store import passage_files\n"
-        "passage_files._MAX_ROWS_PER_FILE = 4\n"
+        "from hf_ravlm.retrieval.store import row_files\n"
+        "row_files._MAX_ROWS_PER_FILE = 4\n"
         'birds(300).push_to_hub("me/birds", repo_type="dataset")\n'
-        "passage_files._MAX_ROWS_PER_FILE = 50_000"
+        "row_files._MAX_ROWS_PER_FILE = 50_000"
     )
     assert len(hub.repository("me/birds").messages) == 1
     assert client.do(f"result = len({OPEN})") == 300

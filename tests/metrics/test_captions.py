@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-import caption_oracles
 import numpy as np
 import pytest
 
+import caption_oracles
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.evaluation import bleu, cider_d, rouge_l
 from hf_ravlm.metrics import caption_tokens

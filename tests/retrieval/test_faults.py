@@ -25,7 +25,7 @@ from hf_ravlm.retrieval.sources.checked_rows import SCHEMA
 from hf_ravlm.retrieval.store.manifest import StoredFile
 from hf_ravlm.retrieval.store.row_files import read_passages, write_passages
 from hf_ravlm.retrieval.store.versions import Commit, NewFile, open_generation, update_generation, write_generation
-from hf_ravlm.saving import durable as durable_files
+from hf_ravlm.saving import durable
 from power_loss import Disk, RecordingOs
 
 
@@ -150,7 +150,7 @@ def simulate(folder: Path, states_per_step: int, omit: str | None = None) -> tup
     recorder = RecordingOs(disk, each_step, omit)
     original = Path.unlink
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(durable_files, "os", recorder)
+        patch.setattr(durable, "os", recorder)
         patch.setattr(
             Path,
             "unlink",
@@ -248,7 +248,7 @@ def test_a_failure_at_any_step_of_a_change_leaves_one_whole_state(name, tmp_path
         disk = FaultyOs(fail_at)
         before = ids_and_texts(opened)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(durable_files, "os", disk)
+            patch.setattr(durable, "os", disk)
             if fail_at is None:
                 change(opened)
             else:
@@ -288,7 +288,7 @@ def test_a_folder_that_may_not_be_written_is_searched_and_refuses_changes(tmp_pa
     with pytest.MonkeyPatch.context() as patch:
         disk = FaultyOs()
         disk.open = refuse
-        patch.setattr(durable_files, "os", disk)
+        patch.setattr(durable, "os", disk)
         with pytest.raises(OSError, match="read-only"):
             opened.remove("1")
     assert len(opened.retrieve(texts="topic1", k=20)[0]) == 8
@@ -390,7 +390,7 @@ def open_hostile(template: Path, folder: Path, change, **options) -> RavlmRetrie
 @pytest.mark.parametrize("on_corrupt", ["raise", "skip_shard"])
 def test_hostile_names_and_numbers_are_refused_with_one_class_of_errors(template, tmp_path, on_corrupt, monkeypatch):
     opened = []
-    monkeypatch.setattr(durable_files, "open", lambda *a, **k: opened.append(a[0]) or open(*a, **k), raising=False)
+    monkeypatch.setattr(durable, "open", lambda *a, **k: opened.append(a[0]) or open(*a, **k), raising=False)
     cases = [{"name": name} for name in HOSTILE_NAMES] + HOSTILE_FIELDS
     accepted = []
     for number, fields in enumerate(cases):

@@ -16,7 +16,7 @@ from hf_ravlm.errors import (
 )
 from hf_ravlm.retrieval import KnowledgeBase, Passage, RavlmRetriever, living_retriever, store_info
 from hf_ravlm.retrieval.indexes.index_types import INDEX_KINDS
-from hf_ravlm.retrieval.store import stored_knowledge
+from hf_ravlm.retrieval.store import saving
 from hf_ravlm.retrieval.store.versions import read_generation
 
 
@@ -398,7 +398,7 @@ def test_threads_search_while_others_change(hash_encoder, tmp_path):
 
 
 def test_the_index_file_is_stored_anew_only_when_much_was_added(hash_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(stored_knowledge, "_MIN_UNINDEXED_ROWS", 20)
+    monkeypatch.setattr(saving, "_MIN_UNINDEXED_ROWS", 20)
     retriever = built(numbered(range(200)), hash_encoder, index="ivf_flat")
     retriever.save_pretrained(tmp_path)
     store = tmp_path / "knowledge_base"

@@ -11,7 +11,7 @@ import pytest
 
 from hf_ravlm.errors import InvalidInputError, KnowledgeBaseCorruptError, UnsafeInputError
 from hf_ravlm.retrieval import KnowledgeBase
-from hf_ravlm.retrieval.encoding import embedding_job as embedding_job_module
+from hf_ravlm.retrieval.encoding import corpus as corpus_module
 from hf_ravlm.retrieval.encoding.corpus import embed_corpus, input_digest
 
 
@@ -50,7 +50,7 @@ SMALL = {"batch_size": 1, "shard_rows": 4, "process": (0, 1)}
 @pytest.fixture(autouse=True)
 def small_calls(monkeypatch):
     """Two passages in a call of the encoder, so that small corpora have many."""
-    monkeypatch.setattr(embedding_job_module, "_TEXT_BATCHES_PER_CALL", 2)
+    monkeypatch.setattr(corpus_module, "_TEXT_BATCHES_PER_CALL", 2)
 
 
 def run_in_child(work) -> int:

@@ -211,9 +211,9 @@ def test_an_encoder_of_texts_alone_is_probed_with_texts(saved, tmp_path, toy_enc
 
 
 def test_probes_of_another_version_are_not_compared(saved, right, tmp_path, monkeypatch):
-    from hf_ravlm.retrieval.store import opened_knowledge
+    from hf_ravlm.retrieval.store import loading
 
-    monkeypatch.setattr(opened_knowledge, "inputs_digest", lambda: "0" * 64)
+    monkeypatch.setattr(loading, "inputs_digest", lambda: "0" * 64)
     RavlmRetriever.from_pretrained(saved, encoder=right)
     with pytest.raises(KnowledgeBaseMismatchError, match="cannot be compared"):
         RavlmRetriever.from_pretrained(saved, encoder=changed(right, lambda model: model.bfloat16()))

@@ -23,7 +23,7 @@ from hf_ravlm.retrieval import (
     store_info,
     verify_store,
 )
-from hf_ravlm.retrieval.store import opened_knowledge, passage_files, vector_files
+from hf_ravlm.retrieval.store import loading, row_files, vector_files
 from hf_ravlm.retrieval.store.derived import attach_derived, derived_files
 from hf_ravlm.retrieval.store.versions import NewFile, read_generation, verify_file
 from hf_ravlm.saving.arrays import open_arrays, write_arrays
@@ -40,7 +40,7 @@ def encoder():
 @pytest.fixture
 def store(encoder, tmp_path, monkeypatch):
     """A folder of 160 passages in 8 shards of passages and 8 blocks of vectors, with an HNSW index."""
-    monkeypatch.setattr(passage_files, "_MAX_ROWS_PER_FILE", 20)
+    monkeypatch.setattr(row_files, "_MAX_ROWS_PER_FILE", 20)
     monkeypatch.setattr(vector_files, "_ROWS_PER_BLOCK", 20)
     built(numbered(range(160)), encoder, index="hnsw").save_pretrained(tmp_path)
     return tmp_path / "knowledge_base"
@@ -146,8 +146,8 @@ def test_an_index_that_somebody_else_wrote_is_not_loaded_unless_allowed(
     store, encoder, own_cache, monkeypatch, caplog
 ):
     calls = []
-    original = opened_knowledge.open_index
-    monkeypatch.setattr(opened_knowledge, "open_index", lambda *args, **kw: calls.append(1) or original(*args, **kw))
+    original = loading.open_index
+    monkeypatch.setattr(loading, "open_index", lambda *args, **kw: calls.append(1) or original(*args, **kw))
     opened(store, encoder)
     assert calls == [1]
     shutil.rmtree(own_cache / "hf_ravlm")  # as on another machine
@@ -166,7 +166,7 @@ def test_an_index_that_somebody_else_wrote_is_not_loaded_unless_allowed(
 def test_a_cache_that_cannot_be_written_makes_everything_foreign(encoder, own_cache, tmp_path, monkeypatch):
     (own_cache / "hf_ravlm").write_text("a file in the way")
     built(numbered(range(120)), encoder, index="hnsw").save_pretrained(tmp_path)
-    monkeypatch.setattr(opened_knowledge, "open_index", None)
+    monkeypatch.setattr(loading, "open_index", None)
     assert len(opened(tmp_path, encoder)) == 120
 
 
@@ -344,9 +344,7 @@ def write_format_1(folder: Path, rows: list[dict], encoder) -> None:
 
 
 def test_a_store_of_format_1_opens_and_grows_into_the_present_one(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        passage_files, "_PLAIN_ENCODINGS", passage_files._DICTIONARY_ENCODINGS
-    )  # of this test's writer
+    monkeypatch.setattr(row_files, "_PLAIN_ENCODINGS", row_files._DICTIONARY_ENCODINGS)  # of this test's writer
     write_format_1(tmp_path / "kb", numbered(range(12)), encoder)
     retriever = opened(tmp_path / "kb", encoder)
     assert retriever.knowledge_base.ids == [str(n) for n in range(12)]

@@ -23,10 +23,7 @@ from hf_ravlm.retrieval import (
     KnowledgeBase,
     RavlmRetriever,
 )
-from hf_ravlm.retrieval.store import row_files as passage_files
-from hf_ravlm.retrieval.store import saving as stored_knowledge
-from hf_ravlm.retrieval.store import vector_files
-from hf_ravlm.retrieval.store import versions as storage
+from hf_ravlm.retrieval.store import row_files, saving, vector_files, versions
 from hf_ravlm.retrieval.store.leases import Lease
 from hf_ravlm.retrieval.store.loading import OpenOptions, load_passages, open_state
 from hf_ravlm.retrieval.store.manifest import FORMAT
@@ -37,7 +34,7 @@ from hf_ravlm.retrieval.store.versions import (
     read_generation,
     write_generation,
 )
-from hf_ravlm.saving import durable as durable_files
+from hf_ravlm.saving import durable
 from hf_ravlm.saving.durable import exclusive_lock
 
 
@@ -126,12 +123,12 @@ def test_the_vectors_open_with_safetensors_alone(retriever, tmp_path):
 
 
 def test_a_large_knowledge_base_is_cut_into_files_and_joined_again(retriever_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(passage_files, "_MAX_ROWS_PER_FILE", 7)
+    monkeypatch.setattr(row_files, "_MAX_ROWS_PER_FILE", 7)
     retriever = retriever_of("tag", 20)
     retriever.save_pretrained(tmp_path / "rows")
-    monkeypatch.setattr(passage_files, "_MAX_BYTES_PER_FILE", 60)
+    monkeypatch.setattr(row_files, "_MAX_BYTES_PER_FILE", 60)
     retriever.save_pretrained(tmp_path / "bytes")
-    monkeypatch.setattr(passage_files, "_MAX_BYTES_PER_FILE", 1)
+    monkeypatch.setattr(row_files, "_MAX_BYTES_PER_FILE", 1)
     retriever.save_pretrained(tmp_path / "single")
     for name, num_files in (("rows", 3), ("bytes", 9), ("single", 20)):
         assert len(list((tmp_path / name).rglob("*.parquet"))) == num_files
@@ -176,7 +173,7 @@ class FaultyDisk:
 
 def save_on(disk: FaultyDisk, retriever: RavlmRetriever, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(durable_files, "os", disk)
+        patch.setattr(durable, "os", disk)
         retriever.save_pretrained(folder)
 
 
@@ -214,7 +211,7 @@ def test_a_failure_at_any_step_leaves_the_previous_state(retriever_of, tmp_path,
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(("module", "writer"), [(stored_knowledge, "write_passages"), (vector_files, "write_arrays")])
+@pytest.mark.parametrize(("module", "writer"), [(saving, "write_passages"), (vector_files, "write_arrays")])
 def test_a_failure_while_a_file_is_filled_leaves_the_previous_state(
     retriever_of, tmp_path, monkeypatch, module, writer
 ):
@@ -372,7 +369,7 @@ def test_writers_and_readers_together_see_whole_generations_only(tmp_path):
 @pytest.mark.parametrize("locks", [True, False], ids=["with-leases", "on-a-disk-without-locks"])
 def test_a_reader_that_is_overtaken_by_two_writers_sees_one_whole_state(tmp_path, monkeypatch, locks):
     if not locks:
-        monkeypatch.setattr(storage, "take_lease", lambda path: Lease())
+        monkeypatch.setattr(versions, "take_lease", lambda path: Lease())
     write(tmp_path, "one")
     seen = []
 
