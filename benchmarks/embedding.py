@@ -28,7 +28,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from hf_ravlm.retrieval import KnowledgeBase
+from hf_ravlm.corpora import from_wordnet
 from hf_ravlm.retrieval.encoding.compute_dtype import resolve_dtype
 from hf_ravlm.retrieval.encoding.text_model_encoder import TextModelEncoder
 from measuring import Finding, Times, interleaved, markdown, write_json
@@ -185,7 +185,7 @@ def model_flops(lengths: np.ndarray, layers: int = 6, hidden: int = 384, inner: 
 def make_texts(wordnet: Path | None, num_short: int, num_long: int) -> dict[str, list[str]]:
     rng = np.random.default_rng(0)
     if wordnet is not None:
-        glosses = [passage.text or "" for passage in KnowledgeBase.from_wordnet(wordnet)]
+        glosses = [passage.text or "" for passage in from_wordnet(wordnet)]
         glosses = [glosses[row] for row in rng.permutation(len(glosses))]
         short, words = glosses[:num_short], " ".join(glosses[num_short:]).split()
     else:

@@ -25,6 +25,7 @@ from flags.synthetic_flags import procedural_flags
 from flags.texts import passage_texts
 from flags.world import World, load_world
 from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever
+from hf_ravlm.corpora import from_wordnet
 from hf_ravlm.evaluation import growing_arm, measure_growth, model_arms, without_answers
 
 
@@ -56,7 +57,7 @@ def main(options: Options) -> None:
     if options.distractors == "invented":
         distractors = invented_passages(world, options.seed)
     else:
-        glosses = KnowledgeBase.from_wordnet(options.distractors)
+        glosses = from_wordnet(options.distractors)
         distractors = ({"id": row.id, "text": row.text} for row in glosses)
     report = measure_growth(
         questions,

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from hf_ravlm.corpora import from_conceptnet
 from hf_ravlm.errors import InvalidInputError
-from hf_ravlm.retrieval import KnowledgeBase
 
 
 def line(relation, start, end, weight=1.0, **details):
@@ -42,7 +42,7 @@ def assertions(tmp_path):
 
 
 def test_an_assertion_becomes_a_sentence(assertions):
-    knowledge_base = KnowledgeBase.from_conceptnet(assertions)
+    knowledge_base = from_conceptnet(assertions)
     assert [passage.text for passage in knowledge_base] == [
         "wren is a kind of song bird",
         "Something you find at a lake is a swan",
@@ -65,17 +65,15 @@ def test_an_assertion_becomes_a_sentence(assertions):
 
 def test_languages_relations_and_weights_are_chosen(assertions):
     def read(**options):
-        return [passage.metadata["language"] for passage in KnowledgeBase.from_conceptnet(assertions, **options)]
+        return [passage.metadata["language"] for passage in from_conceptnet(assertions, **options)]
 
     assert read(languages=["zh"]) == ["zh"]
     assert read(languages=["fr", "en"], relations=["Synonym"]) == ["fr/en"]
     assert read(languages=None, min_weight=2.0) == ["en", "fr/en"]
     assert len(read(languages=None)) == 6
-    assert KnowledgeBase.from_conceptnet(assertions, languages=["zh"])[0].url.startswith(
-        "https://conceptnet.io/c/zh/%E5"
-    )
+    assert from_conceptnet(assertions, languages=["zh"])[0].url.startswith("https://conceptnet.io/c/zh/%E5")
     with pytest.raises(InvalidInputError, match=r"languages='en' is a string.*\['en'\]"):
-        KnowledgeBase.from_conceptnet(assertions, languages="en")
+        from_conceptnet(assertions, languages="en")
 
 
 @pytest.mark.parametrize(
@@ -92,8 +90,8 @@ def test_languages_relations_and_weights_are_chosen(assertions):
 def test_a_broken_line_is_named_or_skipped(tmp_path, broken):
     (tmp_path / "assertions.csv").write_text("\n".join([LINES[0], broken, LINES[1]]), encoding="utf-8")
     with pytest.raises(InvalidInputError, match="assertions.csv line 2"):
-        KnowledgeBase.from_conceptnet(tmp_path / "assertions.csv")
-    knowledge_base = KnowledgeBase.from_conceptnet(tmp_path / "assertions.csv", on_error="skip")
+        from_conceptnet(tmp_path / "assertions.csv")
+    knowledge_base = from_conceptnet(tmp_path / "assertions.csv", on_error="skip")
     assert len(knowledge_base) == 2
     assert [item.where for item in knowledge_base.skipped] == ["assertions.csv line 2"]
     assert knowledge_base[0].revision is None
@@ -102,4 +100,4 @@ def test_a_broken_line_is_named_or_skipped(tmp_path, broken):
 def test_a_cut_archive_stops_even_when_items_may_be_skipped(assertions):
     assertions.write_bytes(assertions.read_bytes()[:-12])
     with pytest.raises(InvalidInputError, match="cannot be read to its end"):
-        KnowledgeBase.from_conceptnet(assertions, on_error="skip")
+        from_conceptnet(assertions, on_error="skip")

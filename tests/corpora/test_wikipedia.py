@@ -8,10 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_ravlm.corpora import mediawiki_dump
+from hf_ravlm.corpora import from_wikipedia, mediawiki_dump
 from hf_ravlm.corpora.wikipedia import wikipedia_rows
 from hf_ravlm.errors import InvalidInputError
-from hf_ravlm.retrieval import KnowledgeBase
 from hf_ravlm.retrieval.sources.chunking import Chunking
 
 
@@ -61,7 +60,7 @@ def test_an_article_becomes_chunks_with_title_section_and_revision(tmp_path):
     lead = "'''Zaunkönige''' sind klein. Sie singen laut.\n"
     text = lead + "== Verbreitung ==\n=== Europa ===\n[[Datei:Z.jpg]]Überall & < 3 [[Ort|Orte]]."
     path = write_dump(tmp_path / "dump.xml", page("Zaunkönig & Co/?", text))
-    knowledge_base = KnowledgeBase.from_wikipedia(path, chunking=Chunking(30))
+    knowledge_base = from_wikipedia(path, chunking=Chunking(30))
     assert knowledge_base.ids == ["12-0", "12-1", "12-2"]
     assert [chunk.text for chunk in knowledge_base] == [
         "Zaunkönige sind klein.",
@@ -78,7 +77,7 @@ def test_an_article_becomes_chunks_with_title_section_and_revision(tmp_path):
     assert first.url == "https://de.wikipedia.org/wiki/Zaunk%C3%B6nig_%26_Co/%3F"
     assert first.metadata == {"document": "12", "chunk": 0}
     assert last.metadata == {"section": "Verbreitung > Europa", "document": "12", "chunk": 2}
-    headed = KnowledgeBase.from_wikipedia(path)
+    headed = from_wikipedia(path)
     assert headed[1].text == "Zaunkönig & Co/? > Verbreitung > Europa\nÜberall & < 3 Orte."
 
 
@@ -95,15 +94,15 @@ def test_only_articles_are_read(tmp_path):
         page("Nothing", "{{Infobox}}", page_id=8),
         page("Inline", "A [[wren]]{{disambiguation needed|date=2026}} sings.", page_id=9),
     )
-    assert [passage.title for passage in KnowledgeBase.from_wikipedia(path)] == ["Kept", "Inline"]
-    assert len(KnowledgeBase.from_wikipedia(path, max_articles=1)) == 1
+    assert [passage.title for passage in from_wikipedia(path)] == ["Kept", "Inline"]
+    assert len(from_wikipedia(path, max_articles=1)) == 1
 
 
 def test_dumps_of_many_bzip2_streams_and_of_several_files_are_read(tmp_path):
     parts = [HEAD, page("A", page_id=1), page("B", page_id=2), TAIL]
     (tmp_path / "multistream.xml.bz2").write_bytes(b"".join(bz2.compress(part.encode()) for part in parts))
     other = write_dump(tmp_path / "part2.xml", page("C", page_id=3))
-    knowledge_base = KnowledgeBase.from_wikipedia([tmp_path / "multistream.xml.bz2", other])
+    knowledge_base = from_wikipedia([tmp_path / "multistream.xml.bz2", other])
     assert [passage.title for passage in knowledge_base] == ["A", "B", "C"]
 
 
@@ -121,8 +120,8 @@ def test_dumps_of_many_bzip2_streams_and_of_several_files_are_read(tmp_path):
 def test_a_broken_page_costs_that_page(tmp_path, broken, reason):
     path = write_dump(tmp_path / "dump.xml", page("A", page_id=1), broken, page("B", page_id=2))
     with pytest.raises(InvalidInputError, match=f"dump.xml page 2.*{reason}"):
-        KnowledgeBase.from_wikipedia(path)
-    knowledge_base = KnowledgeBase.from_wikipedia(path, on_error="skip")
+        from_wikipedia(path)
+    knowledge_base = from_wikipedia(path, on_error="skip")
     assert [passage.title for passage in knowledge_base] == ["A", "B"]
     assert [item.where for item in knowledge_base.skipped] == ["dump.xml page 2"]
 
@@ -132,11 +131,11 @@ def test_a_dump_that_was_cut_says_so(tmp_path):
     for end in (len(whole) - 30, len(whole) - 14):  # inside a page, and behind the last one
         (tmp_path / "dump.xml").write_bytes(whole[:end])
         with pytest.raises(InvalidInputError, match="ends without </mediawiki>"):
-            KnowledgeBase.from_wikipedia(tmp_path / "dump.xml")
-        assert len(KnowledgeBase.from_wikipedia(tmp_path / "dump.xml", on_error="skip").skipped) == 1
+            from_wikipedia(tmp_path / "dump.xml")
+        assert len(from_wikipedia(tmp_path / "dump.xml", on_error="skip").skipped) == 1
     (tmp_path / "dump.xml.bz2").write_bytes(bz2.compress(whole)[:-10])
     with pytest.raises(InvalidInputError, match="cannot be read to its end"):
-        KnowledgeBase.from_wikipedia(tmp_path / "dump.xml.bz2", on_error="skip")
+        from_wikipedia(tmp_path / "dump.xml.bz2", on_error="skip")
 
 
 def test_entities_that_a_document_type_declares_are_never_expanded(tmp_path):
@@ -144,7 +143,7 @@ def test_entities_that_a_document_type_declares_are_never_expanded(tmp_path):
     outside = '<!ENTITY file SYSTEM "file:///etc/hostname">'
     head = f'<?xml version="1.0"?><!DOCTYPE mediawiki [<!ENTITY e0 "boom">{bomb}{outside}]>\n{HEAD}'
     pages = [page("A", page_id=1), page("Bomb").replace("Ein", "&e9;"), page("File").replace("Ein", "&file;")]
-    knowledge_base = KnowledgeBase.from_wikipedia(write_dump(tmp_path / "d.xml", *pages, head=head), on_error="skip")
+    knowledge_base = from_wikipedia(write_dump(tmp_path / "d.xml", *pages, head=head), on_error="skip")
     assert [passage.title for passage in knowledge_base] == ["A"]
     assert len(knowledge_base.skipped) == 2
 
@@ -164,7 +163,7 @@ def test_a_page_beyond_all_measure_is_passed_over_without_being_held(tmp_path, m
     monkeypatch.setattr(mediawiki_dump, "_CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(mediawiki_dump, "MAX_PAGE_BYTES", 5_000)
     path = write_dump(tmp_path / "dump.xml", page("A", page_id=1), page("Long", "x" * 20_000), page("B", page_id=2))
-    knowledge_base = KnowledgeBase.from_wikipedia(path, on_error="skip")
+    knowledge_base = from_wikipedia(path, on_error="skip")
     assert [passage.title for passage in knowledge_base] == ["A", "B"]
     assert "more than 5,000 bytes" in knowledge_base.skipped[0].reason
 
@@ -192,7 +191,7 @@ def test_plain_articles_are_read_from_parquet(tmp_path):
         {"id": "9", "url": "https://zh.wikipedia.org/wiki/X", "title": "鹪鹩 (消歧义)", "text": "鸟"},
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "train-00000-of-00001.parquet")
-    knowledge_base = KnowledgeBase.from_wikipedia(folder / "train-00000-of-00001.parquet", chunking=Chunking(12))
+    knowledge_base = from_wikipedia(folder / "train-00000-of-00001.parquet", chunking=Chunking(12))
     assert knowledge_base.ids == ["7-0", "7-1"]
     first = knowledge_base[0]
     assert (first.text, first.title, first.url) == ("Wrens sing.", "Wren", "https://en.wikipedia.org/wiki/Wren")
@@ -202,9 +201,9 @@ def test_plain_articles_are_read_from_parquet(tmp_path):
 def test_files_of_another_kind_are_refused(tmp_path):
     (tmp_path / "page.xml").write_text("<html></html>")
     with pytest.raises(InvalidInputError, match="not a MediaWiki dump"):
-        KnowledgeBase.from_wikipedia(tmp_path / "page.xml")
+        from_wikipedia(tmp_path / "page.xml")
     pq.write_table(pa.table({"id": ["1"], "text": ["t"]}), tmp_path / "t.parquet")
     with pytest.raises(InvalidInputError, match=r"no columns \['url', 'title'\].*from_parquet"):
-        KnowledgeBase.from_wikipedia(tmp_path / "t.parquet")
+        from_wikipedia(tmp_path / "t.parquet")
     with pytest.raises(InvalidInputError, match="no such file"):
-        KnowledgeBase.from_wikipedia([tmp_path / "gone.xml"])
+        from_wikipedia([tmp_path / "gone.xml"])

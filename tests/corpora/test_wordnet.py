@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from hf_ravlm.corpora import from_wordnet
 from hf_ravlm.errors import InvalidInputError
-from hf_ravlm.retrieval import KnowledgeBase
 
 
 LICENCE = (
@@ -33,7 +33,7 @@ def wordnet(tmp_path):
 
 
 def test_a_synset_becomes_its_words_and_its_gloss(wordnet):
-    knowledge_base = KnowledgeBase.from_wordnet(wordnet)
+    knowledge_base = from_wordnet(wordnet)
     assert knowledge_base.ids == ["n02084071", "n00001740", "n00002000", "v00001740", "a00003552", "r00001837"]
     dog = knowledge_base["n02084071"]
     assert dog.text == 'dog, domestic dog, Canis familiaris: a member of the genus Canis; "the dog barked | all night"'
@@ -50,17 +50,17 @@ def test_a_synset_becomes_its_words_and_its_gloss(wordnet):
 
 
 def test_parts_of_speech_are_chosen(wordnet):
-    assert KnowledgeBase.from_wordnet(wordnet, parts_of_speech=["adverb", "verb"]).ids == ["r00001837", "v00001740"]
+    assert from_wordnet(wordnet, parts_of_speech=["adverb", "verb"]).ids == ["r00001837", "v00001740"]
     with pytest.raises(InvalidInputError, match=r"\['nouns'\].*'noun', 'verb'"):
-        KnowledgeBase.from_wordnet(wordnet, parts_of_speech=["nouns"])
+        from_wordnet(wordnet, parts_of_speech=["nouns"])
 
 
 def test_the_files_may_lie_in_a_folder_named_dict(wordnet):
     (wordnet / "package").mkdir()
     (wordnet / "package" / "dict").symlink_to(wordnet)
-    assert len(KnowledgeBase.from_wordnet(wordnet / "package")) == 6
+    assert len(from_wordnet(wordnet / "package")) == 6
     with pytest.raises(InvalidInputError, match="data.noun: there is no such file"):
-        KnowledgeBase.from_wordnet(wordnet / "dict")
+        from_wordnet(wordnet / "dict")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_broken_line_is_named_or_skipped(wordnet, line):
     with open(wordnet / "data.noun", "a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(line + "\n")
     with pytest.raises(InvalidInputError, match="data.noun line 6 is not"):
-        KnowledgeBase.from_wordnet(wordnet)
-    knowledge_base = KnowledgeBase.from_wordnet(wordnet, on_error="skip")
+        from_wordnet(wordnet)
+    knowledge_base = from_wordnet(wordnet, on_error="skip")
     assert len(knowledge_base) == 6
     assert [item.where for item in knowledge_base.skipped] == ["data.noun line 6"]

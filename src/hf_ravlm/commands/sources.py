@@ -1,4 +1,4 @@
-"""Knows how the command line names a source of passages, and which way of reading each source has."""
+"""Sources of passages on the command line: their formats, and how each is read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from .. import corpora
 from ..errors import InvalidInputError
 from ..retrieval import Chunking, KnowledgeBase
 from ..retrieval.sources.text_files import plain_suffix
@@ -27,6 +28,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "conceptnet": ("languages", "relations", "min_weight"),
     "wikipedia": ("chunk", "max_articles"),
 }
+_CORPORA = ("wordnet", "conceptnet", "wikipedia")
 _SPECIAL = sorted({name for names in FORMATS.values() for name in names})
 _SUFFIXES = {
     ".jsonl": "jsonl",
@@ -98,7 +100,8 @@ def read_source(arguments: argparse.Namespace) -> KnowledgeBase:
         elif value is not None:
             options[name] = value
     logger.info("Reading %s as %s", path, kind)
-    knowledge_base: KnowledgeBase = getattr(KnowledgeBase, f"from_{kind}")(path, **options)
+    reader = getattr(corpora if kind in _CORPORA else KnowledgeBase, f"from_{kind}")
+    knowledge_base: KnowledgeBase = reader(path, **options)
     if knowledge_base.skipped:
         logger.warning(
             "Passages left out: %d. The list is in --report, if you asked for one.", len(knowledge_base.skipped)

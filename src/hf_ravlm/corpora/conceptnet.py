@@ -1,4 +1,4 @@
-"""Knows the assertions of ConceptNet 5.5 to 5.7: one per line, five columns between tabs, made into one sentence each.
+"""The assertions of ConceptNet 5.5 to 5.7: one per line, five columns between tabs, made into one sentence each.
 
 The columns are the URI of the assertion, its relation, its start, its end, and a JSON object with the data set, the
 licence, the sources, the weight and, for what people wrote, the sentence itself:
@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from ..errors import InvalidInputError
-from ..retrieval.sources.checked_rows import SourceFault, SourceItem, SourceRow
+from ..retrieval import KnowledgeBase
+from ..retrieval.sources.checked_rows import OnError, SourceFault, SourceItem, SourceRow, table_from_rows
 from ..retrieval.sources.text_files import byte_lines, decoded_line, existing_file, open_bytes
 
 
@@ -84,6 +85,41 @@ class _Assertion(NamedTuple):
     start: _Term
     end: _Term
     details: str
+
+
+def from_conceptnet(
+    path: str | os.PathLike[str],
+    *,
+    languages: Sequence[str] | None = ("en",),
+    relations: Sequence[str] | None = None,
+    min_weight: float = 0.0,
+    on_error: OnError = "raise",
+    report_file: str | os.PathLike[str] | None = None,
+) -> KnowledgeBase:
+    """Reads the assertions of ConceptNet 5, one sentence each; `conceptnet_rows` says what each passage holds.
+
+    Args:
+        path: The file of assertions, such as `conceptnet-assertions-5.7.0.csv.gz`, compressed or not.
+        languages: Keep assertions whose two ends are both in one of these languages; `None` keeps all.
+        relations: Keep these, such as `["IsA", "UsedFor"]`; `None` keeps all but links to other sites.
+        min_weight: Keep assertions of at least this weight. Weights are kept as metadata.
+        on_error: What happens to a line that is not an assertion, see `KnowledgeBase`; so `report_file`.
+
+    Raises:
+        InvalidInputError: If the file is missing, or a line is not an assertion.
+
+    Example:
+
+    ```python
+    >>> from hf_ravlm.corpora import from_conceptnet
+    >>> uses = from_conceptnet("conceptnet-assertions-5.7.0.csv.gz", relations=["UsedFor"])  # doctest: +SKIP
+    >>> uses[0].text  # doctest: +SKIP
+    'an abacus is used for calculating'
+
+    ```
+    """
+    rows = conceptnet_rows(path, languages, relations, min_weight)
+    return KnowledgeBase(*table_from_rows(rows, on_error, report_file))
 
 
 def conceptnet_rows(

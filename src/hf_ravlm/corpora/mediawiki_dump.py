@@ -1,4 +1,4 @@
-"""Knows the XML dumps of MediaWiki: where a page begins and ends, and what stands in it.
+"""The XML dumps of MediaWiki: where a page begins and ends, and what stands in it.
 
 A dump is one XML document of up to a hundred gigabytes. Its texts are escaped, so that `<page>` stands in it only
 where a page begins: the stream is cut there, and each page is parsed as a document of its own. So a damaged page costs

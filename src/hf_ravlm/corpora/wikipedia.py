@@ -1,4 +1,4 @@
-"""Knows which pages of Wikipedia are articles, and how an article becomes rows that keep its title and sections.
+"""Articles of Wikipedia, as passages that keep their title and sections.
 
 Two forms are read: the dumps of pages and articles (`enwiki-...-pages-articles.xml.bz2`, whole or in parts, of one or
 many bzip2 streams), and the Parquet files of the data set `wikimedia/wikipedia`, whose texts are plain already.
@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InvalidInputError
-from ..retrieval.sources.checked_rows import SourceFault, SourceItem, SourceRow
+from ..retrieval import Chunking, KnowledgeBase
+from ..retrieval.sources.checked_rows import OnError, SourceFault, SourceItem, SourceRow, table_from_rows
+from ..retrieval.sources.chunking import chunked_rows
 from ..retrieval.sources.tables import Record, parquet_columns, parquet_records
 from ..retrieval.sources.text_files import existing_file
 from .mediawiki_dump import Site, WikiPage, read_pages, read_site
@@ -42,6 +44,41 @@ _DISAMBIGUATION_TITLES = (
 _MAY_REFER = re.compile(
     r"\b(?:may|can|could)(?: also)?(?: commonly)? refer to\b[^.\n]{0,80}:|可[以能]?[是指]+[^。\n]{0,20}："
 )
+
+
+def from_wikipedia(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    chunking: Chunking | None = None,
+    max_articles: int | None = None,
+    on_error: OnError = "raise",
+    report_file: str | os.PathLike[str] | None = None,
+) -> KnowledgeBase:
+    """Reads articles of Wikipedia, cut into chunks; `wikipedia_rows` says what each passage holds.
+
+    Args:
+        paths: One or several files: dumps of pages and articles (XML, compressed or not), or Parquet files with the
+            columns `id`, `url`, `title` and `text`, as the data set `wikimedia/wikipedia` has them.
+        chunking: How to cut; `None` means chunks of up to 1,000 characters below their title and section.
+        max_articles: Stop after this many articles; `None` reads all.
+        on_error: What happens to a page that cannot be read, see `KnowledgeBase`; so `report_file`.
+
+    Raises:
+        InvalidInputError: If a file is missing, cut, or of another kind, or a page cannot be read.
+        ImportError: If a dump is to be read and `mwparserfromhell` is missing: pip install "hf_ravlm[wikipedia]".
+
+    Example:
+
+    ```python
+    >>> from hf_ravlm.corpora import from_wikipedia
+    >>> articles = from_wikipedia("simplewiki-latest-pages-articles.xml.bz2", max_articles=1000)  # doctest: +SKIP
+    >>> articles[0].title, articles[0].source  # doctest: +SKIP
+    ('April', 'simplewiki')
+
+    ```
+    """
+    rows = chunked_rows(wikipedia_rows(paths, max_articles), chunking or Chunking(with_heading=True))
+    return KnowledgeBase(*table_from_rows(rows, on_error, report_file))
 
 
 def wikipedia_rows(

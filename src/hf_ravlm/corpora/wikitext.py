@@ -1,4 +1,4 @@
-"""Knows how the markup of a wiki page becomes plain text, section by section.
+"""The markup of a wiki page as plain text, section by section.
 
 `mwparserfromhell` parses the markup (MIT licence, a tokenizer in C; the data set `wikimedia/wikipedia` was made with
 it). Here it is decided what is prose and what is not: links become their words, and templates, tables, pictures,

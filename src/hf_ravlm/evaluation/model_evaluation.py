@@ -210,9 +210,10 @@ def _passages(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> I
     if not isinstance(source, (str, os.PathLike)):
         yield from source
         return
+    from ..corpora import from_wordnet
     from ..retrieval import KnowledgeBase
 
     path = Path(source)
-    passages = KnowledgeBase.from_wordnet(path) if path.is_dir() else KnowledgeBase.from_jsonl(path)
+    passages = from_wordnet(path) if path.is_dir() else KnowledgeBase.from_jsonl(path)
     for passage in passages:
         yield {"id": passage.id, "text": passage.text, "source": passage.source, "licence": passage.licence}

