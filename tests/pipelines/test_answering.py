@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_ravlm.pipelines.answering import Answer, answer_questions
+from hf_ravlm.pipelines.answer import Answer
+from hf_ravlm.pipelines.answering import answer_questions
 from hf_ravlm.retrieval import Evidence
 from tiny import FUSIONS, picture, tiny_model, tiny_processor
 

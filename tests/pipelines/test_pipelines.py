@@ -92,7 +92,8 @@ def test_batches_lists_generators_and_datasets_agree(fusion, tmp_path):
 
 
 def test_the_posterior_is_bayes_over_single_passages(describe):
-    from hf_ravlm.pipelines.answering import Answer, add_attributions
+    from hf_ravlm.pipelines.answer import Answer
+    from hf_ravlm.pipelines.answering import add_attributions
 
     answer = describe(picture(1), question="what ?")[0]
     evidence = describe.retriever.retrieve([picture(1)], ["what ?"], k=3)[0]

@@ -12,7 +12,7 @@ import torch
 
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.evaluation import auroc
-from hf_ravlm.pipelines.answering import Answer
+from hf_ravlm.pipelines.answer import Answer
 from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
 from hf_ravlm.pipelines.policy.decision_heads import DRAFT_FEATURES
 from hf_ravlm.pipelines.policy.guarded_answering import answer_by_policy, columns_of

@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 
 from ..errors import InvalidInputError
-from ..pipelines.answering import Answer, add_attributions, answer_questions, without_adapters
+from ..model.loading import without_adapters
+from ..pipelines.answer import Answer
+from ..pipelines.answering import add_attributions, answer_questions
 from .attention import PassageAttention, passage_attention
 from .gradcam import Method, answer_grad_cam, find_layer, picture_worth, retrieval_grad_cam
 from .maxsim import TokenMatch, cosine_match, maxsim_match

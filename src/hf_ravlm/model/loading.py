@@ -75,3 +75,9 @@ def naming_damage(source: Any) -> Iterator[None]:
             f"{source}: a file of weights (*.safetensors) is damaged and was not loaded ({error}). Download it again "
             "(`force_download=True`), or take it from a copy."
         ) from error
+
+
+def without_adapters(model: Any) -> Any:
+    """The reader itself, where PEFT (`get_peft_model`) or joint training (its `reader`) wrapped it."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(model, "reader", model)

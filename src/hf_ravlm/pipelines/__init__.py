@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .answering import Answer, answer_questions
+from .answer import Answer, Decision
+from .answering import answer_questions
 from .image_text_to_text import RavlmImageTextToTextPipeline
 from .image_to_text import ImageCaptionPipeline, RavlmImageToTextPipeline, find_policy, find_retriever
 from .visual_question_answering import RavlmVisualQuestionAnsweringPipeline
@@ -13,14 +14,10 @@ from .visual_question_answering import RavlmVisualQuestionAnsweringPipeline
 
 if TYPE_CHECKING:
     from .encoded_knowledge import EncodedKnowledge
-    from .policy.answer_policy import AnswerPolicy, Decision
+    from .policy.answer_policy import AnswerPolicy
 
 # These bring libraries that `import hf_ravlm` leaves alone.
-_LAZY = {
-    "AnswerPolicy": "policy.answer_policy",
-    "Decision": "policy.answer_policy",
-    "EncodedKnowledge": "encoded_knowledge",
-}
+_LAZY = {"AnswerPolicy": "policy.answer_policy", "EncodedKnowledge": "encoded_knowledge"}
 
 
 def __getattr__(name: str):

@@ -7,7 +7,6 @@ has three gates: before the search, before the reader, and before the answer lea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,59 +15,18 @@ from transformers import LogitsProcessorList
 
 from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
+from ..model.loading import without_adapters
 from ..model.outputs import RavlmAttribution
 from ..model.reader.prompt_attribution import attribute_prompts
+from .answer import Answer
 from .policy.guarded_answering import answer_by_policy
 from .policy.watch import GenerationWatch
 
 
 if TYPE_CHECKING:
-    from ..retrieval import Evidence, RavlmRetriever
+    from ..retrieval import RavlmRetriever
     from .encoded_knowledge import EncodedKnowledge
-    from .policy.answer_policy import AnswerPolicy, Decision
-
-EVIDENCE_FIELDS = (
-    *("id", "text", "image", "score", "rank"),
-    *("source", "licence", "url", "revision", "title", "metadata"),
-)
-
-
-@dataclass
-class Answer:
-    """One answer and what it rests on.
-
-    Args:
-        text (`str`): the generated words.
-        evidence (`list[Evidence]`): the passages that the reader saw, best first.
-        posterior (`list[float]`): `p(passage | question, answer)` of each, sums to 1; empty without evidence.
-        leave_one_out (`list[float]`):
-            by how much the answer's log-probability, in nats, falls without each passage; empty without evidence.
-        decision (`Decision`, *optional*): what a policy decided, if there was one: whether to search, which passages
-            to drop, how far to trust the answer, and whether to withhold it (`text` is empty then).
-    """
-
-    text: str
-    evidence: list[Evidence] = field(default_factory=list)
-    posterior: list[float] = field(default_factory=list)
-    leave_one_out: list[float] = field(default_factory=list)
-    decision: Decision | None = None
-
-    def to_record(self) -> dict[str, Any]:
-        """As a pipeline returns it: plain dictionaries; with a policy what it decided, too."""
-        record = {
-            "generated_text": self.text,
-            "evidence": list(map(_passage_record, self.evidence)),
-            "scores": [passage.score for passage in self.evidence],
-            "posterior": self.posterior,
-            "leave_one_out": self.leave_one_out,
-        }
-        if self.decision is not None:
-            record |= {**vars(self.decision), "dropped": list(map(_passage_record, self.decision.dropped))}
-        return record
-
-
-def _passage_record(passage: Evidence) -> dict[str, Any]:
-    return {name: getattr(passage, name) for name in EVIDENCE_FIELDS}
+    from .policy.answer_policy import AnswerPolicy
 
 
 @torch.inference_mode()
@@ -175,7 +133,7 @@ def read_watched(
     evidence: Sequence[Sequence[Any]],
     **options,
 ) -> tuple[list[Answer], dict[str, torch.Tensor]]:
-    """One greedy answer to each question, and the `DRAFT_FEATURES` of `model/gate_ravlm.py`, each `(B,)`.
+    """One greedy answer to each question, and the `DRAFT_FEATURES` of `decision_heads.py`, each `(B,)`.
 
     Raises:
         InvalidInputError: Decoding is not greedy, or the reader writes from several prompts per question.
@@ -245,8 +203,3 @@ def fill_attributions(rows: Sequence[int], told: RavlmAttribution, answers: Sequ
     for row, posterior, without in zip(rows, told.posterior.tolist(), told.leave_one_out.tolist(), strict=True):
         number = len(answers[row].evidence)
         answers[row].posterior, answers[row].leave_one_out = posterior[:number], without[:number]
-
-
-def without_adapters(model) -> RavlmForConditionalGeneration:
-    """The reader itself, where PEFT wrapped it (`get_peft_model`)."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -15,10 +15,10 @@ from torch import nn
 
 from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
+from ..model.loading import without_adapters
 from ..retrieval import KnowledgeBase
 from ..retrieval.encoding.corpus import input_digest
 from ..retrieval.encoding.encoders import fingerprint_of
-from .answering import without_adapters
 from .passage_states import PassageStates
 
 

@@ -16,8 +16,8 @@ from transformers.image_utils import load_image
 
 from ..errors import InvalidInputError, undelivered
 from ..model import RavlmConfig, RavlmProcessor
-from ..model.loading import origin_of
-from .answering import answer_questions, without_adapters
+from ..model.loading import origin_of, without_adapters
+from .answering import answer_questions
 
 
 if TYPE_CHECKING:

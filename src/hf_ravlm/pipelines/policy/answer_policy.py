@@ -21,40 +21,19 @@ import torch
 
 from ...errors import InvalidInputError
 from ...metrics.calibrators import Calibrator, IsotonicCalibrator, TemperatureCalibrator
+from ..answer import Answer, Decision
 from .decision_heads import ANSWER_FEATURES, DRAFT_FEATURES, PASSAGE_FEATURES, DecisionHead, UncertaintyRule
 from .features import evidence_features, passage_features
 
 
 if TYPE_CHECKING:
     from ...retrieval import Evidence
-    from ..answering import Answer
 
 SETTINGS_FILE = "answer_policy.json"
 NUMBERS_FILE = "answer_policy.safetensors"
 _FORMAT = 1
 _HEADS = {"gate": DRAFT_FEATURES, "critic": PASSAGE_FEATURES, "confidence": ANSWER_FEATURES}
 _NUMBERS = ("gate_threshold", "similarity_floor", "critic_threshold", "answer_threshold", "num_candidates")
-
-
-@dataclass
-class Decision:
-    """What a policy decided about one answer.
-
-    Args:
-        retrieved (`bool`): whether passages were searched for.
-        need (`float`, *optional*): what the gate said, the probability that a search helps; `None` without a gate.
-        dropped (`list[Evidence]`): the passages that were found and not kept; of those that were, the best were read.
-        confidence (`float`, *optional*): the probability that the answer is right, calibrated if the policy is.
-        abstained (`bool`): whether the answer was withheld; its text is then empty.
-        withheld (`str`, *optional*): what would have been said.
-    """
-
-    retrieved: bool
-    need: float | None = None
-    dropped: list[Evidence] = field(default_factory=list)
-    confidence: float | None = None
-    abstained: bool = False
-    withheld: str | None = None
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Knows what can be told cheaply of passages and answers: the numbers that gate, critic and confidence judge by.
 
-Plain functions of texts and scores. What each feature means stands in `model/gate_ravlm.py`.
+Plain functions of texts and scores. What each feature means stands in `decision_heads.py`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from .features import quoting_features
 
 
 if TYPE_CHECKING:
-    from ..answering import Answer
+    from ..answer import Answer
     from .answer_policy import AnswerPolicy, SiftedEvidence
 
 # The passages found for some of the questions, and the answers to some of them with their `DRAFT_FEATURES`.

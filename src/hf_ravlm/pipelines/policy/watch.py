@@ -1,7 +1,7 @@
 """Watches a model write: how many tokens, and how sure it was of each.
 
 It stands among the logits processors of `generate` and changes nothing. What it tells per answer are the
-`DRAFT_FEATURES` of `model/gate_ravlm.py`.
+`DRAFT_FEATURES` of `decision_heads.py`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,74 @@
+"""An answer with its evidence, and what a policy decided about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from ..retrieval import Evidence
+
+EVIDENCE_FIELDS = (
+    *("id", "text", "image", "score", "rank"),
+    *("source", "licence", "url", "revision", "title", "metadata"),
+)
+
+
+@dataclass
+class Answer:
+    """One answer and what it rests on.
+
+    Args:
+        text (`str`): the generated words.
+        evidence (`list[Evidence]`): the passages that the reader saw, best first.
+        posterior (`list[float]`): `p(passage | question, answer)` of each, sums to 1; empty without evidence.
+        leave_one_out (`list[float]`):
+            by how much the answer's log-probability, in nats, falls without each passage; empty without evidence.
+        decision (`Decision`, *optional*): what a policy decided, if there was one: whether to search, which passages
+            to drop, how far to trust the answer, and whether to withhold it (`text` is empty then).
+    """
+
+    text: str
+    evidence: list[Evidence] = field(default_factory=list)
+    posterior: list[float] = field(default_factory=list)
+    leave_one_out: list[float] = field(default_factory=list)
+    decision: Decision | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """As a pipeline returns it: plain dictionaries; with a policy what it decided, too."""
+        record = {
+            "generated_text": self.text,
+            "evidence": list(map(_passage_record, self.evidence)),
+            "scores": [passage.score for passage in self.evidence],
+            "posterior": self.posterior,
+            "leave_one_out": self.leave_one_out,
+        }
+        if self.decision is not None:
+            record |= {**vars(self.decision), "dropped": list(map(_passage_record, self.decision.dropped))}
+        return record
+
+
+def _passage_record(passage: Evidence) -> dict[str, Any]:
+    return {name: getattr(passage, name) for name in EVIDENCE_FIELDS}
+
+
+@dataclass
+class Decision:
+    """What a policy decided about one answer.
+
+    Args:
+        retrieved (`bool`): whether passages were searched for.
+        need (`float`, *optional*): what the gate said, the probability that a search helps; `None` without a gate.
+        dropped (`list[Evidence]`): the passages that were found and not kept; of those that were, the best were read.
+        confidence (`float`, *optional*): the probability that the answer is right, calibrated if the policy is.
+        abstained (`bool`): whether the answer was withheld; its text is then empty.
+        withheld (`str`, *optional*): what would have been said.
+    """
+
+    retrieved: bool
+    need: float | None = None
+    dropped: list[Evidence] = field(default_factory=list)
+    confidence: float | None = None
+    abstained: bool = False
+    withheld: str | None = None
