@@ -61,7 +61,6 @@ VISION = {
         "num_heads": [2, 2],
         "window_size": 4,
     },
-    "efficientnet_lite": {"hidden_size": 16, "stem_size": 8, "stages": [[1, 3, 2, 1, 8], [2, 5, 2, 6, 8]]},
 }
 TEXT = {
     "bert": {"max_position_embeddings": 64, **WIDTHS},

@@ -19,7 +19,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from flags.copying import start_as_copier
 from flags.questions import OFFICIAL
 from hf_ravlm import RavlmConfig, RavlmForConditionalGeneration, RavlmProcessor
-from hf_ravlm.model.reader.likelihoods import info_nce
+from hf_ravlm.model.modeling_ravlm import info_nce
 from hf_ravlm.training import RavlmTrainer
 
 

@@ -21,8 +21,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmForConditionalGeneration, RavlmProcessor, RavlmRetriever
 from hf_ravlm import from_backbones as assemble
-from hf_ravlm.model import EfficientNetLiteConfig, EfficientNetLiteModel
-from hf_ravlm.model.efficientnet_lite import convert_lite_weights
+from photographs.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel, convert_lite_weights
 
 
 INSTALL = (

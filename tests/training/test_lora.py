@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from hf_ravlm import InvalidInputError, RavlmForConditionalGeneration
-from hf_ravlm.training.lora import add_adapters, reader_of
+from hf_ravlm.model.loading import without_adapters
+from hf_ravlm.training.lora import add_adapters
 from hf_ravlm.training.trainers import RavlmTrainer
 from reading_world import arguments, colour_retriever, rows
 from tiny import tiny_config, tiny_model, tiny_processor
@@ -97,7 +98,7 @@ def test_a_quantized_language_model_is_trained_through_adapters(tmp_path):
         tmp_path / "exact", quantization_config=settings, device_map="cpu"
     )
     trainer = lora_trainer(tmp_path / "run", small, num_train_epochs=1)
-    layer = reader_of(trainer.model).language_model.model.layers[0].self_attn.k_proj
+    layer = without_adapters(trainer.model).language_model.model.layers[0].self_attn.k_proj
     assert "Int8" in type(layer.weight.data).__name__ or "Int8" in str(layer)
     before = {name: p.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()

@@ -10,9 +10,9 @@ from peft import LoraConfig
 
 from hf_ravlm import InvalidInputError, UnsafeInputError
 from hf_ravlm.images import encoded_image
+from hf_ravlm.model.loading import without_adapters
 from hf_ravlm.training.batches.evidence_mixing import EvidenceMix
 from hf_ravlm.training.lengths import with_lengths
-from hf_ravlm.training.lora import reader_of
 from hf_ravlm.training.trainers import RavlmTrainer
 from reading_world import COLOURS, THINGS, arguments, colour_retriever, rows
 from tiny import tiny_model, tiny_processor
@@ -140,7 +140,7 @@ def test_the_model_of_the_best_answers_is_kept_and_not_the_last(tmp_path, monkey
     def sums(reader, batches, batch, **generation):
         assert generation == {"max_new_tokens": 2}
         assert not reader.training
-        assert reader is reader_of(trainer.model)
+        assert reader is without_adapters(trainer.model)
         seen.append({name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad})
         return {"num_rows": 4.0, "exact_match": 4 * next(measured)}
 

@@ -13,15 +13,7 @@ from transformers import (
     AutoProcessor,
 )
 
-from ..model import (
-    EfficientNetLiteConfig,
-    EfficientNetLiteModel,
-    RavlmConfig,
-    RavlmForConditionalGeneration,
-    RavlmForPreTraining,
-    RavlmModel,
-    RavlmProcessor,
-)
+from ..model import RavlmConfig, RavlmForConditionalGeneration, RavlmForPreTraining, RavlmModel, RavlmProcessor
 from ..pipelines import RavlmImageTextToTextPipeline, RavlmImageToTextPipeline, RavlmVisualQuestionAnsweringPipeline
 
 
@@ -41,8 +33,6 @@ def register_auto_classes() -> None:
     AutoModelForMultimodalLM.register(RavlmConfig, RavlmForConditionalGeneration, exist_ok=True)
     AutoModelForPreTraining.register(RavlmConfig, RavlmForPreTraining, exist_ok=True)
     AutoProcessor.register(RavlmConfig, RavlmProcessor, exist_ok=True)
-    AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
-    AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
 
 
 def register_with_server() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_ravlm import RavlmConfig
-from .efficientnet_lite import EfficientNetLiteModel
 from .from_backbones import from_backbones
 from .heads.matching import RavlmForImageTextRetrieval, RavlmForPreTraining
 from .modeling_ravlm import RavlmModel, RavlmPreTrainedModel
@@ -15,8 +13,6 @@ from .reader.reader import RavlmForConditionalGeneration
 
 __all__ = [
     "ConflictAwareLogitsProcessor",
-    "EfficientNetLiteConfig",
-    "EfficientNetLiteModel",
     "RavlmConfig",
     "RavlmForConditionalGeneration",
     "RavlmForImageTextRetrieval",

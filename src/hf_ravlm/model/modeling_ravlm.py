@@ -19,12 +19,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from ..saving.folders import PublishMixin
+from .backbones import masked_mean, patch_grid
 from .configuration_ravlm import RavlmConfig
 from .fusions.registry import init_fusion_weights
 from .loading import naming_damage, remember_origin
 from .outputs import RavlmEmbeddingOutput
-from .pooling import masked_mean, patch_grid
-from .reader.likelihoods import info_nce
 
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -274,6 +273,42 @@ class RavlmModel(RavlmPreTrainedModel):
             hidden_states=None if texts is None else texts.hidden_states,
             attentions=None if texts is None else texts.attentions,
         )
+
+
+def info_nce(
+    query_embeds: torch.Tensor,
+    passage_embeds: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    query_labels: torch.Tensor | None = None,
+    passage_labels: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """InfoNCE of queries against passages, with passages of the query's own label masked out.
+
+    In plain terms: query `i` shall prefer passage `i` to all others. `L = mean_i [-s_ii + logsumexp_j s_ij]` with
+    `s = logit_scale * cosine`; columns `j != i` that carry the query's label are no negatives and are left out.
+
+    Inputs: `query_embeds (B, D)` and `passage_embeds (N, D)` of unit length, `N >= B`, passage `i` positive for query
+    `i`, the rest hard negatives; `logit_scale` is `1 / temperature`; labels `(B,)` and `(N,)` are whole numbers.
+
+    Recommendations: give labels whenever a batch can hold one thing twice; unmasked, such rows have the floor `log 2`.
+
+    Relations: `logit_scale=20` is `temperature=0.05`, the `scale=20` of sentence-transformers.
+
+    References: van den Oord et al. 2018 (arXiv 1807.03748); Radford et al. 2021 (arXiv 2103.00020).
+
+    Example:
+
+    >>> same = torch.eye(2)
+    >>> round(info_nce(same, same, 1.0).item(), 4)  # log(1 + exp(-1))
+    0.3133
+    """
+    scores = query_embeds.float() @ passage_embeds.float().mT * logit_scale  # (B, N)
+    positives = torch.arange(len(query_embeds), device=scores.device)
+    if query_labels is not None and passage_labels is not None:
+        killed = query_labels[:, None] == passage_labels[None, :]  # (B, N)
+        killed[positives, positives] = False
+        scores = scores.masked_fill(killed, float("-inf"))
+    return F.cross_entropy(scores, positives)
 
 
 def with_pooled(outputs, pooled: torch.Tensor) -> BaseModelOutputWithPooling:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from .lora import reader_of
+from ..model.loading import without_adapters
 
 
 @dataclass
@@ -70,7 +70,7 @@ class JointReader(nn.Module):
             reader_learns: Whether the reader keeps a graph at all.
             inputs: Of the reader, with labels; their `evidence_scores` give way to these.
         """
-        towers = reader_of(self.reader).model
+        towers = without_adapters(self.reader).model
         queries = towers.get_query_features(**query)  # (B, D)
         if passages is not None:
             passage_vectors = towers.get_passage_features(**passages).unflatten(0, (len(queries), -1))

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from ..errors import InvalidInputError
+from ..model.loading import without_adapters
 from ..retrieval import RavlmEncoder, RavlmRetriever
 from .batches.evidence_mixing import EvidenceMix
 from .batches.leakage import holds_answer
@@ -33,7 +34,6 @@ from .batches.rows import answers_of, ids_of
 from .callbacks import RefreshIndexCallback
 from .checkpoints.index_versions import FOLDER, drop_unused_generations, load_generation, save_generation
 from .joint_model import JointOutput, JointReader
-from .lora import reader_of
 from .losses.distillation import emdr2_loss, perplexity_distillation_loss, pseudo_relevance_loss
 from .trainers import RavlmTrainer, freeze
 
@@ -118,7 +118,7 @@ class RavlmJointTrainer(RavlmTrainer):
                 "Adapters are saved without the towers that are trained here. Merge them into the reader first "
                 "(`model.merge_and_unload()`), or train the retriever alone: JointSettings(reader_learns=False)."
             )
-        reader = reader_of(model)
+        reader = without_adapters(model)
         _check_latent(reader, self.settings)
         _check_own(reader, retriever)
         super().__init__(model, *args, retriever=None, **kwargs)
@@ -205,7 +205,7 @@ class RavlmJointTrainer(RavlmTrainer):
     def compute_loss_context_manager(self):
         """As [`RavlmTrainer`]'s; a reader whose likelihoods are targets has no dropout, nor have towers in warm-up."""
         context = super().compute_loss_context_manager()
-        reader = reader_of(self.model)
+        reader = without_adapters(self.model)
         if self.settings.objective in ("perplexity_distillation", "emdr2") or not self.settings.reader_learns:
             reader.language_model.eval()
         if self._is_warming_up():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -68,13 +68,6 @@ def is_quantized(model: nn.Module) -> bool:
     """Whether the weights of a model, or of its language model, are quantized."""
     parts = (model, getattr(model, "language_model", None))
     return any(bool(getattr(part, "is_quantized", False)) for part in parts)
-
-
-def reader_of(model: Any) -> nn.Module:
-    """The reader itself, without adapters and wrappers around it."""
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    return getattr(model, "reader", model)
 
 
 def _check_modules_to_save(model: nn.Module, wanted: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
 from ..errors import InvalidInputError
-from .lora import reader_of
+from ..model.loading import without_adapters
 
 
 def allow_idle_parameters(args: TrainingArguments) -> None:
@@ -82,7 +82,7 @@ def shard_language_model(plugin: Any, model: nn.Module, device: torch.device) ->
     Raises:
         InvalidInputError: If there is no language model, or its dual encoder is trained.
     """
-    reader = reader_of(model)
+    reader = without_adapters(model)
     language_model, towers = (getattr(reader, name, None) for name in ("language_model", "model"))
     if language_model is None or towers is None:
         raise InvalidInputError(

@@ -16,6 +16,7 @@ from transformers import DataCollator, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..errors import InvalidInputError
+from ..model.loading import without_adapters
 from ..model.processing_ravlm import RavlmProcessor
 from ..retrieval import RavlmEncoder, RavlmRetriever
 from .batches.broken_images import OnBroken, undecoded
@@ -24,7 +25,7 @@ from .batches.reader_batches import ROW_NAMES, ReaderBatches
 from .batches.rows import NumberedRows, check_gold_ids, gold_ids_of
 from .checkpoints.checkpoints import checkpoint_to_resume, mark_complete
 from .checkpoints.whole_weights import LoadsWholeWeights
-from .lora import add_adapters, reader_of
+from .lora import add_adapters
 from .processes import allow_idle_parameters, check_idle_parameters, check_processes, shard_language_model
 from .reader_evaluation import means_of, reader_sums
 
@@ -153,7 +154,7 @@ class RavlmTrainer(LoadsWholeWeights):
             self._read_rows(processing_class, retriever, evidence, on_broken, max_broken)
 
     def _read_rows(self, processor, retriever, evidence, on_broken, max_broken) -> None:
-        config = reader_of(self.model).config
+        config = without_adapters(self.model).config
         mix = EvidenceMix(config.num_passages) if evidence is None else evidence
         self.batches = ReaderBatches(
             processor,
@@ -230,7 +231,7 @@ class RavlmTrainer(LoadsWholeWeights):
     def _prompts_per_answer(self, inputs: Any) -> int:
         if not isinstance(inputs, Mapping) or "labels" not in inputs or "evidence_scores" not in inputs:
             return 1
-        config = getattr(reader_of(self.accelerator.unwrap_model(self.model)), "config", None)
+        config = getattr(without_adapters(self.accelerator.unwrap_model(self.model)), "config", None)
         is_latent = getattr(config, "marginalization", "none") != "none"
         return max(inputs["evidence_scores"].shape[1], 1) if is_latent else 1
 
@@ -282,7 +283,7 @@ class RavlmTrainer(LoadsWholeWeights):
         return output
 
     def _measure_answers(self, rows: Any) -> dict[str, float]:
-        reader = reader_of(self.accelerator.unwrap_model(self.model)).eval()
+        reader = without_adapters(self.accelerator.unwrap_model(self.model)).eval()
         own = range(self.args.process_index, len(rows), self.args.world_size)
         totals: dict[str, float] = {}
         for start in range(0, len(own), self.args.eval_batch_size):
@@ -346,7 +347,7 @@ def _gather_objects(value: Any) -> list[Any]:
 def _freeze_shared_encoder(model: nn.Module, retriever: RavlmRetriever) -> None:
     """Freezes the towers that made the vectors of the retriever, if they are the model's own."""
     encoder = retriever.encoder
-    towers = getattr(reader_of(model), "model", None)
+    towers = getattr(without_adapters(model), "model", None)
     if isinstance(encoder, RavlmEncoder) and towers is not None and encoder.model is towers:
         if any(parameter.requires_grad for parameter in towers.parameters()):
             logger.info("The dual encoder is frozen: it made the vectors of the retriever.")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_ravlm.model.reader.likelihoods import info_nce
+from hf_ravlm.model.modeling_ravlm import info_nce
 from hf_ravlm.training.losses.contrast import (
     draw_hard_negatives,
     info_nce_rows,

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_ravlm.model.reader.likelihoods import info_nce
+from hf_ravlm.model.modeling_ravlm import info_nce
 from hf_ravlm.training import RavlmPreTrainingArguments
 from hf_ravlm.training.losses.masking import mask_tokens
 from hf_ravlm.training.losses.objectives import contrast, hidden_words, matching, weighted_sum

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..backbones import masked_mean
 from ..configuration_ravlm import RavlmConfig
-from ..pooling import masked_mean
 from .null_attention import NullAttend
 
 

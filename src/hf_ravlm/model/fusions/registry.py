@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from ..backbones import masked_mean
 from ..configuration_ravlm import RavlmConfig
-from ..pooling import masked_mean
 from .attention import AttentionFusion
 from .cross_attention import CrossAttentionFusion, CrossReading
 from .gated import GatedFusion

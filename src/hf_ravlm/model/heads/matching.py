@@ -16,8 +16,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from ..configuration_ravlm import RavlmConfig
-from ..modeling_ravlm import READER_KEYS, RavlmModel, RavlmPreTrainedModel
-from ..reader.likelihoods import info_nce
+from ..modeling_ravlm import READER_KEYS, RavlmModel, RavlmPreTrainedModel, info_nce
 from .joint_encoder import JointEncoder, init_joint_weights
 
 

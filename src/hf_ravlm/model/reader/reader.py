@@ -16,13 +16,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple
 
 from ..assembly import assemble_model
-from ..backbones import Backbone, reads_images
+from ..backbones import Backbone, patch_grid, reads_images
 from ..configuration_ravlm import RavlmConfig
 from ..fusions.cross_attention import attach_cross_attention
 from ..fusions.registry import FUSIONS
 from ..modeling_ravlm import HEAD_KEYS, RavlmModel, RavlmPreTrainedModel, with_pooled
 from ..outputs import RavlmCausalLMOutputWithPast
-from ..pooling import patch_grid
 from .attribution import PassageAttribution
 from .generation import ReaderGeneration
 from .inputs import InputEncoding

@@ -15,8 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextT
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_ravlm import from_backbones
-from hf_ravlm.model import EfficientNetLiteConfig, EfficientNetLiteModel
-from hf_ravlm.model.efficientnet_lite import convert_lite_weights
+from photographs.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel, convert_lite_weights
 from tiny import picture
 
 
