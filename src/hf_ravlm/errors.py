@@ -33,20 +33,3 @@ class KnowledgeBaseNotFoundError(RavlmError, FileNotFoundError):
 
 class HubUnavailableError(RavlmError, ConnectionError):
     """The Hub cannot be reached, or refused to answer; what lies on this machine is as it was."""
-
-
-def undelivered(error: BaseException) -> BaseException | None:
-    """What went wrong between here and the Hub, if that is what an error is about; `None` for any other error.
-
-    What fails in a thread, or while something is fetched anew, comes wrapped in a RuntimeError or ValueError.
-
-    >>> undelivered(ConnectionError("refused"))
-    ConnectionError('refused')
-    >>> undelivered(InvalidInputError("k < 1")) is None
-    True
-    """
-    from huggingface_hub import errors
-
-    failures = (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError, TimeoutError)
-    found = error if isinstance(error, failures) else error.__cause__
-    return found if isinstance(found, failures) and not isinstance(error, RavlmError) else None

@@ -137,7 +137,9 @@ def test_an_interrupted_push_changes_nothing_and_the_next_sends_the_rest(hub, as
     hub.uploads.clear()
     hub.uploads_before_failure = 1
     error = ask.error("other = tiny_parts(seed=1)[0]; other.push_to_hub('me/model', max_shard_size='100KB')")
-    assert error.startswith("HubUnavailableError: publishing to me/model: the Hub did not take it (")
+    assert error.startswith(
+        "HubUnavailableError: publishing to the model repository me/model: the Hub did not deliver ("
+    )
     assert "Nothing was changed there" in error
     assert hub.repository("me/model", "model").files() == before
     hub.uploads_before_failure = None
@@ -174,7 +176,9 @@ def test_a_hub_that_is_down_is_named_and_what_is_here_stays(hub, ask, tmp_path):
     before = ask.do("result = asked()")
     hub.is_down = True
     error = ask.error("model = tiny_parts(seed=1)[0]; model.push_to_hub('me/model')")
-    assert error.startswith("HubUnavailableError: publishing to me/model: the Hub did not take it (")
+    assert error.startswith(
+        "HubUnavailableError: publishing to the model repository me/model: the Hub did not deliver ("
+    )
     error = ask.error(f"model.save_pretrained({str(tmp_path)!r}, push_to_hub=True, repo_id='me/model')")
     assert error.startswith("HubUnavailableError")
     assert ask.do(

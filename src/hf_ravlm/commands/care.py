@@ -9,11 +9,12 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from ..retrieval import repair_store, store_info, verify_store
-from ..retrieval.hub.upload import Destination, publish
+from ..retrieval.hub.upload import publish
 from ..retrieval.store.current import HeldKnowledge
 from ..retrieval.store.loading import OpenOptions, open_state
 from ..retrieval.store.parts import PARTS
 from ..retrieval.store.saving import find_store
+from ..saving.commit import Destination
 from .building import SUBFOLDER
 from .outcome import Outcome, size
 
@@ -102,13 +103,12 @@ def push(arguments: argparse.Namespace) -> Outcome:
     assert held.stored is not None
     destination = Destination(
         arguments.repo,
-        arguments.repo_type,
-        SUBFOLDER,
         arguments.message,
-        True if arguments.private else None,
-        None,
-        arguments.revision,
-        arguments.create_pr,
+        repo_type=arguments.repo_type,
+        subfolder=SUBFOLDER if arguments.repo_type == "model" else None,
+        private=True if arguments.private else None,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
     )
     commit = publish(
         held.knowledge, held.stored.encoder, destination, arguments.parts, arguments.allow_missing_licence

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InvalidInputError
 from ..evaluation.report import markdown_table, percent, with_interval
 from ..metrics.intervals import Interval
-from ..saving.cards import BEGIN, CARD, END, LIBRARY, card_metadata, describe, usage
+from ..saving.cards import CARD, LIBRARY, card_metadata, count_table, describe, hub_licence, usage, written_card
 
 
 if TYPE_CHECKING:
@@ -115,8 +115,6 @@ def model_card(
     Raises:
         InvalidInputError: See `check_card`.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
     sections = [describe(config, num_parameters), "## Use it\n\n" + usage(facts.name)]
     if facts.command:
         sections.append(f"## How it was trained\n\n```bash\n{facts.command}\n```")
@@ -124,8 +122,7 @@ def model_card(
     if knowledge is not None:
         sections.append("## Knowledge base\n\n" + knowledge_section(knowledge))
     sections.append("## Limits\n\n" + (facts.limits or "Nobody has written down yet what it cannot do."))
-    body = "\n\n".join([BEGIN, *sections, END])
-    data = card_metadata(
+    head = card_metadata(
         base_models=list(facts.base_models),
         tags=list(facts.tags),
         language=list(facts.language),
@@ -133,15 +130,7 @@ def model_card(
         datasets=list(facts.datasets) or None,
         **({} if report is None else {"model_name": facts.name, "eval_results": eval_results(report, facts)}),
     ).to_dict()
-    title = f"# {facts.name.split('/')[-1]}\n\n{body}\n"
-    if earlier is not None:
-        from ..retrieval.hub.card import with_written_part
-
-        card = ModelCard(earlier, ignore_metadata_errors=True)
-        title = with_written_part(card.text, body, BEGIN, END)
-        before = card.data.to_dict()
-        data = {**before, **data, "tags": list(dict.fromkeys([*(before.get("tags") or []), *data["tags"]]))}
-    text = f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{title.lstrip()}"
+    text = written_card(head, facts.name.split("/")[-1], "\n\n".join(sections), earlier)
     check_card(text)
     return text
 
@@ -192,8 +181,6 @@ def effect_table(report: Mapping[str, Any]) -> list[str]:
 
 def knowledge_section(table: pa.Table) -> str:
     """How many passages there are, under which licences and from where."""
-    from ..retrieval.hub.card import count_table
-
     num_texts, num_images = (len(table) - table[name].null_count for name in ("text", "image"))
     return "\n\n".join(
         [
@@ -240,8 +227,6 @@ def check_card(text: str) -> None:
     >>> check_card("---\nlibrary_name: hf_ravlm\npipeline_tag: image-text-to-text\nlicense: mit\n---\nHello")
     """
     from huggingface_hub import ModelCard
-
-    from ..retrieval.hub.card import hub_licence
 
     try:
         data = ModelCard(text).data

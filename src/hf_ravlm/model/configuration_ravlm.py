@@ -18,6 +18,8 @@ DESCRIBE_PROMPT = "Describe this image and say what is known about it."
 class PublishedConfig(PublishMixin, PreTrainedConfig):
     """`PreTrainedConfig` that saves with our shim."""
 
+    _published_as = "config"
+
 
 @strict
 class RavlmConfig(PublishedConfig):

@@ -44,6 +44,8 @@ class RavlmProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-
 class PublishedProcessor(PublishMixin, GeneratorProcessorMixin, ProcessorMixin):
     """`ProcessorMixin` that saves with our shim."""
 
+    _published_as = "processor"
+
 
 class RavlmProcessor(PublishedProcessor):
     r"""

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoProcessor, GenerationConfig, Pipeline
 from transformers.image_utils import load_image
 
-from ..errors import InvalidInputError, undelivered
+from ..errors import InvalidInputError
 from ..model import RavlmConfig, RavlmProcessor
 from ..model.loading import origin_of, without_adapters
+from ..saving.commit import hub_failure
 from .answering import answer_questions
 
 
@@ -254,7 +255,7 @@ def _has_knowledge(source: str, origin: dict[str, Any]) -> bool:
     except Exception as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return False
-        if undelivered(error) is None:
+        if hub_failure(error) is None:
             raise
         logger.warning(
             "%s: whether a knowledge base lies beside this model could not be found out (%s). Answers are closed-book "

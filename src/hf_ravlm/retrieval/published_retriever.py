@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import InvalidInputError
+from ..saving.commit import Destination
 from ..saving.safe_paths import safe_relpath
 from .encoding.encoder_probe import EncoderRecord, check_encoder, describe_encoder, encode_probes
 from .encoding.encoders import Encoder
 from .hub.download import RepoType, is_hub_snapshot, load_encoder, local_folder
-from .hub.upload import Destination, publish
+from .hub.upload import publish
 from .knowledge_base import KnowledgeBase
 from .living_retriever import LivingRetriever
 from .store.current import HeldKnowledge
@@ -179,10 +180,19 @@ class PublishedRetriever(LivingRetriever):
         Raises:
             InvalidInputError: If passages have no licence, with their number and ids; if nothing or half of what a
                 model needs would be published; if `private=True` and the repository is public.
-            KnowledgeBaseNotFoundError: If the repository or revision is not there for this token.
-            HubUnavailableError: If the Hub cannot be reached or refuses.
+            HubUnavailableError: If the Hub cannot be reached or refuses, or repository or revision are not there for
+                this token.
         """
         included = {"passages": include_passages, "vectors": include_vectors}
-        destination = Destination(repo_id, repo_type, subfolder, commit_message, private, token, revision, create_pr)
+        destination = Destination(
+            repo_id,
+            commit_message,
+            repo_type=repo_type,
+            subfolder=subfolder if repo_type == "model" else None,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
         parts = [name for name, is_included in included.items() if is_included]
         return publish(self._knowledge, self._encoder_record(), destination, parts, allow_missing_licence)

@@ -1,28 +1,40 @@
-"""What a model can say of itself on a model card, before anybody has measured it; `hub/card.py` writes the rest.
+"""Cards of repositories: the part that we write, tables of counts, and what a model says of itself unmeasured.
 
-The part between the two marks is written by us; what a person writes before or after it stays.
+What a person writes before or after the part between the two marks stays. `hub/card.py` writes the cards of measured
+models, `retrieval/hub/card.py` those of knowledge bases.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from huggingface_hub import ModelCardData
 
-    from ..model.configuration_ravlm import RavlmConfig
-
 CARD = "README.md"
-BEGIN = "<!-- hf_ravlm: from here on written by `hf-ravlm card` -->"
-END = "<!-- hf_ravlm: up to here written by `hf-ravlm card` -->"
+BEGIN = "<!-- hf_ravlm: from here on written by hf_ravlm -->"
+END = "<!-- hf_ravlm: up to here written by hf_ravlm -->"
 LIBRARY = "hf_ravlm"
 PIPELINE_TAG = "image-text-to-text"
 TAGS = ("retrieval-augmented", "vision-language", "ravlm")
+_MAX_ROWS = 20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+# The Hub's names for the licences that knowledge is under, https://huggingface.co/docs/hub/repositories-licenses.
+_HUB_LICENCES = frozenset(
+    "afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd-2-clause bsd-3-clause bsl-1.0 c-uda cc-by-2.0 cc-by-2.5 cc-by-3.0 "
+    "cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 "
+    "cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 "
+    "cdla-sharing-1.0 etalab-2.0 eupl-1.1 eupl-1.2 gfdl gpl-2.0 gpl-3.0 isc lgpl-2.1 lgpl-3.0 lgpl-lr mit mpl-2.0 "
+    "odbl odc-by ofl-1.1 pddl unlicense wtfpl zlib".split()
+)
+_OTHER_NAMES = {"odbl-1.0": "odbl", "odc-by-1.0": "odc-by", "pddl-1.0": "pddl", "cc0": "cc0-1.0"}
 
 
 def first_card(model: Any, repo_id: str) -> str:
@@ -45,7 +57,7 @@ def first_card(model: Any, repo_id: str) -> str:
             "retrieves and with the right passage; `hf-ravlm card` writes the figures here.",
         ]
     )
-    return f"---\n{data.to_yaml()}\n---\n\n# {repo_id.split('/')[-1]}\n\n{BEGIN}\n\n{body}\n\n{END}\n"
+    return written_card(data.to_dict(), repo_id.split("/")[-1], body)
 
 
 def card_metadata(base_models: list[str] | None = None, tags: list[str] | None = None, **fields: Any) -> ModelCardData:
@@ -63,14 +75,14 @@ def card_metadata(base_models: list[str] | None = None, tags: list[str] | None =
     )
 
 
-def base_models_of(config: RavlmConfig) -> list[str]:
+def base_models_of(config: Any) -> list[str]:
     """The Hub ids of the backbones that a model was assembled from, as far as its config knows them."""
     parts = (config.vision_config, config.text_config, config.generator_config)
     names = [getattr(part, "_name_or_path", "") or "" for part in parts]
     return list(dict.fromkeys(name for name in names if _HUB_ID.fullmatch(name) and not os.path.exists(name)))
 
 
-def describe(config: RavlmConfig, num_parameters: int) -> str:
+def describe(config: Any, num_parameters: int) -> str:
     """What the model is made of, in a paragraph."""
     parts = {"vision tower": config.vision_config, "text encoder": config.text_config}
     towers = ", ".join(f"{part.model_type} as {name}" for name, part in parts.items())
@@ -98,3 +110,95 @@ def card_of_folder(name_or_path: str | None) -> str | None:
     """The card that lies in the folder a model came from, if there is one."""
     path = Path(name_or_path or "") / CARD
     return path.read_text(encoding="utf-8") if name_or_path and path.is_file() else None
+
+
+def written_card(head: Mapping[str, Any], title: str, body: str, earlier: str | None = None) -> str:
+    r"""A card: the YAML head, and the part that we write.
+
+    Args:
+        head (`dict`): The fields of the head; those of the earlier card that are not named stay, and all tags.
+        title (`str`): Of a new card.
+        body (`str`): What stands between the two marks, as Markdown.
+        earlier (`str`, *optional*): The card that is there; what a person wrote outside the marks stays.
+
+    >>> card = written_card({"license": "mit"}, "Wrens", "(old)")
+    >>> print(written_card({"tags": ["birds"]}, "Wrens", "(new)", card + "Mine."))
+    ---
+    license: mit
+    tags:
+    - birds
+    ---
+    <BLANKLINE>
+    # Wrens
+    <BLANKLINE>
+    <!-- hf_ravlm: from here on written by hf_ravlm -->
+    <BLANKLINE>
+    (new)
+    <BLANKLINE>
+    <!-- hf_ravlm: up to here written by hf_ravlm -->
+    Mine.
+    """
+    from huggingface_hub import CardData, RepoCard
+
+    part, fields = f"{BEGIN}\n\n{body}\n\n{END}", dict(head)
+    text = f"# {title}\n\n{part}\n"
+    if earlier is not None:
+        card = RepoCard(earlier, ignore_metadata_errors=True)
+        before, has_begin, rest = card.text.partition(BEGIN)
+        _, has_end, after = rest.partition(END)
+        text = f"{before}{part}{after}" if has_begin and has_end else f"{card.text.rstrip()}\n\n{part}\n"
+        known = card.data.to_dict()
+        tags = known.get("tags") if isinstance(known.get("tags"), list) else []
+        fields = {**known, **head, "tags": list(dict.fromkeys([*tags, *head.get("tags", [])]))}
+    return f"---\n{CardData(**fields).to_yaml()}\n---\n\n{text.lstrip()}"
+
+
+def with_tags(text: str, tags: Iterable[str]) -> str:
+    """The text of a card whose head names these tags, too."""
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(text, ignore_metadata_errors=True)
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
+    return str(card)
+
+
+def count_table(table: pa.Table, column: str, missing: str) -> str:
+    """How many passages have each value of a column, as a Markdown table; `missing` stands for none."""
+    counts = value_counts(table, column)
+    lines = [f"| {plain_text(name) if name else missing} | {count:,} |" for name, count in counts[:_MAX_ROWS]]
+    if len(counts) > _MAX_ROWS:
+        lines.append(f"| {len(counts) - _MAX_ROWS:,} others | {sum(count for _, count in counts[_MAX_ROWS:]):,} |")
+    return "\n".join([f"| {column} | passages |", "|---|---|", *lines])
+
+
+def value_counts(table: pa.Table, column: str) -> list[tuple[str, int]]:
+    """The values of a column with the number of passages that have each, most frequent first; "" for none."""
+    import pyarrow.compute as pc
+
+    values = pc.utf8_trim_whitespace(pc.fill_null(table[column], ""))
+    counts = [(entry["values"], entry["counts"]) for entry in pc.value_counts(values).to_pylist()]
+    return sorted(counts, key=lambda entry: (-entry[1], entry[0]))
+
+
+def plain_text(text: str) -> str:
+    """Text from data on one line of a table, without Markdown or HTML of its own: it may be a stranger's."""
+    line = " ".join(text.split())[:200].replace("&", "&amp;").replace("<", "&lt;")
+    return "".join(f"\\{character}" if character in "\\`*_[]|" else character for character in line)
+
+
+def as_code(text: str) -> str:
+    """Text from data as code in a table."""
+    return "`" + " ".join(text.split())[:200].replace("`", "'").replace("|", "/") + "`"
+
+
+def hub_licence(licence: str) -> str:
+    """The Hub's name of a licence, `"other"` if it has none.
+
+    >>> hub_licence("CC-BY-SA-4.0"), hub_licence("ODbL-1.0"), hub_licence("WordNet")
+    ('cc-by-sa-4.0', 'odbl', 'other')
+    """
+    name = "-".join(licence.lower().split())
+    name = _OTHER_NAMES.get(name, name)
+    for ending in ("-only", "-or-later"):
+        name = name.removesuffix(ending)
+    return name if name in _HUB_LICENCES else "other"

@@ -1,4 +1,4 @@
-"""How our objects are published: saved, compared with what is there, and sent in one commit.
+"""One commit to a repository on the Hub: compared with what is there, checked, sent whole or not at all.
 
 Large files are uploaded first and referred to by the commit at the end: an interrupted push changes nothing, and the
 next one sends only what is missing, for files are named by their content.
@@ -7,135 +7,168 @@ next one sends only what is missing, for files are named by their content.
 from __future__ import annotations
 
 import os
-import re
-import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-from torch import nn
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-
-from ..errors import HubUnavailableError, InvalidInputError, undelivered
-from .cards import CARD, card_of_folder, first_card
+from ..errors import HubUnavailableError, InvalidInputError, RavlmError
+from .cards import CARD
+from .safe_paths import safe_relpath
 
 
-class Push(NamedTuple):
-    """Where something is published and what is said about it; see `PublishMixin.push_to_hub`."""
+RepoType = Literal["model", "dataset"]
+_UNCHANGED = (
+    "Nothing was changed there, and what you have here is as it was. Try again: what was uploaded already is not sent "
+    "a second time."
+)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where something is published, and what is said about it.
+
+    Args:
+        repo_id (`str`): a repository, such as `"owner/name"`; created if needed.
+        commit_message, commit_description (`str`): of the commit.
+        repo_type (`str`): `"model"` or `"dataset"`.
+        subfolder (`str`, *optional*): where the files go in the repository; its root by default.
+        private (`bool`, *optional*): whether a new repository is private; `None` for the default of its owner.
+        token (`str` or `bool`, *optional*): a Hub token; `None` for the stored one.
+        revision (`str`, *optional*): the branch, made if needed; `None` for the main one.
+        create_pr (`bool`): whether to open a pull request instead.
+    """
 
     repo_id: str
     commit_message: str
     commit_description: str | None = None
+    repo_type: RepoType = "model"
+    subfolder: str | None = None
     private: bool | None = None
     token: str | bool | None = None
     revision: str | None = None
     create_pr: bool = False
-    tags: tuple[str, ...] = ()
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of the files in the repository."""
+        return f"{safe_relpath(self.subfolder)}/" if self.subfolder else ""
 
 
-def push(thing: Any, wish: Push, **saving: Any) -> Any:
-    """Saves to a temporary folder and commits it; returns the `huggingface_hub.CommitInfo`.
+def commit_files(
+    files: Mapping[str, Path],
+    destination: Destination,
+    outdated: Callable[[Collection[str], Collection[str]], Collection[str]] = lambda present, new: (),
+    card: Callable[[str | None], str | None] = lambda earlier: None,
+) -> Any:
+    """Publishes files in one commit.
+
+    Args:
+        files (`dict`): by name, below the destination's subfolder.
+        destination (`Destination`): where.
+        outdated (callable): `(names in the repository, names that come) -> names to delete` in the same commit.
+        card (callable): given the text of the card that is there, or `None`, the one to upload; `None` uploads none.
+
+    Returns:
+        The `huggingface_hub.CommitInfo`.
 
     Raises:
         InvalidInputError: `private=True`, and the repository is there and public.
-        HubUnavailableError: The Hub cannot be reached, or broke off.
+        HubUnavailableError: The Hub cannot be reached, refuses, or broke off; nothing was changed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        thing.save_pretrained(folder, **saving)
-        with _hub_failures(wish.repo_id):
-            return _commit(thing, Path(folder), wish)
+    with hub_errors(f"publishing to the {destination.repo_type} repository {destination.repo_id}", _UNCHANGED):
+        return _commit(files, destination, outdated, card)
 
 
-def outdated_weights(present: Iterable[str], new: Collection[str]) -> list[str]:
-    """Which weights of an earlier save would be read instead of, or beside, the new ones.
-
-    Weights of another name (a variant, or the base model beside an adapter) are not touched.
-
-    >>> outdated_weights(["model.safetensors", "model.fp16.safetensors"], ["model-00001-of-00002.safetensors"])
-    ['model.safetensors']
-    """
-    names = {_without_shard(name) for name in new if name.endswith(".safetensors")}
-    old = [name for name in present if name not in new]
-    outdated = [name for name in old if name.endswith(".safetensors") and _without_shard(name) in names]
-    if SAFE_WEIGHTS_NAME in new and SAFE_WEIGHTS_INDEX_NAME in old:  # whole now, no longer in shards
-        outdated.append(SAFE_WEIGHTS_INDEX_NAME)
-    return outdated
-
-
-def _without_shard(name: str) -> str:
-    return re.sub(r"-\d{5}-of-\d{5}", "", name)
-
-
-def _commit(thing: Any, folder: Path, wish: Push) -> Any:
+def _commit(files: Mapping[str, Path], destination: Destination, outdated: Callable, card: Callable) -> Any:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    api = HfApi(token=wish.token)
-    repo_id = api.create_repo(wish.repo_id, private=wish.private, exist_ok=True).repo_id
-    branch = None if wish.create_pr else wish.revision
+    api = HfApi(token=destination.token)
+    kind = {"repo_type": destination.repo_type}
+    repo_id = api.create_repo(destination.repo_id, private=destination.private, exist_ok=True, **kind).repo_id
+    branch = None if destination.create_pr else destination.revision
     if branch is not None and not branch.startswith("refs/"):
-        api.create_branch(repo_id, branch=branch, exist_ok=True)
-    before = api.repo_info(repo_id, revision=branch)
-    if wish.private and not before.private:
+        api.create_branch(repo_id, branch=branch, exist_ok=True, **kind)
+    before = api.repo_info(repo_id, revision=branch, **kind)
+    if destination.private and not before.private:
         raise InvalidInputError(
             f"{repo_id}: private=True, but this repository exists and is public. Nothing was uploaded. Make it "
             "private in its settings, or choose another name."
         )
-    present = api.list_repo_files(repo_id, revision=before.sha)
-    contents: dict[str, Any] = {
-        path.relative_to(folder).as_posix(): os.fspath(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-    card = _card(thing, api, repo_id, before.sha, CARD in present, wish.tags)
-    if card is not None:
-        contents[CARD] = card.encode()
-    operations = [
-        *(CommitOperationDelete(path_in_repo=name) for name in outdated_weights(present, contents)),
-        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()),
-    ]
+    present = api.list_repo_files(repo_id, revision=before.sha, **kind)
+    contents: dict[str, Any] = {f"{destination.prefix}{name}": os.fspath(path) for name, path in files.items()}
+    earlier = None
+    if CARD in present:
+        earlier = Path(api.hf_hub_download(repo_id, CARD, revision=before.sha, **kind)).read_text(encoding="utf-8")
+    text = card(earlier)
+    if text is not None:
+        contents[CARD] = text.encode()
+    # Not `upload_folder`, which cuts a large folder into several commits.
     return api.create_commit(
         repo_id,
-        operations,
-        commit_message=wish.commit_message,
-        commit_description=wish.commit_description,
+        [
+            *(CommitOperationDelete(path_in_repo=name) for name in outdated(present, contents)),
+            *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()),
+        ],
+        commit_message=destination.commit_message,
+        commit_description=destination.commit_description,
         revision=branch,
-        create_pr=wish.create_pr,
+        create_pr=destination.create_pr,
         parent_commit=before.sha,  # what is deleted was decided by it: somebody's push in between must not pass
+        **kind,
     )
 
 
-def _card(thing: Any, api: Any, repo_id: str, commit: str, is_there: bool, tags: tuple[str, ...]) -> str | None:
-    """The card to upload: the one that is there keeps its words; else the folder's own, else a first one."""
-    if is_there and not tags:
-        return None
-    if is_there:
-        path = api.hf_hub_download(repo_id, CARD, revision=commit)
-        text = Path(path).read_text(encoding="utf-8")
-    elif isinstance(thing, nn.Module):
-        text = card_of_folder(thing.name_or_path) or first_card(thing, repo_id)
-    else:
-        return None  # a config or a processor is not yet a model
-    if not tags:
-        return text
-    from huggingface_hub import ModelCard
-
-    card = ModelCard(text, ignore_metadata_errors=True)
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
-    return str(card)
-
-
 @contextmanager
-def _hub_failures(repo_id: str) -> Iterator[None]:
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+def hub_errors(
+    doing: str, hint: str = "Check the network and try again.", not_found: type[RavlmError] = HubUnavailableError
+) -> Iterator[None]:
+    """Turns what goes wrong between here and the Hub into errors that say what was tried and what to do.
+
+    Args:
+        doing (`str`): what is tried, such as `"reading the dataset repository me/birds"`.
+        hint (`str`): what to do when the Hub cannot be reached.
+        not_found (`type`): the error for a repository or revision that is not there, or not ours to see.
+
+    Raises:
+        HubUnavailableError: The Hub cannot be reached or refuses.
+    """
+    from huggingface_hub import errors
 
     try:
         yield
     except Exception as error:
-        found = undelivered(error)
-        if found is None or isinstance(found, (RepositoryNotFoundError, RevisionNotFoundError)):
+        found = hub_failure(error)
+        if found is None:
             raise
-        lines = str(found).strip().splitlines() or [type(found).__name__]
-        raise HubUnavailableError(
-            f"publishing to {repo_id}: the Hub did not take it ({lines[0][:300]}). Nothing was changed there, and "
-            "what you have here is as it was; `save_pretrained` keeps it in a folder. Try again: what was uploaded "
-            "already is not sent a second time."
-        ) from error
+        if isinstance(found, errors.GatedRepoError):
+            reason = "its owner asks for consent first. Accept the terms on its page, and log in (`hf auth login`)."
+        elif isinstance(found, errors.RepositoryNotFoundError):
+            reason = (
+                "there is no such repository, or it is private and not yours to see. Check the name and `repo_type`, "
+                "and log in (`hf auth login`) or pass `token`."
+            )
+        elif isinstance(found, errors.RevisionNotFoundError):
+            reason = "it has no such revision. Check `revision`."
+        else:
+            lines = str(found).strip().splitlines() or [type(found).__name__]
+            raise HubUnavailableError(f"{doing}: the Hub did not deliver ({lines[0][:300]}). {hint}") from error
+        raise not_found(f"{doing}: {reason}") from error
+
+
+def hub_failure(error: BaseException) -> BaseException | None:
+    """What went wrong between here and the Hub, if that is what an error is about; `None` for any other error.
+
+    What fails in a thread, or while something is fetched anew, comes wrapped in a RuntimeError or ValueError.
+
+    >>> hub_failure(ConnectionError("refused"))
+    ConnectionError('refused')
+    >>> hub_failure(InvalidInputError("k < 1")) is None
+    True
+    """
+    from huggingface_hub import errors
+
+    failures = (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError, TimeoutError)
+    found = error if isinstance(error, failures) else error.__cause__
+    return found if isinstance(found, failures) and not isinstance(error, RavlmError) else None

@@ -10,11 +10,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
-from .commit import Push, outdated_weights, push
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from .cards import card_of_folder, first_card, with_tags
+from .commit import Destination, commit_files
+from .durable import sync_file, sync_folder
 
 
 SHIM_NAME = "ravlm_hub"
@@ -32,6 +38,8 @@ HUB_ARGUMENTS = ("commit_message", "commit_description", "private", "token", "re
 
 class PublishMixin:
     """First base of the config, the models and the processor; overrides how transformers saves remote code."""
+
+    _published_as = "model"  # the config and the processor say otherwise
 
     @classmethod
     def register_for_auto_class(cls, auto_class=None) -> None:
@@ -108,12 +116,57 @@ class PublishMixin:
             InvalidInputError: `private=True`, and the repository is there and public.
             HubUnavailableError: The Hub cannot be reached, or broke off; what is here is as it was.
         """
-        kind = next((kind for kind in ("config", "processor") if kind in type(self).__name__.lower()), "model")
-        named = [tags] if isinstance(tags, str) else [*(tags or [])]
-        named += getattr(self, "model_tags", None) or []
-        message = commit_message or f"Upload {kind}"
-        wish = Push(repo_id, message, commit_description, private, token, revision, create_pr, tuple(named))
-        return push(self, wish, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+        message = commit_message or f"Upload {self._published_as}"
+        destination = Destination(
+            repo_id,
+            message,
+            commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
+        all_tags = [tags] if isinstance(tags, str) else [*(tags or [])]
+        all_tags += getattr(self, "model_tags", None) or []
+
+        def card(earlier: str | None) -> str | None:
+            """The one that is there keeps its words; else the one of the model's folder; else a first one."""
+            text = earlier
+            if text is None and self._published_as == "model":  # a config or a processor is not yet a model
+                text = card_of_folder(self.name_or_path) or first_card(self, repo_id)
+            if text is None or (text == earlier and not all_tags):
+                return None
+            return with_tags(text, all_tags) if all_tags else text
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+            return commit_files(files_in(folder), destination, outdated_weights, card)
+
+
+def files_in(folder: str | os.PathLike) -> dict[str, Path]:
+    """All files below a folder, by their names relative to it."""
+    root = Path(folder)
+    return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def outdated_weights(present: Collection[str], new: Collection[str]) -> list[str]:
+    """Which weights of an earlier save would be read instead of, or beside, the new ones.
+
+    Weights of another name (a variant, or the base model beside an adapter) are not touched.
+
+    >>> outdated_weights(["model.safetensors", "model.fp16.safetensors"], ["model-00001-of-00002.safetensors"])
+    ['model.safetensors']
+    """
+    names = {_without_shard(name) for name in new if name.endswith(".safetensors")}
+    old = [name for name in present if name not in new]
+    outdated = [name for name in old if name.endswith(".safetensors") and _without_shard(name) in names]
+    if SAFE_WEIGHTS_NAME in new and SAFE_WEIGHTS_INDEX_NAME in old:  # whole now, no longer in shards
+        outdated.append(SAFE_WEIGHTS_INDEX_NAME)
+    return outdated
+
+
+def _without_shard(name: str) -> str:
+    return re.sub(r"-\d{5}-of-\d{5}", "", name)
 
 
 def write_shim(folder: str | os.PathLike) -> None:
@@ -143,14 +196,10 @@ def _move_into(staging: Path, target: Path) -> None:
     mode = (staging / f"{SHIM_NAME}.py").stat().st_mode
     for path in staged:
         path.chmod(mode)  # safetensors writes files that only their owner may read
-        _fsync(path)
+        sync_file(path)
         place = target / path.relative_to(staging)
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, place)
     for name in outdated_weights([path.name for path in target.iterdir()], {path.name for path in staged}):
         (target / name).unlink()
-
-
-def _fsync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    sync_folder(target)

@@ -21,6 +21,8 @@ import torch
 
 from ...errors import InvalidInputError
 from ...metrics.calibrators import Calibrator, IsotonicCalibrator, TemperatureCalibrator
+from ...saving.commit import Destination, commit_files
+from ...saving.folders import files_in
 from ..answer import Answer, Decision
 from .decision_heads import ANSWER_FEATURES, DRAFT_FEATURES, PASSAGE_FEATURES, DecisionHead, UncertaintyRule
 from .features import evidence_features, passage_features
@@ -173,18 +175,10 @@ class AnswerPolicy:
         revision: str | None = None,
     ) -> Any:
         """Publishes the two files in one commit, to the repository of the model for one; returns its `CommitInfo`."""
-        from huggingface_hub import create_repo, upload_folder
-
-        create_repo(repo_id, private=private, token=token, exist_ok=True)
+        destination = Destination(repo_id, "Upload answer policy", private=private, token=token, revision=revision)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message="Upload answer policy",
-                token=token,
-                revision=revision,
-            )
+            return commit_files(files_in(folder), destination)
 
     @property
     def fingerprint(self) -> str:

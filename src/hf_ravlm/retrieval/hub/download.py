@@ -1,15 +1,15 @@
-"""Knows where a knowledge base comes from: a local folder, or one commit of a Hub repository; and its encoder."""
+"""Where a knowledge base is read from: a local folder, or one commit of a repository on the Hub; and its encoder."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ...errors import HubUnavailableError, InvalidInputError, KnowledgeBaseNotFoundError, undelivered
+from ...errors import InvalidInputError, KnowledgeBaseNotFoundError
+from ...saving.commit import RepoType, hub_errors
 from ...saving.safe_paths import safe_relpath
 from ..encoding.encoders import RavlmEncoder
 from ..store.manifest import StoredFile
@@ -17,8 +17,6 @@ from ..store.versions import current_generation_name, read_generation
 
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-RepoType = Literal["model", "dataset"]
 
 
 def local_folder(
@@ -48,7 +46,8 @@ def local_folder(
     check_repo_type(repo_type)
     prefix = "" if repo_type == "dataset" else f"{safe_relpath(subfolder)}/"
     try:
-        with hub_errors(f"reading the {repo_type} repository {source}"):
+        doing = f"reading the {repo_type} repository {source}"
+        with hub_errors(doing, not_found=KnowledgeBaseNotFoundError):
             return _download(os.fspath(source), prefix, hub_kwargs, repo_type, wanted)
     except HFValidationError as error:
         raise KnowledgeBaseNotFoundError(
@@ -95,41 +94,6 @@ def check_repo_type(repo_type: str) -> None:
     """Refuses a type of repository that holds no knowledge bases."""
     if repo_type not in _OTHER_TYPE:
         raise InvalidInputError(f'repo_type={repo_type!r} is not known. Choose "model" or "dataset".')
-
-
-@contextmanager
-def hub_errors(doing: str, hint: str = "Check the network and try again.") -> Iterator[None]:
-    """Turns what goes wrong between here and the Hub into errors that say what was tried and what to do.
-
-    Args:
-        doing: What is tried, such as `"reading the dataset repository me/birds"`.
-        hint: What to do when the Hub cannot be reached.
-
-    Raises:
-        KnowledgeBaseNotFoundError: If there is no such repository or revision, or it is not ours to see.
-        HubUnavailableError: If the Hub cannot be reached or refuses.
-    """
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except Exception as error:
-        found = undelivered(error)
-        if found is None:
-            raise
-        if isinstance(found, errors.GatedRepoError):
-            reason = "its owner asks for consent first. Accept the terms on its page, and log in (`hf auth login`)."
-        elif isinstance(found, errors.RepositoryNotFoundError):
-            reason = (
-                "there is no such repository, or it is private and not yours to see. Check the name and `repo_type`, "
-                "and log in (`hf auth login`) or pass `token`."
-            )
-        elif isinstance(found, errors.RevisionNotFoundError):
-            reason = "it has no such revision. Check `revision`."
-        else:
-            lines = str(found).strip().splitlines() or [type(found).__name__]
-            raise HubUnavailableError(f"{doing}: the Hub did not deliver ({lines[0][:300]}). {hint}") from error
-        raise KnowledgeBaseNotFoundError(f"{doing}: {reason}") from error
 
 
 def is_hub_snapshot(folder: Path) -> bool:
