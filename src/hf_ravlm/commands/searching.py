@@ -12,8 +12,8 @@ from ..errors import InvalidInputError
 from ..retrieval import KnowledgeBase, Passage, RavlmRetriever
 from ..retrieval.evidence import checked_queries
 from ..retrieval.indexes.lexical_index import LexicalIndex, searchable_texts
+from ..retrieval.knowledge_channels import CHANNEL_NAMES
 from ..retrieval.ranking.channels import LexicalChannel
-from ..retrieval.ranking.knowledge_channels import CHANNEL_NAMES
 from ..retrieval.ranking.search import SearchOptions
 from ..retrieval.ranking.search import search as search_channels
 from .building import SUBFOLDER

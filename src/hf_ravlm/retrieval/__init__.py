@@ -8,9 +8,8 @@ folder that survives interruptions), `backends` (engines on other machines).
 from __future__ import annotations
 
 from .encoding.corpus import embed_corpus
-from .encoding.encoder_adapters import DualEncoder, SentenceTransformerEncoder, load_encoder
+from .encoding.encoder_adapters import DualEncoder, LateInteractionEncoder, SentenceTransformerEncoder, load_encoder
 from .encoding.encoders import Encoder, MultiVectorEncoder, RavlmEncoder
-from .encoding.late_interaction_encoder import LateInteractionEncoder
 from .encoding.text_model_encoder import TextModelEncoder
 from .evidence import Evidence
 from .indexes.index_choice import IndexEstimate, estimate_index, suitable_kinds

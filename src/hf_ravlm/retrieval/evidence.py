@@ -11,11 +11,11 @@ import numpy as np
 from ..errors import InvalidInputError
 from ..images import safe_image
 from .encoding.encoders import Encoder
-from .indexes.unit_vectors import unit_vectors
 from .passage import Passage
 from .ranking.channels import Query, encode_queries
 from .ranking.fusion import Ranking
 from .store.state import LivingKnowledge
+from .unit_vectors import unit_vectors
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from .encoding.corpus import embed_corpus
 from .encoding.encoder_probe import check_encoder
 from .encoding.encoders import Encoder
 from .knowledge_base import KnowledgeBase
+from .knowledge_channels import KnowledgeChannels
 from .passage import Passage
-from .ranking.knowledge_channels import KnowledgeChannels
 from .store.current import HeldKnowledge
 from .store.state import IndexOptions, LivingKnowledge
 

@@ -141,7 +141,7 @@ class RavlmRetriever(PublishedRetriever):
             k: How many passages to return; a smaller knowledge base returns all it has.
             where: Which passages may be found, such as `{"licence": "CC0-1.0"}`, see
                 `hf_ravlm.retrieval.ranking.filters.matching_rows`; `None` for all.
-            channels: How candidates are found, names of `hf_ravlm.retrieval.ranking.knowledge_channels`: `"dense"` by
+            channels: How candidates are found, names of `hf_ravlm.retrieval.knowledge_channels`: `"dense"` by
                 vectors, `"bm25"` by words, ...; several are fused.
             **options: The other fields of `SearchOptions`: `num_candidates`, `weights`, `reranker`,
                 `max_per_source`, `near_duplicate_threshold`, `mmr_lambda`, ...
@@ -200,7 +200,7 @@ class RavlmRetriever(PublishedRetriever):
             normalise: As `SearchOptions`.
 
         Returns:
-            A dictionary for JSON, see `retrieval.ranking.ranking.learn_weights`. Its `weights` and `normalise` are
+            A dictionary for JSON, see `retrieval.ranking.fusion.learn_weights`. Its `weights` and `normalise` are
             options of `retrieve`, with the same `channels`.
 
         Raises:

@@ -24,9 +24,13 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from hf_ravlm import RavlmModel
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.retrieval import Encoder, RavlmEncoder
-from hf_ravlm.retrieval.encoding.encoder_adapters import DualEncoder, SentenceTransformerEncoder, load_encoder
+from hf_ravlm.retrieval.encoding.encoder_adapters import (
+    DualEncoder,
+    LateInteractionEncoder,
+    SentenceTransformerEncoder,
+    load_encoder,
+)
 from hf_ravlm.retrieval.encoding.encoders import MultiVectorEncoder
-from hf_ravlm.retrieval.encoding.late_interaction_encoder import LateInteractionEncoder
 from hf_ravlm.retrieval.encoding.text_model_encoder import TextModelEncoder
 from tiny import VISION, WIDTHS, picture, tiny_config, tiny_processor, tiny_tokenizer
 

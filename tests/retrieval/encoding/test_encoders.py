@@ -139,9 +139,9 @@ def test_nothing_and_unequal_lengths_are_refused():
 
 
 def test_a_model_or_processor_of_another_kind_is_refused_with_what_it_lacks():
-    with pytest.raises(InvalidInputError, match="model is a Linear without the methods .*get_query_features"):
+    with pytest.raises(InvalidInputError, match="A Linear without .*get_query_features.*the model of"):
         RavlmEncoder(torch.nn.Linear(2, 2), TinyProcessor())
-    with pytest.raises(InvalidInputError, match="processor is a object without the methods .*for_retrieval"):
+    with pytest.raises(InvalidInputError, match="A object without .*for_retrieval.*the processor of"):
         RavlmEncoder(TinyModel(), object())
     with pytest.raises(InvalidInputError, match="batch_size=0"):
         tiny_encoder(batch_size=0)

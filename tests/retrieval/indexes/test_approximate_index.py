@@ -100,7 +100,7 @@ def test_growing_leaves_the_old_index_as_it_is(index, tmp_path):
     more = clustered(500, seed=7)
     before = index.search(QUERIES, 10)
     for old in (index, mapped):
-        longer = old.add(more)
+        longer = old.grow(np.concatenate([VECTORS, more]))
         assert (len(old), len(longer)) == (3000, 3500)
         found = longer.search(more, 1)[1][:, 0]
         assert (found == np.arange(3000, 3500)).mean() >= 0.95
@@ -133,7 +133,7 @@ def test_searching_while_growing_and_with_other_filters_is_safe(indexes):
         def grow(index=index, grown=grown):
             longer = index
             for seed in range(5):
-                longer = longer.add(clustered(20, seed=seed))
+                longer = longer.grow(np.concatenate([longer.vectors, clustered(20, seed=seed)]))
             grown.append(len(longer))
 
         threads = [threading.Thread(target=search, args=pair) for pair in zip((None, allowed), expected)]

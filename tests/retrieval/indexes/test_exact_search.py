@@ -10,7 +10,7 @@ from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.retrieval.indexes import exact_search as module
 from hf_ravlm.retrieval.indexes.exact_search import exact_search
 from hf_ravlm.retrieval.indexes.faiss_settings import matrix_products, thread_limit
-from hf_ravlm.retrieval.indexes.unit_vectors import unit_vectors
+from hf_ravlm.retrieval.unit_vectors import unit_vectors
 
 
 def random_units(num_rows: int, dim: int = 16, seed: int = 0) -> np.ndarray:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from clustered_vectors import clustered
+from hf_ravlm.retrieval.indexes.approximate_search import exact_is_cheaper
 from hf_ravlm.retrieval.indexes.exact_search import exact_search
 from hf_ravlm.retrieval.indexes.index_building import add_rows, trained_index
 from hf_ravlm.retrieval.indexes.index_tuning import EffortTable, found_share, perturbed_passages, tune
-from hf_ravlm.retrieval.indexes.search_planning import exact_is_cheaper
 
 
 TABLE = EffortTable(2, (1.0, 10.0), (16, 64), (500.0, 2000.0), 0.95)

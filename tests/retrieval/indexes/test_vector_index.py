@@ -9,7 +9,7 @@ import torch
 
 from hf_ravlm.errors import InvalidInputError, UnsafeInputError
 from hf_ravlm.retrieval import FlatIndex
-from hf_ravlm.retrieval.indexes.vector_index import unit_vectors
+from hf_ravlm.retrieval.unit_vectors import unit_vectors
 
 
 def random_units(num_rows: int, dim: int = 16, seed: int = 0) -> np.ndarray:

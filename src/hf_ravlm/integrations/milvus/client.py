@@ -19,9 +19,9 @@ from ...errors import (
     KnowledgeBaseNotFoundError,
 )
 from ...retrieval.indexes.lexical_index import K1
-from ...retrieval.indexes.unit_vectors import unit_vectors
 from ...retrieval.knowledge_base import KnowledgeBase
 from ...retrieval.passage import Passage
+from ...retrieval.unit_vectors import unit_vectors
 from .filters import milvus_filter
 from .rows import OUTPUT_FIELDS, collection_schema, passage_of, row_of, size_of, words_of
 

@@ -1,4 +1,4 @@
-"""Knows how a whole knowledge base is embedded: in shards that survive a kill, by one process or by many.
+"""The embedding of a whole knowledge base: in shards that survive a kill, by one process or by many.
 
 Without `staging` the vectors are made in memory. With it every finished shard is kept on disk and never made again;
 and processes that `accelerate launch` or `torchrun` started share the shards by their rank. They need no network
@@ -11,17 +11,18 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
-from ..indexes.unit_vectors import unit_vectors
-from ..knowledge_base import KnowledgeBase
+from ..passage import passages_at
+from ..unit_vectors import unit_vectors
 from .corpus_shards import EmbeddingPlan, StagingFolder
 from .encoders import Encoder, require_batch_size
 from .token_batches import encode_halving, longest_first
@@ -34,8 +35,15 @@ _CALLS_PER_SHARD = 4
 _POLL_SECONDS = 0.2
 
 
+class Corpus(Protocol):
+    """What is embedded: passages as rows of a table, such as a `KnowledgeBase`."""
+
+    @property
+    def table(self) -> pa.Table: ...
+
+
 def embed_corpus(
-    knowledge_base: KnowledgeBase,
+    knowledge_base: Corpus,
     encoder: Encoder,
     *,
     batch_size: int = 64,
@@ -75,6 +83,7 @@ def embed_corpus(
 
     >>> import tempfile
     >>> import numpy as np
+    >>> from hf_ravlm.retrieval import KnowledgeBase
     >>> class LengthEncoder:
     ...     name, fingerprint = "lengths", "0" * 64
     ...
@@ -88,17 +97,16 @@ def embed_corpus(
     require_batch_size(batch_size)
     if shard_rows is not None and shard_rows < 1:
         raise InvalidInputError(f"shard_rows={shard_rows}: expected at least 1.")
-    if len(knowledge_base) == 0:
+    table = knowledge_base.table
+    if len(table) == 0:
         return np.zeros((0, 0), np.float32)
-    has_images = knowledge_base.table["image"].null_count < len(knowledge_base)
+    has_images = table["image"].null_count < len(table)
     call_rows = batch_size if has_images else batch_size * _TEXT_BATCHES_PER_CALL
-    lengths = np.asarray(knowledge_base.text_lengths())  # (N,) characters
     if staging is None:
-        rows = range(len(knowledge_base))
-        with _progress_bar(len(rows), call_rows) as bar:
-            return _encode_rows(knowledge_base, encoder, rows, lengths, call_rows, bar)
+        with _progress_bar(len(table), call_rows) as bar:
+            return _encode_rows(table, encoder, range(len(table)), call_rows, bar)
     plan = EmbeddingPlan(
-        num_rows=len(knowledge_base),
+        num_rows=len(table),
         shard_rows=shard_rows or call_rows * _CALLS_PER_SHARD,
         call_rows=call_rows,
         encoder_name=encoder.name,
@@ -106,11 +114,13 @@ def embed_corpus(
         input_sha256=input_digest(knowledge_base),
     )
     folder = StagingFolder(Path(staging), plan)
-    rank, num_processes = _process() if process is None else process
+    # As `accelerate launch` and `torchrun` tell it; asking their libraries would set up the network, too.
+    of_launcher = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, num_processes = of_launcher if process is None else process
     if not 0 <= rank < num_processes:
         raise InvalidInputError(f"process=({rank}, {num_processes}): expected 0 <= rank < number of processes.")
     if not folder.is_merged():
-        _encode_shards(knowledge_base, encoder, folder, lengths, range(rank, plan.num_shards, num_processes))
+        _encode_shards(table, encoder, folder, range(rank, plan.num_shards, num_processes))
         if rank == 0:
             _wait_for_shards(folder, num_processes, timeout_seconds)
             folder.merge()
@@ -119,13 +129,8 @@ def embed_corpus(
     return folder.read_merged()
 
 
-def input_digest(knowledge_base: KnowledgeBase) -> str:
-    """A SHA-256 over the texts and images of all passages, in their order.
-
-    >>> rows = [{"id": 1, "text": "wren"}]
-    >>> input_digest(KnowledgeBase.from_dicts(rows)) == input_digest(KnowledgeBase.from_dicts(rows * 1))
-    True
-    """
+def input_digest(knowledge_base: Corpus) -> str:
+    """A SHA-256 over the texts and images of all passages, in their order."""
     digest = hashlib.sha256()
     for batch in knowledge_base.table.select(["text", "image"]).to_batches(max_chunksize=1024):
         for text, image in zip(batch["text"], batch["image"], strict=True):
@@ -137,9 +142,7 @@ def input_digest(knowledge_base: KnowledgeBase) -> str:
     return digest.hexdigest()
 
 
-def _encode_shards(
-    knowledge_base: KnowledgeBase, encoder: Encoder, folder: StagingFolder, lengths: np.ndarray, shards: Sequence[int]
-) -> None:
+def _encode_shards(table: pa.Table, encoder: Encoder, folder: StagingFolder, shards: Sequence[int]) -> None:
     unfinished = [shard for shard in shards if not folder.is_finished(shard)]
     num_done = len(shards) - len(unfinished)
     if num_done:
@@ -147,20 +150,18 @@ def _encode_shards(
     plan = folder.plan
     with _progress_bar(sum(len(plan.rows_of(shard)) for shard in unfinished), plan.call_rows) as bar:
         for shard in unfinished:
-            rows = plan.rows_of(shard)
-            folder.write_shard(shard, _encode_rows(knowledge_base, encoder, rows, lengths, plan.call_rows, bar))
+            folder.write_shard(shard, _encode_rows(table, encoder, plan.rows_of(shard), plan.call_rows, bar))
 
 
-def _encode_rows(
-    knowledge_base: KnowledgeBase, encoder: Encoder, rows: range, lengths: np.ndarray, call_rows: int, bar: Any
-) -> np.ndarray:
+def _encode_rows(table: pa.Table, encoder: Encoder, rows: range, call_rows: int, bar: Any) -> np.ndarray:
     """Unit vectors (n, D) of a range of passages, encoded from the longest text to the shortest to spare padding."""
-    order = rows.start + longest_first(lengths[rows.start : rows.stop])
+    lengths = pc.fill_null(pc.utf8_length(table["text"].slice(rows.start, len(rows))), 0)  # (n,) characters
+    order = rows.start + longest_first(lengths.to_numpy())
     vectors: np.ndarray | None = None
     for start in range(0, len(order), call_rows):
         call = order[start : start + call_rows]
         dim = None if vectors is None else vectors.shape[1]
-        encoded = encode_halving(partial(_encode_passages, knowledge_base, encoder, dim), call.tolist())
+        encoded = encode_halving(partial(_encode_passages, table, encoder, dim), call.tolist())
         if vectors is None:
             vectors = np.empty((len(rows), encoded.shape[1]), np.float32)
         vectors[call - rows.start] = encoded
@@ -169,8 +170,8 @@ def _encode_rows(
     return vectors
 
 
-def _encode_passages(knowledge_base: KnowledgeBase, encoder: Encoder, dim: int | None, rows: list[int]) -> np.ndarray:
-    passages = knowledge_base.passages(rows)
+def _encode_passages(table: pa.Table, encoder: Encoder, dim: int | None, rows: list[int]) -> np.ndarray:
+    passages = passages_at(table, rows)
     encoded = encoder.encode_passages([p.text for p in passages], [p.image for p in passages])
     if len(encoded) != len(rows):
         raise InvalidInputError(f"The encoder returned {len(encoded)} vectors for {len(rows)} passages.")
@@ -181,56 +182,49 @@ def _progress_bar(num_rows: int, call_rows: int) -> Any:
     """A bar that counts passages; what is done in one call of the encoder needs none."""
     from transformers.utils.logging import tqdm
 
-    return (
-        tqdm(total=num_rows, desc="Embedding passages", unit="passage")
-        if num_rows > call_rows
-        else nullcontext(_NoBar())
-    )
-
-
-class _NoBar:
-    def update(self, num_rows: int) -> None:
-        pass
-
-
-def _process() -> tuple[int, int]:
-    """Rank and number of processes, as `accelerate launch` and `torchrun` tell them."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return tqdm(total=num_rows, desc="Embedding passages", unit="passage", disable=num_rows <= call_rows)
 
 
 def _wait_for_shards(folder: StagingFolder, num_processes: int, timeout_seconds: float) -> None:
     missing = set(range(folder.plan.num_shards))
-    deadline = time.monotonic() + timeout_seconds
-    while True:
-        arrived = {shard for shard in missing if folder.has_record(shard) and folder.is_finished(shard)}
-        if arrived:
-            missing -= arrived
-            deadline = time.monotonic() + timeout_seconds
-        if not missing:
-            return
-        if time.monotonic() >= deadline:
-            ranks = sorted({shard % num_processes for shard in missing})
-            raise TimeoutError(
-                f"{folder.folder}: {len(missing)} of {folder.plan.num_shards} shards are missing, and none came for "
-                f"{timeout_seconds:g} s. They belong to the processes with rank {ranks} of {num_processes}. "
-                f"{_hint(folder)} Finished shards are kept: run again to go on."
-            )
-        time.sleep(_POLL_SECONDS)
+
+    def num_missing() -> int:
+        missing.difference_update(
+            [shard for shard in missing if folder.has_record(shard) and folder.is_finished(shard)]
+        )
+        return len(missing)
+
+    if not _arrive(num_missing, timeout_seconds):
+        ranks = sorted({shard % num_processes for shard in missing})
+        raise TimeoutError(
+            f"{folder.folder}: {len(missing)} of {folder.plan.num_shards} shards are missing, and none came for "
+            f"{timeout_seconds:g} s. They belong to the processes with rank {ranks} of {num_processes}. "
+            f"{_hint(folder)} Finished shards are kept: run again to go on."
+        )
 
 
 def _wait_for_merge(folder: StagingFolder, timeout_seconds: float) -> None:
-    num_missing = -1
-    deadline = time.monotonic() + timeout_seconds
-    while not (folder.has_merged_record() and folder.is_merged()):
-        if folder.num_missing() != num_missing:
-            num_missing = folder.num_missing()
-            deadline = time.monotonic() + timeout_seconds
+    def num_missing() -> int:
+        is_done = folder.has_merged_record() and folder.is_merged()
+        return 0 if is_done else 1 + folder.num_missing()
+
+    if not _arrive(num_missing, timeout_seconds):
+        raise TimeoutError(
+            f"{folder.folder}: the process with rank 0 has not joined the shards within {timeout_seconds:g} s "
+            f"({folder.num_missing()} are missing). {_hint(folder)} Finished shards are kept: run again to go on."
+        )
+
+
+def _arrive(num_missing: Callable[[], int], timeout_seconds: float) -> bool:
+    """Waits until nothing is missing any more; `False` if nothing new came for some time."""
+    seen, deadline = -1, 0.0
+    while (missing := num_missing()) > 0:
+        if missing != seen:
+            seen, deadline = missing, time.monotonic() + timeout_seconds
         if time.monotonic() >= deadline:
-            raise TimeoutError(
-                f"{folder.folder}: the process with rank 0 has not joined the shards within {timeout_seconds:g} s "
-                f"({num_missing} are missing). {_hint(folder)} Finished shards are kept: run again to go on."
-            )
+            return False
         time.sleep(_POLL_SECONDS)
+    return True
 
 
 def _hint(folder: StagingFolder) -> str:

@@ -1,4 +1,4 @@
-"""Knows the staging folder of an embedding job: what was planned, which shards are finished, and how they are joined.
+"""The staging folder of an embedding job: what was planned, which shards are finished, and the file that joins them.
 
 ```
 staging/<job id>/

@@ -1,4 +1,4 @@
-"""Knows how other people's models of one vector become encoders: CLIP, SigLIP, sentence-transformers.
+"""Encoders around the models of other people: CLIP, SigLIP, sentence-transformers, ColPali and their relatives.
 
 Text encoders of transformers have `text_model_encoder`, and are faster there than through sentence-transformers.
 """
@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from ...errors import InvalidInputError
+from ..unit_vectors import unit_or_zero
 from .encoders import (
     Encoder,
     Images,
     RavlmEncoder,
     Texts,
     count_rows,
-    encode_in_batches,
     require_attributes,
     require_batch_size,
     require_texts,
@@ -28,14 +28,13 @@ from .encoders import (
 from .inference_model import (
     InferenceModel,
     fingerprint_of,
-    in_type_of,
+    image_settings,
     inference,
     network_settings,
     tokenizer_digest,
-    unit_or_zero,
 )
 from .text_model_encoder import TextModelEncoder
-from .token_batches import cut_batches, encode_halving, longest_first
+from .token_batches import encode_halving, encode_in_batches
 
 
 ENCODER_KINDS = ("auto", "ravlm", "dual", "text", "sentence-transformers")
@@ -43,6 +42,7 @@ ENCODER_KINDS = ("auto", "ravlm", "dual", "text", "sentence-transformers")
 # Trained on texts padded to the full length, without a mask: shorter padding changes their vectors.
 _FULLY_PADDED = ("siglip", "siglip2")
 _MAX_SIGLIP_LENGTH = 64
+_PROMPTS = ("visual_prompt_prefix", "query_prefix")
 
 
 def load_encoder(
@@ -124,11 +124,10 @@ class DualEncoder:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over weights and their type, settings of the network, image processing and tokenizer."""
-        settings = self.processor.image_processor.to_dict()
         return self._inference_model.fingerprint(
             {
                 "network": network_settings(self._inference_model.model),
-                "image_processor": {key: value for key, value in settings.items() if not key.startswith("_")},
+                "image_processor": image_settings(self.processor),
                 "tokenizer": tokenizer_digest(self.processor.tokenizer),
                 "text_options": self._text_options(),
             }
@@ -157,23 +156,18 @@ class DualEncoder:
 
     def _tower_vectors(self, encode: Callable[[list[Any]], np.ndarray], items: list[Any]) -> np.ndarray:
         """Unit vectors (n, D) of images alone or texts alone."""
-        order = longest_first([len(item) if isinstance(item, str) else 0 for item in items])
-        batches = cut_batches([1] * len(items), self.batch_size, padded=False)
-        encoded = encode_in_batches(lambda rows: encode([items[row] for row in rows]), order, batches, "Encoding")
-        return unit_or_zero(encoded)
+        lengths = [len(item) if isinstance(item, str) else 0 for item in items]
+        encode_rows = lambda rows: encode([items[row] for row in rows])  # noqa: E731
+        return unit_or_zero(np.stack(encode_in_batches(encode_rows, lengths, "Encoding", max_rows=self.batch_size)))
 
     def _image_vectors(self, model: Any, images: list[Image.Image]) -> np.ndarray:
-        inputs = self.processor.image_processor(images=images, return_tensors="pt").to(self._inference_model.device)
-        return _features(model.get_image_features(**in_type_of(model, inputs)))
+        inputs = self.processor.image_processor(images=images, return_tensors="pt")
+        return _features(model.get_image_features(**self._inference_model.inputs(inputs)))
 
     def _text_vectors(self, model: Any, texts: list[str]) -> np.ndarray:
         inputs = self.processor.tokenizer(texts, return_tensors="pt", **self._text_options())
-        names = ("input_ids", "attention_mask")
-        return _features(
-            model.get_text_features(
-                **{name: inputs[name].to(self._inference_model.device) for name in names if name in inputs}
-            )
-        )
+        kept = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+        return _features(model.get_text_features(**self._inference_model.inputs(kept)))
 
     def _text_options(self) -> dict[str, Any]:
         limit = self.processor.tokenizer.model_max_length
@@ -246,6 +240,71 @@ class SentenceTransformerEncoder:
 
         with inference(self.model):
             return encode_halving(encode_rows, list(range(len(texts))))
+
+
+class LateInteractionEncoder:
+    """One vector per token or image patch from ColPali, ColQwen2, ColModernVBERT and the like: a `MultiVectorEncoder`.
+
+    Passages are images (pages, photographs), queries are texts.
+
+    Args:
+        model: Its output has `embeddings` (B, L, D).
+        processor: Has `process_images(images)` and `process_queries(texts)`.
+        batch_size: How many rows go through the model at once.
+        dtype: See `RavlmEncoder`.
+
+    Raises:
+        InvalidInputError: If the processor is of another kind, or `batch_size < 1`.
+    """
+
+    def __init__(self, model: Any, processor: Any, batch_size: int = 8, dtype: str | None = None) -> None:
+        require_attributes(processor, ("process_images", "process_queries"), "the processor of ColPali or the like")
+        require_batch_size(batch_size)
+        self.processor = processor
+        self.batch_size = batch_size
+        self._inference_model = InferenceModel(model, dtype)
+
+    @property
+    def name(self) -> str:
+        """Class and number type of the model, for messages."""
+        return self._inference_model.describe()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights and their type, settings of the network, image processing and tokenizer."""
+        return self._inference_model.fingerprint(
+            {
+                "network": network_settings(self._inference_model.model),
+                "image_processor": image_settings(self.processor),
+                "tokenizer": tokenizer_digest(self.processor.tokenizer),
+                "prompts": [getattr(self.processor, name, None) for name in _PROMPTS],
+            }
+        )
+
+    def encode_queries_tokens(self, images: Images | None, texts: Texts | None) -> list[np.ndarray]:
+        """Returns per query the unit vectors (tokens, D) of its text."""
+        return self._encode(self.processor.process_queries, require_texts(images, texts))
+
+    def encode_passages_tokens(self, texts: Texts | None, images: Images) -> list[np.ndarray]:
+        """Returns per passage the unit vectors (patches, D) of its image."""
+        missing = [row for row in range(count_rows(images, texts)) if images is None or images[row] is None]
+        if missing:
+            raise InvalidInputError(
+                f"{len(missing)} passages have no image (the first: row {missing[0]}), and {self.name} encodes "
+                "passages as images. Use TextModelEncoder for texts."
+            )
+        return self._encode(self.processor.process_images, list(images))
+
+    def _encode(self, process: Callable[[list[Any]], Any], items: list[Any]) -> list[np.ndarray]:
+        with self._inference_model.running() as model:
+
+            def encode(rows: list[int]) -> list[np.ndarray]:
+                inputs = self._inference_model.inputs(process([items[row] for row in rows]))
+                embeddings = model(**inputs).embeddings.float().cpu().numpy()  # (B, L, D)
+                keep = inputs["attention_mask"].bool().cpu().numpy()
+                return [unit_or_zero(vectors[mask]) for vectors, mask in zip(embeddings, keep, strict=True)]
+
+            return encode_in_batches(encode, [0] * len(items), "Encoding tokens", max_rows=self.batch_size)
 
 
 def _features(outputs: Any) -> np.ndarray:

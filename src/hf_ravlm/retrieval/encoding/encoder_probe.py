@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import InvalidInputError, KnowledgeBaseMismatchError
-from ..indexes.unit_vectors import unit_vectors
+from ..unit_vectors import unit_vectors
 
 
 if TYPE_CHECKING:

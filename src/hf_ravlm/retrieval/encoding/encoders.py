@@ -1,4 +1,4 @@
-"""Knows how images and texts become unit vectors: the protocols that encoders follow, and the one for our models.
+"""Encoders of images and texts: the protocols they follow, and the one for our models.
 
 The retriever asks an encoder for vectors and for a fingerprint; the fingerprint says whether stored vectors and new
 queries come from the same weights and the same preprocessing. `text_model_encoder` and `encoder_adapters` hold the
@@ -7,7 +7,7 @@ encoders for other people's models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,7 +15,7 @@ from PIL import Image
 
 from ...errors import InvalidInputError
 from .inference_model import InferenceModel, fingerprint_of
-from .token_batches import cut_batches, encode_halving, longest_first, with_progress
+from .token_batches import encode_in_batches
 
 
 _TEXTS_PER_TOKENIZATION = 4_096
@@ -93,8 +93,10 @@ class RavlmEncoder:
     """
 
     def __init__(self, model: Any, processor: Any, batch_size: int = 64, dtype: str | None = None) -> None:
-        _require_methods(model, "model", ("get_query_features", "get_passage_features", "state_dict"))
-        _require_methods(processor, "processor", ("for_retrieval", "retrieval_fingerprint"))
+        kind = "of a dual encoder, such as RavlmModel with RavlmProcessor,"
+        methods = ("get_query_features", "get_passage_features", "state_dict")
+        require_attributes(model, methods, f"the model {kind}")
+        require_attributes(processor, ("for_retrieval", "retrieval_fingerprint"), f"the processor {kind}")
         require_batch_size(batch_size)
         self.model = model
         self.processor = processor
@@ -147,65 +149,32 @@ class RavlmEncoder:
             return np.zeros((0, 0), np.float32)
         with self._inference_model.running() as model:
             get_features = getattr(model, method)
-            if texts is not None and pick(images, range(num_rows)) is None:
+
+            def features(inputs: Mapping[str, Any]) -> np.ndarray:
+                device = self._inference_model.device
+                encoded = get_features(**{name: tensor.to(device) for name, tensor in inputs.items()})  # (n, D)
+                return np.asarray(encoded.float().cpu().numpy())
+
+            def encode_rows(rows: list[int]) -> np.ndarray:
+                return features(self.processor.for_retrieval(images=pick(images, rows), texts=pick(texts, rows)))
+
+            def encode_texts(some: Texts) -> list[np.ndarray]:
+                # Tokenized once; then each batch takes rows of one length, without their padding.
+                inputs = self.processor.for_retrieval(images=None, texts=list(some))
                 packed = model is not self._inference_model.model
-                return np.concatenate(
-                    [
-                        self._encode_texts(get_features, texts[start : start + _TEXTS_PER_TOKENIZATION], packed)
-                        for start in range(0, num_rows, _TEXTS_PER_TOKENIZATION)
-                    ]
+                limits = {"max_tokens": self.batch_size * _TOKENS_PER_ROW} if packed else {"max_rows": self.batch_size}
+                lengths = inputs["attention_mask"].sum(dim=1).tolist()
+                return encode_in_batches(
+                    lambda rows: features(_rows_of(inputs, rows)), lengths, "Encoding texts", **limits
                 )
-            return self._encode_rows(get_features, images, texts, num_rows)
 
-    def _encode_texts(self, get_features: Callable[..., Any], texts: Texts, packed: bool) -> np.ndarray:
-        """Texts alone are tokenized once; then each batch takes rows of one length, without their padding."""
-        inputs = self.processor.for_retrieval(images=None, texts=list(texts))
-        order = longest_first(inputs["attention_mask"].sum(dim=1).tolist())  # (n,)
-        lengths = inputs["attention_mask"].sum(dim=1)[order.copy()].tolist()
-        if packed:
-            batches = cut_batches(lengths, self.batch_size * _TOKENS_PER_ROW, padded=False)
-        else:
-            batches = cut_batches([1] * len(order), self.batch_size, padded=False)
-        return encode_in_batches(
-            lambda rows: self._features(get_features, _rows_of(inputs, rows)), order, batches, "Encoding texts"
-        )
-
-    def _encode_rows(
-        self, get_features: Callable[..., Any], images: Images | None, texts: Texts | None, num_rows: int
-    ) -> np.ndarray:
-        # Rows of similar length share a batch, so that little is spent on padding.
-        order = longest_first([len(text or "") for text in texts] if texts is not None else [0] * num_rows)
-        batches = cut_batches([1] * num_rows, self.batch_size, padded=False)
-
-        def encode(rows: list[int]) -> np.ndarray:
-            inputs = self.processor.for_retrieval(images=pick(images, rows), texts=pick(texts, rows))
-            return self._features(get_features, inputs)
-
-        return encode_in_batches(encode, order, batches, "Encoding")
-
-    def _features(self, get_features: Callable[..., Any], inputs: Mapping[str, Any]) -> np.ndarray:
-        device = self._inference_model.device
-        features = get_features(**{name: tensor.to(device) for name, tensor in inputs.items()})  # (n, D)
-        vectors: np.ndarray = features.float().cpu().numpy()
-        return vectors
-
-
-def encode_in_batches(
-    encode: Callable[[list[int]], np.ndarray], order: np.ndarray, batches: list[tuple[int, int]], description: str
-) -> np.ndarray:
-    """Encodes rows batch by batch and returns the vectors in the order of the rows.
-
-    Args:
-        encode: Maps rows to vectors (n, D); where the memory does not suffice it is called with fewer.
-        order: The rows in the order of encoding.
-        batches: Start and end in `order`.
-        description: For the progress bar.
-    """
-    encoded = [encode_halving(encode, order[start:end].tolist()) for start, end in with_progress(batches, description)]
-    vectors = np.concatenate(encoded)  # (n, D) in the order of encoding
-    restored = np.empty_like(vectors)
-    restored[order] = vectors
-    return restored
+            if texts is not None and pick(images, range(num_rows)) is None:
+                starts = range(0, num_rows, _TEXTS_PER_TOKENIZATION)
+                chunks = [encode_texts(texts[start : start + _TEXTS_PER_TOKENIZATION]) for start in starts]
+                return np.stack([vector for chunk in chunks for vector in chunk])
+            # Rows of similar length share a batch, so that little is spent on padding.
+            lengths = [len(text or "") for text in texts] if texts is not None else [0] * num_rows
+            return np.stack(encode_in_batches(encode_rows, lengths, "Encoding", max_rows=self.batch_size))
 
 
 def count_rows(images: Sequence[Any] | None, texts: Sequence[Any] | None) -> int:
@@ -259,15 +228,6 @@ def _rows_of(inputs: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
         name: tensor[rows][:, :width] if tensor.dim() == 2 and tensor.shape[1] == full else tensor[rows]
         for name, tensor in inputs.items()
     }
-
-
-def _require_methods(thing: Any, role: str, methods: Sequence[str]) -> None:
-    missing = [name for name in methods if not callable(getattr(thing, name, None))]
-    if missing:
-        raise InvalidInputError(
-            f"The {role} is a {type(thing).__name__} without the methods {missing}. Pass the {role} of a dual "
-            "encoder, such as RavlmModel with RavlmProcessor."
-        )
 
 
 __all__ = ["Encoder", "MultiVectorEncoder", "RavlmEncoder", "fingerprint_of"]

@@ -1,4 +1,4 @@
-"""Knows how any text encoder of transformers becomes an `Encoder`: prompt, tokenize once, batch, pool, normalise.
+"""Any text encoder of transformers as an `Encoder`: prompt, tokenize once, batch, pool, normalise.
 
 BERT-like encoders run packed, without padding (`packed_encoding`); all others in padded batches of rows that are
 nearly equal in length. A sentence-transformers folder of the usual kind (a transformer, pooling, normalisation) is
@@ -18,7 +18,7 @@ from ...errors import InvalidInputError
 from .encoders import Images, Texts, require_texts
 from .inference_model import InferenceModel, network_settings, tokenizer_digest
 from .packed_encoding import PackedTextEncoder, equal_runs
-from .token_batches import cut_batches, encode_halving, longest_first, with_progress
+from .token_batches import encode_in_batches
 
 
 Pooling = Literal["mean", "cls", "last"]
@@ -156,25 +156,19 @@ class TextModelEncoder:
 
     def _run(self, texts: list[str], finish: Callable[[Any, list[int]], list[np.ndarray]]) -> list[np.ndarray]:
         """Runs the model over texts; `finish` turns the states (T, C) of a batch into one array per text."""
-        ids = self.tokenizer(texts, truncation=True, max_length=self.max_length, split_special_tokens=True)[
-            "input_ids"
-        ]
-        lengths = [len(text) for text in ids]
-        order = longest_first(lengths)
+        tokenized = self.tokenizer(texts, truncation=True, max_length=self.max_length, split_special_tokens=True)
+        ids = tokenized["input_ids"]
         with self._inference_model.running() as model:
             packed = isinstance(model, PackedTextEncoder)
             states_of = model.encode_texts if packed else _padded_states(model)
-            batches = cut_batches([lengths[row] for row in order], self.batch_tokens, padded=not packed)
-            results: list[Any] = [None] * len(texts)
 
             def encode(rows: list[int]) -> list[np.ndarray]:
                 return finish(*states_of([ids[row] for row in rows], self._inference_model.device))
 
-            for start, end in with_progress(batches, "Encoding texts"):
-                rows = order[start:end].tolist()
-                for row, result in zip(rows, encode_halving(encode, rows), strict=True):
-                    results[row] = result
-        return results
+            lengths = [len(text) for text in ids]
+            return encode_in_batches(
+                encode, lengths, "Encoding texts", max_tokens=self.batch_tokens, padded=not packed
+            )
 
 
 def _padded_states(model: Any) -> Callable[[list[list[int]], Any], tuple[Any, list[int]]]:

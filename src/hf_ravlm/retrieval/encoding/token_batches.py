@@ -1,9 +1,9 @@
-"""Knows how rows are put into batches: sorted by length, cut by tokens, and halved where memory does not suffice."""
+"""Batches of rows: sorted by length, cut by tokens or rows, and halved where memory does not suffice."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -51,6 +51,45 @@ def cut_batches(lengths: Sequence[int], max_tokens: int, padded: bool) -> list[t
     return batches
 
 
+def encode_in_batches(
+    encode: Callable[[list[int]], Any],
+    lengths: Sequence[int],
+    description: str,
+    *,
+    max_rows: int | None = None,
+    max_tokens: int | None = None,
+    padded: bool = False,
+) -> list[Any]:
+    """Encodes rows from the longest to the shortest, in batches, under a progress bar.
+
+    Args:
+        encode: Maps rows to one result each; where the memory does not suffice it is called with fewer.
+        lengths: Of every row, in tokens or whatever else follows them.
+        description: For the progress bar.
+        max_rows: How many rows a batch has.
+        max_tokens: Instead of `max_rows`: the most tokens of a batch.
+        padded: See `cut_batches`.
+
+    Returns:
+        The results in the order of the rows.
+    """
+    from transformers.utils.logging import tqdm
+
+    order = longest_first(lengths)
+    if max_tokens is None:
+        batches = cut_batches([1] * len(order), max_rows or 1, padded=False)
+    else:
+        batches = cut_batches([lengths[row] for row in order], max_tokens, padded)
+    results: list[Any] = [None] * len(order)
+    with tqdm(total=len(order), desc=description, unit="row", leave=False, disable=len(batches) <= 1) as bar:
+        for start, end in batches:
+            rows = order[start:end].tolist()
+            for row, result in zip(rows, encode_halving(encode, rows), strict=True):
+                results[row] = result
+            bar.update(end - start)
+    return results
+
+
 def encode_halving(encode: Callable[[list[int]], Encoded], rows: list[int]) -> Encoded:
     """Encodes rows, in two halves if the memory does not suffice for all of them, and so on down to single rows.
 
@@ -92,16 +131,3 @@ def _free_device_memory() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def with_progress(batches: Sequence[tuple[int, int]], description: str) -> Iterator[tuple[int, int]]:
-    """Goes through batches under a progress bar that counts rows; a single batch needs none."""
-    from transformers.utils.logging import tqdm
-
-    if len(batches) <= 1:
-        yield from batches
-        return
-    with tqdm(total=batches[-1][1], desc=description, unit="row", leave=False) as bar:
-        for start, end in batches:
-            yield start, end
-            bar.update(end - start)

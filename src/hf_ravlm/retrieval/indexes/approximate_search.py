@@ -1,4 +1,4 @@
-"""Knows how to ask a FAISS index for candidates and how to make an answer of them with exact scores."""
+"""Asking a FAISS index for candidates, giving them exact scores, and when exact search is the cheaper way."""
 
 from __future__ import annotations
 
@@ -14,6 +14,18 @@ from .index_types import index_type, search_parameters
 
 # Codes of few bits need many candidates; the scores in float64 are for those that may be among the best.
 _FEW = 4
+
+# Costs are counted in comparisons of exact search, one vector after the other. The constants are measured with FAISS
+# 1.15 on vectors of width 384 (a comparison takes a tenth of a microsecond), and good to half as much again.
+# From 8 queries on, exact search works by matrix products, which read the vectors once for all of them, and copies
+# those that a filter leaves.
+_MIN_QUERIES_FOR_PRODUCTS = 8
+_PRODUCT, _READ, _COPY = 0.05, 2.0, 2.0
+# The vectors of a graph lie anywhere in memory; so does a candidate, which is kept and scored.
+_GRAPH, _CANDIDATE = 1.7, 5.0
+# In a list: comparing, and testing whether a row is allowed. Fast scan compares all codes of a list first.
+_LIST, _LIST_TEST = 0.45, 0.1
+_FAST_SCAN = {"ivf_pq": 0.08, "ivf_opq_pq": 0.08, "ivf_rabitq": 0.27}
 
 
 def approximate_search(
@@ -46,9 +58,7 @@ def approximate_search(
     Raises:
         KnowledgeBaseCorruptError: If the index names a row that does not exist.
     """
-    scores, rows = search_candidates(
-        index, kind, vectors, queries, k, effort=effort, candidates=candidates, allowed=allowed
-    )
+    scores, rows = search_candidates(index, kind, vectors, queries, k, effort, candidates, allowed)
     short = np.flatnonzero(rows[:, -1] < 0)
     if len(short):
         scores[short], rows[short] = exact_search(queries[short], vectors, k, allowed)
@@ -61,7 +71,6 @@ def search_candidates(
     vectors: np.ndarray,
     queries: np.ndarray,
     k: int,
-    *,
     effort: int,
     candidates: int,
     allowed: np.ndarray | None = None,
@@ -71,9 +80,8 @@ def search_candidates(
     if index_type(kind).effort == "efSearch":
         effort = max(effort, count)
     selector = None if allowed is None else import_faiss().IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-    parameters = search_parameters(kind, effort, selector)
-    _, rows = index.search(queries, count, params=parameters)  # (n, count), -1 where nothing was found
-    if rows.max(initial=-1) >= len(vectors) or rows.min(initial=0) < -1:
+    _, rows = index.search(queries, count, params=search_parameters(kind, effort, selector))  # (n, count)
+    if rows.max(initial=-1) >= len(vectors) or rows.min(initial=0) < -1:  # -1 where nothing was found
         raise KnowledgeBaseCorruptError(
             f"The index returned a row outside 0..{len(vectors) - 1}: it is damaged or belongs to other vectors. "
             "Build it again with `build_index`."
@@ -93,3 +101,44 @@ def _nearest(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray, count: 
     sizes = vectors.shape[1], len(queries), len(vectors), rows.shape[1], count
     faiss.knn_inner_products_by_idx(*inputs, *sizes, faiss.swig_ptr(scores), faiss.swig_ptr(best), rows.shape[1])
     return best
+
+
+def search_cost(comparisons: float, candidates: int, kind: str, share: float = 1.0) -> float:
+    """The cost of a query to an index, in comparisons of exact search.
+
+    Args:
+        comparisons: With how many vectors the index compares a query, allowed or not.
+        candidates: How many of them get exact scores.
+        kind: The kind of the index, a key of `INDEX_TYPES`.
+        share: The share of the vectors that is allowed.
+    """
+    if index_type(kind).effort == "efSearch":
+        return _GRAPH * comparisons + _CANDIDATE * candidates
+    return _FAST_SCAN.get(kind, _LIST_TEST + share * _LIST) * comparisons + _CANDIDATE * candidates
+
+
+def exact_is_cheaper(comparisons: float, kind: str, num_rows: int, num_allowed: int, num_queries: int) -> bool:
+    """Whether exact search is expected to take less time: an index that filters walks through much in vain.
+
+    Args:
+        comparisons: With how many vectors the index compares a query, allowed or not; infinite if unknown.
+        kind: The kind of the index, a key of `INDEX_TYPES`.
+        num_rows: How many vectors there are.
+        num_allowed: How many of them a filter keeps; `num_rows` without a filter.
+        num_queries: How many queries are asked together.
+
+    Example:
+
+    ```python
+    >>> from hf_ravlm.retrieval.indexes.approximate_search import exact_is_cheaper
+    >>> [exact_is_cheaper(4000, "hnsw_sq8", 100_000, allowed, num_queries=1) for allowed in (50_000, 5_000)]
+    [False, True]
+
+    ```
+    """
+    share = num_allowed / num_rows
+    if num_queries < _MIN_QUERIES_FOR_PRODUCTS:
+        exact = float(num_allowed)
+    else:
+        exact = num_allowed * (_PRODUCT + (_READ + (_COPY if share < 1 else 0.0)) / num_queries)
+    return exact <= search_cost(comparisons, 0, kind, share)

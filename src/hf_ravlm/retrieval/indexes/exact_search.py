@@ -1,4 +1,4 @@
-"""Knows how to find the nearest of many unit vectors exactly, in place, one query or a thousand at a time.
+"""Exact search for the nearest of many unit vectors, in place, one query or a thousand at a time.
 
 Three steps: (1) a scan gives a few more candidates than asked for, with scores that are off by a known bound: a pass
 over the rows for single queries, matrix products for batches, in bfloat16 where the processor computes with it;
@@ -9,13 +9,14 @@ the answer is the same whatever the size of the batch, and equal vectors come in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
+from ..unit_vectors import UNIT_TOLERANCE
 from .faiss_settings import import_faiss, matrix_products
-from .unit_vectors import UNIT_TOLERANCE
 
 
 # From this many queries on, matrix products beat as many passes over the vectors; and those in bfloat16 the others.
@@ -26,8 +27,9 @@ _ROWS_PER_BFLOAT16_BLOCK = 16_384
 _ROWS_PER_BLOCK = 65_536
 _ELEMENTS_PER_RERANK = 1_000_000
 
-# A scan: queries (n, D), vectors (N, D) and a count give scores (n, count) and positions (n, count).
-_Scan = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+# Both vectors and the result are rounded to 8 bits of mantissa, relative error 2**-9 each; by Cauchy-Schwarz no more
+# for the sum. A tenth is added for terms of higher order and for lengths within the tolerance.
+_BFLOAT16_ERROR = 1.1 * 3 * 2.0**-9
 
 
 def exact_search(
@@ -54,16 +56,15 @@ def exact_search(
 
     ```
     """
-    num_allowed = len(vectors) if allowed is None else int(np.count_nonzero(allowed))
-    k = min(k, num_allowed)
+    rows = None if allowed is None or allowed.all() else np.flatnonzero(allowed)
+    k = min(k, len(vectors) if rows is None else len(rows))
     if k == 0 or len(queries) == 0:
         return np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
-    allowed = None if num_allowed == len(vectors) else allowed
     parts = [
-        _search_block(queries[start : start + _QUERIES_PER_BLOCK], vectors, k, allowed, num_allowed)
+        _search_block(queries[start : start + _QUERIES_PER_BLOCK], vectors, k, rows)
         for start in range(0, len(queries), _QUERIES_PER_BLOCK)
     ]
-    return np.concatenate([scores for scores, _ in parts]), np.concatenate([rows for _, rows in parts])
+    return np.concatenate([scores for scores, _ in parts]), np.concatenate([found for _, found in parts])
 
 
 def exact_scores(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -83,55 +84,49 @@ def exact_scores(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> 
 def best_first(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The best `k` of candidates (n, c), best first; equal scores in the order of rows."""
     order = np.lexsort((rows, -scores), axis=-1)[:, :k]
-    queries = np.arange(len(rows))[:, None]
-    return scores[queries, order], rows[queries, order]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 def _search_block(
-    queries: np.ndarray, vectors: np.ndarray, k: int, allowed: np.ndarray | None, num_allowed: int
+    queries: np.ndarray, vectors: np.ndarray, k: int, rows: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    rounding = _float32_error(vectors.shape[1])
+    num_allowed = len(vectors) if rows is None else len(rows)
+    in_bfloat16 = len(queries) >= _MIN_QUERIES_FOR_BFLOAT16 and _has_fast_bfloat16()
+    rounding = _float32_error(vectors.shape[1]) + (_BFLOAT16_ERROR if in_bfloat16 else 0.0)
+    count = min(2 * k + 16 if in_bfloat16 else k + 8, num_allowed)
     if len(queries) < _MIN_QUERIES_FOR_BLAS:
-        count = min(k + 8, num_allowed)
-        approximate, candidates = _pass_over_rows(queries, vectors, count, allowed)
+        approximate, candidates = _pass_over_rows(queries, vectors, count, rows)
     else:
-        rows = None if allowed is None else np.flatnonzero(allowed)
-        in_bfloat16 = len(queries) >= _MIN_QUERIES_FOR_BFLOAT16 and _has_fast_bfloat16()
-        count = min(2 * k + 16 if in_bfloat16 else k + 8, num_allowed)
-        scan, block = (
-            (_bfloat16_products, _ROWS_PER_BFLOAT16_BLOCK) if in_bfloat16 else (_float32_products, _ROWS_PER_BLOCK)
-        )
-        rounding += _BFLOAT16_ERROR if in_bfloat16 else 0.0
-        approximate, candidates = _scan_blocks(scan, block, queries, vectors, count, rows)
+        approximate, candidates = _products(queries, vectors, count, rows, in_bfloat16)
     scores, found = best_first(exact_scores(queries, vectors, candidates), candidates, k)
     if count < num_allowed:
         # Whatever is no candidate scores at most the worst candidate's approximate score plus the error.
         open_cases = np.flatnonzero(scores[:, -1] <= approximate.min(axis=1) + rounding)
         for case in open_cases:
-            scores[case], found[case] = _all_within_reach(queries[case], vectors, scores[case, -1], k, allowed)
+            scores[case], found[case] = _all_within_reach(queries[case], vectors, scores[case, -1], k, rows)
     return scores, found
 
 
 def _pass_over_rows(
-    queries: np.ndarray, vectors: np.ndarray, count: int, allowed: np.ndarray | None
+    queries: np.ndarray, vectors: np.ndarray, count: int, rows: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     faiss = import_faiss()
-    if allowed is None:
-        scores, rows = faiss.knn(queries, vectors, count, metric=faiss.METRIC_INNER_PRODUCT)
+    if rows is None:
+        scores, found = faiss.knn(queries, vectors, count, metric=faiss.METRIC_INNER_PRODUCT)
     else:
-        scores, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
-        inputs = [faiss.swig_ptr(array) for array in (queries, vectors)]
-        outputs = [faiss.swig_ptr(array) for array in (scores, rows)]
+        scores, found = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
+        pointers = [faiss.swig_ptr(array) for array in (queries, vectors, scores, found)]
         sizes = queries.shape[1], len(queries), len(vectors), count
         # A list of rows is read row by row; with a bitmap, FAISS would test every place of it for every query.
-        faiss.knn_inner_product(*inputs, *sizes, *outputs, faiss.IDSelectorArray(np.flatnonzero(allowed)))
-    return scores, _checked(rows, len(vectors))
+        faiss.knn_inner_product(*pointers[:2], *sizes, *pointers[2:], faiss.IDSelectorArray(rows))
+    return scores, _checked(found, len(vectors))
 
 
-def _scan_blocks(
-    scan: _Scan, block: int, queries: np.ndarray, vectors: np.ndarray, count: int, rows: np.ndarray | None
+def _products(
+    queries: np.ndarray, vectors: np.ndarray, count: int, rows: np.ndarray | None, in_bfloat16: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best `count` candidates among all vectors, or those at some rows, block by block."""
+    """The best `count` candidates among all vectors, or those at some rows, by matrix products block by block."""
+    scan, block = (_bfloat16_scan, _ROWS_PER_BFLOAT16_BLOCK) if in_bfloat16 else (_float32_scan, _ROWS_PER_BLOCK)
     total = len(vectors) if rows is None else len(rows)
     scores, found = [], []
     for start in range(0, total, block):
@@ -145,27 +140,24 @@ def _scan_blocks(
     return np.take_along_axis(all_scores, best, axis=1), np.take_along_axis(all_rows, best, axis=1)
 
 
-def _float32_products(queries: np.ndarray, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _float32_scan(queries: np.ndarray, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     faiss = import_faiss()
     with matrix_products():
         scores, places = faiss.knn(queries, vectors, count, metric=faiss.METRIC_INNER_PRODUCT)
     return scores, _checked(places, len(vectors))
 
 
-def _bfloat16_products(queries: np.ndarray, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _bfloat16_scan(queries: np.ndarray, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
     with torch.inference_mode():
-        block = _as_tensor(vectors).bfloat16()
-        products = _as_tensor(queries).bfloat16() @ block.mT  # (n, N)
+        products = _as_tensor(queries).bfloat16() @ _as_tensor(vectors).bfloat16().mT  # (n, N)
         scores, places = products.topk(count, dim=1, sorted=False)
         return scores.float().numpy(), places.numpy()
 
 
-def _as_tensor(array: np.ndarray):  # type: ignore[no-untyped-def]
+def _as_tensor(array: np.ndarray) -> Any:
     """A tensor over the same memory, which is only read: torch warns of memory that cannot be written."""
-    import warnings
-
     import torch
 
     with warnings.catch_warnings():
@@ -177,25 +169,21 @@ def _as_tensor(array: np.ndarray):  # type: ignore[no-untyped-def]
 def _has_fast_bfloat16() -> bool:
     import torch
 
-    checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return any(check is not None and check() for check in checks)
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_tile"))
 
 
 def _all_within_reach(
-    query: np.ndarray, vectors: np.ndarray, reached: float, k: int, allowed: np.ndarray | None
+    query: np.ndarray, vectors: np.ndarray, reached: float, k: int, rows: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The exact answer of one query, of which `k` rows are known to score at least `reached`."""
     threshold = reached - _float32_error(vectors.shape[1])
-    scores, rows = [], []
-    for start in range(0, len(vectors), _ROWS_PER_BLOCK):
-        block = vectors[start : start + _ROWS_PER_BLOCK]
-        within = block @ query >= threshold
-        if allowed is not None:
-            within &= allowed[start : start + _ROWS_PER_BLOCK]
-        places = np.flatnonzero(within)
-        scores.append(exact_scores(query[None], block, places[None])[0])
-        rows.append(places + start)
-    best_scores, best_rows = best_first(np.concatenate(scores)[None], np.concatenate(rows)[None], k)
+    blocks = (vectors[start : start + _ROWS_PER_BLOCK] for start in range(0, len(vectors), _ROWS_PER_BLOCK))
+    within = np.flatnonzero(np.concatenate([block @ query >= threshold for block in blocks]))
+    within = within if rows is None else np.intersect1d(within, rows, assume_unique=True)
+    parts = [within[None, start : start + _ROWS_PER_BLOCK] for start in range(0, len(within), _ROWS_PER_BLOCK)]
+    scores = np.concatenate([exact_scores(query[None], vectors, part) for part in parts], axis=1)
+    best_scores, best_rows = best_first(scores, within[None], k)
     return best_scores[0], best_rows[0]
 
 
@@ -207,11 +195,6 @@ def _float32_error(dim: int) -> float:
     """
     unit = 2.0**-24
     return (1 + UNIT_TOLERANCE) ** 2 * ((dim + 2) * unit / (1 - dim * unit)) + 2 * unit
-
-
-# Both vectors and the result are rounded to 8 bits of mantissa, relative error 2**-9 each; by Cauchy-Schwarz no more
-# for the sum. A tenth is added for terms of higher order and for lengths within the tolerance.
-_BFLOAT16_ERROR = 1.1 * 3 * 2.0**-9
 
 
 def _checked(rows: np.ndarray, num_rows: int) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Knows the settings of FAISS that belong to the whole process, and changes them for the length of one call.
+"""The settings of FAISS that belong to the whole process, changed for the length of one call.
 
-Three of them matter here: from which size on exact search uses matrix products, how many threads a call may use, and
-how much memory a file may ask for while it is read.
+Three of them matter: from which size on exact search uses matrix products, how many threads a call may use, and how
+much memory a file may ask for while it is read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Knows how a FAISS index is trained, filled, copied and read.
+"""Training, filling, copying and reading FAISS indexes.
 
 Training sees a sample: k-means on 40 vectors per list for 8 rounds costs a twentieth of FAISS's own 256 for 25.
 """
@@ -17,7 +17,7 @@ from .index_types import POINTS_PER_LIST, empty_index, index_type, inverted_list
 
 
 _MIN_SAMPLE = 16_384
-ROWS_PER_ADD = 65_536
+_ROWS_PER_ADD = 65_536
 
 
 def trained_index(vectors: np.ndarray, kind: str, seed: int) -> Any:
@@ -35,8 +35,8 @@ def trained_index(vectors: np.ndarray, kind: str, seed: int) -> Any:
 
 def add_rows(index: Any, vectors: np.ndarray) -> None:
     """Adds unit vectors (n, D) to a trained FAISS index, in blocks: a memory map is never held as a whole."""
-    for start in range(0, len(vectors), ROWS_PER_ADD):
-        index.add(vectors[start : start + ROWS_PER_ADD])
+    for start in range(0, len(vectors), _ROWS_PER_ADD):
+        index.add(vectors[start : start + _ROWS_PER_ADD])
 
 
 def own_copy(index: Any) -> Any:
@@ -49,7 +49,7 @@ def read_faiss_index(path: str | os.PathLike[str], kind: str, num_rows: int, dim
     """Reads an index file within limits of memory and refuses one of another kind, size or metric.
 
     Args:
-        path: The file; whoever calls has compared its checksum.
+        path: The file; the caller has compared its checksum.
         kind: A key of `INDEX_TYPES`: no other type of index is accepted from the file.
         num_rows: How many vectors it must hold.
         dim: How wide they must be.

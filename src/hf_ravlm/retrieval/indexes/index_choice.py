@@ -1,4 +1,4 @@
-"""Knows what an index will need before it is built, and which kind suits a size, a budget and a wanted recall."""
+"""What an index will need before it is built, and which kind suits a size, a budget and a wanted recall."""
 
 from __future__ import annotations
 
@@ -33,14 +33,12 @@ class IndexEstimate:
     vector_bytes: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.kind} index: {_megabytes(self.ram_bytes)} of memory, {_megabytes(self.disk_bytes)} on disk beside "
-            f"{_megabytes(self.vector_bytes)} of vectors"
-        )
+        ram, disk, vectors = (f"{size / 1e6:,.0f} MB" for size in (self.ram_bytes, self.disk_bytes, self.vector_bytes))
+        return f"{self.kind} index: {ram} of memory, {disk} on disk beside {vectors} of vectors"
 
 
 def estimate_index(num_vectors: int, dim: int, kind: str) -> IndexEstimate:
-    """Says what an index will need, before it is built.
+    """Estimates what an index will need, before it is built.
 
     Args:
         num_vectors: How many vectors, `N`.
@@ -130,7 +128,3 @@ def check_recall(recall: float) -> None:
     """Refuses a recall that is not above 0 and at most 1."""
     if isinstance(recall, bool) or not isinstance(recall, (int, float)) or not 0 < recall <= 1:
         raise InvalidInputError(f"recall={recall!r}: expected a share above 0 and at most 1, such as 0.95.")
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.0f} MB"

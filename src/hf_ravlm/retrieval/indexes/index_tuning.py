@@ -1,32 +1,34 @@
-"""Knows how hard an index must search to find what exact search finds, and measures it once after the build.
+"""The effort with which an index finds what exact search finds, measured once after the build and kept in a table.
 
 The one setting of an index, its effort, is the least that reaches the wanted recall on a sample of queries. It is
 found for several depths: the ten best of every third row lie as deep as the thirty best of all, so one table serves
 larger `k` and filters alike. Costs are counts of compared vectors, not seconds: the same build gives the same table.
+(`faiss.ParameterSpace` goes by the clock and knows no filters.)
 """
 
 from __future__ import annotations
 
-import logging
+import bisect
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .approximate_search import search_candidates
+from ...errors import KnowledgeBaseCorruptError
+from .approximate_search import search_candidates, search_cost
 from .exact_search import exact_search
 from .faiss_settings import import_faiss
 from .index_types import index_type, inverted_lists
-from .search_planning import search_cost
 
-
-logger = logging.getLogger(__name__)
 
 TUNED_K = 10
 _DEPTHS = (1.0, 3.0, 10.0, 30.0)
 _NUM_QUERIES = 1024
 _NUM_FILTERED_QUERIES = 256
 _NOISE_VECTORS = 2_000
+_MAX_EFFORT = 1_000_000
 # Where the wanted recall is out of reach: so far from the best that can be had, no more effort is spent.
 _NEARLY = 0.005
 
@@ -50,21 +52,48 @@ class EffortTable:
     costs: tuple[float, ...]
     recall: float
 
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[EffortTable, dict[str, Any]]:
+        """The table in the stored description of an index, and what else the description says.
+
+        Args:
+            spec: The description. It may come from a stranger: every number is checked, nothing is executed.
+            path: The file of the index, for messages.
+
+        Raises:
+            KnowledgeBaseCorruptError: If something is missing, or a number cannot be.
+        """
+        try:
+            facts = dict(spec)
+            index_type(facts["kind"])
+            rows = [tuple(map(float, row)) for row in facts.pop("effort")]
+            depths, efforts, costs = (tuple(column) for column in zip(*rows, strict=True))
+            whole = tuple(int(min(max(effort, 1), _MAX_EFFORT)) for effort in efforts)
+            table = cls(int(facts.pop("candidates")), depths, whole, costs, float(facts["recall"]["measured"]))
+            facts["built_rows"], facts["seed"] = int(facts["built_rows"]), int(facts["seed"])
+            wanted = float(facts["recall"]["wanted"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise KnowledgeBaseCorruptError(
+                f"{path}: the description of the index cannot be used ({error!r}). Build it again with `build_index`."
+            ) from error
+        numbers = np.array(rows)  # (depths, 3)
+        sound = depths[0] == 1 and np.isfinite(numbers).all() and numbers.min() > 0 and (np.diff(depths) > 0).all()
+        if not (sound and 1 <= table.candidates <= 1000 and 0 < wanted <= 1):
+            raise KnowledgeBaseCorruptError(
+                f"{path}: the description of the index holds impossible numbers. Build it again with `build_index`."
+            )
+        return table, facts
+
     def effort(self, depth: float) -> int:
         """The effort for a depth: on a straight line between logarithms, in proportion beyond the last one."""
-        if depth <= 1:
-            return self.efforts[0]
-        beyond = max(depth / self.depths[-1], 1.0)
-        inside = np.exp(np.interp(np.log(depth), np.log(self.depths), np.log(self.efforts)))
-        return int(np.ceil(inside * beyond - 1e-9))
+        inside = np.exp(np.interp(np.log(max(depth, 1.0)), np.log(self.depths), np.log(self.efforts)))
+        return int(np.ceil(inside * max(depth / self.depths[-1], 1.0) - 1e-9))
 
     def cost(self, depth: float) -> float:
         """The number of vectors that a query is compared with at a depth; infinite where it was not measured."""
-        if depth <= 1:
-            return self.costs[0]
         if depth > self.depths[-1] * 1.001:
             return float("inf")
-        return float(np.exp(np.interp(np.log(depth), np.log(self.depths), np.log(self.costs))))
+        return float(np.exp(np.interp(np.log(max(depth, 1.0)), np.log(self.depths), np.log(self.costs))))
 
 
 def perturbed_passages(vectors: np.ndarray, num_queries: int, seed: int) -> np.ndarray:
@@ -110,21 +139,17 @@ def tune(
     """
     if queries is None:
         queries = perturbed_passages(vectors, 2 * _NUM_QUERIES, seed)
-    queries = queries[: 2 * _NUM_QUERIES]
-    chosen, held_out = (np.ascontiguousarray(queries[start::2]) for start in (0, 1))
+    chosen, held_out = (np.ascontiguousarray(queries[start : 2 * _NUM_QUERIES : 2]) for start in (0, 1))
     k = min(TUNED_K, len(vectors))
-    grid = _grid(index, kind, len(vectors))
+    grid = _grid(index, len(vectors))
     rng = np.random.default_rng(seed)
     candidates = 0
-    depths: list[float] = []
-    efforts: list[int] = []
-    costs: list[float] = []
+    found: list[tuple[float, int, float]] = []  # depth, effort, cost
     for depth in _DEPTHS:
         allowed = None if depth == 1 else rng.random(len(vectors)) < 1 / depth
         if allowed is not None and np.count_nonzero(allowed) < k:
             break
-        sample = chosen if depth == 1 else chosen[:_NUM_FILTERED_QUERIES]
-        trial = _Trial(index, kind, vectors, sample, exact_search(sample, vectors, k, allowed)[1], allowed)
+        trial = _Trial(index, kind, vectors, chosen if depth == 1 else chosen[:_NUM_FILTERED_QUERIES], k, allowed)
         effort: int | None
         if depth == 1:
             candidates, effort = _cheapest(trial, grid, recall)
@@ -132,56 +157,49 @@ def tune(
             effort = _least_effort(trial, grid, candidates, recall)
         if effort is None:
             break
-        depths.append(depth)
-        efforts.append(max(effort, *efforts, 1))
-        costs.append(trial.cost(efforts[-1], candidates))
-    exact = exact_search(held_out, vectors, k)[1]
-    seen = _Trial(index, kind, vectors, held_out, exact, None).recall(efforts[0], candidates)
-    return EffortTable(candidates, tuple(depths), tuple(efforts), tuple(costs), seen)
+        effort = max(effort, 1, *(effort for _, effort, _ in found))
+        found.append((depth, effort, trial.cost(effort, candidates)))
+    depths, efforts, costs = zip(*found, strict=True)
+    measured = _Trial(index, kind, vectors, held_out, k).shares(efforts[0], candidates).mean()
+    return EffortTable(candidates, depths, efforts, costs, float(measured))
 
 
-@dataclass(frozen=True)
 class _Trial:
-    """Queries with their exact answers, to be put to an index at several efforts."""
+    """Queries with their exact answers, put to an index at several efforts."""
 
-    index: Any
-    kind: str
-    vectors: np.ndarray
-    queries: np.ndarray
-    exact: np.ndarray
-    allowed: np.ndarray | None
+    def __init__(
+        self,
+        index: Any,
+        kind: str,
+        vectors: np.ndarray,
+        queries: np.ndarray,
+        k: int,
+        allowed: np.ndarray | None = None,
+    ) -> None:
+        self.index, self.kind, self.vectors, self.queries, self.k = index, kind, vectors, queries, k
+        self.allowed = allowed
+        self.exact = exact_search(queries, vectors, k, allowed)[1]
 
-    def search(self, effort: int, candidates: int) -> np.ndarray:
-        """The rows (n, k) that are found."""
-        return search_candidates(
-            self.index,
-            self.kind,
-            self.vectors,
-            self.queries,
-            self.exact.shape[1],
-            effort=effort,
-            candidates=candidates,
-            allowed=self.allowed,
-        )[1]
-
-    def recall(self, effort: int, candidates: int) -> float:
-        """The share of the exact answers that is found."""
-        return found_share(self.search(effort, candidates), self.exact)
+    def shares(self, effort: int, candidates: int) -> np.ndarray:
+        """The recall (n,) of each query."""
+        _, rows = search_candidates(
+            self.index, self.kind, self.vectors, self.queries, self.k, effort, candidates, self.allowed
+        )
+        return _shares(rows, self.exact)
 
     def reaches(self, recall: float, effort: int, candidates: int) -> bool:
         """Whether the recall is reached by more than the error of the mean: a graph misses some queries altogether."""
-        shares = _shares(self.search(effort, candidates), self.exact)
+        shares = self.shares(effort, candidates)
         return bool(shares.mean() >= min(recall + shares.std() / np.sqrt(len(shares)), 1.0))
 
     def cost(self, effort: int, candidates: int) -> float:
         """How many vectors one query is compared with."""
-        num_rows = len(self.vectors)
         lists = inverted_lists(self.index)
         if lists is not None:
-            return float(lists.nlist + num_rows * min(effort / lists.nlist, 1.0))
+            return float(lists.nlist + len(self.vectors) * min(effort / lists.nlist, 1.0))
         statistics = import_faiss().cvar.hnsw_stats
         before = statistics.ndis
-        self.search(effort, candidates)
+        self.shares(effort, candidates)
         return float(statistics.ndis - before) / len(self.queries)
 
 
@@ -201,12 +219,11 @@ def found_share(rows: np.ndarray, exact: np.ndarray) -> float:
 
 
 def _shares(rows: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """The recall (n,) of each query."""
     shares: np.ndarray = (rows[:, :, None] == exact[:, None, :]).any(axis=1).mean(axis=1)
     return shares
 
 
-def _grid(index: Any, kind: str, num_vectors: int) -> list[int]:
+def _grid(index: Any, num_vectors: int) -> list[int]:
     """Efforts to try: steps of a fifth."""
     lists = inverted_lists(index)
     least, most = (1, lists.nlist) if lists is not None else (16, min(max(num_vectors, 16), 2048))
@@ -216,27 +233,20 @@ def _grid(index: Any, kind: str, num_vectors: int) -> list[int]:
 
 def _cheapest(trial: _Trial, grid: list[int], recall: float) -> tuple[int, int]:
     """The number of candidates and the effort that reach the recall at the least cost, or come nearest to it."""
+    choices = index_type(trial.kind).candidates
     options = []
-    k = trial.exact.shape[1]
-    for candidates in index_type(trial.kind).candidates:
+    for candidates in choices:
         effort = _least_effort(trial, grid, candidates, recall)
         if effort is not None:
-            cost = search_cost(trial.cost(effort, candidates), k * candidates, trial.kind)
+            cost = search_cost(trial.cost(effort, candidates), trial.k * candidates, trial.kind)
             options.append((cost, candidates, effort))
     if options:
         return min(options)[1:]
-    most = index_type(trial.kind).candidates[-1]
-    nearly = trial.recall(grid[-1], most) - _NEARLY
-    return most, next(effort for effort in grid if trial.recall(effort, most) >= nearly)
+    nearly = trial.shares(grid[-1], choices[-1]).mean() - _NEARLY
+    return choices[-1], next(effort for effort in grid if trial.shares(effort, choices[-1]).mean() >= nearly)
 
 
 def _least_effort(trial: _Trial, grid: list[int], candidates: int, recall: float) -> int | None:
     """The least effort of the grid that reaches the recall, by bisection; `None` if none does."""
-    low, high = 0, len(grid)
-    while low < high:
-        middle = (low + high) // 2
-        if trial.reaches(recall, grid[middle], candidates):
-            high = middle
-        else:
-            low = middle + 1
-    return grid[low] if low < len(grid) else None
+    place = bisect.bisect_left(grid, True, key=lambda effort: trial.reaches(recall, effort, candidates))
+    return grid[place] if place < len(grid) else None

@@ -1,4 +1,4 @@
-"""Knows the kinds of approximate index: how FAISS calls them, what they need, and which one setting steers them.
+"""The kinds of approximate index: how FAISS calls them, what they need, and the one setting that steers them.
 
 All of them answer with candidates only; the scores are computed from the vectors afterwards. So an index may keep a
 byte or a bit per number, the vectors may stay in a memory map, and a score means the same whatever the index.
@@ -17,11 +17,6 @@ from ...errors import InvalidInputError
 from .faiss_settings import import_faiss
 
 
-IndexKind = Literal[
-    "flat", "hnsw", "hnsw_sq8", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_opq_pq", "ivf_rabitq", "auto"
-]  # fmt: skip
-INDEX_KINDS = ("flat", "hnsw", "hnsw_sq8", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_opq_pq", "ivf_rabitq", "auto")
-
 _LINKS = 32
 # 64 links of 4 bytes on the ground level, the levels above, and where each vector's links begin and end.
 _LINK_BYTES = 2 * _LINKS * 4 + 16
@@ -29,10 +24,7 @@ _ID_BYTES = 8
 # k-means gains little from more than 40 points per centroid and 8 rounds, and costs in proportion.
 POINTS_PER_LIST = 40
 _KMEANS_ROUNDS = 8
-_OPQ_ROUNDS = 8
-_OPQ_POINTS = 8_192
-
-
+_OPQ_ROUNDS, _OPQ_POINTS = 8, 8_192
 _CANDIDATES = (5, 7, 10, 14, 20, 40)
 
 
@@ -56,34 +48,29 @@ class IndexType:
     classes: tuple[str, ...]
 
 
+def _code_bytes(dim: int) -> float:
+    return num_parts(dim) / 2 + _ID_BYTES
+
+
 # "fs", fast scan: 32 codes are compared at once, in registers.
 INDEX_TYPES: dict[str, IndexType] = {
     "hnsw": IndexType("HNSW32,Flat", "efSearch", lambda dim: 4 * dim + _LINK_BYTES, (1,), ("IndexHNSWFlat",)),
     "hnsw_sq8": IndexType("HNSW32,SQ8", "efSearch", lambda dim: dim + _LINK_BYTES, (2,), ("IndexHNSWSQ",)),
     "ivf_flat": IndexType("IVF{lists},Flat", "nprobe", lambda dim: 4 * dim + _ID_BYTES, (1,), ("IndexIVFFlat",)),
     "ivf_sq8": IndexType("IVF{lists},SQ8", "nprobe", lambda dim: dim + _ID_BYTES, (2,), ("IndexIVFScalarQuantizer",)),
-    "ivf_pq": IndexType(
-        "IVF{lists},PQ{parts}x4fs",
-        "nprobe",
-        lambda dim: num_parts(dim) / 2 + _ID_BYTES,
-        _CANDIDATES,
-        ("IndexIVFPQFastScan",),
-    ),
+    "ivf_pq": IndexType("IVF{lists},PQ{parts}x4fs", "nprobe", _code_bytes, _CANDIDATES, ("IndexIVFPQFastScan",)),
     "ivf_opq_pq": IndexType(
         "OPQ{parts},IVF{lists},PQ{parts}x4fs",
         "nprobe",
-        lambda dim: num_parts(dim) / 2 + _ID_BYTES,
+        _code_bytes,
         _CANDIDATES,
         ("IndexPreTransform", "IndexIVFPQFastScan"),
     ),
     "ivf_rabitq": IndexType(
-        "IVF{lists},RaBitQfs",
-        "nprobe",
-        lambda dim: dim / 8 + 8 + _ID_BYTES,
-        _CANDIDATES,
-        ("IndexIVFRaBitQFastScan",),
+        "IVF{lists},RaBitQfs", "nprobe", lambda dim: dim / 8 + 8 + _ID_BYTES, _CANDIDATES, ("IndexIVFRaBitQFastScan",)
     ),
 }
+INDEX_KINDS = ("flat", *INDEX_TYPES, "auto")
 
 
 def index_type(kind: str) -> IndexType:
@@ -105,7 +92,7 @@ def num_parts(dim: int) -> int:
 
 
 def factory_string(kind: str, num_vectors: int, dim: int) -> str:
-    """Returns what `faiss.index_factory` is told.
+    """Returns the description of an index for `faiss.index_factory`.
 
     Example:
 
@@ -133,12 +120,15 @@ def is_available(kind: str) -> bool:
 
 
 def empty_index(kind: str, num_vectors: int, dim: int, seed: int) -> Any:
-    """Returns an untrained FAISS index, set for quick and repeatable training."""
+    """Returns an untrained FAISS index, set for quick and repeatable training.
+
+    Raises:
+        InvalidInputError: If the installed FAISS has no such index.
+    """
+    faiss = import_faiss()
     if not is_available(kind):
-        faiss = import_faiss()
         choices = ", ".join(other for other in INDEX_KINDS if is_available(other))
         raise InvalidInputError(f"FAISS {faiss.__version__} has no {kind!r} index. Upgrade it, or choose: {choices}.")
-    faiss = import_faiss()
     index = faiss.index_factory(dim, factory_string(kind, num_vectors, dim), faiss.METRIC_INNER_PRODUCT)
     lists = inverted_lists(index)
     if lists is not None:
@@ -156,22 +146,18 @@ def empty_index(kind: str, num_vectors: int, dim: int, seed: int) -> Any:
 
 def inverted_lists(index: Any) -> Any | None:
     """The part of an index with inverted lists (`faiss.IndexIVF`), or `None` where there is none."""
-    faiss = import_faiss()
-    inner = faiss.downcast_index(index.index) if hasattr(index, "chain") else index
+    inner = import_faiss().downcast_index(index.index) if hasattr(index, "chain") else index
     return inner if hasattr(inner, "nprobe") else None
 
 
 def search_parameters(kind: str, effort: int, selector: Any | None) -> Any:
     """Returns the settings of one search; they belong to the call, so that threads cannot disturb each other."""
-    return _parameters(kind, effort) if selector is None else _new_parameters(kind, effort, selector)
+    # FAISS takes as long to make them as to look into a few lists, so those without a filter are kept.
+    return _parameters(kind, effort) if selector is None else _parameters.__wrapped__(kind, effort, selector)
 
 
 @lru_cache(maxsize=64)
-def _parameters(kind: str, effort: int) -> Any:
-    return _new_parameters(kind, effort, None)
-
-
-def _new_parameters(kind: str, effort: int, selector: Any | None) -> Any:
+def _parameters(kind: str, effort: int, selector: Any | None = None) -> Any:
     faiss = import_faiss()
     if index_type(kind).effort == "efSearch":
         parameters = faiss.SearchParametersHNSW(efSearch=effort)

@@ -1,4 +1,4 @@
-"""Knows which passages hold the words of a question: BM25 over all texts, queried through bm25s.
+"""BM25 over the texts of all passages: which passages hold the words of a question, queried through bm25s.
 
 Three steps. (1) Every text becomes tokens; for each token the index keeps its postings: the rows that hold it and how
 often. (2) Each posting is weighted once, with the formula of Lucene (Kamphuis et al., "Which BM25 do you mean?", ECIR
@@ -9,7 +9,7 @@ often. (2) Each posting is weighted once, with the formula of Lucene (Kamphuis e
 with N the number of passages that have a text, df of those that hold the token, and tf the count of the posting.
 
 (3) A query adds up the weights of its tokens, in the compiled code of bm25s. bm25s keeps weights only and cannot take
-another passage; the counts kept here let an index grow (`add`) and be stored small, without the texts.
+another passage; the counts kept here let an index grow (`add`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import InvalidInputError, KnowledgeBaseCorruptError, KnowledgeBaseMismatchError
-from .lexical_tokens import LEXICAL_TOKENS_NAME, lexical_tokens
+from ...errors import InvalidInputError
+from .lexical_tokens import lexical_tokens
 
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ _TIE_MARGIN = 16
 
 
 class LexicalIndex:
-    """The words of all passages, and in which passages they stand.
-
-    Make one with `build`, or from stored arrays with `from_arrays`.
+    """The words of all passages, and in which passages they stand; make one with `build`.
 
     Args:
         vocabulary: The number of every token, `0..V-1`.
@@ -56,7 +54,9 @@ class LexicalIndex:
         k1: How soon repeating a word stops counting, at least 0; 0 counts presence only.
         b: How much long passages are discounted, from 0 (not at all) to 1.
         tokenise: What made the tokens, for queries and added passages.
-        tokeniser_name: What stored arrays remember of `tokenise`.
+
+    Raises:
+        InvalidInputError: If `k1` or `b` is out of range.
 
     Example:
 
@@ -81,25 +81,17 @@ class LexicalIndex:
         k1: float = K1,
         b: float = B,
         tokenise: Tokenise = lexical_tokens,
-        tokeniser_name: str = LEXICAL_TOKENS_NAME,
     ) -> None:
         if not (k1 >= 0 and 0 <= b <= 1):
             raise InvalidInputError(f"k1={k1}, b={b}: expected k1 of at least 0 and b from 0 to 1.")
         self.vocabulary = dict(vocabulary)
         self.indptr, self.rows, self.counts, self.lengths = indptr, rows, counts, lengths
-        self.k1, self.b = k1, b
-        self.tokenise, self.tokeniser_name = tokenise, tokeniser_name
+        self.k1, self.b, self.tokenise = k1, b, tokenise
         self._compiled = False
 
     @classmethod
     def build(
-        cls,
-        texts: Sequence[str | None],
-        *,
-        k1: float = K1,
-        b: float = B,
-        tokenise: Tokenise = lexical_tokens,
-        tokeniser_name: str | None = None,
+        cls, texts: Sequence[str | None], *, k1: float = K1, b: float = B, tokenise: Tokenise = lexical_tokens
     ) -> LexicalIndex:
         """Indexes one text per passage.
 
@@ -108,23 +100,9 @@ class LexicalIndex:
             k1: See the class.
             b: See the class.
             tokenise: Splits a text into tokens; used for queries as well.
-            tokeniser_name: What a stored index remembers of a `tokenise` of your own; `None` for its name in Python.
         """
-        if tokeniser_name is None:
-            tokeniser_name = LEXICAL_TOKENS_NAME if tokenise is lexical_tokens else _name_of(tokenise)
-        empty = np.zeros(0, np.int32)
-        index = cls(
-            {},
-            np.zeros(1, np.int64),
-            empty,
-            empty,
-            empty,
-            k1=k1,
-            b=b,
-            tokenise=tokenise,
-            tokeniser_name=tokeniser_name,
-        )
-        return index.add(texts)
+        none = np.zeros(0, np.int32)
+        return cls({}, np.zeros(1, np.int64), none, none, none, k1=k1, b=b, tokenise=tokenise).add(texts)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -157,7 +135,6 @@ class LexicalIndex:
             k1=self.k1,
             b=self.b,
             tokenise=self.tokenise,
-            tokeniser_name=self.tokeniser_name,
         )
 
     def search(
@@ -184,7 +161,8 @@ class LexicalIndex:
             )
         mask = None if allowed is None else allowed.astype(np.float32)
         found = [(np.zeros(0, np.float32), np.zeros(0, np.int64)) for _ in texts]
-        tokens = {place: known for place, text in enumerate(texts) if text and (known := self._known_tokens(text))}
+        tokens = {place: self._known_tokens(text) for place, text in enumerate(texts) if text}
+        tokens = {place: known for place, known in tokens.items() if known}
         if not tokens:
             return found
         if self._compiled or (len(tokens) * len(self) >= _WORK_WORTH_COMPILING and self.compile()):
@@ -214,62 +192,6 @@ class LexicalIndex:
             self._scorer.get_scores(token, weight_mask=mask)
         self._compiled = True
         return True
-
-    def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Returns the index as arrays and a dictionary for JSON, from which `from_arrays` makes it again.
-
-        Tokens are stored as one run of UTF-8 bytes and its offsets.
-        """
-        encoded = [token.encode() for token in sorted(self.vocabulary, key=self.vocabulary.__getitem__)]
-        arrays: dict[str, np.ndarray] = {
-            "token_bytes": np.frombuffer(b"".join(encoded), np.uint8),
-            "token_offsets": np.cumsum([0, *map(len, encoded)], dtype=np.int64),
-            "indptr": self.indptr,
-            "rows": self.rows,
-            "counts": self.counts,
-            "lengths": self.lengths,
-        }
-        return arrays, {"k1": self.k1, "b": self.b, "tokeniser": self.tokeniser_name}
-
-    @classmethod
-    def from_arrays(
-        cls, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], tokenise: Tokenise = lexical_tokens
-    ) -> LexicalIndex:
-        """Makes an index from what `to_arrays` returned.
-
-        Args:
-            arrays: The arrays; they are checked, for they may come from elsewhere.
-            state: The dictionary.
-            tokenise: The function that made the tokens, where it was not ours.
-
-        Raises:
-            KnowledgeBaseMismatchError: If the tokens were made by another function.
-            KnowledgeBaseCorruptError: If the arrays do not fit together.
-        """
-        name = LEXICAL_TOKENS_NAME if tokenise is lexical_tokens else None
-        if name is not None and state.get("tokeniser") != name:
-            raise KnowledgeBaseMismatchError(
-                f"The lexical index was made with the tokens of {state.get('tokeniser')!r}, this is {name!r}. Pass "
-                "`tokenise=` what made them, or build the index anew from the texts."
-            )
-        _check_arrays(arrays)
-        content, offsets = arrays["token_bytes"].tobytes(), arrays["token_offsets"].tolist()
-        try:
-            tokens = [content[start:stop].decode() for start, stop in zip(offsets, offsets[1:], strict=False)]
-        except UnicodeDecodeError as error:
-            raise KnowledgeBaseCorruptError(
-                f"A token of the lexical index is not UTF-8: {error}. Rebuild it."
-            ) from error
-        if len(set(tokens)) != len(tokens):
-            raise KnowledgeBaseCorruptError("Tokens of the lexical index repeat. Rebuild it from the texts.")
-        return cls(
-            {token: number for number, token in enumerate(tokens)},
-            *(np.asarray(arrays[key]) for key in ("indptr", "rows", "counts", "lengths")),
-            k1=float(state["k1"]),
-            b=float(state["b"]),
-            tokenise=tokenise,
-            tokeniser_name=str(state["tokeniser"]),
-        )
 
     def _known_tokens(self, text: str) -> list[str]:
         return [token for token in self.tokenise(text) if token in self.vocabulary]
@@ -349,31 +271,6 @@ def _numbered_tokens(
         numbers.extend(vocabulary.setdefault(token, len(vocabulary)) for token in tokens)
         lengths[place] = len(tokens)
     return np.frombuffer(numbers, np.int64), lengths
-
-
-def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
-    names = ("token_bytes", "token_offsets", "indptr", "rows", "counts", "lengths")
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise KnowledgeBaseCorruptError(f"The lexical index lacks {missing}. Rebuild it from the texts.")
-    offsets, indptr, rows, counts = (arrays[name] for name in ("token_offsets", "indptr", "rows", "counts"))
-    sound = (
-        all(arrays[name].ndim == 1 and np.issubdtype(arrays[name].dtype, np.integer) for name in names)
-        and len(offsets) == len(indptr) >= 1
-        and offsets[0] == indptr[0] == 0
-        and offsets[-1] == len(arrays["token_bytes"])
-        and indptr[-1] == len(rows) == len(counts)
-        and bool((np.diff(offsets) >= 0).all() and (np.diff(indptr) >= 0).all())
-        and (len(rows) == 0 or (rows.min() >= 0 and rows.max() < len(arrays["lengths"]) and counts.min() >= 1))
-    )
-    if not sound:
-        raise KnowledgeBaseCorruptError(
-            "The arrays of the lexical index do not fit together. Rebuild it from the texts."
-        )
-
-
-def _name_of(tokenise: Tokenise) -> str:
-    return f"{getattr(tokenise, '__module__', '?')}.{getattr(tokenise, '__qualname__', type(tokenise).__qualname__)}"
 
 
 def _import_bm25s() -> Any:

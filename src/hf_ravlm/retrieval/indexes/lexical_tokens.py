@@ -1,4 +1,4 @@
-"""Knows what counts as a word for keyword search, in scripts with spaces and in scripts without.
+"""Words for keyword search, in scripts with spaces and in scripts without.
 
 Words of scripts with spaces (Latin, Cyrillic, Greek, Arabic, ...) are tokens without case and without accents, so that
 `reunion` finds `Réunion`; a final s goes by the rules of Harman's S-stemmer ("How effective is suffixing?", JASIS
@@ -7,8 +7,7 @@ between words; each run of such characters gives its single characters and its o
 dictionary that ages, no download and no start-up time, and finds more than words from a segmenter: among 8,000 Chinese
 idioms, the sentence that an idiom comes from finds its explanation with an nDCG@10 of .135 (pairs alone .077, words of
 jieba 0.42 .047), and a sentence with half of the idiom finds its entry with .244 (.232, .063). Traditional and
-simplified characters are different tokens. Whoever prefers other words passes a function of their own to
-`LexicalIndex.build`.
+simplified characters are different tokens. `LexicalIndex.build` takes other functions, too.
 """
 
 from __future__ import annotations
@@ -17,9 +16,6 @@ import re
 import unicodedata
 from functools import lru_cache
 
-
-# Part of what a stored index remembers: raise it whenever the same text gives other tokens than before.
-LEXICAL_TOKENS_NAME = "hf_ravlm.lexical_tokens/1"
 
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer

@@ -1,8 +1,8 @@
-"""Knows how the nearest of many unit vectors are found: exactly, or by an index that finds nearly all of them sooner.
+"""Indexes over unit vectors: exact, or one that finds nearly all of the nearest sooner.
 
 Every index has the same vectors behind it and gives the same scores, cosines. An approximate one decides for each
 search whether to use its links or lists, how hard to try, or to compare with all that a filter leaves. Indexes never
-change: adding gives a new one, so threads that search the old one are safe.
+change: growing gives a new one, so threads that search the old one are safe.
 """
 
 from __future__ import annotations
@@ -10,23 +10,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 
 from ...errors import InvalidInputError, KnowledgeBaseCorruptError
-from .approximate_search import approximate_search
+from ..unit_vectors import check_unit_vectors, unit_vectors
+from .approximate_search import approximate_search, exact_is_cheaper
 from .exact_search import exact_search
 from .faiss_settings import import_faiss, thread_limit
 from .index_building import add_rows, own_copy, read_faiss_index, trained_index
 from .index_choice import check_budget, check_recall, estimate_index, suitable_kinds
-from .index_spec import parsed_spec
 from .index_tuning import TUNED_K, EffortTable, tune
 from .index_types import INDEX_KINDS, factory_string, index_type, inverted_lists, search_parameters
-from .search_planning import exact_is_cheaper
-from .unit_vectors import check_unit_vectors as check_unit_vectors
-from .unit_vectors import unit_vectors as unit_vectors
 
 
 logger = logging.getLogger(__name__)
@@ -59,8 +55,6 @@ class VectorIndex(Protocol):
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
     def grow(self, vectors: Any) -> VectorIndex: ...
-
-    def add(self, vectors: Any) -> VectorIndex: ...
 
 
 class FlatIndex:
@@ -131,10 +125,6 @@ class FlatIndex:
         """Returns an index over a longer array (N + m, D) that begins with the vectors of this one."""
         return FlatIndex(_longer(self, vectors))
 
-    def add(self, vectors: Any) -> FlatIndex:
-        """Returns an index over these vectors and `m` more; this one stays as it is."""
-        return FlatIndex(np.concatenate([self.vectors, _as_wide(self, vectors)]))
-
 
 class ApproximateIndex:
     """An index that finds nearly all of the nearest vectors, sooner; make one with `build_index` or `open_index`.
@@ -180,29 +170,23 @@ class ApproximateIndex:
         checked, k, allowed = _checked_search(self, queries, k, allowed)
         num_allowed = len(self) if allowed is None else int(np.count_nonzero(allowed))
         k = min(k, num_allowed)
-        with thread_limit(num_threads) if num_threads is not None else nullcontext():
-            if k == 0 or len(checked) == 0:
+        depth = max(k / TUNED_K, 1.0) * len(self) / max(num_allowed, 1)
+        with thread_limit(num_threads):
+            if k * len(checked) == 0 or exact_is_cheaper(
+                self._table.cost(depth), self.kind, len(self), num_allowed, len(checked)
+            ):
                 return exact_search(checked, self.vectors, k, allowed)
-            return self._search(checked, k, allowed, num_allowed)
-
-    def _search(
-        self, queries: np.ndarray, k: int, allowed: np.ndarray | None, num_allowed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        num_rows = len(self.vectors)
-        depth = max(k / TUNED_K, 1.0) * num_rows / num_allowed
-        if exact_is_cheaper(self._table.cost(depth), self.kind, num_rows, num_allowed, len(queries)):
-            return exact_search(queries, self.vectors, k, allowed)
-        effort = self._table.effort(depth)
-        return approximate_search(
-            self._index,
-            self.kind,
-            self.vectors,
-            queries,
-            k,
-            effort=effort if self._num_lists is None else min(effort, self._num_lists),
-            candidates=self._table.candidates,
-            allowed=allowed if num_allowed < num_rows else None,
-        )
+            effort = self._table.effort(depth)
+            return approximate_search(
+                self._index,
+                self.kind,
+                self.vectors,
+                checked,
+                k,
+                effort=effort if self._num_lists is None else min(effort, self._num_lists),
+                candidates=self._table.candidates,
+                allowed=allowed if num_allowed < len(self) else None,
+            )
 
     def finds_own(self, rows: np.ndarray) -> np.ndarray:
         """Whether each of these rows (n,) is found by its own vector, with the least effort; bool (n,)."""
@@ -231,10 +215,6 @@ class ApproximateIndex:
         index = own_copy(self._index)
         add_rows(index, longer[len(self) :])
         return ApproximateIndex(index, longer, self._table, self._facts)
-
-    def add(self, vectors: Any) -> VectorIndex:
-        """Returns an index over these vectors and `m` more; see `grow`, which needs no copy of the vectors."""
-        return self.grow(np.concatenate([self.vectors, _as_wide(self, vectors)]))
 
 
 def build_index(
@@ -299,9 +279,7 @@ def build_index(
         with thread_limit(num_threads):
             index = trained_index(checked, choice, seed)
             add_rows(index, checked)
-        indexes.append(
-            tuned_index(index, choice, checked, recall, queries=queries, num_threads=num_threads, seed=seed)
-        )
+            indexes.append(_tuned_index(index, choice, checked, recall, queries, seed))
         if indexes[-1].spec["recall"]["measured"] >= recall - _RECALL_TOLERANCE:
             break
     return max(indexes, key=lambda built: float(built.spec["recall"]["measured"]))
@@ -328,55 +306,41 @@ def open_index(
     array = np.asarray(vectors)
     if array.dtype != np.float32 or array.ndim != 2 or not array.flags.c_contiguous:
         array = check_unit_vectors(vectors, "passage vectors")
-    table, facts = parsed_spec(path, spec)
+    table, facts = EffortTable.from_spec(spec, path)
     index = read_faiss_index(path, facts["kind"], len(array), array.shape[1], mmap)
     opened = ApproximateIndex(index, array, table, facts)
-    _check_belongs(opened, path)
+    # A single row is tried: every further one reads all centres of a mapped index again.
+    if not opened.finds_own(np.array([len(opened) // 2])).all():
+        raise KnowledgeBaseCorruptError(
+            f"{path}: the index does not find the vector of row {len(opened) // 2}. It was built of others: build it "
+            "again with `build_index`."
+        )
     return opened
 
 
-def tuned_index(
-    index: Any,
-    kind: str,
-    vectors: np.ndarray,
-    recall: float,
-    *,
-    queries: Any | None = None,
-    num_threads: int | None = None,
-    seed: int = 0,
+def _tuned_index(
+    index: Any, kind: str, vectors: np.ndarray, recall: float, queries: Any | None, seed: int
 ) -> ApproximateIndex:
     """Sets how hard a filled FAISS index searches, measures it, and returns it as an `ApproximateIndex`."""
     sample = None if queries is None else unit_vectors(queries, "query vectors", vectors.shape[1])
     if sample is not None and len(sample) < 2:
         raise InvalidInputError(f"{len(sample)} queries: expected at least 2, half to tune with and half to measure.")
-    with thread_limit(num_threads):
-        table = tune(index, kind, vectors, recall, sample, seed)
+    table = tune(index, kind, vectors, recall, sample, seed)
     origin = "made" if sample is None else "given"
-    measured = {"k": TUNED_K, "wanted": recall, "measured": round(table.recall, 4), "queries": origin}
-    report = "The %s index finds %.3f of the exact %d best (wanted: %.3f) for %s queries, with %s."
-    effort = f"{index_type(kind).effort} {table.efforts[0]}"
+    report = "The %s index finds %.3f of the exact %d best (wanted: %.3f) for %s queries, with %s %d."
     level = logging.INFO if table.recall >= recall - _RECALL_TOLERANCE else logging.WARNING
-    logger.log(level, report, kind, table.recall, TUNED_K, recall, origin, effort)
+    effort = index_type(kind).effort
+    logger.log(level, report, kind, table.recall, TUNED_K, recall, origin, effort, table.efforts[0])
     facts = {
         "kind": kind,
         "factory": factory_string(kind, len(vectors), vectors.shape[1]),
         "built_rows": len(vectors),
         "dim": int(vectors.shape[1]),
         "seed": seed,
-        "recall": measured,
+        "recall": {"k": TUNED_K, "wanted": recall, "measured": round(table.recall, 4), "queries": origin},
         "faiss": import_faiss().__version__,
     }
     return ApproximateIndex(index, vectors, table, facts)
-
-
-def _check_belongs(index: ApproximateIndex, path: str | os.PathLike[str]) -> None:
-    """Refuses an index that does not find a vector at its own row: it was built of others."""
-    # A single one: every further one reads all centres of a mapped index again.
-    if not index.finds_own(np.array([len(index) // 2])).all():
-        raise KnowledgeBaseCorruptError(
-            f"{path}: the index does not find the vector of row {len(index) // 2}. It was built of others: build it "
-            "again with `build_index`."
-        )
 
 
 def _checked_search(
@@ -403,13 +367,6 @@ def _longer(index: FlatIndex | ApproximateIndex, vectors: Any) -> np.ndarray:
             f"The vectors have the shape {array.shape}. Expected at least the {len(index)} of width {index.dim} that "
             "the index holds, and more behind them."
         )
-    return array
-
-
-def _as_wide(index: FlatIndex | ApproximateIndex, vectors: Any) -> np.ndarray:
-    array = check_unit_vectors(vectors, "passage vectors")
-    if array.shape[1] != index.dim:
-        raise InvalidInputError(f"The new vectors are {array.shape[1]} wide, those of the index {index.dim}.")
     return array
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from ...errors import InvalidInputError
 from ..encoding.encoders import Encoder
 from ..indexes.lexical_index import LexicalIndex
-from ..indexes.unit_vectors import unit_vectors
+from ..unit_vectors import unit_vectors
 from .fusion import Ranking, ranking_from_lists
 
 

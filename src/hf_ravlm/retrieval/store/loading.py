@@ -282,7 +282,7 @@ def _open_index(file: StoredFile, vectors: np.ndarray, options: OpenOptions) -> 
     if not isinstance(spec, dict):
         raise broken(file, "the manifest does not say what it is")
     index = open_index(file.path, spec, vectors[: file.rows], mmap=file.rows == len(vectors))
-    return index if file.rows == len(vectors) else index.add(vectors[file.rows :])
+    return index if file.rows == len(vectors) else index.grow(vectors)
 
 
 def _report_missing(generation: Generation, num_missing: int, num_listed: int) -> None:

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
-from ..indexes.unit_vectors import check_unit_vectors
 from ..indexes.vector_index import build_index
 from ..knowledge_base import KnowledgeBase
 from ..passage import Passage, passages_at
 from ..ranking.filters import metadata_table
+from ..unit_vectors import check_unit_vectors
 
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_ravlm.errors import InvalidInputError
-from hf_ravlm.retrieval.encoding import compute_dtype
-from hf_ravlm.retrieval.encoding.compute_dtype import Int8Linear, copy_for_inference, resolve_dtype
+from hf_ravlm.retrieval.encoding import inference_model
+from hf_ravlm.retrieval.encoding.inference_model import Int8Linear, copy_for_inference, resolve_dtype
 
 
 @pytest.fixture
@@ -18,11 +18,11 @@ def cpu(monkeypatch):
         known = {"architecture": "x86_64", **capabilities}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
         times = {torch.float32: 1.0, torch.bfloat16: 1.0 / speedup}
-        monkeypatch.setattr(compute_dtype, "_product_seconds", times.__getitem__)
-        compute_dtype._cpu_has_fast_bfloat16.cache_clear()
+        monkeypatch.setattr(inference_model, "_product_seconds", times.__getitem__)
+        inference_model._cpu_has_fast_bfloat16.cache_clear()
 
     yield choose
-    compute_dtype._cpu_has_fast_bfloat16.cache_clear()
+    inference_model._cpu_has_fast_bfloat16.cache_clear()
 
 
 def test_auto_is_bfloat16_only_where_the_processor_has_it_and_is_fast_in_it(cpu):

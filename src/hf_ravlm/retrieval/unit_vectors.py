@@ -1,4 +1,4 @@
-"""Knows what a usable vector is: finite, with a direction, and of length 1 before it is stored or compared.
+"""Usable vectors: finite, with a direction, and of length 1 before they are stored or compared.
 
 Similarity is the inner product of unit vectors, the cosine. One vector with a NaN, or with a norm of a thousand, would
 spoil the answers to most queries without an error; so nothing enters, as passage or as query, unless it is finite and
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InvalidInputError, UnsafeInputError
+from ..errors import InvalidInputError, UnsafeInputError
 
 
 _MIN_NORM = 1e-12
@@ -36,7 +36,7 @@ def unit_vectors(vectors: Any, what: str, dim: int | None = None, names: Sequenc
     Example:
 
     ```python
-    >>> from hf_ravlm.retrieval.indexes.unit_vectors import unit_vectors
+    >>> from hf_ravlm.retrieval.unit_vectors import unit_vectors
     >>> unit_vectors(np.array([[3.0, 4.0]]), "vectors")
     array([[0.6, 0.8]], dtype=float32)
 
@@ -61,6 +61,17 @@ def check_unit_vectors(vectors: Any, what: str) -> np.ndarray:
     _refuse(~np.isfinite(norms), what, "NaN or infinite")
     _refuse(np.abs(norms - 1) > UNIT_TOLERANCE, what, "not of length 1 (normalise them first)")
     return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def unit_or_zero(vectors: np.ndarray) -> np.ndarray:
+    """Returns vectors of length 1, float32, along the last axis; a zero vector stays zero.
+
+    >>> unit_or_zero(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    units: np.ndarray = (vectors / np.where(norms == 0, 1, norms)).astype(np.float32)
+    return units
 
 
 def _float_matrix(vectors: Any, what: str, dim: int | None) -> np.ndarray:

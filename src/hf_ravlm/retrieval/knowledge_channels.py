@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ...errors import InvalidInputError
-from ..encoding.encoders import Encoder
-from ..indexes.lexical_index import LexicalIndex, searchable_texts
-from ..indexes.vector_index import FlatIndex, unit_vectors
-from .channels import Channel, DenseChannel, LexicalChannel, Query
-from .fusion import Normalisation, learn_weights
+from ..errors import InvalidInputError
+from .encoding.encoders import Encoder
+from .indexes.lexical_index import LexicalIndex, searchable_texts
+from .indexes.vector_index import FlatIndex, unit_vectors
+from .ranking.channels import Channel, DenseChannel, LexicalChannel, Query
+from .ranking.fusion import Normalisation, learn_weights
 
 
 if TYPE_CHECKING:
-    from ..store.state import LivingKnowledge
+    from .store.state import LivingKnowledge
 
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
-from hf_ravlm.retrieval.ranking.knowledge_channels import CHANNEL_NAMES
+from hf_ravlm.retrieval.knowledge_channels import CHANNEL_NAMES
 
 
 pytest.importorskip("bm25s")
