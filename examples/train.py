@@ -73,7 +73,7 @@ def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
         eval_dataset=held_out,
         processing_class=processor,
         retriever=retriever,
-        on_broken=data.on_broken,
+        on_error=data.on_error,
         evidence=mix,
         peft_config=lora(options),
         generation=None if held_out is None else {"max_new_tokens": options.max_new_tokens, "do_sample": False},

@@ -75,7 +75,7 @@ def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
         eval_dataset=evaluation_rows(data),
         processing_class=processor,
         retriever=retriever,
-        on_broken=data.on_broken,
+        on_error=data.on_error,
         evidence=EvidenceMix(options.num_passages),
         generation={"max_new_tokens": options.max_new_tokens, "do_sample": False},
         settings=settings,
@@ -87,7 +87,7 @@ def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
     if trainer.is_world_process_zero():
         for part in (model, processor, trainer.retriever):  # the retriever that serves now
             part.save_pretrained(arguments.output_dir)
-        print(f"saved to {arguments.output_dir}, with generation {trainer.index_generation} of the index")
+        print(f"saved to {arguments.output_dir}, with version {trainer.index_version} of the index")
 
 
 if __name__ == "__main__":

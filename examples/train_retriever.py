@@ -113,7 +113,7 @@ def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
         eval_dataset=held_out,
         processing_class=processor,
         data_collator=RetrievalCollator(
-            processor=processor, **query, **passage, id=ROW_NUMBER, on_broken=data.on_broken
+            processor=processor, **query, **passage, id=ROW_NUMBER, on_error=data.on_error
         ),
     )
     resumed = arguments.resume_from_checkpoint

@@ -43,8 +43,8 @@ class DataOptions:
     negatives: str | None = field(
         default=None, metadata={"help": "what mine_hard_negatives.py wrote for these rows; train.py: see distractors"}
     )
-    on_broken: Literal["raise", "skip", "blank"] = field(
-        default="raise", metadata={"help": "a picture that cannot be used stops, costs its row, or turns grey"}
+    on_error: Literal["raise", "skip", "blank"] = field(
+        default="raise", metadata={"help": "an image that cannot be used stops, costs its row, or turns grey"}
     )
 
 

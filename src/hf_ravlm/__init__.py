@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     )
     from .training import (
         AnswerCollator,
-        ClassificationCollator,
         EvidenceMix,
         JointSettings,
         MineNegativesCallback,
@@ -65,7 +64,6 @@ __version__ = "0.1.0"
 _LAZY = {  # name: the room that it comes from
     "AnswerCollator": "training",
     "Chunking": "retrieval",
-    "ClassificationCollator": "training",
     "Evidence": "retrieval",
     "EvidenceMix": "training",
     "JointSettings": "training",
@@ -103,7 +101,6 @@ def __dir__() -> list[str]:
 __all__ = [
     "AnswerCollator",
     "Chunking",
-    "ClassificationCollator",
     "ConflictAwareLogitsProcessor",
     "Evidence",
     "EvidenceMix",

@@ -79,7 +79,7 @@ def test_hit_at_1_rises_as_answers_tell_which_passages_were_worth_finding(tmp_pa
     before = hit_at_1(trainer)
     trainer.train()
     assert hit_at_1(trainer) > max(before, 0.6)
-    assert trainer.index_generation == 6  # after 5, 10, ..., 25 steps, and at the end
+    assert trainer.index_version == 6  # after 5, 10, ..., 25 steps, and at the end
 
 
 @pytest.mark.parametrize("side", ["query", "passage"])
@@ -173,7 +173,7 @@ def test_the_old_generation_serves_until_the_new_one_is_complete(tmp_path):
     thread.join()
     assert len(seen) > 3
     assert all(seen)
-    assert trainer.index_generation == 4
+    assert trainer.index_version == 4
     fresh = RavlmRetriever.build(
         KnowledgeBase.from_dicts(passages()), RavlmEncoder(trainer.model.model, tiny_processor())
     )

@@ -27,11 +27,11 @@ def masking_processor():
     return processor
 
 
-def trainer_of(folder, model, data=None, on_broken="raise", **settings) -> RavlmPreTrainer:
+def trainer_of(folder, model, data=None, on_error="raise", **settings) -> RavlmPreTrainer:
     processor = masking_processor()
     defaults = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1}
     collator = RetrievalCollator(
-        processor=processor, query_image="image", passage_text="caption", id="id", on_broken=on_broken
+        processor=processor, query_image="image", passage_text="caption", id="id", on_error=on_error
     )
     data = rows() if data is None else data
     return RavlmPreTrainer(

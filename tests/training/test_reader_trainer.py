@@ -12,7 +12,6 @@ from hf_ravlm import InvalidInputError, UnsafeInputError
 from hf_ravlm.images import encoded_image
 from hf_ravlm.model.loading import without_adapters
 from hf_ravlm.training.batches.evidence_mixing import EvidenceMix
-from hf_ravlm.training.lengths import with_lengths
 from hf_ravlm.training.trainers import RavlmTrainer
 from reading_world import COLOURS, THINGS, arguments, colour_retriever, rows
 from tiny import tiny_model, tiny_processor
@@ -197,7 +196,10 @@ def test_a_data_set_without_rows_is_refused(tmp_path):
 def test_rows_of_a_data_set_are_grouped_by_their_length(tmp_path):
     plain = [{name: row[name] for name in ("question", "answer", "gold_ids")} for row in rows(32)]
     asked = [{**row, "question": row["question"] + " red" * (9 * (number % 2))} for number, row in enumerate(plain)]
-    train = with_lengths(datasets.Dataset.from_list(asked), tiny_processor().tokenizer, ["question", "answer"])
+    tokenizer = tiny_processor().tokenizer
+    train = datasets.Dataset.from_list(
+        [{**row, "length": len(tokenizer(row["question"] + " " + row["answer"])["input_ids"])} for row in asked]
+    )
     changes = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2, "max_steps": 2}
     trainer = trainer_for(tmp_path, train=train, changes=changes)
     batches = [[row["length"] > 9 for row in batch] for batch in trainer.get_train_dataloader()]
@@ -237,19 +239,19 @@ def test_broken_pictures_are_refused_or_replaced_or_left_out_and_counted(tmp_pat
     with pytest.raises(UnsafeInputError, match="'q[25]'"):
         trainer_for(tmp_path, train=broken_rows(), changes=once).train()
     for policy in ("blank", "skip"):
-        trainer = trainer_for(tmp_path, train=broken_rows(), changes=once, on_broken=policy, max_broken=2)
+        trainer = trainer_for(tmp_path, train=broken_rows(), changes=once, on_error=policy, max_broken=2)
         trainer.train()
         assert trainer.batches.num_broken == 2
-        trainer = trainer_for(tmp_path, train=broken_rows(), changes=once, on_broken=policy, max_broken=1)
+        trainer = trainer_for(tmp_path, train=broken_rows(), changes=once, on_error=policy, max_broken=1)
         with pytest.raises(UnsafeInputError, match="2 broken"):
             trainer.train()
     with pytest.raises(InvalidInputError, match="None of the 1 rows"):
-        trainer_for(tmp_path, train=broken_rows(), on_broken="skip").training_inputs(broken_rows()[2:3])
+        trainer_for(tmp_path, train=broken_rows(), on_error="skip").training_inputs(broken_rows()[2:3])
 
 
 def test_what_is_left_out_is_neither_learned_nor_measured(tmp_path):
     trainer = trainer_for(
-        tmp_path, on_broken="skip", eval_dataset=broken_rows(), generation={"max_new_tokens": 2, "do_sample": False}
+        tmp_path, on_error="skip", eval_dataset=broken_rows(), generation={"max_new_tokens": 2, "do_sample": False}
     )
     inputs, whole = trainer.training_inputs(broken_rows()), trainer.training_inputs(rows(8))
     kept = [number for number in range(8) if number not in (2, 5)]
@@ -272,7 +274,7 @@ def test_a_data_set_with_a_broken_picture_goes_by_the_policy(tmp_path):
     images = [{"bytes": encoded_image(row["image"]), "path": None} for row in rows(8)]
     images[2] = {"bytes": b"no picture", "path": None}
     dataset = datasets.Dataset.from_dict({**table, "image": images}).cast_column("image", datasets.Image())
-    trainer = trainer_for(tmp_path, train=dataset, changes={"num_train_epochs": 1}, on_broken="skip")
+    trainer = trainer_for(tmp_path, train=dataset, changes={"num_train_epochs": 1}, on_error="skip")
     trainer.train()
     assert trainer.batches.num_broken == 1
     assert trainer.state.global_step == 2

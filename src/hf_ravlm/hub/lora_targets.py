@@ -1,9 +1,9 @@
-"""Tells peft which layers LoRA adapts in our readers by default, without importing peft before somebody else does."""
+"""Which layers LoRA adapts in our readers by default, entered into peft's own table."""
 
 from __future__ import annotations
 
 import sys
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
@@ -19,7 +19,9 @@ _MAPPING = "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING"
 
 
 def register_lora_targets() -> None:
-    """Enters our default; now if peft is there already, else as soon as it is imported. Twice is harmless.
+    """Enters our default: now if peft was imported already, else as soon as it is. Twice is harmless.
+
+    With it, plain `get_peft_model(reader, LoraConfig())` works without `target_modules`.
 
     >>> import sys
     >>> register_lora_targets()
@@ -29,8 +31,8 @@ def register_lora_targets() -> None:
     """
     if _CONSTANTS in sys.modules:
         _register(sys.modules[_CONSTANTS])
-    elif not any(isinstance(finder, _WhenPeftComes) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _WhenPeftComes())
+    elif not any(isinstance(finder, _WhenPeftIsImported) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _WhenPeftIsImported())
 
 
 def _register(constants: ModuleType) -> None:
@@ -39,8 +41,12 @@ def _register(constants: ModuleType) -> None:
         mapping.setdefault(RavlmConfig.model_type, LORA_TARGETS)
 
 
-class _WhenPeftComes(MetaPathFinder):
-    """Lets the usual finders find peft's table, and adds our line once it has been read."""
+class _WhenPeftIsImported(MetaPathFinder):
+    """Adds our line to peft's table once that has been read.
+
+    peft looks a model up in this table alone: it reads no default from a model or its configuration, and has no entry
+    points. To import it here would cost every `import hf_ravlm` its time, and every user the package.
+    """
 
     def find_spec(self, fullname, path=None, target=None) -> ModuleSpec | None:
         if fullname != _CONSTANTS:
@@ -48,20 +54,11 @@ class _WhenPeftComes(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader)
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                _register(module)
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
-
-
-class _RegisteringLoader(Loader):
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.loader.exec_module(module)
-        _register(module)
-
-    def __getattr__(self, name: str):
-        return getattr(self.loader, name)  # what readers of sources and resources ask of it

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from .arguments import RavlmPreTrainingArguments
-from .batches.collators import AnswerCollator, ClassificationCollator, RetrievalCollator, undecoded
+from .batches.collators import AnswerCollator, RetrievalCollator, undecoded
 from .batches.evidence_mixing import EvidenceMix
 from .callbacks import MineNegativesCallback
 from .joint_trainer import JointSettings, RavlmJointTrainer
-from .lengths import with_lengths
 from .negatives.hard_negatives import HardNegatives, NegativeRules, mine_hard_negatives
 from .policy_fitting import JudgedQuestion, counterfactual_labels, fit_answer_policy, fit_decision_head
 from .pretrainer import RavlmPreTrainer
@@ -16,7 +15,6 @@ from .trainers import RavlmTrainer, freeze
 
 __all__ = [
     "AnswerCollator",
-    "ClassificationCollator",
     "EvidenceMix",
     "HardNegatives",
     "JointSettings",
@@ -34,5 +32,4 @@ __all__ = [
     "freeze",
     "mine_hard_negatives",
     "undecoded",
-    "with_lengths",
 ]

@@ -30,9 +30,9 @@ from ..model.loading import without_adapters
 from ..retrieval import RavlmEncoder, RavlmRetriever
 from .batches.evidence_mixing import EvidenceMix
 from .batches.leakage import holds_answer
-from .batches.rows import answers_of, ids_of
+from .batches.rows import TrainingRow
 from .callbacks import RefreshIndexCallback
-from .checkpoints.index_versions import FOLDER, drop_unused_generations, load_generation, save_generation
+from .checkpoints.index_versions import FOLDER, drop_unused_versions, load_index_version, save_index_version
 from .joint_model import JointOutput, JointReader
 from .losses.distillation import emdr2_loss, perplexity_distillation_loss, pseudo_relevance_loss
 from .trainers import RavlmTrainer, freeze
@@ -54,7 +54,7 @@ class JointSettings:
         objective: See the module. RAG-sequence and RAG-token are those of the model's `config.marginalization`.
         side: `"query"` takes the vectors of passages from the index as they are: cheap, and right for any size.
             `"passage"` encodes the K passages anew, with gradient.
-        refresh_every: Encode the whole knowledge base anew every so many steps; the old generation serves until the
+        refresh_every: Encode the whole knowledge base anew every so many steps; the old version serves until the
             new one is complete. `None`: at the end only, so that model and index fit together.
         warmup_steps: For so many steps the retriever stays as it is and the reader gets used to it.
         reader_learns: Whether the reader is trained at all.
@@ -111,7 +111,7 @@ class RavlmJointTrainer(RavlmTrainer):
 
     def __init__(self, model: nn.Module, *args: Any, settings: JointSettings | None = None, **kwargs: Any) -> None:
         self.settings = JointSettings() if settings is None else settings
-        self.index_generation = 0
+        self.index_version = 0
         retriever = kwargs.pop("retriever", None)
         if kwargs.get("peft_config") is not None or hasattr(model, "get_base_model"):
             raise InvalidInputError(
@@ -156,31 +156,31 @@ class RavlmJointTrainer(RavlmTrainer):
 
     def training_inputs(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         """Inputs of the reader, with what scores the passages under the key `"joint"`."""
-        if any(row.get("evidence") is not None for row in rows):
+        opened = self.batches.opened(rows)
+        if any(row.evidence is not None for row in opened):
             raise InvalidInputError(
                 "Rows bring `evidence` of their own, and the joint trainer finds it: leave it out."
             )
-        rows = self.batches.opened(rows)
         view = self.batches.require_view()
         num_passages = self.batches.mix.num_passages
-        found, queries = self.batches.find(rows, num_passages + _SPARE)
-        hidden = [{view.row_of.get(name) for name in ids_of(row, "exclude_ids")} for row in rows]
+        found, queries = self.batches.find(opened, num_passages + _SPARE)
+        hidden = [{view.row_of.get(name) for name in row.exclude_ids} for row in opened]
         found = [
             [place for place in places if place not in excluded][:num_passages]
             for places, excluded in zip(found, hidden, strict=True)
         ]
         evidence = self.batches.evidence_of(found, queries)
-        inputs = self.batches.with_answers(rows, evidence)
+        inputs = self.batches.with_answers(opened, evidence)
         places = _padded([[item["row"] for item in items] for items in evidence])  # (B, K)
         processor = self.batches.processor
         joint: dict[str, Any] = {
             "query": processor.for_retrieval(
-                images=[row["image"] for row in rows], texts=[row.get("question") for row in rows]
+                images=[row.image for row in opened], texts=[row.question for row in opened]
             ),
             "has_answer": torch.tensor(
                 [
-                    [holds_answer(text, answers_of(row)) for text in view.texts(chosen)]
-                    for row, chosen in zip(rows, places.tolist(), strict=True)
+                    [holds_answer(text, row.answers) for text in view.texts(chosen)]
+                    for row, chosen in zip(opened, places.tolist(), strict=True)
                 ]
             ),
         }
@@ -284,28 +284,28 @@ class RavlmJointTrainer(RavlmTrainer):
         else:
             new = RavlmRetriever.build(old.knowledge_base, old.encoder, index=kind, staging=self._staging())
         self.batches.retriever = new
-        self.index_generation += 1
-        logger.info("Generation %d of the index serves, from step %d.", self.index_generation, self.state.global_step)
+        self.index_version += 1
+        logger.info("Version %d of the index serves, from step %d.", self.index_version, self.state.global_step)
 
     def _staging(self) -> Path | None:
-        """Where processes share their vectors; those of the generation before the one that serves are deleted."""
+        """Where processes share their vectors; those of the version before the one that serves are deleted."""
         if self.args.world_size == 1:
             return None
         folder = Path(self.args.output_dir) / FOLDER
-        if self.args.process_index == 0 and self.index_generation:
-            shutil.rmtree(folder / f"staging-{self.index_generation - 1}", ignore_errors=True)
-        return folder / f"staging-{self.index_generation}"
+        if self.args.process_index == 0 and self.index_version:
+            shutil.rmtree(folder / f"staging-{self.index_version - 1}", ignore_errors=True)
+        return folder / f"staging-{self.index_version}"
 
     def save_more(self, folder: Path) -> None:
-        """Also which generation of the index serves."""
+        """Also which version of the index serves."""
         super().save_more(folder)
-        save_generation(Path(self.args.output_dir), folder, self.index_generation, self.retriever)
-        drop_unused_generations(Path(self.args.output_dir))
+        save_index_version(Path(self.args.output_dir), folder, self.index_version, self.retriever)
+        drop_unused_versions(Path(self.args.output_dir))
 
     def load_more(self, folder: Path) -> None:
-        """Also the generation of the index that served."""
+        """Also the version of the index that served."""
         super().load_more(folder)
-        self.index_generation, self.batches.retriever = load_generation(folder.parent, folder, self.retriever)
+        self.index_version, self.batches.retriever = load_index_version(folder.parent, folder, self.retriever)
 
 
 def _check_latent(reader: nn.Module, settings: JointSettings) -> None:
@@ -331,11 +331,12 @@ def _freeze_passage_side(towers: nn.Module, retriever: RavlmRetriever, rows: Any
     """Freezes what encodes passages, if queries have another part to learn with; whether it did."""
     table = retriever.knowledge_base.table
     has = {name: table[name].null_count < len(table) for name in ("text", "image")}
-    first = rows[0] if rows is not None and hasattr(rows, "__getitem__") and len(rows) else {}
-    if has["text"] and not has["image"] and first.get("image") is not None:
+    indexed = rows is not None and hasattr(rows, "__getitem__") and len(rows)
+    first = TrainingRow.parse(rows[0]) if indexed else TrainingRow()
+    if has["text"] and not has["image"] and first.image is not None:
         freeze(towers.text_encoder, towers.text_projection)
         return True
-    if has["image"] and not has["text"] and first.get("question"):
+    if has["image"] and not has["text"] and first.question:
         freeze(towers.vision_tower, towers.image_projection)
         return True
     logger.warning(

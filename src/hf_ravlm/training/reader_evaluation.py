@@ -1,4 +1,4 @@
-"""What a reader is worth while it trains: its answers with what the retriever finds, and without, row by row.
+"""Accuracy of a reader while it trains: its answers with retrieved evidence beside those without.
 
 The number without evidence always stands beside the one with it: only both together say what retrieval does.
 """
@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..evaluation import exact_match, hit_at_k, reciprocal_rank, relevance_from_ids, token_f1
+from ..metrics.ranking import hit_at_k, reciprocal_rank, relevance_from_ids
+from ..metrics.text_metrics import exact_match, token_f1
 from ..model.reader.reader import RavlmForConditionalGeneration
 from .batches.reader_batches import ROW_NAMES, ReaderBatches
-from .batches.rows import answers_of, ids_of
+from .batches.rows import TrainingRow
 
 
 _RANKS = 10  # how far a ranking is looked at
@@ -35,17 +36,17 @@ def reader_sums(
         rows: One batch of evaluation rows.
         generation: For `generate`, such as `max_new_tokens`.
     """
-    rows = batches.opened(rows)
-    accepted = [answers_of(row) for row in rows]
-    sums: dict[str, float] = {"num_rows": float(len(rows))}
-    evidence = [list(row.get("evidence") or ()) for row in rows]
+    opened = batches.opened(rows)
+    accepted = [list(row.answers) for row in opened]
+    sums: dict[str, float] = {"num_rows": float(len(opened))}
+    evidence: list[Any] = [row.evidence or () for row in opened]
     if batches.view is not None:
         num_passages = batches.mix.num_passages
-        found, queries = batches.find(rows, max(num_passages, _RANKS))
+        found, queries = batches.find(opened, max(num_passages, _RANKS))
         evidence = batches.evidence_of([places[:num_passages] for places in found], queries)
-        sums |= _ranking_sums(batches, rows, found)
-    told = answer(reader, batches, rows, evidence, **generation)
-    alone = answer(reader, batches, rows, [[] for _ in rows], **generation)
+        sums |= _ranking_sums(batches, opened, found)
+    told = answer(reader, batches, opened, evidence, **generation)
+    alone = answer(reader, batches, opened, [[] for _ in opened], **generation)
     right = np.array([exact_match(text, answers) for text, answers in zip(told, accepted, strict=True)])
     known = np.array([exact_match(text, answers) for text, answers in zip(alone, accepted, strict=True)])
     sums |= {
@@ -72,7 +73,7 @@ def means_of(sums: Mapping[str, float]) -> dict[str, float]:
 def answer(
     reader: RavlmForConditionalGeneration,
     batches: ReaderBatches,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[TrainingRow],
     evidence: Sequence[Sequence[Mapping[str, Any]]],
     **generation: Any,
 ) -> list[str]:
@@ -86,12 +87,12 @@ def answer(
 
 
 def _ranking_sums(
-    batches: ReaderBatches, rows: Sequence[Mapping[str, Any]], found: Sequence[Sequence[int]]
+    batches: ReaderBatches, rows: Sequence[TrainingRow], found: Sequence[Sequence[int]]
 ) -> dict[str, float]:
     ids = batches.require_view().ids
-    marked = [at for at, row in enumerate(rows) if ids_of(row)]
+    marked = [at for at, row in enumerate(rows) if row.gold_ids]
     ranked = [[ids[place] for place in found[at]] for at in marked]
-    relevant = relevance_from_ids(ranked, [set(ids_of(rows[at])) for at in marked])
+    relevant = relevance_from_ids(ranked, [set(rows[at].gold_ids) for at in marked])
     cutoffs = sorted({1, max(batches.mix.num_passages, 1)})
     hits = {f"hit@{k}": float(hit_at_k(relevant, k).sum()) if marked else 0.0 for k in cutoffs}
     return {"num_ranked": float(len(marked)), **hits, "mrr": float(reciprocal_rank(relevant).sum()) if marked else 0.0}

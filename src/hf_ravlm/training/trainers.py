@@ -19,7 +19,7 @@ from ..errors import InvalidInputError
 from ..model.loading import without_adapters
 from ..model.processing_ravlm import RavlmProcessor
 from ..retrieval import RavlmEncoder, RavlmRetriever
-from .batches.broken_images import OnBroken, undecoded
+from .batches.broken_images import OnError, undecoded
 from .batches.evidence_mixing import EvidenceMix
 from .batches.reader_batches import ROW_NAMES, ReaderBatches
 from .batches.rows import NumberedRows, check_gold_ids, gold_ids_of
@@ -55,7 +55,7 @@ class RavlmTrainer(LoadsWholeWeights):
     """`transformers.Trainer` for a reader that learns to answer from evidence.
 
     With a `data_collator` it trains on what that makes of the rows. Without one, and with a [`RavlmProcessor`] as
-    `processing_class`, rows are those of `hf_ravlm.training.batches.rows`: pictures, questions and answers, for which
+    `processing_class`, rows are those of `hf_ravlm.training.batches.rows`: images, questions and answers, for which
     the `retriever` finds evidence that is mixed as `evidence` says. Prompts and passages are never learned, only
     answers, each token alike: accumulated gradients are those of one large batch, also over latent passages.
 
@@ -72,9 +72,9 @@ class RavlmTrainer(LoadsWholeWeights):
         generation: For `generate` in evaluation, which then also reports `exact_match`, `token_f1`, both with
             evidence, `closed_book_exact_match`, how many answers evidence `rescued` and `harmed`, and how good the
             ranking is (`hit@k`, `mrr`). `None` reports the loss alone. Any of these may be `metric_for_best_model`.
-        on_broken: What a picture that cannot be used does: `"raise"` an error, `"skip"` its row, or give way to a
+        on_error: What an image that cannot be used does: `"raise"` an error, `"skip"` its row, or give way to a
             `"blank"` one, in training and in evaluation.
-        max_broken: More broken pictures than this stop the training.
+        max_broken: More broken images than this stop the training.
 
     Raises:
         InvalidInputError: If the knowledge base misses a gold passage, adapters match nothing, there is no complete
@@ -112,7 +112,7 @@ class RavlmTrainer(LoadsWholeWeights):
         evidence: EvidenceMix | None = None,
         peft_config: PeftConfig | None = None,
         generation: Mapping[str, Any] | None = None,
-        on_broken: OnBroken = "raise",
+        on_error: OnError = "raise",
         max_broken: int = 100,
         **kwargs: Any,
     ) -> None:
@@ -151,9 +151,9 @@ class RavlmTrainer(LoadsWholeWeights):
                 )
             shard_language_model(self.accelerator.state.fsdp_plugin, self.model, self.args.device)
         if reads_rows:
-            self._read_rows(processing_class, retriever, evidence, on_broken, max_broken)
+            self._read_rows(processing_class, retriever, evidence, on_error, max_broken)
 
-    def _read_rows(self, processor, retriever, evidence, on_broken, max_broken) -> None:
+    def _read_rows(self, processor, retriever, evidence, on_error, max_broken) -> None:
         config = without_adapters(self.model).config
         mix = EvidenceMix(config.num_passages) if evidence is None else evidence
         self.batches = ReaderBatches(
@@ -162,7 +162,7 @@ class RavlmTrainer(LoadsWholeWeights):
             mix,
             lambda: config.marginalization != "none",
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            on_broken=on_broken,
+            on_error=on_error,
             max_broken=max_broken,
         )
         self._check_gold_ids()

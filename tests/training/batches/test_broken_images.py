@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_ravlm import InvalidInputError, UnsafeInputError
-from hf_ravlm.training.batches.broken_images import blank_picture, check_on_broken
+from hf_ravlm.training.batches.broken_images import blank_image, check_on_error
 from hf_ravlm.training.batches.evidence_mixing import EvidenceMix
 from hf_ravlm.training.joint_trainer import JOINT, RavlmJointTrainer
 from reading_world import arguments, colour_retriever, rows
@@ -35,7 +35,7 @@ def test_the_joint_trainer_refuses_replaces_or_leaves_out(tmp_path):
     with pytest.raises(UnsafeInputError, match="'q[16]'"):
         joint_trainer(tmp_path).train()
     for policy in ("blank", "skip"):
-        trainer = joint_trainer(tmp_path, on_broken=policy)
+        trainer = joint_trainer(tmp_path, on_error=policy)
         trainer.train()
         assert trainer.batches.num_broken == 2
         assert trainer.state.global_step == 2
@@ -43,19 +43,19 @@ def test_the_joint_trainer_refuses_replaces_or_leaves_out(tmp_path):
 
 
 def test_a_joint_batch_has_the_same_rows_everywhere(tmp_path):
-    trainer = joint_trainer(tmp_path, on_broken="skip")
+    trainer = joint_trainer(tmp_path, on_error="skip")
     inputs = trainer.training_inputs(broken_rows()[:4])
     assert inputs["row_names"] == ["'q0'", "'q2'", "'q3'"]
     assert len(inputs["pixel_values"]) == len(inputs["evidence_scores"]) == 3
     assert len(inputs["labels"]) == 3 * 2  # a prompt per passage
     assert len(inputs[JOINT]["has_answer"]) == len(inputs[JOINT]["query"]["pixel_values"]) == 3
-    grey = joint_trainer(tmp_path, on_broken="blank").training_inputs(broken_rows()[:4])
-    expected = trainer.processing_class.for_retrieval(images=[blank_picture()])["pixel_values"][0]
+    grey = joint_trainer(tmp_path, on_error="blank").training_inputs(broken_rows()[:4])
+    expected = trainer.processing_class.for_retrieval(images=[blank_image()])["pixel_values"][0]
     torch.testing.assert_close(grey[JOINT]["query"]["pixel_values"][1], expected)
 
 
 def test_an_unknown_policy_is_refused_with_the_choices(tmp_path):
     with pytest.raises(InvalidInputError, match=r"'drop': expected one of \['raise', 'blank', 'skip'\]"):
-        check_on_broken("drop")
+        check_on_error("drop")
     with pytest.raises(InvalidInputError, match="'drop'"):
-        joint_trainer(tmp_path, on_broken="drop")
+        joint_trainer(tmp_path, on_error="drop")

@@ -6,20 +6,13 @@ import io
 
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, Sequence, Value
+from datasets import Dataset, Features, Image, Sequence, Value
 from transformers import TrainingArguments
 
 from hf_ravlm import InvalidInputError, RavlmModel, UnsafeInputError
-from hf_ravlm.training import (
-    AnswerCollator,
-    ClassificationCollator,
-    RavlmTrainer,
-    RetrievalCollator,
-    undecoded,
-    with_lengths,
-)
-from hf_ravlm.training.batches.broken_images import blank_picture
-from hf_ravlm.training.lengths import padding_share
+from hf_ravlm.training import AnswerCollator, RavlmTrainer, RetrievalCollator, undecoded
+from hf_ravlm.training.batches.broken_images import blank_image
+from hf_ravlm.training.batches.rows import TrainingRow, label_first
 from tiny import picture, tiny_config, tiny_model, tiny_processor
 
 
@@ -40,7 +33,6 @@ def dataset(**changes) -> Dataset:
         "hard": [["Chad", "red"], [], None],
         "entity": ["a", "b", "a"],
         "answers": [["Oslo", "oslo", "Oslo "], ["red"], ["white", "Chad"]],
-        "kind": [0, 1, 1],
         "key": ["x", "y", "z"],
     }
     features = Features(
@@ -50,7 +42,6 @@ def dataset(**changes) -> Dataset:
             "hard": Sequence(Value("string")),
             "entity": Value("string"),
             "answers": Sequence(Value("string")),
-            "kind": ClassLabel(names=["bird", "flag"]),
             "key": Value("string"),
         }
     )
@@ -109,31 +100,27 @@ def test_a_missing_column_is_named_beside_those_there_are():
         retrieval(passage_text="caption")(list(dataset()))
     with pytest.raises(InvalidInputError, match="name the column of the passage"):
         retrieval(passage_text=None)
-    with pytest.raises(InvalidInputError, match=r"on_broken='drop': expected one of \['raise', 'blank', 'skip'\]"):
-        retrieval(on_broken="drop")
+    with pytest.raises(InvalidInputError, match=r"on_error='drop': expected one of \['raise', 'blank', 'skip'\]"):
+        retrieval(on_error="drop")
 
 
 def test_a_broken_picture_is_reported_or_left_out(caplog):
     rows = list(undecoded(broken()))
     with pytest.raises(UnsafeInputError, match="row y: "):
         retrieval()(rows)
-    batch = retrieval(on_broken="skip")(rows)
+    batch = retrieval(on_error="skip")(rows)
     assert batch["batch_ids"] == ["x", "z"]
     assert len(batch["passage_input_ids"]) == 2
     assert "left out 1 of 3 rows, first row y" in caplog.text
     with pytest.raises(InvalidInputError, match="none of the 1 rows .* row y"):
-        retrieval(on_broken="skip")(rows[1:2])
+        retrieval(on_error="skip")(rows[1:2])
 
 
 def test_a_grey_picture_takes_the_place_of_a_broken_one_in_every_collator(caplog):
     rows = list(undecoded(broken()))
-    grey = PROCESSOR.for_retrieval(images=[blank_picture()])["pixel_values"][0]
+    grey = PROCESSOR.for_retrieval(images=[blank_image()])["pixel_values"][0]
     names = {"processor": PROCESSOR, "image": "photo", "id": "key"}
-    for collator in (
-        retrieval(on_broken="blank"),
-        AnswerCollator(answer="answers", on_broken="blank", **names),
-        ClassificationCollator(label="kind", on_broken="blank", **names),
-    ):
+    for collator in (retrieval(on_error="blank"), AnswerCollator(answer="answers", on_error="blank", **names)):
         pixels = collator(rows)["pixel_values"]
         assert len(pixels) == 3
         torch.testing.assert_close(pixels[1], grey)
@@ -141,7 +128,7 @@ def test_a_grey_picture_takes_the_place_of_a_broken_one_in_every_collator(caplog
     assert "a grey one takes its place" in caplog.text
     lacking = [rows[0], {**rows[1], "words": ""}]
     with pytest.raises(InvalidInputError, match="row y: no positive passage"):
-        retrieval(on_broken="blank")(lacking)
+        retrieval(on_error="blank")(lacking)
 
 
 @pytest.mark.parametrize("words", [None, "  "])
@@ -149,7 +136,33 @@ def test_a_row_without_a_positive_is_reported_or_left_out(words):
     rows = list(dataset(words=["red", words, "Oslo"]))
     with pytest.raises(InvalidInputError, match=r"row y: no positive passage: the columns \['words'\] are empty"):
         retrieval()(rows)
-    assert retrieval(on_broken="skip")(rows)["batch_ids"] == ["x", "z"]
+    assert retrieval(on_error="skip")(rows)["batch_ids"] == ["x", "z"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["red", "scarlet", "scarlet "], ["scarlet", "red"]),  # the most frequent, whatever the spaces around it
+        (["Oslo", "Kristiania"], ["Oslo", "Kristiania"]),  # of equals the first
+        (["", None, "b"], ["b"]),
+        ("Oslo", ["Oslo"]),
+        (None, []),
+    ],
+)
+def test_one_rule_says_which_answer_is_the_label(answers, expected):
+    assert label_first(answers) == expected
+    assert list(TrainingRow.parse({"question": "what ?", "answers": answers}).answers) == expected
+    given = TrainingRow.parse({"question": "what ?", "answer": "x", "answers": answers})
+    assert (given.label, list(given.answers[1:])) == ("x", expected)
+    if expected:
+        collator = AnswerCollator(processor=PROCESSOR, question="words", answer="answers")
+        labels = collator([{"words": "red", "answers": answers}])["labels"]
+        assert PROCESSOR.tokenizer.decode(labels[labels != -100], skip_special_tokens=True).strip() == expected[0]
+
+
+def test_an_answer_that_is_no_text_is_refused_with_its_row():
+    with pytest.raises(InvalidInputError, match=r"'q1': expected a text, got int: '7'"):
+        TrainingRow.parse({"id": "q1", "question": "what ?", "answers": ["a", 7]})
 
 
 def test_answers_are_learned_the_most_frequent_first():
@@ -172,16 +185,6 @@ def test_answers_are_learned_the_most_frequent_first():
         answers(list(dataset(answers=[["red"], [], ["Oslo"]])))
 
 
-def test_classes_are_numbers_or_names():
-    by_number = ClassificationCollator(processor=PROCESSOR, image="photo", label="kind")(list(dataset()))
-    assert by_number["labels"].tolist() == [0, 1, 1]
-    assert by_number["pixel_values"].shape == (3, 3, 16, 16)
-    by_name = ClassificationCollator(processor=PROCESSOR, text="words", label="entity", names=["a", "b"])
-    assert by_name(list(dataset()))["labels"].tolist() == [0, 1, 0]
-    with pytest.raises(InvalidInputError, match="row 1: the class is 'b': expected a number or one of"):
-        ClassificationCollator(processor=PROCESSOR, text="words", label="entity", names=["a"])(list(dataset()))
-
-
 def test_the_trainer_keeps_the_columns_that_the_collator_reads(tmp_path):
     collator = AnswerCollator(processor=PROCESSOR, image="photo", question="words", answer="answers")
     settings = {"max_steps": 1, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
@@ -189,25 +192,3 @@ def test_the_trainer_keeps_the_columns_that_the_collator_reads(tmp_path):
     trainer = RavlmTrainer(model=tiny_model(), args=arguments, data_collator=collator, train_dataset=dataset())
     trainer.train()
     assert trainer.state.global_step == 1
-
-
-def test_rows_of_like_length_share_a_batch(tmp_path):
-    words = ["red white " * (1 + (7 * n) % 16) for n in range(1024)]
-    data = Dataset.from_dict({"question": words, "answers": [["red", "Oslo"]] * 1024})
-    data = with_lengths(data, PROCESSOR.tokenizer, ["question", "answers"])
-    tokens = [len(PROCESSOR.tokenizer(text)["input_ids"]) for text in words]
-    rest = len(PROCESSOR.tokenizer("red\nOslo")["input_ids"])
-    assert data["length"][:] == [count + rest for count in tokens]
-    collator = AnswerCollator(processor=PROCESSOR, question="question", answer="answers")
-    shares = {}
-    for strategy in ("random", "group_by_length"):
-        settings = {"report_to": "none", "use_cpu": True, "remove_unused_columns": False}
-        arguments = TrainingArguments(str(tmp_path), train_sampling_strategy=strategy, **settings)
-        trainer = RavlmTrainer(model=tiny_model(), args=arguments, data_collator=collator, train_dataset=data)
-        order = list(trainer._get_train_sampler())
-        assert sorted(order) == list(range(1024))
-        batches = [order[start : start + 8] for start in range(0, 1024, 8)]
-        shares[strategy] = padding_share(data["length"][:], batches)
-    assert shares["group_by_length"] < shares["random"] / 3
-    with pytest.raises(InvalidInputError, match=r"no column 'text': the data set has \['question', 'answers'"):
-        with_lengths(data, PROCESSOR.tokenizer, ["text"])

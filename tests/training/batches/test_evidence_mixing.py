@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,10 +11,11 @@ from hash_encoder import HashEncoder, built, numbered
 from hf_ravlm import InvalidInputError
 from hf_ravlm.training.batches.evidence_mixing import EvidenceMix, mix_evidence
 from hf_ravlm.training.batches.passage_view import PassageView
+from hf_ravlm.training.batches.rows import TrainingRow
 
 
 RETRIEVED = [10, 11, 12, 13, 14, 15]
-ROW = {"gold_ids": ["3"], "negative_ids": ["20", "21", "22", "23"], "exclude_ids": ["11"]}
+ROW = TrainingRow(gold_ids=("3",), negative_ids=("20", "21", "22", "23"), exclude_ids=("11",))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def test_distractors_are_the_mined_negatives_and_noise_is_anything_else(view):
     mined = {20, 21, 22, 23}
     for chosen in draws(view, EvidenceMix(4, distractors=1.0)):
         assert set(chosen) == mined
-    few = draws(view, EvidenceMix(4, distractors=1.0), {**ROW, "negative_ids": ["20"]})
+    few = draws(view, EvidenceMix(4, distractors=1.0), replace(ROW, negative_ids=("20",)))
     assert all(20 in chosen and len(chosen) == 4 and not set(chosen) & {3, 10, 11, 12, 13, 14} for chosen in few)
     share = np.mean([len(mined & set(chosen)) for chosen in draws(view, EvidenceMix(4, distractors=0.5))])
     assert share == pytest.approx(2.0, abs=0.2)
@@ -55,10 +58,10 @@ def test_distractors_are_the_mined_negatives_and_noise_is_anything_else(view):
 def test_withheld_gold_passages_come_back_by_no_way(view):
     found = [3, 10, 12, 13, 14, 15]
     mixes = [EvidenceMix(4, gold=1.0, distractors=0.5, noise=1.0, withheld=share) for share in (0.3, 1.0)]
-    some, all_of_them = (draws(view, mix, {**ROW, "negative_ids": ["3", "20"]}, retrieved=found) for mix in mixes)
+    some, all_of_them = (draws(view, mix, replace(ROW, negative_ids=("3", "20")), retrieved=found) for mix in mixes)
     assert np.mean([3 not in chosen for chosen in some]) == pytest.approx(0.3, abs=0.07)
     assert all(3 not in chosen and len(chosen) == 4 for chosen in all_of_them)
-    assert all(3 in chosen for chosen in draws(view, mixes[1], {**ROW, "known": False}, retrieved=found))
+    assert all(3 in chosen for chosen in draws(view, mixes[1], replace(ROW, known=False), retrieved=found))
 
 
 def test_dropout_draws_the_number_of_passages_from_zero_to_k(view):

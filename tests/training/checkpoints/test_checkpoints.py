@@ -82,7 +82,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, build):
     start = tiny_model(marginalization="sequence").state_dict()
     assert not torch.equal(start["language_model.lm_head.weight"], expected["language_model.lm_head.weight"])
     if build is joint_trainer:
-        assert resumed.index_generation == whole.index_generation == 7
+        assert resumed.index_version == whole.index_version == 7
         assert (resumed.retriever.vectors == whole.retriever.vectors).all()
     else:
         assert [row.get("negative_ids") for row in resumed.train_dataset] == [

@@ -12,7 +12,7 @@ from PIL import Image
 from hash_encoder import HashEncoder
 from hf_ravlm import InvalidInputError, UnsafeInputError
 from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
-from hf_ravlm.training.batches.leakage import differing_bits, holds_answer, picture_hash
+from hf_ravlm.training.batches.leakage import differing_bits, holds_answer, image_hash
 from hf_ravlm.training.negatives.hard_negatives import NegativeRules, mine_hard_negatives
 from tiny import picture
 
@@ -164,7 +164,7 @@ def test_wrong_input_is_refused(retriever):
     [
         ({"gold_ids": ["eagle"]}, r"'eagle' \(row 4\)"),
         ({"gold_ids": []}, "row 4"),
-        ({"image": b"no picture"}, "picture of row 4"),
+        ({"image": b"no picture"}, "image of row 4"),
     ],
 )
 def test_a_wrong_row_is_named_by_its_place_among_all(fault, error, retriever):
@@ -179,5 +179,5 @@ def test_answers_are_found_as_words_and_pictures_by_their_look():
     assert not holds_answer("", ["Oslo"])
     assert not holds_answer("Oslo", ["", "the"])
     same, other = smooth(1), smooth(2)
-    assert differing_bits(picture_hash(same), picture_hash(same.resize((300, 200)))) <= 24
-    assert differing_bits(picture_hash(same), picture_hash(other)) > 100
+    assert differing_bits(image_hash(same), image_hash(same.resize((300, 200)))) <= 24
+    assert differing_bits(image_hash(same), image_hash(other)) > 100

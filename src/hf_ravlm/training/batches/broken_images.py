@@ -1,7 +1,7 @@
-"""Knows what becomes of pictures that cannot be used: an error, a grey picture in their place, or a row left out.
+"""What becomes of images that cannot be used: an error, a grey image in their place, or a row left out.
 
-Data sets decode pictures before a collator sees them, and fail at the first broken one: `undecoded(dataset)` leaves
-that to whoever opens them.
+Data sets decode images before a collator sees them, and fail at the first broken one: `undecoded(dataset)` hands on
+the encoded bytes instead.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from PIL import Image
 from ...errors import InvalidInputError
 
 
-OnBroken = Literal["raise", "blank", "skip"]
+OnError = Literal["raise", "blank", "skip"]
 
 _GREY = (127, 127, 127)
 
 
-def blank_picture() -> Image.Image:
-    """What stands for a picture that cannot be used.
+def blank_image() -> Image.Image:
+    """What stands for an image that cannot be used.
 
-    >>> blank_picture().getpixel((0, 0))
+    >>> blank_image().getpixel((0, 0))
     (127, 127, 127)
     """
     return Image.new("RGB", (64, 64), _GREY)
 
 
-def check_on_broken(on_broken: str) -> None:
-    """Refuses an unknown policy.
+def check_on_error(on_error: str) -> None:
+    """Refuses an unknown setting of `on_error`.
 
     Raises:
-        `InvalidInputError`: With the choices.
+        InvalidInputError: With the choices.
     """
-    if on_broken not in get_args(OnBroken):
-        raise InvalidInputError(f"on_broken={on_broken!r}: expected one of {list(get_args(OnBroken))}.")
+    if on_error not in get_args(OnError):
+        raise InvalidInputError(f"on_error={on_error!r}: expected one of {list(get_args(OnError))}.")
 
 
 def undecoded(dataset: Any) -> Any:
-    """A data set of `datasets` whose pictures come as encoded bytes, so that a broken one is the collator's matter.
+    """A data set of `datasets` whose images come as encoded bytes, so that a collator meets the broken ones.
 
-    What is no such data set comes back as it is.
+    Anything that is no such data set comes back as it is.
     """
     if not hasattr(dataset, "cast_column"):
         return dataset

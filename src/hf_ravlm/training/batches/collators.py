@@ -1,16 +1,15 @@
-"""From rows of any data set to batches: which column is what is said by name, and what is broken is dealt with.
+"""Collators that take the columns of any data set by their names.
 
-A row is a dictionary, as `datasets` and plain lists give; pictures may be decoded or not. Data sets decode pictures
-before a collator sees them, and fail at the first broken one: `undecoded(dataset)` leaves that to the collator, and
-its `on_broken` says what then: `"raise"` an error with the row, `"skip"` the row, or put a grey picture in the place
-of the `"blank"` one.
+A row is a dictionary, as `datasets` and plain lists give; images may be decoded or not. Data sets decode images before
+a collator sees them, and fail at the first broken one: `undecoded(dataset)` leaves that to the collator, whose
+`on_error` then decides: `"raise"` an error that names the row, `"skip"` the row, or put a grey image in the place of
+the broken one (`"blank"`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,31 +21,32 @@ from transformers.feature_extraction_utils import BatchFeature
 from ...errors import InvalidInputError, UnsafeInputError
 from ...images import safe_image
 from ...model.processing_ravlm import RavlmProcessor
-from .broken_images import OnBroken, blank_picture, check_on_broken, undecoded
+from .broken_images import OnError, blank_image, check_on_error, undecoded
+from .rows import TrainingRow, label_first
 
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["AnswerCollator", "ClassificationCollator", "RetrievalCollator", "read_rows", "undecoded"]
+__all__ = ["AnswerCollator", "RetrievalCollator", "read_rows", "undecoded"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalCollator:
-    """Batches of queries with their passages, for [`RavlmPreTrainer`]; also of pictures with their captions.
+    """Batches of queries with their passages, for [`RavlmPreTrainer`]; also of images with their captions.
 
     Args:
         processor ([`RavlmProcessor`]): of the model.
         query_image, query_text (`str`, *optional*): columns of the query; one of them at least.
         passage_image, passage_text (`str`, *optional*): columns of its passage; one of them at least.
         negatives (`str`, *optional*):
-            column with a list of hard negatives per row: texts, pictures, or dictionaries with `text` and `image`.
+            column with a list of hard negatives per row: texts, images, or dictionaries with `text` and `image`.
         label (`str`, *optional*):
             column that is equal where passages belong to the same queries (an entity, a page). Without it passages are
             alike if their words and pixels are.
         id (`str`, *optional*): column that names a row in messages.
-        on_broken (`"raise"`, `"skip"` or `"blank"`, *optional*, defaults to `"raise"`):
-            what to do with a row whose picture cannot be used, or that lacks its query or its passage. `"blank"` is
-            for pictures alone: a row that lacks a side is an error.
+        on_error (`"raise"`, `"skip"` or `"blank"`, *optional*, defaults to `"raise"`):
+            what to do with a row whose image cannot be used, or that lacks its query or its passage. `"blank"` is
+            for images alone: a row that lacks a side is an error.
 
     Example:
 
@@ -64,10 +64,10 @@ class RetrievalCollator:
     negatives: str | None = None
     label: str | None = None
     id: str | None = None
-    on_broken: OnBroken = "raise"
+    on_error: OnError = "raise"
 
     def __post_init__(self):
-        check_on_broken(self.on_broken)
+        check_on_error(self.on_error)
         for side, columns in (
             ("query", (self.query_image, self.query_text)),
             ("passage", (self.passage_image, self.passage_text)),
@@ -86,9 +86,9 @@ class RetrievalCollator:
 
         Raises:
             `InvalidInputError`: a column is missing, a row lacks its query or passage, or no row can be used.
-            `UnsafeInputError`: a picture cannot be used.
+            `UnsafeInputError`: an image cannot be used.
         """
-        read = read_rows(rows, self.columns, self._read, self.id, self.on_broken)
+        read = read_rows(rows, self.columns, self._read, self.id, self.on_error)
         queries, positives, further, names, marks = zip(*read, strict=True)
         passages = [*positives, *(passage for several in further for passage in several)]
         data = {**self._side(queries), **{f"passage_{name}": tensor for name, tensor in self._side(passages).items()}}
@@ -103,8 +103,8 @@ class RetrievalCollator:
         return BatchFeature(data)
 
     def _read(self, row: Mapping[str, Any], name: Any) -> tuple:
-        query = _image_and_text(row, self.query_image, self.query_text, "query", self.on_broken)
-        passage = _image_and_text(row, self.passage_image, self.passage_text, "positive passage", self.on_broken)
+        query = _image_and_text(row, self.query_image, self.query_text, "query", self.on_error)
+        passage = _image_and_text(row, self.passage_image, self.passage_text, "positive passage", self.on_error)
         further = row[self.negatives] if self.negatives else None
         negatives = [self._negative(item) for item in (() if further is None else further)]
         return query, passage, negatives, name, row[self.label] if self.label else None
@@ -115,7 +115,7 @@ class RetrievalCollator:
         elif not isinstance(item, Mapping) or not {"text", "image"} & set(item):
             item = {"image": item}
         item = {"image": None, "text": None, **item}
-        return _image_and_text(item, "image", "text", "hard negative", self.on_broken)
+        return _image_and_text(item, "image", "text", "hard negative", self.on_error)
 
     def _side(self, items: Sequence[tuple[Image.Image | None, str | None]]) -> dict[str, torch.Tensor]:
         images, texts = zip(*items, strict=True)
@@ -124,20 +124,20 @@ class RetrievalCollator:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerCollator:
-    """Batches for a reader that is trained to answer questions about pictures, or to describe them.
+    """Batches for a reader that learns to answer questions about images, or to describe them.
 
-    Without a `question` column every picture gets the processor's own question, or `prompt`: that is captioning.
+    Without a `question` column every image gets the processor's own question, or `prompt`: that is captioning.
 
     Args:
         processor ([`RavlmProcessor`]): of the model.
         answer (`str`): column of the answer or caption. Of several answers to one question the most frequent counts,
             and the first of those that are equally frequent.
-        image (`str`, *optional*): column of the picture.
+        image (`str`, *optional*): column of the image.
         question (`str`, *optional*): column of the question.
         evidence (`str`, *optional*): column with the passages, best first, as the processor takes them.
         prompt (`str`, *optional*): the question of rows that have none.
         id (`str`, *optional*): column that names a row in messages.
-        on_broken (`"raise"`, `"skip"` or `"blank"`, *optional*, defaults to `"raise"`): as in [`RetrievalCollator`].
+        on_error (`"raise"`, `"skip"` or `"blank"`, *optional*, defaults to `"raise"`): as in [`RetrievalCollator`].
 
     Example:
 
@@ -154,12 +154,12 @@ class AnswerCollator:
     evidence: str | None = None
     prompt: str | None = None
     id: str | None = None
-    on_broken: OnBroken = "raise"
+    on_error: OnError = "raise"
 
     def __post_init__(self):
-        check_on_broken(self.on_broken)
+        check_on_error(self.on_error)
         if self.image is None and self.question is None:
-            raise InvalidInputError("name the column of the picture or of the question: image=..., question=...")
+            raise InvalidInputError("name the column of the image or of the question: image=..., question=...")
 
     @property
     def columns(self) -> list[str]:
@@ -168,81 +168,28 @@ class AnswerCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> BatchFeature:
         """Inputs of the reader with `labels`; errors as in [`RetrievalCollator`]."""
-        read = read_rows(rows, self.columns, self._read, self.id, self.on_broken)
-        images, questions, answers, evidence = zip(*read, strict=True)
+        read = read_rows(rows, self.columns, self._read, self.id, self.on_error)
         return self.processor(
-            images=list(images) if self.image else None,
-            text=None if questions[0] is None else list(questions),
-            answers=list(answers),
-            evidence=list(evidence) if self.evidence else None,
+            images=[row.image for row in read] if self.image else None,
+            text=None if read[0].question is None else [row.question for row in read],
+            answers=[row.label for row in read],
+            evidence=[list(row.evidence or ()) for row in read] if self.evidence else None,
         )
 
-    def _read(self, row: Mapping[str, Any], name: Any) -> tuple:
-        image = _image_and_text(row, self.image, None, "picture", self.on_broken)[0] if self.image else None
+    def _read(self, row: Mapping[str, Any], name: Any) -> TrainingRow:
+        image = _image_and_text(row, self.image, None, "image", self.on_error)[0] if self.image else None
         question = _text(row[self.question]) if self.question else self.prompt
         if self.question and not question:
             raise InvalidInputError(f"no question: the column {self.question!r} is empty")
-        answers = row[self.answer]
-        answers = [answers] if isinstance(answers, str) or answers is None else list(answers)
-        counted = Counter(text for text in map(_text, answers) if text)
-        if not counted:
+        answers = label_first(row[self.answer])
+        if not answers:
             raise InvalidInputError(f"no answer: the column {self.answer!r} is empty")
-        return image, question, counted.most_common(1)[0][0], list(row[self.evidence] or ()) if self.evidence else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassificationCollator:
-    """Batches of pictures, texts or both with the number of their class.
-
-    Args:
-        processor ([`RavlmProcessor`]): of the model.
-        label (`str`): column of the class: a number, or a name out of `names`.
-        image, text (`str`, *optional*): columns of picture and text; one of them at least.
-        names (`list[str]`, *optional*): of the classes, in their order, where the column holds names.
-        id (`str`, *optional*), on_broken (*optional*): as in [`RetrievalCollator`].
-    """
-
-    processor: RavlmProcessor
-    label: str
-    image: str | None = None
-    text: str | None = None
-    names: Sequence[str] | None = None
-    id: str | None = None
-    on_broken: OnBroken = "raise"
-
-    def __post_init__(self):
-        check_on_broken(self.on_broken)
-        if self.image is None and self.text is None:
-            raise InvalidInputError("name the column of the picture or of the text: image=..., text=...")
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that are read."""
-        return [name for name in (self.image, self.text, self.label, self.id) if name]
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> BatchFeature:
-        """`pixel_values`, `image_mask`, `input_ids`, `attention_mask`, `text_mask` where there are such, and
-        `labels (B,)`."""
-        items, labels = zip(*read_rows(rows, self.columns, self._read, self.id, self.on_broken), strict=True)
-        images, texts = zip(*items, strict=True)
-        data = dict(self.processor.for_retrieval(images=list(images), texts=list(texts)))
-        return BatchFeature({**data, "labels": torch.tensor(labels)})
-
-    def _read(self, row: Mapping[str, Any], name: Any) -> tuple:
-        item, label = _image_and_text(row, self.image, self.text, "row", self.on_broken), row[self.label]
-        if isinstance(label, str):
-            if self.names is None or label not in self.names:
-                raise InvalidInputError(f"the class is {label!r}: expected a number or one of {self.names}")
-            label = list(self.names).index(label)
-        if label is None or int(label) < 0:
-            raise InvalidInputError(
-                f"row {name} has the class {label} in the column {self.label!r}: expected 0 or more"
-            )
-        return item, int(label)
+        evidence = tuple(row[self.evidence] or ()) if self.evidence else None
+        return TrainingRow(str(name), question=question, image=image, answers=tuple(answers), evidence=evidence)
 
 
 def read_rows(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], read: Any, id_column: str | None, on_broken: OnBroken
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], read: Any, id_column: str | None, on_error: OnError
 ) -> list[Any]:
     """Reads the rows of a batch, and leaves out or reports what is broken.
 
@@ -267,7 +214,7 @@ def read_rows(
         try:
             kept.append(read(row, name))
         except (InvalidInputError, UnsafeInputError) as error:
-            if on_broken != "skip":
+            if on_error != "skip":
                 raise type(error)(f"row {name}: {error}") from error
             faults.append((name, error))
     if faults:
@@ -280,24 +227,24 @@ def read_rows(
 
 
 def _image_and_text(
-    row: Mapping[str, Any], image_column: str | None, text_column: str | None, what: str, on_broken: OnBroken
+    row: Mapping[str, Any], image_column: str | None, text_column: str | None, what: str, on_error: OnError
 ) -> tuple[Image.Image | None, str | None]:
     image = row[image_column] if image_column else None
     text = _text(row[text_column]) if text_column else None
     if image is None and not text:
         columns = [column for column in (image_column, text_column) if column]
         raise InvalidInputError(f"no {what}: the columns {columns} are empty")
-    return None if image is None else _picture(image, on_broken), text or None
+    return None if image is None else _usable(image, on_error), text or None
 
 
-def _picture(image: Any, on_broken: OnBroken) -> Image.Image:
+def _usable(image: Any, on_error: OnError) -> Image.Image:
     try:
         return safe_image(image)
     except UnsafeInputError as error:
-        if on_broken != "blank":
+        if on_error != "blank":
             raise
-        logger.warning("a picture cannot be used; a grey one takes its place: %s", error)
-        return blank_picture()
+        logger.warning("an image cannot be used; a grey one takes its place: %s", error)
+        return blank_image()
 
 
 def _text(value: Any) -> str:

@@ -13,15 +13,14 @@ passages).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 
 from ...errors import InvalidInputError
 from .passage_view import PassageView
-from .rows import ids_of
+from .rows import TrainingRow
 
 
 Share = float | tuple[float, float]
@@ -80,7 +79,7 @@ class EvidenceMix:
 
 
 def mix_evidence(
-    mix: EvidenceMix, row: Mapping[str, Any], retrieved: Sequence[int], view: PassageView, rng: np.random.Generator
+    mix: EvidenceMix, row: TrainingRow, retrieved: Sequence[int], view: PassageView, rng: np.random.Generator
 ) -> list[int]:
     """The passages, as rows of the knowledge base, that one row of training data is given, in no order.
 
@@ -91,10 +90,10 @@ def mix_evidence(
         view: The knowledge base.
         rng: Draws everything.
     """
-    excluded = {view.row_of.get(passage_id, -1) for passage_id in ids_of(row, "exclude_ids")}
-    gold = [view.row_of[passage_id] for passage_id in ids_of(row)]
+    excluded = {view.row_of.get(passage_id, -1) for passage_id in row.exclude_ids}
+    gold = [view.row_of[passage_id] for passage_id in row.gold_ids]
     draws = rng.random(5 + mix.num_passages)  # always as many, so that one share does not move the draws of another
-    if draws[4] < mix.withheld and row.get("known", True):
+    if draws[4] < mix.withheld and row.known:
         excluded, gold = excluded | set(gold), []
     wanted = int(draws[0] * (mix.num_passages + 1)) if draws[1] < mix.dropout else mix.num_passages
     found = [place for place in retrieved if place not in excluded]
@@ -115,10 +114,10 @@ def mix_evidence(
 
 
 def _distractors(
-    row: Mapping[str, Any], view: PassageView, number: int, taken: set[int], rng: np.random.Generator
+    row: TrainingRow, view: PassageView, number: int, taken: set[int], rng: np.random.Generator
 ) -> list[int]:
     """Mined negatives of the row in random order; random passages where they do not suffice."""
-    mined = [view.row_of[name] for name in ids_of(row, "negative_ids") if name in view.row_of]
+    mined = [view.row_of[name] for name in row.negative_ids if name in view.row_of]
     mined = [place for place in dict.fromkeys(mined) if place not in taken]
     chosen = [mined[place] for place in rng.permutation(len(mined))[:number]]
     return chosen + _random_rows(view, number - len(chosen), {*taken, *chosen}, rng)

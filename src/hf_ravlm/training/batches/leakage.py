@@ -1,4 +1,4 @@
-"""Knows when a passage gives away what it should not: it holds the answer, or shows the picture that is asked about.
+"""Passages that give away the answer: they hold its words, or show the image that is asked about.
 
 Such a passage is no negative, and as evidence in training it teaches to copy instead of to read.
 """
@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from ...evaluation import normalize_answer
+from ...metrics.answers import normalize_answer
 
 
 # Letters of scripts that write spaces between words: not Thai and Lao, nor Chinese and its neighbours.
@@ -48,19 +48,19 @@ def _edges(answer: str) -> list[tuple[str, str]]:
     return [("<!", answer[0]), ("!", answer[-1])]
 
 
-def picture_hash(image: Image.Image) -> int:
+def image_hash(image: Image.Image) -> int:
     """A perceptual hash of 576 bits: in each colour, which of two neighbours is brighter, and which spots are bright.
 
-    Scaling, recompression and small changes turn a few bits; another picture turns a third of them. It needs no model,
-    so it knows a copy before anything was trained.
+    Scaling, recompression and small changes turn a few bits; another image turns a third of them. It needs no model,
+    so it finds copies before anything was trained.
 
     >>> ramp = Image.linear_gradient("L")
-    >>> differing_bits(picture_hash(ramp), picture_hash(ramp.resize((90, 120))))
+    >>> differing_bits(image_hash(ramp), image_hash(ramp.resize((90, 120))))
     0
     """
-    picture = image.convert("RGB")
+    image = image.convert("RGB")
     across, down, spots = (
-        np.asarray(picture.resize(size, Image.Resampling.BOX), np.int16)
+        np.asarray(image.resize(size, Image.Resampling.BOX), np.int16)
         for size in ((_HASH_SIDE + 1, _HASH_SIDE), (_HASH_SIDE, _HASH_SIDE + 1), (_HASH_SIDE, _HASH_SIDE))
     )
     bits = (np.diff(across, axis=1) > _NOISE, np.diff(down, axis=0) > _NOISE, spots > 127)

@@ -1,4 +1,4 @@
-"""What training looks up about the passages of a retriever: rows by id, modality, entity, texts, picture hashes."""
+"""What training looks up about the passages of a retriever: rows by id, modality, entity, texts, image hashes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import InvalidInputError
 from ...retrieval import Passage, RavlmRetriever
-from .leakage import picture_hash
+from .leakage import image_hash
 
 
 _ENTITY_COLUMNS = ("source", "licence", "url", "revision", "title")
@@ -30,7 +30,7 @@ class PassageView:
             raise InvalidInputError(f"entity={entity!r}: expected one of {list(_ENTITY_COLUMNS)} or 'metadata.<key>'.")
         self.retriever, self.entity = retriever, entity
         self.knowledge_base, self.vectors = retriever.knowledge_base, retriever.vectors
-        self._picture_hashes: dict[int, int | None] = {}
+        self._image_hashes: dict[int, int | None] = {}
 
     def __len__(self) -> int:
         return len(self.knowledge_base)
@@ -81,11 +81,11 @@ class PassageView:
         """The passages in some rows."""
         return self.knowledge_base.passages(list(rows))
 
-    def picture_hashes(self, rows: Sequence[int]) -> list[int | None]:
-        """`picture_hash` of the images in some rows, `None` where there is none; each is decoded once."""
-        new = [row for row in dict.fromkeys(rows) if row not in self._picture_hashes]
+    def image_hashes(self, rows: Sequence[int]) -> list[int | None]:
+        """`image_hash` of the images in some rows, `None` where there is none; each is decoded once."""
+        new = [row for row in dict.fromkeys(rows) if row not in self._image_hashes]
         with_image = [row for row in new if self.modality[row] & 2]
-        self._picture_hashes.update(dict.fromkeys(new))
+        self._image_hashes.update(dict.fromkeys(new))
         for row, passage in zip(with_image, self.passages(with_image) if with_image else [], strict=True):
-            self._picture_hashes[row] = picture_hash(passage.image)
-        return [self._picture_hashes[row] for row in rows]
+            self._image_hashes[row] = image_hash(passage.image)
+        return [self._image_hashes[row] for row in rows]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from ...model.configuration_ravlm import DESCRIBE_PROMPT
 from ...model.processing_ravlm import RavlmProcessor
 from ...retrieval import RavlmRetriever
 from ...retrieval.ranking.channels import encode_queries
-from .broken_images import OnBroken, blank_picture, check_on_broken
+from .broken_images import OnError, blank_image, check_on_error
 from .evidence_mixing import EvidenceMix, mix_evidence
 from .passage_view import PassageView
-from .rows import ROW_NUMBER, answer_of, check_gold_ids, check_row, ids_of, name_of
+from .rows import TrainingRow, check_gold_ids
 
 
 logger = logging.getLogger(__name__)
@@ -42,9 +43,9 @@ class ReaderBatches:
         mix: What is read in training.
         is_latent: Whether each passage has a prompt of its own.
         seed: Of all draws.
-        on_broken: What happens to a picture that cannot be used: `"raise"`, `"blank"` for a grey one in its place,
+        on_error: What happens to an image that cannot be used: `"raise"`, `"blank"` for a grey one in its place,
             `"skip"` for a batch without its row.
-        max_broken: More broken pictures than this stop the training, as the data set must be at fault.
+        max_broken: More broken images than this stop the training, as the data set must be at fault.
     """
 
     def __init__(
@@ -54,12 +55,12 @@ class ReaderBatches:
         mix: EvidenceMix,
         is_latent: Callable[[], bool],
         seed: int = 0,
-        on_broken: OnBroken = "raise",
+        on_error: OnError = "raise",
         max_broken: int = 100,
     ) -> None:
-        check_on_broken(on_broken)
+        check_on_error(on_error)
         self.processor, self.mix, self.is_latent, self.seed = processor, mix, is_latent, seed
-        self.on_broken, self.max_broken, self.num_broken = on_broken, max_broken, 0
+        self.on_error, self.max_broken, self.num_broken = on_error, max_broken, 0
         self.view = None if retriever is None else PassageView(retriever)
 
     @property
@@ -88,22 +89,21 @@ class ReaderBatches:
         return self.with_answers(rows, self._chosen(rows, plain, 0))
 
     def with_answers(
-        self, rows: Sequence[Mapping[str, Any]], evidence: Sequence[Sequence[Mapping[str, Any]]]
+        self, rows: Sequence[TrainingRow], evidence: Sequence[Sequence[Mapping[str, Any]]]
     ) -> BatchFeature:
         """Inputs with labels, of opened rows with given evidence."""
-        return self._inputs(rows, evidence, answers=[answer_of(row) for row in rows])
+        return self._inputs(rows, evidence, answers=[row.label for row in rows])
 
     def for_generation(
-        self, rows: Sequence[Mapping[str, Any]], evidence: Sequence[Sequence[Mapping[str, Any]]]
+        self, rows: Sequence[TrainingRow], evidence: Sequence[Sequence[Mapping[str, Any]]]
     ) -> BatchFeature:
         """Prompts without answers, of opened rows with given evidence."""
         return self._inputs(rows, evidence, answers=None)
 
-    def find(self, rows: Sequence[Mapping[str, Any]], k: int) -> tuple[list[list[int]], np.ndarray]:
+    def find(self, rows: Sequence[TrainingRow], k: int) -> tuple[list[list[int]], np.ndarray]:
         """The best `k` passages of each opened row, and the vectors `(n, D)` of the queries."""
         view = self.require_view()
-        pictures, questions = ([row.get(key) for row in rows] for key in ("image", "question"))
-        queries = encode_queries(view.retriever.encoder, pictures, questions)
+        queries = encode_queries(view.retriever.encoder, [row.image for row in rows], [row.question for row in rows])
         return view.retriever.search_vectors(queries, k)[1].tolist(), queries
 
     def evidence_of(self, chosen: Sequence[Sequence[int]], queries: np.ndarray) -> list[list[dict[str, Any]]]:
@@ -136,51 +136,51 @@ class ReaderBatches:
             raise InvalidInputError("There is no retriever to find evidence with: pass `retriever` to the trainer.")
         return self.view
 
-    def opened(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Rows with their pictures decoded, safe and upright; those of broken ones as `on_broken` says, and counted.
+    def opened(self, rows: Sequence[Mapping[str, Any]]) -> list[TrainingRow]:
+        """Parsed rows whose images are decoded, safe and upright; broken ones are treated by `on_error`, and counted.
 
         Raises:
             InvalidInputError: If a row asks nothing, or none can be used.
-            UnsafeInputError: If a picture is refused.
+            UnsafeInputError: If an image is refused.
         """
         opened = []
-        for row in rows:
-            check_row(row)
-            if row.get("image") is None:
-                opened.append({**row, "image": None})
-            elif (picture := self._picture(row)) is not None:
-                opened.append({**row, "image": picture})
+        for row in map(TrainingRow.parse, rows):
+            image = None if row.image is None else self._image(row)
+            if image is not None or row.image is None:
+                opened.append(replace(row, image=image))
         if rows and not opened:
             raise InvalidInputError(
-                f"None of the {len(rows)} rows of a batch has a picture that can be used ({name_of(rows[0])} and "
-                'others): look at the data, take larger batches, or pass on_broken="blank".'
+                f"None of the {len(rows)} rows of a batch has an image that can be used "
+                f"({TrainingRow.parse(rows[0]).name} and others): look at the data, take larger batches, or pass "
+                'on_error="blank".'
             )
         return opened
 
-    def _picture(self, row: Mapping[str, Any]) -> Image.Image | None:
+    def _image(self, row: TrainingRow) -> Image.Image | None:
         """`None` for a row to leave out."""
         try:
-            return safe_image(row["image"])
+            return safe_image(row.image)
         except UnsafeInputError as error:
             self.num_broken += 1
-            if self.on_broken == "raise" or self.num_broken > self.max_broken:
+            if self.on_error == "raise" or self.num_broken > self.max_broken:
                 raise UnsafeInputError(
-                    f"The picture of {name_of(row)} cannot be used ({self.num_broken} broken so far): {error} "
-                    'on_broken="blank" puts a grey one in its place, "skip" leaves out the row, up to `max_broken` '
+                    f"The image of {row.name} cannot be used ({self.num_broken} broken so far): {error} "
+                    'on_error="blank" puts a grey one in its place, "skip" leaves out the row, up to `max_broken` '
                     "of them."
                 ) from error
-            done = "a grey one takes its place" if self.on_broken == "blank" else "the row is left out"
-            logger.warning("The picture of %s cannot be used; %s: %s", name_of(row), done, error)
-            return blank_picture() if self.on_broken == "blank" else None
+            done = "a grey one takes its place" if self.on_error == "blank" else "the row is left out"
+            logger.warning("The image of %s cannot be used; %s: %s", row.name, done, error)
+            return blank_image() if self.on_error == "blank" else None
 
-    def _chosen(self, rows: Sequence[Mapping[str, Any]], mix: EvidenceMix, step: int) -> list[list[Mapping[str, Any]]]:
+    def _chosen(self, rows: Sequence[TrainingRow], mix: EvidenceMix, step: int) -> list[list[Mapping[str, Any]]]:
         """The evidence of every row: its own, or what is found and mixed."""
-        own = [row.get("evidence") for row in rows]
+        own = [row.evidence for row in rows]
         if self.view is None or not mix.num_passages or all(evidence is not None for evidence in own):
             return [list(evidence or ()) for evidence in own]
-        check_gold_ids([ids_of(row) for row in rows], self.view.knowledge_base)
+        check_gold_ids([row.gold_ids for row in rows], self.view.knowledge_base)
         found, queries = self.find(rows, mix.num_passages + _SPARE)
-        draws = [np.random.default_rng([self.seed, step, row.get(ROW_NUMBER, at)]) for at, row in enumerate(rows)]
+        numbers = [at if row.number is None else row.number for at, row in enumerate(rows)]
+        draws = [np.random.default_rng([self.seed, step, number]) for number in numbers]
         mixed = [
             mix_evidence(mix, row, places, self.view, rng) for row, places, rng in zip(rows, found, draws, strict=True)
         ]
@@ -191,11 +191,9 @@ class ReaderBatches:
         return [list(given) if given is not None else new for given, new in zip(own, evidence, strict=True)]
 
     def _inputs(
-        self, rows: Sequence[Mapping[str, Any]], evidence: Sequence[Sequence[Any]], answers: list[str] | None
+        self, rows: Sequence[TrainingRow], evidence: Sequence[Sequence[Any]], answers: list[str] | None
     ) -> BatchFeature:
-        questions = [row.get("question") for row in rows]
-        pictures = [row["image"] for row in rows]
-        lacking = [name_of(row) for row, picture in zip(rows, pictures, strict=True) if picture is None]
+        lacking = [row.name for row in rows if row.image is None]
         if lacking and len(lacking) < len(rows):
             raise InvalidInputError(
                 f"{lacking[0]} has no image and others of its batch have: give all rows one, or none."
@@ -204,13 +202,13 @@ class ReaderBatches:
         # parameter then takes part in every step.
         hidden = not any(evidence) and (self.is_latent() or self.processor.fusion != "in_context")
         inputs = self.processor(
-            images=None if lacking else pictures,
-            text=[question or DESCRIBE_PROMPT for question in questions],
+            images=None if lacking else [row.image for row in rows],
+            text=[row.question or DESCRIBE_PROMPT for row in rows],
             evidence=[[_UNSEEN] for _ in rows] if hidden else evidence,
             answers=answers,
             passage_prompts=self.is_latent(),
         )
         if hidden:
             inputs["evidence_mask"] &= False
-        inputs[ROW_NAMES] = [name_of(row) for row in rows]
+        inputs[ROW_NAMES] = [row.name for row in rows]
         return inputs

@@ -1,11 +1,11 @@
-"""Knows what one row of training data says: a question, an image, accepted answers, and which passages are right.
+"""One row of training data as a user's data set has it, parsed once into a `TrainingRow`.
 
 | key | what |
 |---|---|
 | `question` | the words of the question, or `None` |
 | `image` | anything that `safe_image` takes, or `None` |
 | `answer` | the answer to learn |
-| `answers` | all accepted answers; the first is learned where there is no `answer` |
+| `answers` | all accepted answers; without an `answer` the most frequent of them is learned, see `label_first` |
 | `gold_ids` | ids of the passages that hold the answer |
 | `negative_ids` | passages to distract with; `EvidenceMix` |
 | `known` | `False` where the reader cannot answer without its gold passages, which are then never withheld |
@@ -16,7 +16,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,15 +31,114 @@ from .broken_images import undecoded
 ROW_NUMBER = "row_number"
 
 
+@dataclass(frozen=True)
+class TrainingRow:
+    """What one row says. Everything after `parse` reads these fields and never the user's row again.
+
+    Attributes:
+        name: How messages call the row: its id, or its place in the data set.
+        number: Its place in the data set, by which random draws are made; `None` where nobody numbered it.
+        question: The words of the question.
+        image: As it came, and once a batch has opened it a `PIL.Image.Image`.
+        answers: All accepted answers, stripped, each once, the label first.
+        gold_ids, negative_ids, exclude_ids: Ids of passages.
+        known: See the table above.
+        evidence: Passages to read as they are; `None` for those that are retrieved.
+        columns: What the user's row has, for messages.
+    """
+
+    name: str = "row ?"
+    number: int | None = None
+    question: str | None = None
+    image: Any = None
+    answers: tuple[str, ...] = ()
+    gold_ids: tuple[str, ...] = ()
+    negative_ids: tuple[str, ...] = ()
+    exclude_ids: tuple[str, ...] = ()
+    known: bool = True
+    evidence: tuple[Any, ...] | None = None
+    columns: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, row: Mapping[str, Any]) -> TrainingRow:
+        """Reads a row with the keys of the table above; an id or an answer alone is a list of one.
+
+        Raises:
+            InvalidInputError: If an answer is no text, or there is neither a question nor an image.
+
+        >>> row = TrainingRow.parse({"id": "q7", "question": "what ?", "answers": ["a", "b", "b"], "gold_ids": 7})
+        >>> row.name, row.label, row.answers, row.gold_ids
+        ("'q7'", 'b', ('b', 'a'), ('7',))
+        """
+        name = repr(row["id"]) if row.get("id") is not None else f"row {row.get(ROW_NUMBER, '?')}"
+        columns = tuple(sorted(column for column in row if column != ROW_NUMBER))
+        if row.get("question") is None and row.get("image") is None:
+            raise InvalidInputError(
+                f"{name} has neither `question` nor `image`; it has {list(columns)}. Rename the columns, or "
+                "pass a `data_collator` that knows their names, such as AnswerCollator."
+            )
+        evidence = row.get("evidence")
+        try:
+            answers = [*label_first(row.get("answer")), *label_first(row.get("answers"))]
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{name}: {error}") from error
+        return cls(
+            name=name,
+            number=row.get(ROW_NUMBER),
+            question=row.get("question"),
+            image=row.get("image"),
+            answers=tuple(dict.fromkeys(answers)),
+            gold_ids=_ids(row.get("gold_ids")),
+            negative_ids=_ids(row.get("negative_ids")),
+            exclude_ids=_ids(row.get("exclude_ids")),
+            known=bool(row.get("known", True)),
+            evidence=None if evidence is None else tuple(evidence),
+            columns=columns,
+        )
+
+    @property
+    def label(self) -> str:
+        """The answer to learn.
+
+        Raises:
+            InvalidInputError: If the row has none.
+        """
+        if not self.answers:
+            raise InvalidInputError(
+                f"{self.name} has no answer to learn: expected `answer`, or a list `answers`; it has "
+                f"{list(self.columns)}."
+            )
+        return self.answers[0]
+
+
+def label_first(answers: str | Iterable[str | None] | None) -> list[str]:
+    """Accepted answers, each once and without empty ones, the label first: the most frequent, and of equals the first.
+
+    This is the rule of VQA, where ten people answer one question. Where all answers differ, the label is the first.
+
+    Raises:
+        InvalidInputError: If one is neither a text nor `None`.
+
+    >>> label_first(["red", "scarlet", "scarlet "]), label_first(["Oslo", "Kristiania"])
+    (['scarlet', 'red'], ['Oslo', 'Kristiania'])
+    """
+    listed = [answers] if isinstance(answers, str) or not isinstance(answers, Iterable) else list(answers)
+    if wrong := [answer for answer in listed if answer is not None and not isinstance(answer, str)]:
+        raise InvalidInputError(f"expected a text, got {type(wrong[0]).__name__}: {str(wrong[0])[:40]!r}")
+    counted = Counter(answer.strip() for answer in listed if answer and answer.strip())
+    label = [answer for answer, _ in counted.most_common(1)]
+    return list(dict.fromkeys([*label, *counted]))
+
+
 class NumberedRows(torch.utils.data.Dataset):
-    """A data set whose rows know their place, so that an error can name them.
+    """A data set whose rows have their place with them, so that an error can name them.
 
     >>> NumberedRows([{"question": "which bird ?"}])[0]
     {'question': 'which bird ?', 'row_number': 0}
     """
 
     def __init__(self, rows: Any) -> None:
-        self.rows = undecoded(rows)  # a broken picture is the trainer's matter
+        self.rows = undecoded(rows)  # a broken image is the trainer's matter
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -46,85 +147,15 @@ class NumberedRows(torch.utils.data.Dataset):
         return {**self.rows[number], ROW_NUMBER: number}
 
 
-def name_of(row: Mapping[str, Any]) -> str:
-    """How messages call a row: its id, or its place in the data set.
-
-    >>> name_of({"id": "q7"}), name_of({"row_number": 3})
-    ("'q7'", 'row 3')
-    """
-    return repr(row["id"]) if row.get("id") is not None else f"row {row.get(ROW_NUMBER, '?')}"
-
-
-def answers_of(row: Mapping[str, Any]) -> list[str]:
-    """All accepted answers, the one to learn first.
-
-    >>> answers_of({"answer": "Oslo", "answers": ["Kristiania", "Oslo"]})
-    ['Oslo', 'Kristiania']
-    """
-    answers = row.get("answers")
-    listed = [answers] if isinstance(answers, str) else list(answers if answers is not None else ())
-    first = [row["answer"]] if row.get("answer") else []
-    return list(dict.fromkeys([*first, *listed]))
-
-
-def answer_of(row: Mapping[str, Any]) -> str:
-    """The answer to learn.
-
-    Raises:
-        InvalidInputError: If the row has none.
-    """
-    answers = answers_of(row)
-    if not answers or not answers[0].strip():
-        raise InvalidInputError(
-            f"{name_of(row)} has no answer to learn: expected `answer`, or a list `answers`; it has {columns_of(row)}."
-        )
-    return answers[0]
-
-
-def check_row(row: Mapping[str, Any]) -> None:
-    """Refuses a row that asks nothing: its columns must have other names.
-
-    Raises:
-        InvalidInputError: If there is neither a question nor an image.
-    """
-    if row.get("question") is None and row.get("image") is None:
-        raise InvalidInputError(
-            f"{name_of(row)} has neither `question` nor `image`; it has {columns_of(row)}. Rename the columns, or "
-            "pass a `data_collator` that knows their names, such as AnswerCollator."
-        )
-
-
-def columns_of(row: Mapping[str, Any]) -> list[str]:
-    """The columns of a row as its data set has them.
-
-    >>> columns_of({"row_number": 3, "picture": None, "caption": "a wren"})
-    ['caption', 'picture']
-    """
-    return sorted(name for name in row if name != ROW_NUMBER)
-
-
-def ids_of(row: Mapping[str, Any], key: str = "gold_ids") -> list[str]:
-    """Ids of passages in a row, as strings; a single one is a list of one.
-
-    >>> ids_of({"gold_ids": 7}), ids_of({})
-    (['7'], [])
-    """
-    value = row.get(key)
-    if value is None:
-        return []
-    return [str(value)] if isinstance(value, (str, int)) else [str(passage_id) for passage_id in value]
-
-
-def gold_ids_of(rows: Any) -> list[list[str]] | None:
+def gold_ids_of(rows: Any) -> list[tuple[str, ...]] | None:
     """The gold ids of all rows of a data set, without decoding its images; `None` where that cannot be done."""
     if isinstance(rows, NumberedRows):
         return gold_ids_of(rows.rows)
     columns = getattr(rows, "column_names", None)
     if isinstance(columns, list):  # a `datasets.Dataset`
-        values = rows["gold_ids"] if "gold_ids" in columns else []
-        return [ids_of({"gold_ids": value}) for value in values]
+        return [_ids(value) for value in (rows["gold_ids"] if "gold_ids" in columns else [])]
     if isinstance(rows, (list, tuple)):
-        return [ids_of(row) for row in rows]
+        return [_ids(row.get("gold_ids")) for row in rows]
     return None
 
 
@@ -149,3 +180,9 @@ def check_gold_ids(gold_ids: Sequence[Sequence[str]], knowledge_base: KnowledgeB
             f"passages: {shown}{', ...' if len(missing) > 5 else ''}. Add these passages, or train with the knowledge "
             "base that the ids come from."
         )
+
+
+def _ids(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (str(value),) if isinstance(value, (str, int)) else tuple(str(passage_id) for passage_id in value)

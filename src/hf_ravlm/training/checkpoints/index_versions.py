@@ -1,4 +1,4 @@
-"""Keeps the vectors of an index that was rebuilt while training, one file per generation, for checkpoints to refer to.
+"""Vectors of an index that is rebuilt while training, one file per version, to which checkpoints refer.
 
 A checkpoint cannot make them again: they are by the weights of the last refresh, not by its own.
 """
@@ -22,8 +22,8 @@ STATE = "index_generation.json"
 FOLDER = "index_generations"
 
 
-def save_generation(run_folder: Path, checkpoint: Path, number: int, retriever: RavlmRetriever) -> None:
-    """Writes which generation of the index serves at a checkpoint, and its vectors if no other checkpoint has.
+def save_index_version(run_folder: Path, checkpoint: Path, number: int, retriever: RavlmRetriever) -> None:
+    """Writes which version of the index serves at a checkpoint, and its vectors if no other checkpoint has.
 
     Args:
         run_folder: Output folder of the training.
@@ -48,8 +48,8 @@ def save_generation(run_folder: Path, checkpoint: Path, number: int, retriever: 
     replace_file(checkpoint / STATE, json.dumps(state, indent=1).encode())
 
 
-def load_generation(run_folder: Path, checkpoint: Path, retriever: RavlmRetriever) -> tuple[int, RavlmRetriever]:
-    """The generation that served at a checkpoint, over the passages of a retriever.
+def load_index_version(run_folder: Path, checkpoint: Path, retriever: RavlmRetriever) -> tuple[int, RavlmRetriever]:
+    """The version of the index that served at a checkpoint, over the passages of a retriever.
 
     Args:
         run_folder: Output folder of the training.
@@ -58,7 +58,7 @@ def load_generation(run_folder: Path, checkpoint: Path, retriever: RavlmRetrieve
 
     Raises:
         KnowledgeBaseMismatchError: If these are other passages, or other vectors than the training began with.
-        KnowledgeBaseCorruptError: If the vectors of the generation are missing or damaged.
+        KnowledgeBaseCorruptError: If the vectors of the version are missing or damaged.
     """
     state: dict[str, Any] = json.loads((checkpoint / STATE).read_bytes())
     if state["ids_sha256"] != _ids_digest(retriever):
@@ -87,7 +87,7 @@ def load_generation(run_folder: Path, checkpoint: Path, retriever: RavlmRetrieve
     return number, RavlmRetriever(retriever.knowledge_base, retriever.encoder, vectors, fingerprint, kind)
 
 
-def drop_unused_generations(run_folder: Path) -> None:
+def drop_unused_versions(run_folder: Path) -> None:
     """Deletes the vectors that no checkpoint refers to any more."""
     used = set()
     for path in run_folder.glob(f"checkpoint-*/{STATE}"):

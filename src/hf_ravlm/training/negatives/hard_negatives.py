@@ -1,4 +1,4 @@
-"""Mines hard negatives: passages that look right to a retriever, or to a reader in a hurry, and are wrong.
+"""Mining of hard negatives: passages that look right to a retriever, or to a reader in a hurry, and are wrong.
 
 Three steps, batch by batch. (1) Every kind of candidate gives each query a ranking:
 
@@ -18,7 +18,7 @@ References: Karpukhin et al. 2020 (arXiv 2004.04906), Xiong et al. 2021 (arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any, Literal, NamedTuple
@@ -32,9 +32,9 @@ from ...retrieval import RavlmRetriever
 from ...retrieval.encoding.corpus import input_digest
 from ...retrieval.indexes.exact_search import exact_search
 from ...retrieval.ranking.channels import encode_queries
-from ..batches.leakage import differing_bits, holds_answer, picture_hash
+from ..batches.leakage import differing_bits, holds_answer, image_hash
 from ..batches.passage_view import PassageView
-from ..batches.rows import NumberedRows, answers_of, check_gold_ids, gold_ids_of, ids_of, name_of
+from ..batches.rows import NumberedRows, TrainingRow, check_gold_ids, gold_ids_of
 from .mining_cache import MiningCache
 
 
@@ -50,8 +50,8 @@ class NegativeRules:
             above 0 (NV-Retriever's TopK-PercPos); such passages are often right and only not marked. `None`: no limit.
         positive_margin: Leave out passages that score above the gold's score less this margin. `None`: no limit.
         allow_answers: Whether a passage may hold an accepted answer.
-        near_duplicate_bits: Leave out passages whose picture differs from that of the query in at most so many of the
-            576 bits of `picture_hash`. `None`: pictures are not compared.
+        near_duplicate_bits: Leave out passages whose image differs from that of the query in at most so many of the
+            576 bits of `image_hash`. `None`: images are not compared.
     """
 
     positive_ratio: float | None = 0.95
@@ -150,7 +150,7 @@ def mine_hard_negatives(
     for number, batch in enumerate(tqdm(batches, desc="Mining negatives", delay=5)):
         if number % process[1] != process[0]:
             continue
-        taken = [rows[row] for row in batch]
+        taken = [TrainingRow.parse(rows[row]) for row in batch]
         done = None if store is None else store.read(number, taken)
         if done is None:
             done = miner.mine(taken, batch.start)
@@ -159,7 +159,7 @@ def mine_hard_negatives(
         mined[number] = [HardNegatives(*negatives) for negatives in done]
     for number, batch in enumerate(batches):
         if number not in mined and store is not None:
-            waited = store.wait_for(number, [rows[row] for row in batch])
+            waited = store.wait_for(number, [TrainingRow.parse(rows[row]) for row in batch])
             mined[number] = [HardNegatives(*negatives) for negatives in waited]
     return [negatives for number in range(len(batches)) for negatives in mined[number]]
 
@@ -193,7 +193,7 @@ class _Miner:
             "ids": self.view.ids,
         }
 
-    def mine(self, rows: Sequence[Mapping[str, Any]], first: int) -> list[HardNegatives]:
+    def mine(self, rows: Sequence[TrainingRow], first: int) -> list[HardNegatives]:
         """Negatives for rows of which the first is row `first` of all."""
         batch = _Batch.of(rows, self.view, self.num_candidates)
         proposals = {kind: _PROPOSALS[kind](batch, self.view) for kind in self.kinds}
@@ -241,12 +241,12 @@ class _Miner:
             for row, text in zip(kept, texts, strict=True)
             if not (text in copies and self.view.modality[row] == 1) and not holds_answer(text, answers)
         ]
-        shown = batch.picture_hashes[place] if rules.near_duplicate_bits is not None else None
+        shown = batch.image_hashes[place] if rules.near_duplicate_bits is not None else None
         if shown is None or not kept:
             return kept
         return [
             row
-            for row, seen in zip(kept, self.view.picture_hashes(kept), strict=True)
+            for row, seen in zip(kept, self.view.image_hashes(kept), strict=True)
             if seen is None or differing_bits(shown, seen) > rules.near_duplicate_bits
         ]
 
@@ -258,42 +258,41 @@ class _Batch(NamedTuple):
     queries: np.ndarray  # (n, D)
     gold: list[list[int]]
     excluded: list[list[int]]
-    answers: list[list[str]]
+    answers: list[tuple[str, ...]]
     positive_scores: list[float]
-    picture_hashes: list[int | None]
+    image_hashes: list[int | None]
     num_candidates: int
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]], view: PassageView, num_candidates: int) -> _Batch:
-        gold_ids = [ids_of(row) for row in rows]
-        check_gold_ids(gold_ids, view.knowledge_base)
-        lacking = [name_of(row) for row, ids in zip(rows, gold_ids, strict=True) if not ids]
+    def of(cls, rows: Sequence[TrainingRow], view: PassageView, num_candidates: int) -> _Batch:
+        check_gold_ids([row.gold_ids for row in rows], view.knowledge_base)
+        lacking = [row.name for row in rows if not row.gold_ids]
         if lacking:
             raise InvalidInputError(
                 f"{len(lacking)} rows have no gold passage, such as {lacking[0]}. A passage is wrong only beside "
                 "one that is right: give every row `gold_ids`."
             )
-        questions = [row.get("question") for row in rows]
-        pictures = [None if row.get("image") is None else _picture(row) for row in rows]
-        queries = encode_queries(view.retriever.encoder, pictures, questions)
-        gold = [[view.row_of[passage_id] for passage_id in ids] for ids in gold_ids]
+        questions = [row.question for row in rows]
+        images = [None if row.image is None else _opened(row) for row in rows]
+        queries = encode_queries(view.retriever.encoder, images, questions)
+        gold = [[view.row_of[passage_id] for passage_id in row.gold_ids] for row in rows]
         return cls(
             questions,
             queries,
             gold,
-            [[view.row_of[name] for name in ids_of(row, "exclude_ids") if name in view.row_of] for row in rows],
-            [answers_of(row) for row in rows],
+            [[view.row_of[name] for name in row.exclude_ids if name in view.row_of] for row in rows],
+            [row.answers for row in rows],
             [float((view.vectors[right] @ query).max()) for right, query in zip(gold, queries, strict=True)],
-            [None if picture is None else picture_hash(picture) for picture in pictures],
+            [None if image is None else image_hash(image) for image in images],
             num_candidates,
         )
 
 
-def _picture(row: Mapping[str, Any]) -> Image.Image:
+def _opened(row: TrainingRow) -> Image.Image:
     try:
-        return safe_image(row["image"])
+        return safe_image(row.image)
     except UnsafeInputError as error:
-        raise UnsafeInputError(f"The picture of {name_of(row)} cannot be used: {error}") from error
+        raise UnsafeInputError(f"The image of {row.name} cannot be used: {error}") from error
 
 
 def _nearest(batch: _Batch, view: PassageView) -> list[np.ndarray]:

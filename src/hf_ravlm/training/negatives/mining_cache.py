@@ -1,4 +1,4 @@
-"""Keeps mined batches as files: each is written in one step and named after what decides it.
+"""Mined batches as files, each written in one step and named after what decides its content.
 
 So a run that was interrupted goes on where it stopped, and processes wait for each other's files instead of in a
 collective operation, which would time out while one of them works.
@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from ...saving.durable import make_folder, replace_file
+from ..batches.rows import TrainingRow
 
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class MiningCache:
         self.timeout_seconds = timeout_seconds
         make_folder(self.folder)
 
-    def read(self, number: int, rows: Sequence[Mapping[str, Any]]) -> list[Any] | None:
+    def read(self, number: int, rows: Sequence[TrainingRow]) -> list[Any] | None:
         """The result of batch `number` for these rows, if it was written."""
         path = self._path(number, rows)
         if not path.exists():
@@ -53,11 +54,11 @@ class MiningCache:
             return None
         return result
 
-    def write(self, number: int, rows: Sequence[Mapping[str, Any]], result: Sequence[Any]) -> None:
+    def write(self, number: int, rows: Sequence[TrainingRow], result: Sequence[Any]) -> None:
         """Keeps the result of batch `number`."""
         replace_file(self._path(number, rows), json.dumps(result).encode())
 
-    def wait_for(self, number: int, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def wait_for(self, number: int, rows: Sequence[TrainingRow]) -> list[Any]:
         """The result of a batch that another process works on.
 
         Raises:
@@ -76,23 +77,22 @@ class MiningCache:
             time.sleep(_POLL_SECONDS)
         return result
 
-    def _path(self, number: int, rows: Sequence[Mapping[str, Any]]) -> Path:
-        return self.folder / f"batch-{number:06d}-{_digest([_told(row) for row in rows])[:16]}.json"
+    def _path(self, number: int, rows: Sequence[TrainingRow]) -> Path:
+        return self.folder / f"batch-{number:06d}-{_digest([_content(row) for row in rows])[:16]}.json"
 
 
-def _told(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a row mining depends on, for JSON."""
-    keys = ("question", "answer", "answers", "gold_ids", "exclude_ids", "caption")
-    return {**{key: row[key] for key in keys if row.get(key) is not None}, "image": _picture_digest(row.get("image"))}
+def _content(row: TrainingRow) -> list[Any]:
+    """The parts of a row that mining depends on, for JSON."""
+    return [row.question, row.answers, row.gold_ids, row.exclude_ids, _image_digest(row.image)]
 
 
-def _picture_digest(image: Any) -> str | None:
+def _image_digest(image: Any) -> str | None:
     if image is None or isinstance(image, str):
         return image
     if isinstance(image, PathLike):
         return str(image)
     if isinstance(image, Mapping):
-        return _picture_digest(image.get("bytes") or image.get("path"))
+        return _image_digest(image.get("bytes") or image.get("path"))
     if isinstance(image, Image.Image):
         return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
     return hashlib.sha256(image if isinstance(image, bytes) else repr(image).encode()).hexdigest()
