@@ -14,6 +14,7 @@ from .encoding.encoders import Encoder
 from .passage import Passage
 from .ranking.channels import Query, encode_queries
 from .ranking.fusion import Ranking
+from .ranking.search import SearchOptions
 from .store.state import LivingKnowledge
 from .unit_vectors import unit_vectors
 
@@ -65,6 +66,18 @@ def checked_queries(images: Any, texts: Any) -> list[Query]:
         Query(text, None if image is None else safe_image(image))
         for image, text in zip(image_list, text_list, strict=True)
     ]
+
+
+def checked_options(**options: Any) -> SearchOptions:
+    """Returns the options of a search.
+
+    Raises:
+        InvalidInputError: If one is no field of `SearchOptions`, or has a wrong value.
+    """
+    try:
+        return SearchOptions(**options)
+    except TypeError as error:
+        raise InvalidInputError(f"{error}. The options are the fields of `SearchOptions`.") from error
 
 
 def cosines_of(encoder: Encoder, queries: Sequence[Query], vectors: np.ndarray, ranking: Ranking) -> np.ndarray:

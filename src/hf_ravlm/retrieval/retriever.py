@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from ..errors import InvalidInputError
 from ..images import ImageSource
 from .encoding.corpus import embed_corpus
 from .encoding.encoders import Encoder
-from .evidence import Evidence, checked_queries, cosines_of, evidence_of
+from .evidence import Evidence, checked_options, checked_queries, cosines_of, evidence_of
 from .knowledge_base import KnowledgeBase
 from .published_retriever import PublishedRetriever
 from .ranking.channels import Query
@@ -75,8 +74,6 @@ class RavlmRetriever(PublishedRetriever):
         memory_budget: int | None = None,
         recall: float = 0.95,
         staging: str | os.PathLike[str] | None = None,
-        backend: Literal["faiss", "milvus"] = "faiss",
-        **backend_options: Any,
     ) -> RavlmRetriever:
         """Encodes all passages and indexes them.
 
@@ -89,27 +86,12 @@ class RavlmRetriever(PublishedRetriever):
             recall: The share of the exact ten best that an approximate index is to find.
             staging: A folder for half-made work, so that an interrupted build goes on where it stopped and several
                 processes share it, see `embed_corpus`; `None` works in memory. Delete it after saving.
-            backend: `"faiss"` keeps and searches the knowledge base in this process; `"milvus"` on a Milvus server or
-                cluster, which has an index of its own and opens again by `from_milvus`.
-            **backend_options: For `"milvus"`: `uri` and `collection`, and the other arguments of
-                `hf_ravlm.integrations.milvus.client.MilvusBackend.create`, such as `token` and `overwrite`.
 
         Raises:
             InvalidInputError: If the encoder returns vectors of a wrong number, shape or type, or the index is not
                 known.
             UnsafeInputError: If a vector is zero, NaN or infinite, with the ids of its passages.
         """
-        if backend == "milvus":
-            from ..integrations.milvus.retriever import MilvusRetriever
-
-            return MilvusRetriever.build_collection(
-                knowledge_base, encoder, batch_size=batch_size, staging=staging, **backend_options
-            )
-        if backend != "faiss" or backend_options:
-            raise InvalidInputError(
-                f'backend={backend!r} with the options {sorted(backend_options)} is not known. Choose "faiss", '
-                'without options, or "milvus" with `uri` and `collection`.'
-            )
         options = IndexOptions(index, memory_budget, recall)
         fingerprint = encoder.fingerprint
         vectors = embed_corpus(knowledge_base, encoder, batch_size=batch_size, staging=staging)
@@ -155,11 +137,7 @@ class RavlmRetriever(PublishedRetriever):
             UnsafeInputError: If an image cannot be used.
         """
         queries = checked_queries(images, texts)
-        try:
-            search_options = SearchOptions(k=k, where=where, channels=channels, **options)
-        except TypeError as error:
-            raise InvalidInputError(f"{error}. The options are the fields of `SearchOptions`.") from error
-        return self._find(queries, search_options)
+        return self._find(queries, checked_options(k=k, where=where, channels=channels, **options))
 
     def _find(self, queries: Sequence[Query], options: SearchOptions) -> list[list[Evidence]]:
         knowledge = self._knowledge  # one state for the whole search, whoever changes it meanwhile
@@ -222,28 +200,3 @@ class RavlmRetriever(PublishedRetriever):
         knowledge = self._knowledge
         scores, rows = knowledge.search(vectors, k)
         return scores, knowledge.live_places(rows)
-
-    @classmethod
-    def from_milvus(
-        cls, uri: str, collection: str, encoder: Encoder, *, token: str = "", consistency: str = "Strong"
-    ) -> RavlmRetriever:
-        """Opens a knowledge base in a Milvus collection, built by `build(..., backend="milvus")`.
-
-        Args:
-            uri: Such as `"http://localhost:19530"`.
-            collection: The name of the collection.
-            encoder: The encoder that made its vectors.
-            token: `"user:password"` or an API key.
-            consistency: `"Strong"` sees every change at once, `"Bounded"` and `"Eventually"` answer sooner and may
-                miss the last seconds.
-
-        Raises:
-            KnowledgeBaseNotFoundError: If there is no such collection.
-            KnowledgeBaseCorruptError: If its build did not finish.
-            KnowledgeBaseMismatchError: If the encoder is not the one that made the vectors.
-            ConnectionError: If the server cannot be reached.
-        """
-        from ..integrations.milvus.client import MilvusBackend
-        from ..integrations.milvus.retriever import MilvusRetriever
-
-        return MilvusRetriever(MilvusBackend.open(uri, collection, token=token, consistency=consistency), encoder)

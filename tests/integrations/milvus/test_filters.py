@@ -58,7 +58,7 @@ def backend(passages, tmp_path_factory):
 
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     made = MilvusBackend.create(str(tmp_path_factory.mktemp("milvus") / "kb.db"), "kb", 4, index_type="FLAT")
-    made.add(passages, np.random.default_rng(0).standard_normal((len(passages), 4)))
+    made.write(passages, np.random.default_rng(0).standard_normal((len(passages), 4)))
     yield made
     made.close()
 

@@ -1,4 +1,4 @@
-"""One argument moves a retriever to Milvus: the answers are those of the local one. milvus-lite is the server."""
+"""A retriever over Milvus gives the answers of a local one. milvus-lite is the server."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
 
 pytest.importorskip("pymilvus", reason='pip install "hf_ravlm[milvus]"')
 pytest.importorskip("milvus_lite", reason='pip install "hf_ravlm[test]"')
+
+from hf_ravlm.integrations.milvus import MilvusRetriever
+
 
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs every error that it raises
 
@@ -35,9 +38,7 @@ def both(uri, rows, encoder):
     ]
     knowledge_base = KnowledgeBase.from_dicts([*rows, *more])
     local = RavlmRetriever.build(knowledge_base, encoder)
-    remote = RavlmRetriever.build(
-        knowledge_base, encoder, backend="milvus", uri=uri, collection="birds", index_type="FLAT"
-    )
+    remote = MilvusRetriever.build(knowledge_base, encoder, uri=uri, collection="birds", index_type="FLAT")
     yield local, remote
     remote.backend.close()
 
@@ -132,45 +133,35 @@ def test_changes_are_the_same(both, encoder):
 
 def test_another_process_opens_it_and_another_encoder_does_not(both, uri, encoder, toy_encoder):
     _, remote = both
-    opened = RavlmRetriever.from_milvus(uri, "birds", encoder)
+    opened = MilvusRetriever.open(uri, "birds", encoder)
     assert_same(remote, opened, texts=QUESTIONS, k=5)
     with pytest.raises(KnowledgeBaseMismatchError, match="built by 'ToyEncoder seed=0' .* is 'ToyEncoder seed=1'"):
-        RavlmRetriever.from_milvus(uri, "birds", toy_encoder(seed=1))
+        MilvusRetriever.open(uri, "birds", toy_encoder(seed=1))
     encoder.fingerprint = "f" * 64  # trained meanwhile
-    with pytest.raises(KnowledgeBaseMismatchError, match="has changed"):
+    with pytest.raises(KnowledgeBaseMismatchError, match="as after training"):
         remote.add([{"id": "new", "text": "new"}])
 
 
-def test_what_a_collection_cannot_do_is_refused(both, tmp_path):
+def test_readers_and_adapters_take_it(both):
     _, remote = both
-    for refused in (
-        lambda: remote.knowledge_base,
-        lambda: remote.vectors,
-        lambda: remote.index,
-        lambda: remote.search_vectors(np.ones((1, 64)), 3),
-        lambda: remote.save_pretrained(tmp_path),
-        lambda: remote.push_to_hub("owner/name"),
-        lambda: remote.compact(purge=True),
-        lambda: remote.learn_weights([["robin"]], texts=["robin"]),
-    ):
-        with pytest.raises(InvalidInputError, match="live in the Milvus collection 'birds'"):
-            refused()
-    assert not remote.refresh()
-    assert isinstance(remote, RavlmRetriever)
-    assert remote.passages(["robin", "nobody"])[1] is None
+    assert [passage and passage.id for passage in remote.passages(["robin", "nobody"])] == ["robin", None]
+    langchain = pytest.importorskip("hf_ravlm.integrations.langchain")
+    documents = langchain.RavlmLangchainRetriever(retriever=remote, k=2).invoke("orange robin")
+    assert documents[0].id == "robin"
 
 
-def test_wrong_backends_are_refused(encoder, rows, uri):
-    passages = KnowledgeBase.from_dicts(rows)
-    with pytest.raises(InvalidInputError, match="backend='qdrant'"):
-        RavlmRetriever.build(passages, encoder, backend="qdrant")
-    with pytest.raises(InvalidInputError, match=r"\['uri'\]"):
-        RavlmRetriever.build(passages, encoder, uri=uri)
+def test_a_wrong_k_and_an_empty_knowledge_base_are_refused(both, encoder, uri):
+    _, remote = both
+    for k in (0, -1, True, 2.0, 20_000):
+        with pytest.raises(InvalidInputError, match="k="):
+            remote.retrieve(texts="swan", k=k)
+    with pytest.raises(InvalidInputError, match="fields of `SearchOptions`"):
+        remote.retrieve(texts="swan", top=3)
     with pytest.raises(InvalidInputError, match="at least one passage"):
-        RavlmRetriever.build(KnowledgeBase(), encoder, backend="milvus", uri=uri, collection="empty")
+        MilvusRetriever.build(KnowledgeBase(), encoder, uri=uri, collection="empty")
 
 
 def test_without_the_client_the_error_names_the_extra(monkeypatch, encoder, uri):
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(ImportError, match=r'pip install "hf_ravlm\[milvus\]"'):
-        RavlmRetriever.from_milvus(uri, "birds", encoder)
+        MilvusRetriever.open(uri, "birds", encoder)

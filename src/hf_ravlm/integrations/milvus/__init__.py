@@ -1,1 +1,8 @@
-"""Knowledge bases on a Milvus server, searched like local ones."""
+"""A knowledge base on a Milvus server, asked and changed like a local one: pip install "hf_ravlm[milvus]"."""
+
+from __future__ import annotations
+
+from .retriever import MilvusRetriever
+
+
+__all__ = ["MilvusRetriever"]

@@ -1,4 +1,4 @@
-"""Knows how a `where` mapping becomes an expression of Milvus, in which no value can become a part of the expression.
+"""A `where` mapping as an expression of Milvus, in which no value can become a part of the expression.
 
 Names of columns come from a fixed list; keys of metadata and all values are written as literals. The answers are those
 of `retrieval.ranking.filters.matching_rows`, except that a server does not know what other passages hold: a metadata

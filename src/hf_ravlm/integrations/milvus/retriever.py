@@ -1,36 +1,33 @@
-"""Knows the retriever whose passages live in a Milvus collection: it asks and changes as any other, and holds nothing.
-
-What needs all passages or vectors at hand (`knowledge_base`, `vectors`, saving to a folder) is refused: the collection
-is the knowledge base.
-"""
+"""A retriever whose passages live in a Milvus collection: for knowledge that outgrows one machine."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ...errors import InvalidInputError, KnowledgeBaseMismatchError
+from ...images import ImageSource
 from ...retrieval.encoding.corpus import embed_corpus
 from ...retrieval.encoding.encoder_probe import describe_encoder
 from ...retrieval.encoding.encoders import Encoder
-from ...retrieval.evidence import Evidence
+from ...retrieval.evidence import Evidence, checked_options, checked_queries
 from ...retrieval.knowledge_base import KnowledgeBase
 from ...retrieval.living_retriever import Passages, as_knowledge_base
 from ...retrieval.passage import Passage
-from ...retrieval.ranking.channels import Query
-from ...retrieval.ranking.search import SearchOptions
-from ...retrieval.retriever import RavlmRetriever
 from .client import MilvusBackend
 from .search import search_collection
 
 
-class MilvusRetriever(RavlmRetriever):
-    """Finds passages in a Milvus collection. Made by `RavlmRetriever.build(..., backend="milvus")` or `from_milvus`.
+class MilvusRetriever:
+    """Finds passages in a Milvus collection by image, by text, or by both, and takes new ones at any time.
 
-    A change is made on the server before the method returns, and found by every retriever of the collection.
+    Make one with `build` or `open`; it goes wherever a `RavlmRetriever` is asked: pipelines, `answer_questions`, the
+    server, adapters of other libraries. A change is made on the server before the method returns, and found by every
+    retriever of the collection. Passages and vectors stay there: what needs them here (saving to a folder, training,
+    learning weights) takes a `RavlmRetriever`.
 
     Args:
         backend: The collection.
@@ -38,122 +35,141 @@ class MilvusRetriever(RavlmRetriever):
 
     Raises:
         KnowledgeBaseMismatchError: If another encoder made the vectors.
+
+    Example:
+
+    ```python
+    >>> from hf_ravlm.integrations.milvus import MilvusRetriever
+    >>> place = {"uri": "http://localhost:19530", "collection": "birds"}
+    >>> retriever = MilvusRetriever.build(knowledge_base, encoder, **place)  # doctest: +SKIP
+    >>> MilvusRetriever.open(encoder=encoder, **place).retrieve(texts="a small loud bird")  # doctest: +SKIP
+
+    ```
     """
 
     def __init__(self, backend: MilvusBackend, encoder: Encoder) -> None:
-        fingerprint = encoder.fingerprint
-        if fingerprint != backend.encoder_fingerprint:
-            raise KnowledgeBaseMismatchError(
-                f"The collection {backend.collection!r} was built by {backend.encoder_name!r} (fingerprint "
-                f"{str(backend.encoder_fingerprint)[:12]}), but the encoder is {describe_encoder(encoder)!r} "
-                f"(fingerprint {fingerprint[:12]}). Their vectors cannot be compared. Pass the encoder that built it, "
-                'or build anew: `RavlmRetriever.build(..., backend="milvus", overwrite=True)`.'
-            )
-        super().__init__(KnowledgeBase(), encoder, np.zeros((0, backend.dim), np.float32), fingerprint)
-        self.backend = backend
+        self.backend, self.encoder = backend, encoder
+        self._check_encoder()
 
     @classmethod
-    def build_collection(
+    def build(
         cls,
         knowledge_base: KnowledgeBase,
         encoder: Encoder,
-        *,
         batch_size: int = 64,
-        staging: str | os.PathLike[str] | None = None,
+        *,
         uri: str,
         collection: str,
+        staging: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> MilvusRetriever:
-        """Encodes all passages and writes them to a new collection; see `RavlmRetriever.build`."""
+        """Encodes all passages and writes them to a new collection.
+
+        Args:
+            knowledge_base: At least one passage.
+            encoder: Encodes passages now and queries later.
+            batch_size: As `RavlmRetriever.build`; so `staging`.
+            uri: Such as `"http://localhost:19530"`, or the path of a `.db` file for the embedded milvus-lite.
+            collection: The name of the collection: letters, digits and underscores.
+            **options: `token` (`"user:password"` or an API key); `overwrite=True` to replace a collection of this
+                name; `index_type` over the vectors, such as `"FLAT"`, `"HNSW"` or `"AUTOINDEX"`; `consistency`, see
+                `open`.
+
+        Raises:
+            InvalidInputError: If there is no passage, one does not fit, or there is such a collection already.
+            ImportError: If pymilvus is not installed.
+            ConnectionError: If the server cannot be reached.
+        """
         if len(knowledge_base) == 0:
             raise InvalidInputError("A Milvus collection needs at least one passage: its vectors give the width.")
         fingerprint = encoder.fingerprint
         vectors = embed_corpus(knowledge_base, encoder, batch_size=batch_size, staging=staging)
         backend = MilvusBackend.create(uri, collection, vectors.shape[1], **options)
-        backend.update(knowledge_base, vectors)
+        backend.write(knowledge_base, vectors)
         backend.finish(describe_encoder(encoder), fingerprint)
         return cls(backend, encoder)
 
+    @classmethod
+    def open(
+        cls, uri: str, collection: str, encoder: Encoder, *, token: str = "", consistency: str = "Strong"
+    ) -> MilvusRetriever:
+        """Opens a collection that `build` made.
+
+        Args:
+            uri: As `build`; so `collection` and `encoder`.
+            token: As `build`.
+            consistency: `"Strong"` sees every change at once, `"Bounded"` and `"Eventually"` answer sooner and may
+                miss the last seconds.
+
+        Raises:
+            KnowledgeBaseNotFoundError: If there is no such collection.
+            KnowledgeBaseCorruptError: If its build did not finish.
+            KnowledgeBaseMismatchError: If this library did not make it, or another encoder made the vectors.
+            ConnectionError: If the server cannot be reached.
+        """
+        return cls(MilvusBackend.open(uri, collection, token=token, consistency=consistency), encoder)
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """The fingerprint of the encoder that made the vectors."""
+        return str(self.backend.encoder_fingerprint)
+
     def __len__(self) -> int:
-        """The number of passages; asks the server."""
         return len(self.backend)
 
     def __repr__(self) -> str:
         return f"MilvusRetriever({self.backend!r})"
 
-    def _find(self, queries: Sequence[Query], options: SearchOptions) -> list[list[Evidence]]:
-        return search_collection(self.backend, self.encoder, queries, options)
+    def retrieve(
+        self,
+        images: Sequence[ImageSource | None] | ImageSource | None = None,
+        texts: Sequence[str | None] | str | None = None,
+        k: int = 5,
+        *,
+        where: Mapping[str, Any] | None = None,
+        channels: Sequence[str] = ("dense",),
+        **options: Any,
+    ) -> list[list[Evidence]]:
+        """Returns the best passages of every query, best first; arguments and errors as `RavlmRetriever.retrieve`.
+
+        `k` is at most 16,384, the channels are `"dense"` and `"bm25"`, and `where` is read as `milvus_filter` says.
+        """
+        queries = checked_queries(images, texts)
+        asked = checked_options(k=k, where=where, channels=channels, **options)
+        return search_collection(self.backend, self.encoder, queries, asked)
 
     def add(self, passages: Passages, batch_size: int = 64) -> None:
-        """See `RavlmRetriever.add`."""
+        """Adds passages, with ids that are new; arguments and errors as `RavlmRetriever.add`."""
         new = as_knowledge_base(passages)
         self.backend.check_new(new.ids)  # before time is spent on encoding
-        if len(new):
-            self.backend.update(new, self._encode(new, batch_size, None))
+        self._encode_and_write(new, batch_size)
 
     def update(self, passages: Passages, batch_size: int = 64) -> None:
-        """See `RavlmRetriever.update`."""
+        """Replaces passages that have the same ids, and adds the others; one that is the same is not encoded again."""
         new = as_knowledge_base(passages)
-        same = [passage == known for passage, known in zip(new, self.backend.get(new.ids), strict=True)]
-        new = KnowledgeBase(new.table.filter(np.logical_not(same))) if any(same) else new
-        if len(new):
-            self.backend.update(new, self._encode(new, batch_size, None))
+        known = self.backend.passages(new.ids)
+        differs = [passage != stored for passage, stored in zip(new, known, strict=True)]
+        self._encode_and_write(KnowledgeBase(new.table.filter(np.array(differs, bool))), batch_size)
 
     def remove(self, ids: Sequence[str] | str) -> None:
-        """See `RavlmRetriever.remove`."""
+        """Removes passages; errors as `RavlmRetriever.remove`. The server erases them when their time is over."""
         self.backend.remove([ids] if isinstance(ids, str) else list(ids))
 
     def passages(self, ids: Sequence[str]) -> list[Passage | None]:
         """Returns the passages with several ids, in the order asked for; `None` where there is none."""
-        return self.backend.get(ids)
+        return self.backend.passages(ids)
 
-    def compact(self, purge: bool = False) -> None:
-        """Does nothing: a server compacts by itself, and erases removed passages when its retention time is over."""
-        if purge:
-            self._refuse("erased at once by `compact(purge=True)`; drop and rebuild the collection")
+    def _encode_and_write(self, new: KnowledgeBase, batch_size: int) -> None:
+        if len(new):
+            self._check_encoder()
+            self.backend.write(new, embed_corpus(new, self.encoder, batch_size=batch_size))
 
-    def refresh(self) -> bool:
-        """Returns `False`: every search asks the server, so nothing is ever old."""
-        return False
-
-    @property
-    def _knowledge(self) -> NoReturn:
-        self._refuse("held in this process")
-
-    @property
-    def knowledge_base(self) -> NoReturn:
-        """Refused, see the head of this file."""
-        self._refuse("held as a local KnowledgeBase; ask for some by `passages(ids)`")
-
-    @property
-    def vectors(self) -> NoReturn:
-        """Refused, see the head of this file."""
-        self._refuse("held with their vectors in memory")
-
-    @property
-    def index(self) -> NoReturn:
-        """Refused, see the head of this file."""
-        self._refuse("found by a local index")
-
-    def search_vectors(self, vectors: Any, k: int) -> NoReturn:
-        """Refused: passages on a server have no rows."""
-        self._refuse("numbered by rows; use `retriever.backend.search_vectors(vectors, k)`, which returns passages")
-
-    def learn_weights(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: learn on a local sample; scores have the same scale, so the weights serve here as well."""
-        self._refuse("ranked here to learn weights; learn them with a local retriever over a part of the passages")
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], subfolder: str = "knowledge_base") -> NoReturn:
-        """Refused, see the head of this file."""
-        self._refuse(
-            f"saved to {os.fspath(save_directory)!r}; the collection stays where it is, `from_milvus` opens it"
-        )
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> NoReturn:
-        """Refused, see the head of this file."""
-        self._refuse(f"pushed to {repo_id!r}; build a local retriever from their source to publish it")
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise InvalidInputError(
-            f"The passages live in the Milvus collection {self.backend.collection!r} and are not {what}."
-        )
+    def _check_encoder(self) -> None:
+        fingerprint = self.encoder.fingerprint
+        if fingerprint != self.backend.encoder_fingerprint:
+            raise KnowledgeBaseMismatchError(
+                f"The collection {self.backend.collection!r} was built by {self.backend.encoder_name!r} (fingerprint "
+                f"{self.encoder_fingerprint[:12]}), but the encoder is {describe_encoder(self.encoder)!r} "
+                f"(fingerprint {fingerprint[:12]}). Their vectors cannot be compared. Pass the encoder that built it, "
+                "or build anew, as after training: `MilvusRetriever.build(..., overwrite=True)`."
+            )

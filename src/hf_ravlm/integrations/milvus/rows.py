@@ -1,9 +1,9 @@
-"""Knows how a passage becomes a row of a Milvus collection and back, and what does not fit into one.
+"""Passages as rows of a Milvus collection.
 
 Milvus has no type for bytes: an image is kept as an array of base64 strings of at most 65,535 characters. A row must
-pass the message queue of a cluster, which takes a few megabytes, so images are limited; photographs that are looked at
-need not be larger than a screen. Words are cut by us, not by an analyzer of the server: a field holds the tokens of
-title and text with spaces between, so that BM25 counts the same words as in a local knowledge base.
+pass the message queue of a cluster, which takes a few megabytes, so images are limited. Words are cut here, not by an
+analyzer of the server: a field holds the tokens of title and text with spaces between, so that BM25 counts the same
+words as in a local knowledge base.
 """
 
 from __future__ import annotations
@@ -37,13 +37,7 @@ OUTPUT_FIELDS = ["id", "text", *TEXT_COLUMNS, "metadata", "has_image"]
 
 
 def collection_schema(client: Any, dim: int, index_type: str) -> tuple[Any, Any]:
-    """Returns schema and index parameters of a collection for passages with vectors of a width.
-
-    Args:
-        client: A `pymilvus.MilvusClient`.
-        dim: The width of the vectors.
-        index_type: The index over the vectors.
-    """
+    """Returns schema and index parameters of a collection for passages with vectors of width `dim`."""
     from pymilvus import DataType, Function, FunctionType
 
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -53,39 +47,18 @@ def collection_schema(client: Any, dim: int, index_type: str) -> tuple[Any, Any]
         schema.add_field(name, DataType.VARCHAR, max_length=MAX_COLUMN_BYTES, nullable=True)
     schema.add_field("metadata", DataType.JSON)
     schema.add_field("has_image", DataType.BOOL)
-    schema.add_field(
-        "image",
-        DataType.ARRAY,
-        element_type=DataType.VARCHAR,
-        max_capacity=_MAX_PARTS,
-        max_length=_CHARACTERS_PER_PART,
-    )
+    parts = {"element_type": DataType.VARCHAR, "max_capacity": _MAX_PARTS, "max_length": _CHARACTERS_PER_PART}
+    schema.add_field("image", DataType.ARRAY, **parts)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
     # The tokenizer only has to cut at spaces; it is the one that both a cluster and milvus-lite have.
-    schema.add_field(
-        "words",
-        DataType.VARCHAR,
-        max_length=MAX_TEXT_BYTES,
-        enable_analyzer=True,
-        analyzer_params={"tokenizer": "standard"},
-    )
+    tokens = {"enable_analyzer": True, "analyzer_params": {"tokenizer": "standard"}}
+    schema.add_field("words", DataType.VARCHAR, max_length=MAX_TEXT_BYTES, **tokens)
     schema.add_field("word_weights", DataType.SPARSE_FLOAT_VECTOR)
-    schema.add_function(
-        Function(
-            name="bm25",
-            function_type=FunctionType.BM25,
-            input_field_names=["words"],
-            output_field_names=["word_weights"],
-        )
-    )
+    schema.add_function(Function("bm25", FunctionType.BM25, ["words"], ["word_weights"]))
     indexes = client.prepare_index_params()
     indexes.add_index("vector", index_type=index_type, metric_type="IP")
-    indexes.add_index(
-        "word_weights",
-        index_type="SPARSE_INVERTED_INDEX",
-        metric_type="BM25",
-        params={"bm25_k1": K1, "bm25_b": B},
-    )
+    bm25 = {"metric_type": "BM25", "params": {"bm25_k1": K1, "bm25_b": B}}
+    indexes.add_index("word_weights", index_type="SPARSE_INVERTED_INDEX", **bm25)
     return schema, indexes
 
 
@@ -103,20 +76,26 @@ def row_of(passage: Passage, vector: np.ndarray) -> dict[str, Any]:
     Raises:
         InvalidInputError: If something is too long, with its id and the limit.
     """
-    _check_size(passage, "id", passage.id, MAX_ID_BYTES)
-    row: dict[str, Any] = {"id": passage.id, "text": passage.text, "metadata": passage.metadata}
-    row["words"] = words_of("\n".join(filter(None, (passage.title, passage.text))))
-    _check_size(passage, "text", passage.text or "", MAX_TEXT_BYTES)
-    _check_size(passage, "metadata", json.dumps(passage.metadata, ensure_ascii=False), MAX_METADATA_BYTES)
-    for name in TEXT_COLUMNS:
-        row[name] = getattr(passage, name)
-        _check_size(passage, name, row[name] or "", MAX_COLUMN_BYTES)
+    columns = {name: getattr(passage, name) for name in TEXT_COLUMNS}
     image = passage.image_bytes or b""
+    _check_size(passage, "id", passage.id, MAX_ID_BYTES)
+    _check_size(passage, "text", passage.text, MAX_TEXT_BYTES)
+    _check_size(passage, "metadata", json.dumps(passage.metadata, ensure_ascii=False), MAX_METADATA_BYTES)
+    for name, value in columns.items():
+        _check_size(passage, name, value, MAX_COLUMN_BYTES)
     _check_size(passage, "image", image, MAX_IMAGE_BYTES)
     encoded = base64.b64encode(image).decode()
     starts = range(0, len(encoded), _CHARACTERS_PER_PART)
-    row["image"] = [encoded[start : start + _CHARACTERS_PER_PART] for start in starts]
-    return {**row, "has_image": bool(image), "vector": vector}
+    return {
+        "id": passage.id,
+        "text": passage.text,
+        **columns,
+        "metadata": passage.metadata,
+        "words": words_of("\n".join(filter(None, (passage.title, passage.text)))),
+        "image": [encoded[start : start + _CHARACTERS_PER_PART] for start in starts],
+        "has_image": bool(image),
+        "vector": vector,
+    }
 
 
 def size_of(row: dict[str, Any]) -> int:
@@ -126,11 +105,7 @@ def size_of(row: dict[str, Any]) -> int:
 
 
 def passage_of(row: dict[str, Any], image_parts: list[str] | None) -> Passage:
-    """Returns the passage of a row of `OUTPUT_FIELDS`.
-
-    Args:
-        row: The row.
-        image_parts: Its field `image`, fetched apart; `None` if it has no image.
+    """Returns the passage of a row of `OUTPUT_FIELDS`, with its field `image`, fetched apart, if it has one.
 
     Raises:
         KnowledgeBaseCorruptError: If an image is not what `row_of` wrote.
@@ -150,11 +125,11 @@ def passage_of(row: dict[str, Any], image_parts: list[str] | None) -> Passage:
     )
 
 
-def _check_size(passage: Passage, name: str, value: str | bytes, limit: int) -> None:
-    num_bytes = len(value) if isinstance(value, bytes) else len(value.encode())
+def _check_size(passage: Passage, name: str, value: str | bytes | None, limit: int) -> None:
+    num_bytes = len(value) if isinstance(value, bytes) else len((value or "").encode())
     if num_bytes > limit:
         hint = "Scale the image down" if name == "image" else "Shorten it, or split the passage"
         raise InvalidInputError(
             f"Passage {passage.id[:100]!r}: its {name} has {num_bytes:,} bytes, and a Milvus collection holds "
-            f'{limit:,}. {hint}; a local knowledge base (backend="faiss") has no such limit.'
+            f"{limit:,}. {hint}; a local knowledge base has no such limit."
         )

@@ -1,7 +1,7 @@
-"""Knows how a Milvus collection is searched by the steps of `retrieval.ranking.search`, which reckon with rows.
+"""The steps of `retrieval.ranking.search` over a Milvus collection.
 
-The server finds, by vectors and by words; what it found is numbered here in the order in which it came, and fused,
-reranked and thinned out as passages of a local knowledge base are. So both give the same answers to the same options.
+The server finds, by vectors and by words; what it found is numbered in the order in which it came, and then fused,
+reranked and thinned out as rows of a local knowledge base are. So both give the same answers to the same options.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...retrieval.encoding.encoders import Encoder
 from ...retrieval.evidence import Evidence, cosines_of, evidence_of
 from ...retrieval.passage import Passage
 from ...retrieval.ranking.channels import Channel, DenseChannel, LexicalChannel, Query
-from ...retrieval.ranking.fusion import ranking_from_lists
+from ...retrieval.ranking.fusion import Ranking, ranking_from_lists
 from ...retrieval.ranking.search import SearchOptions, search
 from .client import MAX_RESULTS, Found, MilvusBackend
 
@@ -26,20 +26,14 @@ from .client import MAX_RESULTS, Found, MilvusBackend
 def search_collection(
     backend: MilvusBackend, encoder: Encoder, queries: Sequence[Query], options: SearchOptions
 ) -> list[list[Evidence]]:
-    """Returns the best passages of every query, best first.
-
-    Args:
-        backend: The collection.
-        encoder: The one that made its vectors.
-        queries: The queries.
-        options: What to do; the channels are `"dense"` and `"bm25"`.
+    """Returns the best passages of every query, best first; the channels are `"dense"` and `"bm25"`.
 
     Raises:
         InvalidInputError: If an option is wrong or `k` is larger than the limit of Milvus.
     """
     if options.k > MAX_RESULTS:
         raise InvalidInputError(f"k={options.k}: Milvus returns at most {MAX_RESULTS:,} passages per query.")
-    found = _FoundPassages(backend, options.where)
+    found: Any = _FoundPassages(backend, options.where)
     words: Any = _WordSearch(found)
     channels: dict[str, Channel] = {
         "dense": DenseChannel(encoder, _VectorSearch(found)),
@@ -47,17 +41,15 @@ def search_collection(
     }
     vectors: Any = _FoundVectors(found)
     ranking = search(channels, queries, replace(options, where=None), found, vectors)
-    passages: Any = found
     cosines = ranking.scores if options.ranks_by_cosine else cosines_of(encoder, queries, vectors, ranking)
-    return evidence_of(passages, ranking, cosines)
+    return evidence_of(found, ranking, cosines)
 
 
 class _FoundPassages:
     """Passages numbered in the order in which the server gave them."""
 
     def __init__(self, backend: MilvusBackend, where: Mapping[str, Any] | None) -> None:
-        self.backend = backend
-        self.where = where
+        self.backend, self.where = backend, where
         self._row_of_id: dict[str, int] = {}
         self._passages: list[Passage] = []
 
@@ -69,14 +61,12 @@ class _FoundPassages:
 
     @property
     def ids(self) -> list[str]:
-        """Their ids."""
         return list(self._row_of_id)
 
     def passages(self, rows: Sequence[int]) -> list[Passage]:
         return [self._passages[row] for row in rows]
 
-    def rows(self, results: Sequence[Found]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Scores and rows of results."""
+    def scores_and_rows(self, results: Sequence[Found]) -> list[tuple[np.ndarray, np.ndarray]]:
         return [
             (
                 np.array([score for _, score in result], np.float32),
@@ -101,9 +91,9 @@ class _VectorSearch:
     def __len__(self) -> int:
         return MAX_RESULTS
 
-    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, vectors: np.ndarray, k: int) -> Ranking:
         results = self.found.backend.search_vectors(vectors, min(k, MAX_RESULTS), self.found.where)
-        return ranking_from_lists(self.found.rows(results))
+        return ranking_from_lists(self.found.scores_and_rows(results))
 
 
 class _WordSearch:
@@ -112,11 +102,9 @@ class _WordSearch:
     def __init__(self, found: _FoundPassages) -> None:
         self.found = found
 
-    def search(
-        self, texts: Sequence[str | None], k: int, allowed: np.ndarray | None = None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    def search(self, texts: Sequence[str | None], k: int, allowed: None) -> list[tuple[np.ndarray, np.ndarray]]:
         results = self.found.backend.search_texts(texts, min(k, MAX_RESULTS), self.found.where)
-        return self.found.rows(results)
+        return self.found.scores_and_rows(results)
 
 
 class _FoundVectors:
@@ -133,6 +121,6 @@ class _FoundVectors:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         new = self.found.ids[len(self.fetched) :]
         if new:
-            self.fetched = np.concatenate([self.fetched, self.found.backend.vectors_of(new)])
+            self.fetched = np.concatenate([self.fetched, self.found.backend.vectors(new)])
         vectors: np.ndarray = self.fetched[rows]
         return vectors
