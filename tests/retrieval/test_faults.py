@@ -21,7 +21,7 @@ import pytest
 from hash_encoder import HashEncoder, built, numbered
 from hf_ravlm.errors import KnowledgeBaseCorruptError, KnowledgeBaseNotFoundError, RavlmError
 from hf_ravlm.retrieval import RavlmRetriever
-from hf_ravlm.retrieval.sources.checked_rows import SCHEMA
+from hf_ravlm.retrieval.passage import SCHEMA
 from hf_ravlm.retrieval.store.manifest import StoredFile
 from hf_ravlm.retrieval.store.row_files import read_passages, write_passages
 from hf_ravlm.retrieval.store.versions import Commit, NewFile, open_generation, update_generation, write_generation

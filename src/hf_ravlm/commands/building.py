@@ -12,8 +12,8 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from ..retrieval import INDEX_KINDS, Encoder, IndexOptions, KnowledgeBase, RavlmRetriever, embed_corpus
-from ..retrieval.encoding.corpus import input_digest
 from ..retrieval.indexes.index_choice import check_budget, estimate_index, suitable_kinds
+from ..retrieval.passage import input_digest
 from ..retrieval.store.current import STAGING
 from .encoder_choice import add_encoder_arguments, chosen_encoder
 from .outcome import Outcome, size
@@ -70,7 +70,7 @@ def build(arguments: argparse.Namespace) -> Outcome:
     # A folder that is this build's alone: at the end it is deleted with all that is in it.
     staging = store / STAGING / "build"
     if arguments.staging is not None:
-        staging = arguments.staging / f"build-{input_digest(knowledge_base)[:20]}"
+        staging = arguments.staging / f"build-{input_digest(knowledge_base.table)[:20]}"
     vectors = embed_corpus(knowledge_base, encoder, batch_size=arguments.batch_size, staging=staging)
     rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     record: dict[str, Any] = {"folder": str(arguments.out), "estimate": estimate, "process": [rank, num_processes]}

@@ -17,8 +17,8 @@ from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..model.loading import without_adapters
 from ..retrieval import KnowledgeBase
-from ..retrieval.encoding.corpus import input_digest
 from ..retrieval.encoding.encoders import fingerprint_of
+from ..retrieval.passage import input_digest
 from .passage_states import PassageStates
 
 
@@ -148,6 +148,6 @@ def states_fingerprint(
     settings = {
         "passage_images": processor.passage_images,
         "num_image_tokens": reader.config.num_image_tokens,
-        "passages": input_digest(knowledge_base),
+        "passages": input_digest(knowledge_base.table),
     }
     return fingerprint_of(nn.ModuleList(parts), {**processor.retrieval_fingerprint(), **settings})

@@ -15,20 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InvalidInputError
-from .passage import Passage, passage_from_row, passages_at
-from .sources.checked_rows import (
-    SCHEMA,
-    OnError,
-    SkippedItem,
-    SourceItem,
-    check_unique_ids,
-    table_from_rows,
-    with_later_columns,
-)
+from .hub.download import local_folder
+from .passage import SCHEMA, Passage, check_unique_ids, passage_from_row, passages_at
+from .sources.checked_rows import OnError, SkippedItem, SourceItem, table_from_rows
 from .sources.chunking import Chunking, chunked_rows
 from .sources.folder import rows_from_folder
 from .sources.in_memory import rows_from_dataset, rows_from_dicts
 from .sources.tables import rows_from_csv, rows_from_jsonl, rows_from_parquet
+from .store.loading import load_passages
+from .store.parts import roles_of
+from .store.saving import find_store
 
 
 if TYPE_CHECKING:
@@ -57,7 +53,7 @@ class KnowledgeBase:
       lines with `where`, `id` and `reason`.
 
     Args:
-        table: An Arrow table with the schema of `hf_ravlm.retrieval.sources.checked_rows`; `None` for an empty one.
+        table: An Arrow table with the schema of `hf_ravlm.retrieval.passage`; `None` for an empty one.
         skipped: The items that were left out while reading, as `(id, reason, where)`.
 
     Example:
@@ -79,7 +75,7 @@ class KnowledgeBase:
     """
 
     def __init__(self, table: pa.Table | None = None, skipped: Sequence[SkippedItem] = ()) -> None:
-        table = SCHEMA.empty_table() if table is None else with_later_columns(table)
+        table = SCHEMA.empty_table() if table is None else table
         if not table.schema.equals(SCHEMA):
             raise InvalidInputError(
                 f"A knowledge base needs the columns\n{SCHEMA}\nbut the table has\n{table.schema}\n"
@@ -249,9 +245,6 @@ class KnowledgeBase:
             KnowledgeBaseNotFoundError: If there is no knowledge base.
             KnowledgeBaseCorruptError: If a stored passage file is damaged.
         """
-        from .store.loading import load_passages
-        from .store.saving import find_store
-
         return cls(load_passages(find_store(folder, subfolder)))
 
     @classmethod
@@ -275,9 +268,6 @@ class KnowledgeBase:
             KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: As `load`; also if it was published without them.
             HubUnavailableError: If the Hub cannot be reached, and the passages are not in the cache.
         """
-        from .hub.download import local_folder
-        from .store.parts import roles_of
-
         roles = roles_of(["passages"])
         folder, _ = local_folder(source, subfolder, hub_kwargs, repo_type, lambda file: file.role in roles)
         return cls.load(folder, subfolder)

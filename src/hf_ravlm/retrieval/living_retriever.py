@@ -50,6 +50,7 @@ class LivingRetriever:
         self.encoder_fingerprint = encoder.fingerprint if encoder_fingerprint is None else encoder_fingerprint
         self._held = HeldKnowledge(LivingKnowledge.of(knowledge_base.table, vectors, options))
         self._channels = KnowledgeChannels(encoder)
+        self._knowledge_base: KnowledgeBase | None = None  # of the state that `knowledge_base` saw last
         # Of an encoder that is not bit for bit the one that made the vectors, and was found to be as good.
         self._accepted_fingerprint = self.encoder_fingerprint
 
@@ -63,7 +64,10 @@ class LivingRetriever:
     @property
     def knowledge_base(self) -> KnowledgeBase:
         """The passages, without those that were removed. A passage that was updated stands at the end."""
-        return self._knowledge.knowledge_base
+        table = self._knowledge.live_table
+        if self._knowledge_base is None or self._knowledge_base.table is not table:
+            self._knowledge_base = KnowledgeBase(table)
+        return self._knowledge_base
 
     @property
     def vectors(self) -> np.ndarray:
@@ -100,7 +104,7 @@ class LivingRetriever:
         self.refresh()
         new = as_knowledge_base(passages)
         self._knowledge.check_new(new.ids)  # before time is spent on encoding; and again when it is stored
-        with self._held.staging(new) as staging:
+        with self._held.staging(new.table) as staging:
             vectors = self._encode(new, batch_size, staging)
             self._held.change(lambda knowledge: knowledge.added(new.table, vectors))
 
@@ -113,7 +117,7 @@ class LivingRetriever:
         self.refresh()
         new = as_knowledge_base(passages)
         new = KnowledgeBase(new.table.filter(self._knowledge.differs(new.table)))
-        with self._held.staging(new) as staging:
+        with self._held.staging(new.table) as staging:
             vectors = self._encode(new, batch_size, staging)
             self._held.change(lambda knowledge: knowledge.updated(new.table, vectors))
 

@@ -1,17 +1,36 @@
-"""Knows what one piece of knowledge is, and how it is read from a row of the table."""
+"""A passage, and the Arrow table that holds many: its columns, its rows as objects, its digests."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
+from ..errors import InvalidInputError
 from ..images import safe_image
+
+
+TEXT_COLUMNS = ("source", "licence", "url", "revision", "title")
+STANDARD_COLUMNS = ("id", "text", "image", *TEXT_COLUMNS)
+
+# Images are `large_binary`: a `binary` array holds 2 GB at most.
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        ("text", pa.large_string()),
+        ("image", pa.large_binary()),
+        *((name, pa.string()) for name in TEXT_COLUMNS),
+        ("metadata", pa.large_string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -57,3 +76,46 @@ def passage_from_row(row: dict[str, Any]) -> Passage:
     """Returns the passage in one row of the table, as `to_pylist` gives it; the row is used up."""
     image_bytes, metadata = row.pop("image"), row.pop("metadata")
     return Passage(image_bytes=image_bytes, metadata=json.loads(metadata) if metadata else {}, **row)
+
+
+def check_unique_ids(table: pa.Table) -> None:
+    """Refuses a table in which an id occurs twice, naming the first few."""
+    if len(pc.unique(table["id"])) == table.num_rows:
+        return
+    counts = pc.value_counts(table["id"])
+    repeated = [entry["values"] for entry in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]
+    shown = ", ".join(map(repr, repeated[:5])) + (", ..." if len(repeated) > 5 else "")
+    raise InvalidInputError(
+        f"Passage ids must be unique, but {len(repeated)} of them occur more than once: {shown}. Rename or drop the "
+        "repeated rows."
+    )
+
+
+def ids_digest(table: pa.Table) -> str:
+    """The SHA-256 over the ids of a table, in order: vectors that carry it belong to these rows."""
+    lengths, contents = hashlib.sha256(), hashlib.sha256()  # apart, so that the chunks of the table do not matter
+    for chunk in table["id"].cast(pa.large_string()).chunks:
+        if len(chunk):
+            _, places, content = chunk.buffers()
+            offsets = np.frombuffer(places, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+            lengths.update(np.diff(offsets).astype("<i8").data)
+            contents.update(memoryview(content)[offsets[0] : offsets[-1]] if content else b"")
+    return hashlib.sha256(lengths.digest() + contents.digest()).hexdigest()
+
+
+def input_digest(table: pa.Table) -> str:
+    """The SHA-256 over the texts and images of a table, in order: what an encoder was given.
+
+    >>> table = pa.table({"text": ["wren", None], "image": [None, b"..."]})
+    >>> input_digest(table) == input_digest(pa.concat_tables([table[:1], table[1:]]))
+    True
+    """
+    digest = hashlib.sha256()
+    for batch in table.select(["text", "image"]).to_batches(max_chunksize=1024):
+        for text, image in zip(batch["text"], batch["image"], strict=True):
+            for part in (text.as_buffer(), image.as_buffer()):
+                # The length says where a part ends, so that no two knowledge bases run together to the same bytes.
+                digest.update(b"none" if part is None else len(part).to_bytes(8, "little"))
+                if part is not None:
+                    digest.update(part)
+    return digest.hexdigest()

@@ -127,7 +127,7 @@ class PublishedRetriever(LivingRetriever):
             ),
         )
         store = find_store(folder, subfolder)
-        state = open_state(store, options, passages=knowledge_base)
+        state = open_state(store, options, passages=None if knowledge_base is None else knowledge_base.table)
         if encoder is None:
             encoder = load_encoder(pretrained_model_name_or_path, store, hub_kwargs)
         check_encoder(encoder, state.encoder, store)

@@ -12,7 +12,8 @@ import pytest
 from hf_ravlm.errors import InvalidInputError, KnowledgeBaseCorruptError, UnsafeInputError
 from hf_ravlm.retrieval import KnowledgeBase
 from hf_ravlm.retrieval.encoding import corpus as corpus_module
-from hf_ravlm.retrieval.encoding.corpus import embed_corpus, input_digest
+from hf_ravlm.retrieval.encoding.corpus import embed_corpus
+from hf_ravlm.retrieval.passage import input_digest
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child, and this system has no fork")
@@ -240,14 +241,16 @@ def test_another_encoder_input_or_boundary_is_another_job(tmp_path, change):
 
 def test_the_input_digest_sees_what_is_embedded_and_nothing_else():
     rows = [{"id": "1", "text": "ab"}, {"id": "2", "text": "c"}]
-    digest = input_digest(KnowledgeBase.from_dicts(rows))
+    digest = input_digest(KnowledgeBase.from_dicts(rows).table)
     assert digest == input_digest(
-        KnowledgeBase.from_dicts([{**row, "title": "x", "id": row["id"] * 2} for row in rows])
+        KnowledgeBase.from_dicts([{**row, "title": "x", "id": row["id"] * 2} for row in rows]).table
     )
-    assert digest != input_digest(KnowledgeBase.from_dicts([{"id": "1", "text": "a"}, {"id": "2", "text": "bc"}]))
+    assert digest != input_digest(
+        KnowledgeBase.from_dicts([{"id": "1", "text": "a"}, {"id": "2", "text": "bc"}]).table
+    )
     one_by_one = pa.concat_tables(KnowledgeBase.from_dicts([row]).table for row in rows)
     assert one_by_one["text"].num_chunks == 2
-    assert digest == input_digest(KnowledgeBase(one_by_one))
+    assert digest == input_digest(one_by_one)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "record", "no record", "no shard"])

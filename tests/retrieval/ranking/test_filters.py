@@ -9,7 +9,8 @@ import pytest
 
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.retrieval import KnowledgeBase
-from hf_ravlm.retrieval.ranking.filters import matching_rows, metadata_table
+from hf_ravlm.retrieval.metadata import metadata_table
+from hf_ravlm.retrieval.ranking.filters import matching_rows
 
 
 BIRDS = [

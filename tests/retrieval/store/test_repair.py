@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -17,7 +16,6 @@ from hf_ravlm.errors import (
     KnowledgeBaseNotFoundError,
 )
 from hf_ravlm.retrieval import (
-    KnowledgeBase,
     RavlmRetriever,
     repair_store,
     store_info,
@@ -307,56 +305,7 @@ def test_a_damaged_derived_file_is_dropped_by_repair(store, encoder):
 # --- Formats
 
 
-def write_format_1(folder: Path, rows: list[dict], encoder) -> None:
-    """A store as the first version wrote it."""
-    import pyarrow.parquet as pq
-
-    knowledge_base = KnowledgeBase.from_dicts(rows)
-    vectors = encoder.encode_passages([p.text for p in knowledge_base], [p.image for p in knowledge_base])
-    entries = []
-    for role, suffix, write in (
-        ("passages", "parquet", lambda p: pq.write_table(knowledge_base.table.drop_columns("revision"), p)),
-        ("vectors", "safetensors", lambda path: write_arrays(path, {"vectors": vectors})),
-    ):
-        path = folder / "new"
-        folder.mkdir(exist_ok=True)
-        write(path)
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        name = f"objects/{sha256[:2]}/{sha256}.{suffix}"
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        entries.append(
-            {"role": role, "name": name, "sha256": sha256, "bytes": path.stat().st_size, "rows": len(vectors)}
-        )
-        path.rename(folder / name)
-    manifest = {
-        "encoder": {"fingerprint": encoder.fingerprint, "name": encoder.name},
-        "files": entries,
-        "format": 1,
-        "generation": 1,
-        "index": {"dim": 32, "metric": "inner_product", "type": "flat"},
-        "parent": None,
-        "rows": len(vectors),
-    }
-    data = json.dumps(manifest).encode()
-    (folder / "manifests").mkdir()
-    (folder / "manifests" / "gen-00000001.json").write_bytes(data)
-    (folder / "CURRENT").write_text(f"gen-00000001 {hashlib.sha256(data).hexdigest()}\n")
-
-
-def test_a_store_of_format_1_opens_and_grows_into_the_present_one(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(row_files, "_PLAIN_ENCODINGS", row_files._DICTIONARY_ENCODINGS)  # of this test's writer
-    write_format_1(tmp_path / "kb", numbered(range(12)), encoder)
-    retriever = opened(tmp_path / "kb", encoder)
-    assert retriever.knowledge_base.ids == [str(n) for n in range(12)]
-    assert store_info(tmp_path / "kb")["passages"] == len(KnowledgeBase.load(tmp_path / "kb")) == 12
-    assert verify_store(tmp_path / "kb")["ok"]
-    retriever.add(numbered([12]))
-    retriever.remove("0")
-    assert store_info(tmp_path / "kb")["format"] == 2
-    assert opened(tmp_path / "kb", encoder).knowledge_base.ids == [str(n) for n in range(1, 13)]
-
-
-def test_the_shipped_store_of_format_1_opens():
+def test_the_shipped_store_opens():
     report = verify_store(FLAGS)
     assert report["ok"]
     assert report["passages"] == store_info(FLAGS)["passages"] > 2000

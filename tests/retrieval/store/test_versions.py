@@ -520,7 +520,10 @@ def test_a_manifest_cannot_name_files_elsewhere(store, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda manifest: manifest.update(format=FORMAT + 1), f"format {FORMAT + 1}, .*up to {FORMAT}.*[Uu]pgrade"),
+        (
+            lambda manifest: manifest.update(format=FORMAT + 1),
+            f"format {FORMAT + 1}, .*reads format {FORMAT}.*[Uu]pgrade",
+        ),
         (lambda manifest: manifest.update(format="2"), "format 2, .*[Uu]pgrade"),
         (lambda manifest: manifest.pop("format") and None, "not a manifest"),
         (lambda manifest: manifest.pop("files") and None, "not a manifest"),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InvalidInputError
-from ...retrieval.sources.checked_rows import TEXT_COLUMNS
+from ...retrieval.passage import TEXT_COLUMNS
 
 
 FILTER_COLUMNS = ("id", "text", *TEXT_COLUMNS)

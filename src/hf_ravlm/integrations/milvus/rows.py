@@ -18,8 +18,7 @@ import numpy as np
 from ...errors import InvalidInputError, KnowledgeBaseCorruptError
 from ...retrieval.indexes.lexical_index import K1, B
 from ...retrieval.indexes.lexical_tokens import lexical_tokens
-from ...retrieval.passage import Passage
-from ...retrieval.sources.checked_rows import TEXT_COLUMNS
+from ...retrieval.passage import TEXT_COLUMNS, Passage
 
 
 # Bytes, as Milvus counts the length of a VARCHAR.

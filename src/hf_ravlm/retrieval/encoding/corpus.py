@@ -7,7 +7,6 @@ between them, only the folder: rank 0 joins the shards when all are there.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
-from ..passage import passages_at
+from ..passage import input_digest, passages_at
 from ..unit_vectors import unit_vectors
 from .corpus_shards import EmbeddingPlan, StagingFolder
 from .encoders import Encoder, require_batch_size
@@ -111,7 +110,7 @@ def embed_corpus(
         call_rows=call_rows,
         encoder_name=encoder.name,
         encoder_fingerprint=encoder.fingerprint,
-        input_sha256=input_digest(knowledge_base),
+        input_sha256=input_digest(table),
     )
     folder = StagingFolder(Path(staging), plan)
     # As `accelerate launch` and `torchrun` tell it; asking their libraries would set up the network, too.
@@ -127,19 +126,6 @@ def embed_corpus(
         else:
             _wait_for_merge(folder, timeout_seconds)
     return folder.read_merged()
-
-
-def input_digest(knowledge_base: Corpus) -> str:
-    """A SHA-256 over the texts and images of all passages, in their order."""
-    digest = hashlib.sha256()
-    for batch in knowledge_base.table.select(["text", "image"]).to_batches(max_chunksize=1024):
-        for text, image in zip(batch["text"], batch["image"], strict=True):
-            for part in (text.as_buffer(), image.as_buffer()):
-                # The length says where a part ends, so that no two knowledge bases run together to the same bytes.
-                digest.update(b"none" if part is None else len(part).to_bytes(8, "little"))
-                if part is not None:
-                    digest.update(part)
-    return digest.hexdigest()
 
 
 def _encode_shards(table: pa.Table, encoder: Encoder, folder: StagingFolder, shards: Sequence[int]) -> None:

@@ -37,7 +37,7 @@ def publish(
             f"parts={tuple(parts)}: beside a model the whole knowledge base is published, so that the model can use "
             'it. Publish a part on its own with `repo_type="dataset"`.'
         )
-    table = knowledge.knowledge_base.table
+    table = knowledge.live_table
     if not allow_missing_licence:
         check_licences(table)
     stored = tuple(f"{destination.prefix}{name}/" for name in ("manifests", "objects"))

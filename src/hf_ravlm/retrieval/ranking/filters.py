@@ -11,8 +11,6 @@ All conditions must hold. A column that holds lists, such as tags, satisfies one
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
+from ..metadata import metadata_table
 
 
 _PREFIX = "metadata."
@@ -67,62 +66,6 @@ def matching_rows(table: pa.Table, where: Mapping[str, Any], metadata: pa.Table 
         column = _column(table, metadata, name)
         matching &= _satisfied(column, condition, name)
     return matching
-
-
-def metadata_table(table: pa.Table) -> pa.Table:
-    """Decodes the metadata of all passages into one column per key; a key that a passage lacks is null there.
-
-    A key whose values are of several types that Arrow cannot unite (a number here, a text there) becomes text
-    throughout, in JSON where it is no text.
-    """
-    column = table["metadata"]
-    if column.null_count == len(column):
-        return _empty_table(len(column))
-    lines = pc.fill_null(column, "{}").to_pylist()
-    try:
-        return _read_lines(lines)
-    except pa.ArrowInvalid:
-        return _read_slowly(lines)
-
-
-def _read_lines(lines: list[str]) -> pa.Table:
-    from pyarrow import json as arrow_json
-
-    # Keys of dates become text again: Arrow would make timestamps of them, which equal no text.
-    data = "\n".join(lines).encode()
-    options = arrow_json.ReadOptions(use_threads=False, block_size=max(len(data) + 1, 1 << 20))
-    parsed = arrow_json.read_json(io.BytesIO(data), read_options=options)
-    if any(_holds_time(field.type) for field in parsed.schema):
-        raise pa.ArrowInvalid("times")
-    return parsed if parsed.num_columns else _empty_table(len(lines))
-
-
-def _read_slowly(lines: list[str]) -> pa.Table:
-    rows = [json.loads(line) for line in lines]
-    keys = dict.fromkeys(key for row in rows for key in row)
-    if not keys:
-        return _empty_table(len(lines))
-    return pa.table({key: _one_type([row.get(key) for row in rows]) for key in keys})
-
-
-def _one_type(values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
-        return pa.array(texts, pa.large_string())
-
-
-def _holds_time(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return any(_holds_time(kind.field(place).type) for place in range(kind.num_fields))
-    if pa.types.is_list(kind):
-        return _holds_time(kind.value_type)
-    return bool(pa.types.is_temporal(kind))
-
-
-def _empty_table(num_rows: int) -> pa.Table:
-    return pa.table({"": pa.nulls(num_rows)}).select([])
 
 
 def _column(table: pa.Table, metadata: pa.Table | None, name: str) -> pa.ChunkedArray:

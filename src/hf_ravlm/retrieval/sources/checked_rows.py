@@ -21,28 +21,13 @@ import pyarrow.compute as pc
 
 from ...errors import InvalidInputError, UnsafeInputError
 from ...images import encoded_image
+from ..passage import SCHEMA, TEXT_COLUMNS, check_unique_ids
 
 
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
 
-TEXT_COLUMNS = ("source", "licence", "url", "revision", "title")
-STANDARD_COLUMNS = ("id", "text", "image", *TEXT_COLUMNS)
-
-# Images are `large_binary`: a `binary` array holds 2 GB at most.
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        ("text", pa.large_string()),
-        ("image", pa.large_binary()),
-        *((name, pa.string()) for name in TEXT_COLUMNS),
-        ("metadata", pa.large_string()),
-    ]
-)
-
-# Columns that tables of an earlier version lack; there they are empty.
-LATER_COLUMNS = ("revision",)
 
 MAX_TEXT_BYTES = 65_536
 _ROWS_PER_BATCH = 1_000
@@ -177,20 +162,6 @@ def _checked_item(item: SourceItem) -> dict[str, Any] | SourceFault:
         return SourceFault(item.where, error, passage_id)
 
 
-def with_later_columns(table: pa.Table) -> pa.Table:
-    """Gives a table of an earlier version the columns that it lacks, without values, and puts them in order.
-
-    A table that lacks anything else is returned as it is.
-    """
-    names = set(table.schema.names)
-    missing = [name for name in LATER_COLUMNS if name not in names]
-    if not missing or names | set(missing) != set(SCHEMA.names):
-        return table
-    for name in missing:
-        table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
-    return table.select(SCHEMA.names)
-
-
 def unique_rows(table: pa.Table, on_error: OnError = "raise") -> tuple[pa.Table, list[SkippedItem]]:
     """Sees to it that every id occurs once.
 
@@ -218,19 +189,6 @@ def unique_rows(table: pa.Table, on_error: OnError = "raise") -> tuple[pa.Table,
         )
     ]
     return table.filter(pa.array(is_first)), repeated
-
-
-def check_unique_ids(table: pa.Table) -> None:
-    """Refuses a table in which an id occurs twice, naming the first few."""
-    if len(pc.unique(table["id"])) == table.num_rows:
-        return
-    counts = pc.value_counts(table["id"])
-    repeated = [entry["values"] for entry in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]
-    shown = ", ".join(map(repr, repeated[:5])) + (", ..." if len(repeated) > 5 else "")
-    raise InvalidInputError(
-        f"Passage ids must be unique, but {len(repeated)} of them occur more than once: {shown}. Rename or drop the "
-        "repeated rows."
-    )
 
 
 def checked_id(value: Any, where: str) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from ...errors import InvalidInputError
-from .checked_rows import STANDARD_COLUMNS, SourceRow
+from ..passage import STANDARD_COLUMNS
+from .checked_rows import SourceRow
 
 
 class ColumnNames(TypedDict, total=False):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InvalidInputError, UnsafeInputError
 from ...images import MAX_BYTES
-from .checked_rows import STANDARD_COLUMNS, SourceFault, SourceItem, SourceRow
+from ..passage import STANDARD_COLUMNS
+from .checked_rows import SourceFault, SourceItem, SourceRow
 from .columns import ColumnNames, choose_columns, row_from_record
 
 

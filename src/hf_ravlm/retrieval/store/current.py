@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..encoding.corpus import input_digest
+import pyarrow as pa
+
 from ..encoding.encoder_probe import EncoderRecord
-from ..knowledge_base import KnowledgeBase
+from ..passage import input_digest
 from .loading import OpenOptions, open_state, read_state
 from .saving import StoredState, write_change, write_state
 from .state import LivingKnowledge
@@ -96,16 +97,16 @@ class HeldKnowledge:
                 self._adopt(write_state(folder, self.knowledge, encoder))
 
     @contextmanager
-    def staging(self, knowledge_base: KnowledgeBase) -> Iterator[Path | None]:
+    def staging(self, table: pa.Table) -> Iterator[Path | None]:
         """Gives a folder for the half-made vectors of new passages, and removes it once they are committed.
 
         A folder stays after an error or a kill, for the next attempt. There is none (`None`) for few passages, or
         without a folder to commit to.
         """
-        if self.stored is None or len(knowledge_base) < _MIN_STAGED_PASSAGES:
+        if self.stored is None or len(table) < _MIN_STAGED_PASSAGES:
             yield None
             return
-        folder = self.stored.generation.folder / STAGING / f"add-{input_digest(knowledge_base)[:20]}"
+        folder = self.stored.generation.folder / STAGING / f"add-{input_digest(table)[:20]}"
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
 

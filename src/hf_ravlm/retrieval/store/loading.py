@@ -21,12 +21,11 @@ from ...saving.arrays import open_arrays
 from ..encoding.encoder_probe import EncoderRecord, inputs_digest
 from ..indexes.index_types import INDEX_KINDS
 from ..indexes.vector_index import VectorIndex, open_index
-from ..knowledge_base import KnowledgeBase
-from ..sources.checked_rows import SCHEMA
+from ..passage import SCHEMA, ids_digest
 from .derived import derived_files
 from .manifest import Generation, StoredFile
 from .parts import check_made_for, check_parts
-from .row_files import broken, ids_digest, read_passages
+from .row_files import broken, read_passages
 from .saving import StoredState
 from .state import IndexOptions, LivingKnowledge
 from .trust import is_trusted
@@ -72,7 +71,7 @@ def open_state(
     folder: str | os.PathLike[str],
     options: OpenOptions,
     earlier: StoredState | None = None,
-    passages: KnowledgeBase | None = None,
+    passages: pa.Table | None = None,
 ) -> StoredState:
     """Opens the current generation of a folder.
 
@@ -107,7 +106,7 @@ def read_state(
     generation: Generation,
     options: OpenOptions,
     earlier: StoredState | None = None,
-    own_passages: KnowledgeBase | None = None,
+    own_passages: pa.Table | None = None,
 ) -> StoredState:
     """Reads a generation; see `open_state`."""
     check_parts(generation, ("vectors",) if own_passages is not None else ("passages", "vectors"))
@@ -120,7 +119,7 @@ def read_state(
         table, right = _read_table(passages, options)
     else:
         check_made_for(generation, own_passages)
-        table, right = own_passages.table, np.ones(len(own_passages), bool)
+        table, right = own_passages, np.ones(len(own_passages), bool)
     vectors, right = _read_vectors(vector_files, table, right, options)
     encoder = _read_encoder(generation, options)
     if earlier is None:
@@ -224,8 +223,8 @@ def _read_alive(generation: Generation, num_rows: int, options: OpenOptions) -> 
 
 
 def _counts(rows: Any) -> tuple[Any, Any]:
-    """Numbers of passages and of removed ones among them; format 1 knew no removing."""
-    return (rows.get("passages"), rows.get("tombstones")) if isinstance(rows, Mapping) else (rows, 0)
+    """The numbers of passages and of removed ones among them that a manifest lists."""
+    return (rows.get("passages"), rows.get("tombstones")) if isinstance(rows, Mapping) else (None, None)
 
 
 def _read_encoder(generation: Generation, options: OpenOptions) -> EncoderRecord:

@@ -18,7 +18,6 @@ from .leases import Lease
 
 
 FORMAT = 2
-READABLE_FORMATS = (1, 2)
 
 # A manifest of this size lists about 20,000 files.
 MAX_MANIFEST_BYTES = 8_000_000
@@ -97,7 +96,7 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
     try:
         manifest = json.loads(data)
         found = manifest["format"]
-        if found in READABLE_FORMATS and isinstance(found, int) and not isinstance(found, bool):
+        if found == FORMAT and isinstance(found, int) and not isinstance(found, bool):
             for entry in manifest["files"]:
                 _check_entry(path, entry)
             if sum(entry["rows"] for entry in manifest["files"] if entry["role"] == "passages") > MAX_ROWS:
@@ -106,7 +105,7 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise corrupt(path, f"it is not a manifest ({str(error)[:200]!r})") from error
     raise KnowledgeBaseCorruptError(
-        f"{path}: the knowledge base has format {str(found)[:40]}, and this version of hf_ravlm reads formats up to "
+        f"{path}: the knowledge base has format {str(found)[:40]}, and this version of hf_ravlm reads format "
         f"{FORMAT}. Upgrade with `pip install --upgrade hf_ravlm`, or build the knowledge base again."
     )
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import pyarrow as pa
+
 from ...errors import InvalidInputError, KnowledgeBaseMismatchError, KnowledgeBaseNotFoundError
-from ..encoding.corpus import input_digest
-from ..knowledge_base import KnowledgeBase
+from ..passage import ids_digest, input_digest
 from .manifest import Generation
-from .row_files import ids_digest
 
 
 PARTS = ("passages", "vectors")
@@ -49,17 +49,17 @@ def check_parts(generation: Generation, needed: Sequence[str]) -> None:
         )
 
 
-def check_made_for(generation: Generation, knowledge_base: KnowledgeBase) -> None:
+def check_made_for(generation: Generation, table: pa.Table) -> None:
     """Refuses vectors that were made for other passages.
 
     Args:
         generation: Holds the vectors.
-        knowledge_base: The passages, from elsewhere.
+        table: The passages, from elsewhere.
 
     Raises:
         KnowledgeBaseMismatchError: If number, ids, order or (as far as the manifest says) content differ.
     """
-    reason = _difference(generation, knowledge_base)
+    reason = _difference(generation, table)
     if reason is not None:
         raise KnowledgeBaseMismatchError(
             f"{generation.folder}: these vectors were made for other passages: {reason}. Read the passages again as "
@@ -67,19 +67,19 @@ def check_made_for(generation: Generation, knowledge_base: KnowledgeBase) -> Non
         )
 
 
-def _difference(generation: Generation, knowledge_base: KnowledgeBase) -> str | None:
+def _difference(generation: Generation, table: pa.Table) -> str | None:
     if generation.files_of("tombstones"):
         return "some of them were removed since (`compact` a knowledge base before its vectors are used alone)"
     num_vectors = sum(file.rows for file in generation.files_of("vectors"))
-    if num_vectors != len(knowledge_base):
-        return f"there are {num_vectors} vectors and {len(knowledge_base)} passages"
+    if num_vectors != len(table):
+        return f"there are {num_vectors} vectors and {len(table)} passages"
     row = 0
     for file in generation.files_of("vectors"):
         expected = file.fields.get("ids_sha256")
-        if expected is not None and ids_digest(knowledge_base.table.slice(row, file.rows)) != expected:
+        if expected is not None and ids_digest(table.slice(row, file.rows)) != expected:
             return "their ids, or the order of them, differ"
         row += file.rows
     expected = generation.manifest.get("input_sha256")
-    if expected is not None and input_digest(knowledge_base) != expected:
+    if expected is not None and input_digest(table) != expected:
         return "they have the same ids, but other texts or images"
     return None

@@ -6,7 +6,6 @@ not unfold into a huge table, that its columns are ours, and that its ids are th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import KnowledgeBaseCorruptError
-from ..sources.checked_rows import LATER_COLUMNS, SCHEMA, with_later_columns
+from ..passage import SCHEMA
 from .manifest import StoredFile
 
 
@@ -75,7 +74,7 @@ def read_passages(file: StoredFile) -> pa.Table:
         with pq.ParquetFile(file.path, page_checksum_verification=True, memory_map=False) as parquet:
             _check_size(parquet.metadata, file)
             table = parquet.read()
-        table = with_later_columns(table.replace_schema_metadata(None))
+        table = table.replace_schema_metadata(None)
         table.validate(full=True)
     except FileNotFoundError:
         raise
@@ -86,18 +85,6 @@ def read_passages(file: StoredFile) -> pa.Table:
     if len(table) != file.rows or table["id"].null_count:
         raise broken(file, f"it holds {len(table)} rows with {table['id'].null_count} ids missing, not {file.rows}")
     return table
-
-
-def ids_digest(table: pa.Table) -> str:
-    """The SHA-256 over the ids of a table, in order: vectors that carry it belong to these rows."""
-    lengths, contents = hashlib.sha256(), hashlib.sha256()  # apart, so that the chunks of the table do not matter
-    for chunk in table["id"].cast(pa.large_string()).chunks:
-        if len(chunk):
-            _, places, content = chunk.buffers()
-            offsets = np.frombuffer(places, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
-            lengths.update(np.diff(offsets).astype("<i8").data)
-            contents.update(memoryview(content)[offsets[0] : offsets[-1]] if content else b"")
-    return hashlib.sha256(lengths.digest() + contents.digest()).hexdigest()
 
 
 def broken(file: StoredFile, reason: str) -> KnowledgeBaseCorruptError:
@@ -112,7 +99,7 @@ def broken(file: StoredFile, reason: str) -> KnowledgeBaseCorruptError:
 def _check_size(metadata: pq.FileMetaData, file: StoredFile) -> None:
     if metadata.num_rows != file.rows:
         raise broken(file, f"it holds {metadata.num_rows} rows instead of {file.rows}")
-    if not len(SCHEMA) - len(LATER_COLUMNS) <= metadata.num_columns <= len(SCHEMA):
+    if metadata.num_columns != len(SCHEMA):
         raise broken(file, f"it has {metadata.num_columns} columns instead of {len(SCHEMA)}")
     if _unfolds_too_far(metadata, file.path):
         raise broken(file, f"its {file.num_bytes:,} bytes would unfold into more than {_MAX_EXPANSION} times as many")

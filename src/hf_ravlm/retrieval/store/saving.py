@@ -24,13 +24,13 @@ import pyarrow as pa
 from ...errors import KnowledgeBaseCorruptError, KnowledgeBaseMismatchError, KnowledgeBaseNotFoundError
 from ...saving.arrays import write_arrays
 from ...saving.safe_paths import safe_relpath
-from ..encoding.corpus import input_digest
 from ..encoding.encoder_probe import EncoderRecord, inputs_digest
 from ..indexes.vector_index import ApproximateIndex
+from ..passage import ids_digest, input_digest
 from .derived import SOURCE_ROLES
 from .manifest import Generation, StoredFile
 from .parts import roles_of
-from .row_files import ids_digest, shards, write_passages
+from .row_files import shards, write_passages
 from .state import LivingKnowledge
 from .trust import trust_file
 from .vector_files import vector_file
@@ -102,7 +102,7 @@ def write_published(
     knowledge = knowledge.compacted()
     roles = roles_of(parts)
     fields = {**_fields(knowledge, encoder), "parts": list(parts)}
-    fields["input_sha256"] = input_digest(knowledge.knowledge_base)
+    fields["input_sha256"] = input_digest(knowledge.live_table)
     if "vectors" not in roles:
         fields = {name: value for name, value in fields.items() if name not in ("encoder", "index")}
     files = [file for file in _all_files(knowledge, encoder) if file.role in roles]

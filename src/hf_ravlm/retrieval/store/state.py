@@ -19,9 +19,8 @@ import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
 from ..indexes.vector_index import build_index
-from ..knowledge_base import KnowledgeBase
+from ..metadata import metadata_table
 from ..passage import Passage, passages_at
-from ..ranking.filters import metadata_table
 from ..unit_vectors import check_unit_vectors
 
 
@@ -99,7 +98,7 @@ class LivingKnowledge:
 
     @cached_property
     def live_rows(self) -> np.ndarray:
-        """The rows of the table that are alive, in order: row `i` of `knowledge_base` is `live_rows[i]` here."""
+        """The rows of the table that are alive, in order: row `i` of `live_table` is row `live_rows[i]` of `table`."""
         rows: np.ndarray = np.flatnonzero(self.alive)
         return rows
 
@@ -109,7 +108,7 @@ class LivingKnowledge:
         return len(self.live_rows) == len(self.table)
 
     def live_places(self, rows: np.ndarray) -> np.ndarray:
-        """The places in `knowledge_base` of rows of the table that are alive."""
+        """The places in `live_table` of rows of the table that are alive."""
         return rows if self.all_alive else np.searchsorted(self.live_rows, rows)
 
     def differs(self, table: pa.Table) -> pa.Array:
@@ -127,13 +126,13 @@ class LivingKnowledge:
         return self.lineage is earlier.lineage and len(self.table) >= len(earlier.table)
 
     @cached_property
-    def knowledge_base(self) -> KnowledgeBase:
+    def live_table(self) -> pa.Table:
         """The passages that are alive."""
-        return KnowledgeBase(self.table if self.all_alive else self.table.take(pa.array(self.live_rows)))
+        return self.table if self.all_alive else self.table.take(pa.array(self.live_rows))
 
     @cached_property
     def vectors(self) -> np.ndarray:
-        """The vectors of the passages that are alive, in the order of `knowledge_base`, read-only."""
+        """The vectors of the passages that are alive, in the order of `live_table`, read-only."""
         if self.all_alive:
             return self.index.vectors
         vectors: np.ndarray = self.index.vectors[self.live_rows]
@@ -212,7 +211,7 @@ class LivingKnowledge:
         """The state in which nothing is left of removed passages; itself, if there are none."""
         if self.all_alive:
             return self
-        return LivingKnowledge.of(self.knowledge_base.table, self.vectors, self.options)
+        return LivingKnowledge.of(self.live_table, self.vectors, self.options)
 
     def appended(self, table: pa.Table, vectors: np.ndarray) -> LivingKnowledge:
         """The state with more rows at the end, whatever their ids.

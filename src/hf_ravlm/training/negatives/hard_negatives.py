@@ -29,8 +29,8 @@ from PIL import Image
 from ...errors import InvalidInputError, UnsafeInputError
 from ...images import safe_image
 from ...retrieval import RavlmRetriever
-from ...retrieval.encoding.corpus import input_digest
 from ...retrieval.indexes.exact_search import exact_search
+from ...retrieval.passage import input_digest
 from ...retrieval.ranking.channels import encode_queries
 from ..batches.leakage import differing_bits, holds_answer, image_hash
 from ..batches.passage_view import PassageView
@@ -189,7 +189,7 @@ class _Miner:
             "entity": self.view.entity,
             "vectors_by": self.view.retriever.encoder_fingerprint,
             "queries_by": self.view.retriever.encoder.fingerprint,
-            "passages": input_digest(self.view.knowledge_base),
+            "passages": input_digest(self.view.knowledge_base.table),
             "ids": self.view.ids,
         }
 
