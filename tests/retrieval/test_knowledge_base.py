@@ -165,14 +165,6 @@ def test_a_report_is_written_even_when_nothing_was_left_out(tmp_path):
         KnowledgeBase.from_dicts(rows, report_file=tmp_path / "report.jsonl")
 
 
-def test_a_table_from_before_revisions_is_taken_without_them():
-    whole = KnowledgeBase.from_dicts([{"id": "a", "text": "t", "title": "T", "revision": "7"}])
-    assert whole[0].revision == "7"
-    older = KnowledgeBase(whole.table.drop_columns(["revision"]))
-    assert (older[0].revision, older[0].title) == (None, "T")
-    assert older.table.schema.equals(whole.table.schema)
-
-
 def test_metadata_without_a_number_is_missing_and_the_rest_is_kept():
     metadata = KnowledgeBase.from_dicts([{"id": "a", "text": "t", "year": float("nan"), "x": np.float32(1.5)}])[
         0
@@ -183,6 +175,9 @@ def test_metadata_without_a_number_is_missing_and_the_rest_is_kept():
 def test_a_table_of_another_form_is_refused():
     with pytest.raises(InvalidInputError, match="needs the columns"):
         KnowledgeBase(pa.table({"id": ["a"], "text": ["t"]}))
+    whole = KnowledgeBase.from_dicts([{"id": "a", "text": "t"}]).table
+    with pytest.raises(InvalidInputError, match="needs the columns"):
+        KnowledgeBase(whole.drop_columns(["revision"]))
 
 
 def test_passages_can_be_compared_and_hashed():
