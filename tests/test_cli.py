@@ -20,8 +20,9 @@ from huggingface_hub import constants
 from transformers import BertConfig, BertModel
 
 from hf_ravlm import KnowledgeBase, RavlmRetriever, load_encoder
-from hf_ravlm.cli import main, make_parser
-from hf_ravlm.commands import building, index_command
+from hf_ravlm.cli import main
+from hf_ravlm.commands import building
+from hf_ravlm.commands.command_line import INDEX_EXAMPLES, make_parser
 from hf_ravlm.retrieval.store.versions import read_generation
 from tiny import WIDTHS, picture, tiny_model, tiny_processor, tiny_tokenizer
 
@@ -279,6 +280,7 @@ def test_passages_without_a_licence_are_not_pushed(tmp_path, text_model, run):
         (["search", "{built}", "x", "--channels", "bm25", "--where", '{{"a": 1}}'], "There is no column 'a'"),
         (["search", "{built}", "x", "--channels", "bm25", "--k", "0"], "k=0: expected a whole number"),
         (["search", "{built}", "--channels", "bm25"], "There is nothing to search for"),
+        (["search", "{built}", "--image", "{tmp}/none.png"], "none.png: there is no such file"),
         (["info", "{tmp}"], "there is no knowledge base here"),
         (["build", "{tmp}/none", "{tmp}/new", "--model", "{model}"], "there is no such file or folder"),
         (["build", "{tmp}/a.txt", "{tmp}/new", "--model", "{model}"], "its name does not say what it is"),
@@ -335,10 +337,10 @@ def shown_commands(text: str) -> list[list[str]]:
 
 
 def test_every_example_of_the_help_is_understood():
-    commands = shown_commands(index_command._EXAMPLES)
+    commands = shown_commands(INDEX_EXAMPLES)
     assert len(commands) > 9
     for words in commands:
-        assert make_parser().parse_args(words).run
+        assert make_parser("1").parse_args(words).run
 
 
 def test_what_the_readme_shows_works(tmp_path, own_model, capsys, monkeypatch):

@@ -6,6 +6,8 @@ transformers and `hf_ravlm.model`. The retriever (FAISS, pyarrow) and the traine
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -19,22 +21,20 @@ from .errors import (
     RavlmError,
     UnsafeInputError,
 )
-from .hub.lora_targets import register_lora_targets
-from .hub.registration import register_auto_classes, register_pipelines, register_with_server
-from .model import (
-    ConflictAwareLogitsProcessor,
-    RavlmConfig,
-    RavlmForConditionalGeneration,
-    RavlmForImageTextRetrieval,
-    RavlmForPreTraining,
-    RavlmModel,
-    RavlmPreTrainedModel,
-    RavlmProcessor,
-    from_backbones,
-)
 
 
 if TYPE_CHECKING:
+    from .model import (
+        ConflictAwareLogitsProcessor,
+        RavlmConfig,
+        RavlmForConditionalGeneration,
+        RavlmForImageTextRetrieval,
+        RavlmForPreTraining,
+        RavlmModel,
+        RavlmPreTrainedModel,
+        RavlmProcessor,
+        from_backbones,
+    )
     from .retrieval import (
         Chunking,
         Evidence,
@@ -61,41 +61,76 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LAZY = {  # name: the room that it comes from
-    "AnswerCollator": "training",
-    "Chunking": "retrieval",
-    "Evidence": "retrieval",
-    "EvidenceMix": "training",
-    "JointSettings": "training",
-    "KnowledgeBase": "retrieval",
-    "MineNegativesCallback": "training",
-    "Passage": "retrieval",
-    "RavlmEncoder": "retrieval",
-    "RavlmJointTrainer": "training",
-    "RavlmPreTrainer": "training",
-    "RavlmPreTrainingArguments": "training",
-    "RavlmRetriever": "retrieval",
-    "RavlmTrainer": "training",
-    "RetrievalCollator": "training",
-    "embed_corpus": "retrieval",
-    "load_encoder": "retrieval",
-    "mine_hard_negatives": "training",
+_LAZY = {  # the room: what comes from it when it is first used
+    "model": (
+        "ConflictAwareLogitsProcessor",
+        "RavlmConfig",
+        "RavlmForConditionalGeneration",
+        "RavlmForImageTextRetrieval",
+        "RavlmForPreTraining",
+        "RavlmModel",
+        "RavlmPreTrainedModel",
+        "RavlmProcessor",
+        "from_backbones",
+    ),
+    "retrieval": (
+        "Chunking",
+        "Evidence",
+        "KnowledgeBase",
+        "Passage",
+        "RavlmEncoder",
+        "RavlmRetriever",
+        "embed_corpus",
+        "load_encoder",
+    ),
+    "training": (
+        "AnswerCollator",
+        "EvidenceMix",
+        "JointSettings",
+        "MineNegativesCallback",
+        "RavlmJointTrainer",
+        "RavlmPreTrainer",
+        "RavlmPreTrainingArguments",
+        "RavlmTrainer",
+        "RetrievalCollator",
+        "mine_hard_negatives",
+    ),
 }
-
-register_auto_classes()
-register_pipelines()
-register_with_server()
-register_lora_targets()
+_ROOM_OF = {name: room for room, names in _LAZY.items() for name in names}
 
 
 def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    if name in _ROOM_OF:
+        return getattr(import_module(f".{_ROOM_OF[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_ROOM_OF})
+
+
+def register() -> None:
+    """Tells transformers and peft of our models and pipelines; `import hf_ravlm` does it. Twice is harmless."""
+    from .hub.lora_targets import register_lora_targets
+    from .hub.registration import register_auto_classes, register_pipelines, register_with_server
+
+    register_auto_classes()
+    register_pipelines()
+    register_with_server()
+    register_lora_targets()
+
+
+def _is_command_line() -> bool:
+    """Whether this process was started as `hf-ravlm ...` or `python -m hf_ravlm ...`; not so its children."""
+    program, started = sys.argv[0], sys.orig_argv
+    if program == "-m":  # so it reads while Python looks for the module
+        return ("-m", "hf_ravlm") in zip(started, started[1:], strict=False)
+    return os.path.basename(program).removesuffix(".exe") == "hf-ravlm" and program in started
+
+
+# `hf-ravlm` does it itself when a command runs: --help, --version and mistakes are answered without torch.
+if not _is_command_line():
+    register()
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Knows what `hf-ravlm` says and where: results on stdout, everything else on stderr, and the exit code.
+"""`hf-ravlm`: results on stdout, everything else on stderr, and the exit code.
 
     0    done, and all is well
     1    it could not be done, or `verify` found damage; one line on stderr says why
@@ -10,20 +10,21 @@ With `--json` stdout holds exactly one JSON document, also after an error: `{"er
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 
-from . import __version__
+from . import __version__, register
+from .commands.command_line import make_parser
 from .errors import RavlmError
 
 
 _FAILED, _INTERRUPTED = 1, 130
-# Who else says what is of use here; the rest of the library is heard when it warns.
+# These say what is of use here; of the rest of the library, warnings are shown.
 _HEARD = ("hf_ravlm.commands", "hf_ravlm.retrieval.encoding.corpus")
 
 
@@ -33,11 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments; `None` for those of the process.
     """
-    arguments = make_parser().parse_args(argv)
+    arguments = make_parser(__version__).parse_args(argv)
     try:
         # Whatever a library prints is no result.
         with _messages(arguments.quiet), contextlib.redirect_stdout(sys.stderr):
-            outcome = arguments.run(arguments)
+            register()
+            module, _, function = arguments.run.partition(".")
+            outcome = getattr(import_module(f".commands.{module}", __package__), function)(arguments)
     except KeyboardInterrupt:
         _say(arguments.interrupted)
         return _INTERRUPTED
@@ -51,36 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return outcome.exit_code
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
-    from .commands.card import add_card_command
-    from .commands.demonstrating import add_demo_command
-    from .commands.evaluating import add_evaluate_command
-    from .commands.explaining import add_explain_command
-    from .commands.exporting import add_export_command
-    from .commands.index_command import add_index_command
-    from .commands.serving import add_serve_command
-
-    parser = argparse.ArgumentParser(
-        prog="hf-ravlm",
-        description="Knowledge bases of texts and images for retrieval-augmented vision-language models.",
-        epilog="See `hf-ravlm index --help` and `hf-ravlm evaluate --help` for examples.",
-    )
-    parser.add_argument("--version", action="version", version=f"hf_ravlm {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print one JSON document; messages stay on stderr")
-    common.add_argument("--quiet", action="store_true", help="no progress, and warnings and errors alone")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    add_index_command(commands, common)
-    add_evaluate_command(commands, common)
-    add_card_command(commands, common)
-    add_explain_command(commands, common)
-    add_demo_command(commands, common)
-    add_serve_command(commands, common)
-    add_export_command(commands, common)
-    return parser
-
-
 class _MessageFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
@@ -89,9 +62,7 @@ class _MessageFormatter(logging.Formatter):
 
 @contextlib.contextmanager
 def _messages(quiet: bool) -> Iterator[None]:
-    """Shows what the library says on stderr, and its progress unless told otherwise."""
-    from transformers.utils import logging as transformers_logging
-
+    """Shows what the library logs on stderr, and its progress unless `quiet`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_MessageFormatter("%(message)s"))
     library, heard = logging.getLogger("hf_ravlm"), [logging.getLogger(name) for name in _HEARD]
@@ -101,6 +72,8 @@ def _messages(quiet: bool) -> Iterator[None]:
     for logger in heard:
         logger.setLevel(logging.WARNING if quiet else logging.INFO)
     if quiet:
+        from transformers.utils import logging as transformers_logging
+
         transformers_logging.disable_progress_bar()
     try:
         yield

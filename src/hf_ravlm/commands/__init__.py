@@ -1,1 +1,1 @@
-"""What `hf-ravlm` can do: a command gets parsed arguments and returns what it found, for people and for programs."""
+"""What `hf-ravlm` can do: a command takes parsed arguments and returns an `Outcome`."""

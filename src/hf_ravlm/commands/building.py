@@ -1,68 +1,33 @@
-"""Knows how a knowledge base is built and grows from the command line, with an estimate first and resumable work."""
+"""`hf-ravlm index build` and `index add`: an estimate first, then work that can be resumed."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
-from ..retrieval import INDEX_KINDS, Encoder, IndexOptions, KnowledgeBase, RavlmRetriever, embed_corpus
+from ..retrieval import Encoder, IndexOptions, KnowledgeBase, RavlmRetriever, embed_corpus
 from ..retrieval.indexes.index_choice import check_budget, estimate_index, suitable_kinds
 from ..retrieval.passage import input_digest
 from ..retrieval.store.current import STAGING
-from .encoder_choice import add_encoder_arguments, chosen_encoder
+from .models import chosen_encoder
 from .outcome import Outcome, size
-from .sources import add_source_arguments, read_source
+from .sources import format_of, read_source
 
 
 logger = logging.getLogger(__name__)
 
 SUBFOLDER = "knowledge_base"
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def add_build_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `index build`."""
-    add_source_arguments(parser)
-    parser.add_argument("out", metavar="OUT", type=Path, help="the folder for the knowledge base; a model's will do")
-    add_encoder_arguments(parser, required=True)
-    group = parser.add_argument_group("building")
-    group.add_argument(
-        "--index", choices=INDEX_KINDS, default="auto", help="auto: by size, memory and recall (default)"
-    )
-    group.add_argument("--memory_budget", type=bytes_of, metavar="SIZE", help="memory for searching, such as 2GB")
-    group.add_argument(
-        "--recall", type=float, default=0.95, help="share of the exact ten best to find (default: 0.95)"
-    )
-    group.add_argument("--batch_size", type=int, default=64, help="images encoded at once (default: 64)")
-    group.add_argument(
-        "--staging",
-        type=Path,
-        metavar="FOLDER",
-        help="for unfinished work, which is removed at the end (default: in OUT)",
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace the knowledge base in OUT, in one step")
-
-
-def add_add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `index add`."""
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the knowledge base")
-    add_source_arguments(parser)
-    add_encoder_arguments(parser)
-    parser.add_argument(
-        "--update", action="store_true", help="replace passages with the same ids instead of refusing them"
-    )
-    parser.add_argument("--batch_size", type=int, default=64, help="images encoded at once (default: 64)")
 
 
 def build(arguments: argparse.Namespace) -> Outcome:
     """`index build`: reads, encodes, indexes and saves."""
     store = _place_of(arguments.out, arguments.overwrite)
+    format_of(arguments)  # before a large model is loaded for nothing
     encoder = chosen_encoder(arguments)
     knowledge_base = read_source(arguments)
     estimate = estimate_build(knowledge_base, encoder, arguments)
@@ -99,6 +64,7 @@ def build(arguments: argparse.Namespace) -> Outcome:
 
 def add(arguments: argparse.Namespace) -> Outcome:
     """`index add`: encodes new passages and commits them."""
+    format_of(arguments)
     encoder = chosen_encoder(arguments, arguments.folder)
     retriever = RavlmRetriever.from_pretrained(arguments.folder, encoder, SUBFOLDER)
     knowledge_base = read_source(arguments)
@@ -157,18 +123,6 @@ def estimate_build(knowledge_base: KnowledgeBase, encoder: Encoder, arguments: a
         "passage_bytes": passage_bytes,
         "disk_bytes_while_building": needed,
     }
-
-
-def bytes_of(text: str) -> int:
-    """A number of bytes, as people write it.
-
-    >>> bytes_of("1.5GB"), bytes_of("800 MB"), bytes_of("4096")
-    (1500000000, 800000000, 4096)
-    """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match.group(2).upper() not in _UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected one such as 800MB or 2GB")
-    return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
 
 
 def _place_of(out: Path, overwrite: bool) -> Path:

@@ -1,4 +1,4 @@
-"""Knows how a stored knowledge base is looked after from the command line; no model is loaded for any of it."""
+"""`hf-ravlm index info`, `verify`, `repair`, `remove`, `compact` and `push`; none of them loads a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from ..retrieval import repair_store, store_info, verify_store
 from ..retrieval.hub.upload import publish
 from ..retrieval.store.current import HeldKnowledge
 from ..retrieval.store.loading import OpenOptions, open_state
-from ..retrieval.store.parts import PARTS
 from ..retrieval.store.saving import find_store
 from ..saving.commit import Destination
 from .building import SUBFOLDER
@@ -122,23 +121,6 @@ def push(arguments: argparse.Namespace) -> Outcome:
         "url": commit.pr_url or commit.commit_url,
     }
     return Outcome(record, f"{len(held.knowledge):,} passages ({', '.join(arguments.parts)}): {record['url']}")
-
-
-def add_push_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `index push`."""
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the knowledge base")
-    parser.add_argument("repo", metavar="OWNER/NAME", help="the repository; created if needed")
-    parser.add_argument(
-        "--repo_type", choices=["dataset", "model"], default="dataset", help="on its own (default), or beside a model"
-    )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="publish only this part")
-    parser.add_argument("--private", action="store_true", help="a new repository is private")
-    parser.add_argument("--revision", help="the branch; made if needed")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--message", default="Upload knowledge base", help="the message of the commit")
-    parser.add_argument(
-        "--allow_missing_licence", action="store_true", help="publish passages that say nothing about their licence"
-    )
 
 
 def _held(folder: Path) -> HeldKnowledge:

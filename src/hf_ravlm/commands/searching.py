@@ -1,4 +1,4 @@
-"""Knows how a knowledge base is searched from the command line; by words alone it needs no model."""
+"""`hf-ravlm index search`; by words alone it needs no model."""
 
 from __future__ import annotations
 
@@ -12,43 +12,24 @@ from ..errors import InvalidInputError
 from ..retrieval import KnowledgeBase, Passage, RavlmRetriever
 from ..retrieval.evidence import checked_queries
 from ..retrieval.indexes.lexical_index import LexicalIndex, searchable_texts
-from ..retrieval.knowledge_channels import CHANNEL_NAMES
 from ..retrieval.ranking.channels import LexicalChannel
 from ..retrieval.ranking.search import SearchOptions
 from ..retrieval.ranking.search import search as search_channels
 from .building import SUBFOLDER
-from .encoder_choice import add_encoder_arguments, chosen_encoder
-from .outcome import Outcome, names, one_line
+from .models import chosen_encoder
+from .outcome import Outcome, one_line
 
 
 _SHOWN = ("id", "title", "text", "source", "licence", "url", "revision", "metadata")
 _MAX_SHOWN_CHARACTERS = 300
 
 
-def add_search_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `index search`."""
-    parser.add_argument("folder", metavar="FOLDER", help="the folder of the knowledge base, or its id on the Hub")
-    parser.add_argument("text", metavar="TEXT", nargs="?", help="the question")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to ask with")
-    parser.add_argument("-k", "--k", type=int, default=5, help="how many passages (default: 5)")
-    parser.add_argument("--where", metavar="JSON", help='only passages such as \'{"licence": "CC0-1.0"}\'')
-    parser.add_argument(
-        "--channels",
-        nargs="+",
-        type=_channels,
-        default=[["dense"]],
-        metavar="NAME",
-        help=f"how to find: {', '.join(CHANNEL_NAMES)}; several, such as dense,bm25, are joined (default: dense)",
-    )
-    parser.add_argument("--repo_type", choices=["model", "dataset"], default="model", help="what the id on the Hub is")
-    parser.add_argument("--revision", help="a branch, tag or commit on the Hub")
-    add_encoder_arguments(parser)
-
-
 def search(arguments: argparse.Namespace) -> Outcome:
     """`index search`: the best passages for a text, an image, or both."""
     if arguments.text is None and arguments.image is None:
         raise InvalidInputError("There is nothing to search for. Give a text, or --image.")
+    if arguments.image is not None and not arguments.image.is_file():
+        raise InvalidInputError(f"--image {arguments.image}: there is no such file.")
     where = _conditions(arguments.where)
     arguments.channels = list(dict.fromkeys(name for part in arguments.channels for name in part))
     hub = {} if arguments.revision is None else {"revision": arguments.revision}
@@ -84,13 +65,6 @@ def _search_words(
     found = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]
     passages = knowledge_base.passages([row for row, _ in found])
     return [(passage, score, None) for passage, (_, score) in zip(passages, found, strict=True)]
-
-
-def _channels(text: str) -> list[str]:
-    unknown = [name for name in names(text) if name not in CHANNEL_NAMES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}; choose from {', '.join(CHANNEL_NAMES)}")
-    return names(text)
 
 
 def _conditions(text: str | None) -> dict[str, Any] | None:
