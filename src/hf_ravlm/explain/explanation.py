@@ -153,7 +153,7 @@ def _look_at_reading(told: Explanation, model: Any, processor: Any, image: Any) 
 
 def _look_at_search(told: Explanation, retriever: Any, image: Any, layer: str | None, method: Method) -> None:
     from ..retrieval import RavlmEncoder
-    from ..retrieval.ranking.late_interaction import TokenEncoder
+    from ..retrieval.encoding.encoders import TokenEncoder
 
     encoder, passages = retriever.encoder, told.answer.evidence
     if isinstance(encoder, RavlmEncoder):

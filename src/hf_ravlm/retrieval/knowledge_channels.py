@@ -1,4 +1,4 @@
-"""Knows which channels a retriever offers, and how each follows the knowledge base as it grows.
+"""The channels that a retriever offers, each of which follows the knowledge base as it grows.
 
 | name | finds | by |
 |---|---|---|
@@ -14,7 +14,7 @@ added, only those are read or encoded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+CHANNEL_NAMES = ("dense", "bm25", "dense_text", "dense_image")
 
 _PASSAGES_PER_CHUNK = 1_024
 
@@ -100,24 +102,20 @@ class KnowledgeChannels:
             earlier, channel = None, None
         num_known = 0 if earlier is None else len(earlier.table)
         if channel is None or num_known < len(knowledge.table):
-            channel = _MAKERS[name](self.encoder, knowledge, num_known, channel)
+            if name == "bm25":
+                channel = _lexical_channel(knowledge, num_known, channel)
+            else:
+                part: Literal["text", "image"] = "text" if name == "dense_text" else "image"
+                channel = _part_channel(self.encoder, knowledge, num_known, channel, part)
             self._made[name] = (knowledge, channel)
         return channel
 
 
-def _lexical_channel(encoder: Encoder, knowledge: LivingKnowledge, num_known: int, earlier: Channel | None) -> Channel:
+def _lexical_channel(knowledge: LivingKnowledge, num_known: int, earlier: Channel | None) -> Channel:
     texts = searchable_texts(knowledge.table.slice(num_known))
     if isinstance(earlier, LexicalChannel):
         return LexicalChannel(earlier.index.add(texts))
     return LexicalChannel(LexicalIndex.build(texts))
-
-
-def _text_channel(encoder: Encoder, knowledge: LivingKnowledge, num_known: int, earlier: Channel | None) -> Channel:
-    return _part_channel(encoder, knowledge, num_known, earlier, "text")
-
-
-def _image_channel(encoder: Encoder, knowledge: LivingKnowledge, num_known: int, earlier: Channel | None) -> Channel:
-    return _part_channel(encoder, knowledge, num_known, earlier, "image")
 
 
 def _part_channel(
@@ -132,7 +130,8 @@ def _part_channel(
     rows = num_known + np.flatnonzero(present)
     if len(rows):
         logger.info('Encoding %d passages by their %s alone, for the channel "dense_%s".', len(rows), part, part)
-    encoded = [_encode_part(encoder, knowledge, chunk, part) for chunk in _chunks(rows)]
+    starts = range(0, len(rows), _PASSAGES_PER_CHUNK)
+    encoded = [_encode_part(encoder, knowledge, rows[start : start + _PASSAGES_PER_CHUNK], part) for start in starts]
     if isinstance(earlier, DenseChannel) and earlier.rows is not None and len(earlier.index):
         encoded.insert(0, earlier.index.vectors)
         rows = np.concatenate([earlier.rows, rows])
@@ -152,15 +151,3 @@ def _encode_part(encoder: Encoder, knowledge: LivingKnowledge, rows: np.ndarray,
     if len(vectors) != len(passages):
         raise InvalidInputError(f"The encoder returned {len(vectors)} vectors for {len(passages)} passages.")
     return unit_vectors(vectors, f"{part} vectors", names=[repr(passage.id) for passage in passages])
-
-
-def _chunks(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[start : start + _PASSAGES_PER_CHUNK] for start in range(0, len(rows), _PASSAGES_PER_CHUNK)]
-
-
-_MAKERS: dict[str, Callable[[Encoder, LivingKnowledge, int, Channel | None], Channel]] = {
-    "bm25": _lexical_channel,
-    "dense_text": _text_channel,
-    "dense_image": _image_channel,
-}
-CHANNEL_NAMES = ("dense", *_MAKERS)

@@ -1,1 +1,1 @@
-"""How queries and passages become vectors, one by one or a corpus at a time."""
+"""Encoders of queries and passages, one by one or a corpus at a time."""

@@ -1,6 +1,6 @@
-"""Knows whether an encoder still sees what it saw: eight texts and four images, encoded when knowledge was stored.
+"""Probes of an encoder: eight texts and four images, encoded when knowledge is stored and again when it is opened.
 
-A fingerprint tells equal from unequal, no more: a model cast to bfloat16 has another one and is as good as before; a
+A fingerprint says equal or unequal, no more: a model cast to bfloat16 has another one and is as good as before; a
 model whose adapter was switched off may have the same one and finds nothing. So the probes are encoded again when a
 knowledge base is opened and compared with what was stored.
 """

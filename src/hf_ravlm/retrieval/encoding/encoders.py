@@ -51,17 +51,8 @@ class Encoder(Protocol):
 
 
 @runtime_checkable
-class MultiVectorEncoder(Protocol):
-    """What late interaction (MaxSim) needs: one unit vector per token or image patch.
-
-    `name` and `fingerprint` are those of `Encoder`; an encoder may follow both protocols.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def fingerprint(self) -> str: ...
+class TokenEncoder(Protocol):
+    """What late interaction (MaxSim) needs: one unit vector per token or image patch."""
 
     def encode_queries_tokens(self, images: Images | None, texts: Texts | None) -> list[np.ndarray]:
         """Returns per query an array (tokens, D) of unit vectors in float32."""
@@ -70,6 +61,17 @@ class MultiVectorEncoder(Protocol):
     def encode_passages_tokens(self, texts: Texts, images: Images) -> list[np.ndarray]:
         """Returns per passage an array (tokens, D) of unit vectors in float32."""
         ...
+
+
+@runtime_checkable
+class MultiVectorEncoder(TokenEncoder, Protocol):
+    """A `TokenEncoder` with the identity of an `Encoder`; one encoder may follow all three protocols."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
 
 class RavlmEncoder:
@@ -207,8 +209,12 @@ def require_batch_size(batch_size: int) -> None:
 
 def pick(items: Sequence[Any] | None, rows: Sequence[int]) -> list[Any] | None:
     """The items of some rows; `None` if there are none or all are `None`."""
-    picked = None if items is None else [items[row] for row in rows]
-    return None if picked is None or all(item is None for item in picked) else picked
+    return None if items is None else present([items[row] for row in rows])
+
+
+def present(items: list[Any]) -> list[Any] | None:
+    """The items, some of which may be `None`; `None` if all of them are."""
+    return None if all(item is None for item in items) else items
 
 
 def require_attributes(thing: Any, names: Sequence[str], expected: str) -> None:

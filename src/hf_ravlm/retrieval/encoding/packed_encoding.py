@@ -1,4 +1,4 @@
-"""Knows how to run a BERT-like text encoder without padding: the tokens of all texts as one long row.
+"""BERT-like text encoders run without padding: the tokens of all texts as one long row.
 
 Everything but attention looks at one token at a time, so it does not mind where a text ends: embeddings, projections
 and norms run once over all T tokens. Attention runs for all texts of one length at once, as a dense batch that needs

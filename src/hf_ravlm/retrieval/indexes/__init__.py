@@ -1,1 +1,1 @@
-"""How the nearest of many vectors are found, exactly or nearly."""
+"""Indexes of vectors and of words."""

@@ -1,1 +1,1 @@
-"""How several ways of finding become one ranking."""
+"""Filters, channels, fusion and reranking: several ways of finding become one ranking."""

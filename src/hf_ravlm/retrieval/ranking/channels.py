@@ -1,4 +1,4 @@
-"""Knows the ways in which candidates are found: by meaning (vectors), by words (BM25), and which queries each serves.
+"""Ways of finding candidates: by meaning (vectors), by words (BM25), and which queries each serves.
 
 A channel takes queries and gives each its best rows with scores of its own scale. What the scores of several channels
 are worth beside each other is decided later, in the search.
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import InvalidInputError
-from ..encoding.encoders import Encoder
+from ..encoding.encoders import Encoder, pick
 from ..indexes.lexical_index import LexicalIndex
 from ..unit_vectors import unit_vectors
 from .fusion import Ranking, ranking_from_lists
@@ -124,10 +124,8 @@ class LexicalChannel:
 
 def encode_queries(encoder: Encoder, images: Sequence[Image.Image | None], texts: Sequence[str | None]) -> np.ndarray:
     """Returns the vectors of queries, (n, D), one image or text or both each; checks that there are n of them."""
-    vectors = encoder.encode_queries(
-        images if any(image is not None for image in images) else None,
-        texts if any(text is not None for text in texts) else None,
-    )
+    everyone = range(len(images))
+    vectors = encoder.encode_queries(pick(images, everyone), pick(texts, everyone))
     if len(vectors) != len(images):
         raise InvalidInputError(f"The encoder returned {len(vectors)} vectors for {len(images)} queries.")
     return vectors

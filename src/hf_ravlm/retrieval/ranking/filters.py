@@ -1,4 +1,4 @@
-"""Knows which passages satisfy conditions on their columns and metadata, before any search.
+"""Conditions on columns and metadata, which passages must satisfy before any search.
 
     {"licence": "CC0-1.0"}                         equal to
     {"source": ["birds", "fish"]}                  one of

@@ -1,4 +1,4 @@
-"""Knows how rankings are joined, thinned out and made diverse: fusion, caps, near-duplicates, marginal relevance.
+"""Rank fusion, per-source caps, near-duplicates, marginal relevance.
 
 Everything here is a function of arrays and works on many queries at once. A `Ranking` holds the candidates of `n`
 queries, best first; queries with fewer candidates than others end in rows of -1. Equal scores stand in the order of
@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ...errors import InvalidInputError
+from ...metrics.ranking import ndcg_at_k
 
 
 Normalisation = Literal["zscore", "minmax"]
@@ -82,9 +83,9 @@ def reciprocal_rank_fusion(rankings: Sequence[np.ndarray], k: int = 60) -> Ranki
     """
     if k < 0 or not rankings:
         raise InvalidInputError(f"k={k} with {len(rankings)} rankings: expected k of at least 0 and a ranking.")
-    union = _Union(rankings)
-    gains = [np.broadcast_to(1 / (k + np.arange(1, rows.shape[1] + 1)), rows.shape) for rows in rankings]
-    return union.ranked(union.summed(np.concatenate(gains, axis=1)))
+    pool = _pooled(rankings)
+    gains = [np.broadcast_to(1 / (k + np.arange(1, rows.shape[1] + 1)), rows.shape)[rows >= 0] for rows in rankings]
+    return _ranked(pool, np.bincount(np.concatenate(pool.places), np.concatenate(gains), len(pool.rows)))
 
 
 def weighted_fusion(
@@ -118,8 +119,8 @@ def weighted_fusion(
         raise InvalidInputError(
             f"weights={list(weights)}: expected finite numbers of at least 0, one of them above 0."
         )
-    union = _Union([ranking.rows for ranking in rankings])
-    return union.ranked(_score_table(rankings, union, normalise) @ np.asarray(weights, np.float64))
+    pool = _pooled([ranking.rows for ranking in rankings])
+    return _ranked(pool, _score_table(rankings, pool, normalise) @ np.asarray(weights, np.float64))
 
 
 def learn_weights(
@@ -159,15 +160,20 @@ def learn_weights(
     if not rankings or any(len(ranking.rows) != len(gold) for ranking in rankings.values()):
         shapes = {name: ranking.rows.shape for name, ranking in rankings.items()}
         raise InvalidInputError(f"{len(gold)} sets of gold rows came with rankings of shapes {shapes}.")
-    num_gold = np.array([len(set(wanted)) for wanted in gold])
-    if not num_gold.any():
+    wanted = [set(rows) for rows in gold]
+    num_gold = np.array([len(rows) for rows in wanted])
+    asking = num_gold > 0
+    if not asking.any():
         raise InvalidInputError("No query wants anything; there is nothing to learn from.")
-    union = _Union([ranking.rows for ranking in rankings.values()])
-    table = _score_table(list(rankings.values()), union, normalise)  # (F, C)
-    wanted = union.marks(gold)
+    pool = _pooled([ranking.rows for ranking in rankings.values()])
+    table = _score_table(list(rankings.values()), pool, normalise)  # (F, C)
+    is_wanted = np.array([row in wanted[query] for query, row in zip(pool.queries, pool.rows, strict=True)], bool)
     best: tuple[float, float, tuple[float, ...]] | None = None
     for weights in _simplex(len(rankings), round(1 / step)):
-        quality = float(_ndcg(union, table @ np.array(weights), wanted, num_gold, k)[num_gold > 0].mean())
+        order, ranks = _order(pool, table @ np.array(weights))
+        relevant = np.zeros((len(wanted), ranks.max(initial=-1) + 1), bool)
+        relevant[pool.queries, ranks] = is_wanted[order]
+        quality = float(ndcg_at_k(relevant[asking], num_gold[asking], k).mean())
         candidate = (round(quality, 12), -float(np.square(weights).sum()), weights)
         best = candidate if best is None or candidate > best else best
     assert best is not None
@@ -176,7 +182,7 @@ def learn_weights(
         "normalise": normalise,
         "ndcg": best[0],
         "k": k,
-        "num_queries": int((num_gold > 0).sum()),
+        "num_queries": int(asking.sum()),
     }
 
 
@@ -289,65 +295,51 @@ def scaled_to_unit(ranking: Ranking) -> np.ndarray:
     return np.where(ranking.rows >= 0, values, -np.inf)
 
 
-class _Union:
-    """All candidates that occur in any of several rankings, once per query, as one flat list of length F.
+class _Pool(NamedTuple):
+    """All candidates that occur in any of several rankings, once per query, as one flat list of length F."""
 
-    Attributes:
-        queries: The query of each, rising.
-        rows: The row of each, rising within a query.
-        places: Where in that list each entry of the concatenated rankings stands.
-        valid: Which entries of the concatenated rankings (n, M) are candidates.
-    """
-
-    def __init__(self, rankings: Sequence[np.ndarray]) -> None:
-        rows = np.concatenate(rankings, axis=1)  # (n, M)
-        self.num_queries = len(rows)
-        self.valid = rows >= 0
-        self._span = int(rows.max(initial=0)) + 1
-        numbers = np.broadcast_to(np.arange(len(rows))[:, None], rows.shape)[self.valid]
-        keys, self.places = np.unique(numbers * self._span + rows[self.valid], return_inverse=True)
-        self.queries, self.rows = np.divmod(keys, self._span)
-
-    def summed(self, values: np.ndarray) -> np.ndarray:
-        """Sum of the entries of each candidate, from values of the concatenated rankings (n, M); shape (F,)."""
-        return np.bincount(self.places, weights=values[self.valid], minlength=len(self.rows))
-
-    def marks(self, gold: Sequence[Collection[int]]) -> np.ndarray:
-        """Which candidates are wanted, bool (F,)."""
-        keys = [query * self._span + row for query, rows in enumerate(gold) for row in rows if row < self._span]
-        return np.isin(self.queries * self._span + self.rows, keys)
-
-    def order(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Candidates by query, then best first, then row; and the rank of each in that order, from 0."""
-        # float32: sums that differ only in the order of their terms are ties.
-        order = np.lexsort((self.rows, -scores.astype(np.float32), self.queries))
-        starts = np.searchsorted(self.queries, np.arange(self.num_queries))
-        return order, np.arange(len(self.rows)) - starts[self.queries]
-
-    def ranked(self, scores: np.ndarray) -> Ranking:
-        """The `Ranking` of candidates by scores (F,)."""
-        order, ranks = self.order(scores)
-        shape = (self.num_queries, int(ranks.max(initial=-1)) + 1)
-        ranking = Ranking(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64))
-        ranking.scores[self.queries, ranks] = scores[order]
-        ranking.rows[self.queries, ranks] = self.rows[order]
-        return ranking
+    num_queries: int
+    queries: np.ndarray  # (F,) the query of each, rising
+    rows: np.ndarray  # (F,) the row of each, rising within a query
+    places: list[np.ndarray]  # for every ranking, where in this list its candidates stand
 
 
-def _score_table(rankings: Sequence[Ranking], union: _Union, normalise: str) -> np.ndarray:
+def _pooled(rankings: Sequence[np.ndarray]) -> _Pool:
+    span = max(int(rows.max(initial=0)) for rows in rankings) + 1
+    keys = [(np.arange(len(rows))[:, None] * span + rows)[rows >= 0] for rows in rankings]
+    unique, places = np.unique(np.concatenate(keys), return_inverse=True)
+    ends = np.cumsum([len(part) for part in keys])
+    return _Pool(len(rankings[0]), *np.divmod(unique, span), np.split(places, ends[:-1]))
+
+
+def _order(pool: _Pool, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates by query, then best first, then row; and the rank of each in that order, from 0."""
+    # float32: sums that differ only in the order of their terms are ties.
+    order = np.lexsort((pool.rows, -scores.astype(np.float32), pool.queries))
+    starts = np.searchsorted(pool.queries, np.arange(pool.num_queries))
+    return order, np.arange(len(pool.rows)) - starts[pool.queries]
+
+
+def _ranked(pool: _Pool, scores: np.ndarray) -> Ranking:
+    order, ranks = _order(pool, scores)
+    shape = (pool.num_queries, int(ranks.max(initial=-1)) + 1)
+    ranking = Ranking(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64))
+    ranking.scores[pool.queries, ranks] = scores[order]
+    ranking.rows[pool.queries, ranks] = pool.rows[order]
+    return ranking
+
+
+def _score_table(rankings: Sequence[Ranking], pool: _Pool, normalise: str) -> np.ndarray:
     """Normalised scores of every candidate in every ranking, (F, C); the ranking's floor where it is not listed."""
     if normalise not in _NORMALISATIONS:
         raise InvalidInputError(f"normalise={normalise!r} is not known. Choose one of {sorted(_NORMALISATIONS)}.")
-    columns = []
-    start = 0
-    for scores, rows in rankings:
+    table = np.empty((len(pool.rows), len(rankings)))
+    for column, ((scores, rows), places) in enumerate(zip(rankings, pool.places, strict=True)):
         listed = rows >= 0
         values, floors = _NORMALISATIONS[normalise](scores, listed)  # (n, m), (n,)
-        excess = np.zeros(union.valid.shape)
-        excess[:, start : start + rows.shape[1]] = np.where(listed, values - floors[:, None], 0)
-        columns.append(union.summed(excess) + floors[union.queries])
-        start += rows.shape[1]
-    return np.stack(columns, axis=1)
+        table[:, column] = floors[pool.queries]
+        table[places, column] = values[listed]
+    return table
 
 
 def _zscore(scores: np.ndarray, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -382,12 +374,3 @@ def _simplex(num_weights: int, steps: int) -> Iterator[tuple[float, ...]]:
     for bars in itertools.combinations(range(steps + num_weights - 1), num_weights - 1):
         edges = (-1, *bars, steps + num_weights - 1)
         yield tuple((right - left - 1) / steps for left, right in itertools.pairwise(edges))
-
-
-def _ndcg(union: _Union, scores: np.ndarray, wanted: np.ndarray, num_gold: np.ndarray, k: int) -> np.ndarray:
-    """nDCG@k of every query, with gains of 0 and 1, (n,)."""
-    order, ranks = union.order(scores)
-    gains = np.where(wanted[order] & (ranks < k), 1 / np.log2(ranks + 2), 0)
-    found = np.bincount(union.queries, weights=gains, minlength=union.num_queries)
-    ideal = np.concatenate([[0], np.cumsum(1 / np.log2(np.arange(k) + 2))])
-    return np.asarray(found / np.maximum(ideal[np.minimum(num_gold, k)], 1e-9))

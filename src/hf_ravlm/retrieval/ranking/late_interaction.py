@@ -1,4 +1,4 @@
-"""Knows how one vector per token is compared: MaxSim, token pooling, and a reranker that applies them to candidates.
+"""Late interaction: MaxSim over one vector per token, token pooling, and a reranker that applies them to candidates.
 
 A passage is kept as several vectors, one per token or image patch; a query likewise. Each query token looks for the
 passage token most like it, and the cosines add up (ColBERT: Khattab, Zaharia, SIGIR 2020). Only the candidates of a
@@ -8,28 +8,15 @@ search over single vectors are compared like this, in plain torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ...errors import InvalidInputError
+from ..encoding.encoders import TokenEncoder, pick
 from ..passage import Passage
 from .channels import Query
-
-
-@runtime_checkable
-class TokenEncoder(Protocol):
-    """An encoder that gives a unit vector for every token: lists of arrays (tokens, D) in float32, one per row."""
-
-    def encode_queries_tokens(
-        self, images: Sequence[Image.Image | None] | None, texts: Sequence[str | None] | None
-    ) -> list[np.ndarray]: ...
-
-    def encode_passages_tokens(
-        self, texts: Sequence[str | None], images: Sequence[Image.Image | None]
-    ) -> list[np.ndarray]: ...
 
 
 def maxsim(
@@ -170,11 +157,12 @@ class LateInteractionReranker:
 
     def score(self, queries: Sequence[Query], candidates: Sequence[Sequence[Passage]]) -> list[np.ndarray]:
         """See `Reranker`; sums of cosines, at most the number of query tokens."""
-        images, texts = [query.image for query in queries], [query.text for query in queries]
-        query_tokens = self.encoder.encode_queries_tokens(
-            images if any(image is not None for image in images) else None,
-            texts if any(text is not None for text in texts) else None,
+        everyone = range(len(queries))
+        images, texts = (
+            pick([query.image for query in queries], everyone),
+            pick([query.text for query in queries], everyone),
         )
+        query_tokens = self.encoder.encode_queries_tokens(images, texts)
         documents = self._documents(candidates)
         scores = []
         for tokens, found in zip(query_tokens, candidates, strict=True):

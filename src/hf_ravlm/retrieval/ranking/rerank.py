@@ -1,8 +1,7 @@
-"""Knows how a slower, better judge scores the few candidates that a search found: the hook, and three judges.
+"""Rerankers, slower and better judges of the few candidates that a search found.
 
-A reranker sees queries and passages and returns numbers, the higher the better. The judges here take the model as a
-callable or by its methods, so that this room knows no model: an image-text-matching head, a reader that is asked for
-yes or no, and a cross-encoder.
+A reranker sees queries and passages and returns numbers, the higher the better. Three stand here, which take the model
+as a callable or by its methods: an image-text-matching head, a reader that is asked for yes or no, a cross-encoder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Knows the order of a search: filter, find, fuse, rerank, thin out, diversify, and the best k are left.
+"""The steps of a search: filter, find, fuse, rerank, thin out, diversify, and the best k are left.
 
 (1) `where` decides which rows may be found at all. (2) Every channel gives its best candidates, at most
 `num_candidates`. (3) They are joined by reciprocal rank, or by weights learned on questions with known answers. (4) A
