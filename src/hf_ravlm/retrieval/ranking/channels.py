@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import InvalidInputError
-from ..encoding.encoders import Encoder, pick
+from ..encoding.encoders import Encoder, present
 from ..indexes.lexical_index import LexicalIndex
 from ..unit_vectors import unit_vectors
 from .fusion import Ranking, ranking_from_lists
@@ -124,8 +124,7 @@ class LexicalChannel:
 
 def encode_queries(encoder: Encoder, images: Sequence[Image.Image | None], texts: Sequence[str | None]) -> np.ndarray:
     """Returns the vectors of queries, (n, D), one image or text or both each; checks that there are n of them."""
-    everyone = range(len(images))
-    vectors = encoder.encode_queries(pick(images, everyone), pick(texts, everyone))
+    vectors = encoder.encode_queries(present(list(images)), present(list(texts)))
     if len(vectors) != len(images):
         raise InvalidInputError(f"The encoder returned {len(vectors)} vectors for {len(images)} queries.")
     return vectors

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ...errors import InvalidInputError
-from ..encoding.encoders import TokenEncoder, pick
+from ..encoding.encoders import TokenEncoder, present
 from ..passage import Passage
 from .channels import Query
 
@@ -157,12 +157,9 @@ class LateInteractionReranker:
 
     def score(self, queries: Sequence[Query], candidates: Sequence[Sequence[Passage]]) -> list[np.ndarray]:
         """See `Reranker`; sums of cosines, at most the number of query tokens."""
-        everyone = range(len(queries))
-        images, texts = (
-            pick([query.image for query in queries], everyone),
-            pick([query.text for query in queries], everyone),
+        query_tokens = self.encoder.encode_queries_tokens(
+            present([query.image for query in queries]), present([query.text for query in queries])
         )
-        query_tokens = self.encoder.encode_queries_tokens(images, texts)
         documents = self._documents(candidates)
         scores = []
         for tokens, found in zip(query_tokens, candidates, strict=True):
