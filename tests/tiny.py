@@ -83,6 +83,13 @@ def tiny_processor(**settings) -> RavlmProcessor:
     )
 
 
+def assert_same_weights(loaded: torch.nn.Module, saved: torch.nn.Module) -> None:
+    """Every weight of `loaded` is that of `saved` under its name, bit for bit."""
+    kept = saved.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, kept[name]), name
+
+
 def picture(seed: int = 0, size: tuple[int, int] = (24, 16)) -> Image.Image:
     """A random RGB picture; the same `seed` gives the same picture."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))

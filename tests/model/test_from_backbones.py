@@ -19,9 +19,9 @@ from transformers import (
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_ravlm import InvalidInputError, RavlmForConditionalGeneration, RavlmModel, RavlmProcessor, from_backbones
+from hf_ravlm import InvalidInputError, RavlmModel, from_backbones
 from hf_ravlm.model.backbones import load_generator, load_text_encoder, load_vision_tower, reader_kind
-from tiny import picture
+from tiny import assert_same_weights, picture
 from tiny_backbones import (
     CAUSAL,
     TEXT,
@@ -57,7 +57,7 @@ def folders(tmp_path_factory):
 
 
 def assemble(folders, vision="vit", text="bert", generator="llama", **settings):
-    given = folders("vision", vision), folders("text", text), folders("generator", generator)
+    given = folders("vision", vision), str(folders("text", text)), folders("generator", generator)
     return from_backbones(*given, projection_dim=16, **settings)
 
 
@@ -66,7 +66,8 @@ def inputs_for(processor, **more):
     return processor(images=[picture(0), picture(1)], text=["what is it?", "red or"], evidence=evidence, **more)
 
 
-def assert_same_weights(part, original):
+def assert_holds(part, original):
+    """`part` has the weights of `original`, and perhaps more rows for new words."""
     kept = original.state_dict()
     for name, tensor in part.state_dict().items():
         assert torch.equal(tensor[: len(kept[name])] if tensor.dim() else tensor, kept[name]), name
@@ -81,8 +82,7 @@ def assert_reloads(model, processor, folder):
     assert inputs.keys() == reread.keys()
     with torch.no_grad():
         torch.testing.assert_close(again(**reread).logits, model(**inputs).logits)
-    state = again.state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert_same_weights(again, model)
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -90,7 +90,7 @@ def test_a_causal_language_model_of_any_family_reads_and_reloads(folders, family
     model, processor = assemble(folders, generator=family)
     original = causal_model(family)
     old = original.get_input_embeddings().num_embeddings
-    assert_same_weights(model.language_model, original)
+    assert_holds(model.language_model, original)
     ids = torch.randint(3, old, (1, 9))
     with torch.no_grad():  # the new marks changed nothing for the old words
         torch.testing.assert_close(model.language_model(ids).logits[..., :old], original(ids).logits)
@@ -123,14 +123,8 @@ def test_a_text_encoder_of_any_family_encodes_and_reloads(folders, family, tmp_p
     assert_reloads(model, processor, tmp_path)
 
 
-def test_class_methods_make_the_same_two(folders):
-    given = {
-        "vision": folders("vision", "vit"),
-        "text": str(folders("text", "bert")),
-        "generator": folders("generator", "gpt2"),
-    }
-    model = RavlmForConditionalGeneration.from_backbones(**given, fusion="gated", num_memory_tokens=3)
-    processor = RavlmProcessor.from_backbones(**given, config=model.config)
+def test_model_and_processor_agree(folders):
+    model, processor = assemble(folders, generator="gpt2", fusion="gated", num_memory_tokens=3)
     marks = processor.markers
     assert (model.config.image_token_id, model.config.evidence_token_id) == (marks.image, marks.evidence)
     assert (processor.fusion, processor.num_memory_tokens) == ("gated", 3)
@@ -180,9 +174,11 @@ def test_a_tokenizer_that_has_the_marks_grows_nothing():
 
     generator, ours = tiny_model().language_model, tiny_processor()
     before = generator.get_input_embeddings().num_embeddings
-    model = RavlmForConditionalGeneration.from_backbones(
-        vision_model("vit"), text_model("bert"), generator, tokenizer=ours.tokenizer
+    prepared = {"image_processor": image_processor(), "text_tokenizer": ours.text_tokenizer}
+    model, processor = from_backbones(
+        vision_model("vit"), text_model("bert"), generator, tokenizer=ours.tokenizer, **prepared
     )
+    assert len(processor.tokenizer) == len(ours.tokenizer)
     assert model.get_input_embeddings().num_embeddings == before
     assert model.language_model is generator
 
@@ -256,7 +252,7 @@ def test_what_does_not_fit_is_refused_by_name(load, model, message):
 
 def test_an_object_from_no_folder_needs_what_prepares_its_inputs():
     with pytest.raises(InvalidInputError, match="give text_tokenizer="):
-        RavlmProcessor.from_backbones(vision_model("vit"), text_model("bert"), causal_model("llama"))
+        from_backbones(vision_model("vit"), text_model("bert"), causal_model("llama"))
 
 
 def test_types_in_both_mappings_read_pictures_by_themselves():

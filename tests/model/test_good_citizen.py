@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from tiny import FUSIONS, picture, tiny_config, tiny_model, tiny_processor
+from tiny import FUSIONS, assert_same_weights, picture, tiny_config, tiny_model, tiny_processor
 
 
 EVIDENCE = [["the capital of Norway is Oslo", "red white"], ["red", "of Chad"]]
@@ -24,8 +24,9 @@ def test_a_saved_reader_comes_back_the_same(fusion, tmp_path):
     again, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
+    assert_same_weights(again, model)
     with torch.no_grad():
-        assert torch.equal(again.eval()(**inputs).logits, model(**inputs).logits)
+        torch.testing.assert_close(again.eval()(**inputs).logits, model(**inputs).logits)
 
 
 @pytest.mark.parametrize("fusion", [name for name in FUSIONS if name != "concat"])
@@ -147,5 +148,5 @@ def test_the_language_model_alone_is_quantized_and_reloads(tmp_path):
     small.save_pretrained(tmp_path / "small")
     again = load(tmp_path / "small", device_map="cpu").eval()
     with torch.no_grad():
-        assert torch.equal(again(**inputs).logits, small(**inputs).logits)
+        torch.testing.assert_close(again(**inputs).logits, small(**inputs).logits)
     assert again.generate(**inputs, max_new_tokens=2).shape[0] == 2

@@ -12,7 +12,17 @@ from transformers import AutoModel, AutoModelForImageTextToText
 
 from hf_ravlm import RavlmForConditionalGeneration, RavlmModel
 from hf_ravlm.model.modeling_ravlm import info_nce
-from tiny import FUSIONS, VISION, WIDTHS, picture, tiny_config, tiny_model, tiny_processor, tiny_tokenizer
+from tiny import (
+    FUSIONS,
+    VISION,
+    WIDTHS,
+    assert_same_weights,
+    picture,
+    tiny_config,
+    tiny_model,
+    tiny_processor,
+    tiny_tokenizer,
+)
 
 
 QUESTIONS = ["what is the capital ?", "red or white of this country ?"]
@@ -237,11 +247,12 @@ def test_one_checkpoint_gives_reader_and_dual_encoder_without_a_warning(tmp_path
         assert not report["missing_keys"]
         assert not report["unexpected_keys"]
     assert caplog.text == ""
+    assert_same_weights(encoder, reader.model)
+    assert_same_weights(loaded, reader)
     pixels = inputs["pixel_values"]
     with torch.no_grad():
-        assert torch.equal(encoder.get_query_features(pixels), reader.model.get_query_features(pixels))
-    with torch.no_grad():
-        assert torch.equal(loaded.eval()(**inputs).logits, reader(**inputs).logits)
+        torch.testing.assert_close(encoder.get_query_features(pixels), reader.model.get_query_features(pixels))
+        torch.testing.assert_close(loaded.eval()(**inputs).logits, reader(**inputs).logits)
 
 
 def test_an_interrupted_save_leaves_the_previous_model(tmp_path, monkeypatch):

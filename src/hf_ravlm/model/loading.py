@@ -6,12 +6,15 @@ knowledge base of the default branch; with its `Origin` it gets those of its own
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import UnsafeInputError
 
@@ -59,6 +62,27 @@ def remember_origin(loaded: Any, kwargs: dict[str, Any]) -> None:
 def origin_of(model: Any) -> dict[str, Any]:
     """The arguments to read the model's repository with; none for a model that was not loaded."""
     return getattr(model, "origin", Origin()).hub_kwargs()
+
+
+def initialize_new(
+    model: PreTrainedModel, loaded: Iterable[nn.Module], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Gives every module of `model` outside the `loaded` parts memory and initial weights; the parts stay as they are.
+
+    Args:
+        model (`PreTrainedModel`): made on the meta device, with the `loaded` parts put in their places.
+        device, dtype: of the new weights.
+    """
+    kept = {id(module) for part in loaded for module in part.modules()}
+    for module in model.modules():
+        module._is_hf_initialized = id(module) in kept  # what `initialize_weights` goes by
+        if id(module) not in kept:
+            module.to_empty(device=device, recurse=False)
+    model.initialize_weights()
+    for module in model.modules():
+        if id(module) not in kept:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
 
 
 @contextmanager

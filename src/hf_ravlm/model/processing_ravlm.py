@@ -19,13 +19,11 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from ..errors import InvalidInputError
 from ..images import safe_image, trim_margins
 from ..saving.folders import PublishMixin
-from .backbones import Backbone
-from .configuration_ravlm import DESCRIBE_PROMPT, RavlmConfig
-from .processor_assembly import assemble_processor
+from .configuration_ravlm import DESCRIBE_PROMPT
 from .prompts.chat import GeneratorProcessorMixin
 from .prompts.evidence import EvidenceItem, pad_prompts, pad_rows, read_evidence
 from .prompts.layout import SPECIAL_TOKENS, PassagePart, Prompt, PromptMarkers, clean_text, layout_prompt
-from .prompts.literal import literal_ids
+from .prompts.literal import add_marks, literal_ids
 
 
 CHAT_TEMPLATE = (
@@ -104,11 +102,10 @@ class RavlmProcessor(PublishedProcessor):
         trim_image_margins=False,
         generator_processor=None,
     ):
-        missing = [token for token in SPECIAL_TOKENS.values() if token not in tokenizer.get_vocab()]
         if generator_processor is not None:
             generator_processor.tokenizer = tokenizer  # one, which is loaded and changed once
-        elif missing:
-            tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+        else:
+            add_marks(tokenizer)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"  # where pipelines that are not ours pad batches of rows that we made
@@ -126,20 +123,6 @@ class RavlmProcessor(PublishedProcessor):
         self.image_token = SPECIAL_TOKENS["image"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         super().__init__(image_processor, tokenizer, text_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
-
-    @classmethod
-    def from_backbones(
-        cls, vision: Backbone, text: Backbone, generator: Backbone, config: RavlmConfig | None = None, **settings
-    ) -> RavlmProcessor:
-        """The processor for a model of the same backbones.
-
-        Args:
-            vision, text, generator (`str`, `os.PathLike` or `PreTrainedModel`): as `from_backbones` of the model.
-            config (`RavlmConfig`, *optional*): the model's, for its fusion and the number of image and memory tokens.
-            settings: `image_processor`, `text_tokenizer`, `tokenizer`, `generator_processor` where a backbone is an
-                object from no folder; `trust_remote_code`; arguments of [`RavlmProcessor`].
-        """
-        return assemble_processor(cls, vision, text, generator, config=config, **settings)
 
     def __call__(
         self,

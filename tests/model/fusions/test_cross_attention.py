@@ -107,7 +107,7 @@ def test_closed_gates_are_the_bare_language_model(family):
     reader, inputs = reader_of(family, gate=0.0), inputs_of()
     untouched = AutoModelForCausalLM.from_config(reader.language_model.config).eval()
     untouched.load_state_dict(reader.language_model.state_dict())  # no name has changed
-    assert torch.equal(reader(**inputs).logits, untouched(inputs["input_ids"]).logits)
+    torch.testing.assert_close(reader(**inputs).logits, untouched(inputs["input_ids"]).logits)
 
 
 @every_family
@@ -115,7 +115,7 @@ def test_evidence_is_read_and_masked_evidence_is_not(family):
     reader, inputs = reader_of(family), inputs_of()
     with_evidence, without = reader(**inputs).logits, reader(**bare(inputs)).logits
     assert (with_evidence[0] - without[0]).abs().max() > 1e-2
-    assert torch.equal(with_evidence[1], without[1])
+    torch.testing.assert_close(with_evidence[1], without[1])
     inputs["evidence"] = torch.where(inputs["evidence_mask"].unsqueeze(-1), inputs["evidence"], 9.0)
     torch.testing.assert_close(reader(**inputs).logits, with_evidence)
 
@@ -141,7 +141,7 @@ def test_every_step_reads_the_evidence(family, beams):
     assert not torch.equal(cached[:beams], closed[:beams])
     if beams == 1:  # the last token, from a prompt that holds all before it
         longer = {**inputs, "input_ids": cached[:, :-1]}
-        assert torch.equal(reader(**longer).logits[:, -1].argmax(-1), cached[:, -1])
+        torch.testing.assert_close(reader(**longer).logits[:, -1].argmax(-1), cached[:, -1])
 
 
 def gradients(reader: Reader, *batches: dict) -> dict[str, torch.Tensor]:
@@ -209,14 +209,14 @@ def test_a_copy_reads_with_its_own_weights(duplicate):
     twin = duplicate(reader)
     nn.init.zeros_(twin.fusion.key_value.weight)
     assert not torch.allclose(twin(**inputs).logits, before)
-    assert torch.equal(reader(**inputs).logits, before)
+    torch.testing.assert_close(reader(**inputs).logits, before)
 
 
 def test_save_and_load(tmp_path):
     reader, inputs = reader_of("gpt2"), inputs_of()
     reader.save_pretrained(tmp_path)
     loaded = Reader.from_pretrained(tmp_path, config=reader.config).eval()
-    assert torch.equal(loaded(**inputs).logits, reader(**inputs).logits)
+    torch.testing.assert_close(loaded(**inputs).logits, reader(**inputs).logits)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by the old name
@@ -227,7 +227,7 @@ def test_an_adapter_reads_with_the_fusion_that_it_trains():
     before = reader(**inputs).logits
     settings = LoraConfig(target_modules=r".*language_model.*\.(q_proj|v_proj)", modules_to_save=["fusion"])
     adapted = get_peft_model(reader, settings)
-    assert torch.equal(adapted(**inputs).logits, before)
+    torch.testing.assert_close(adapted(**inputs).logits, before)
     adapted(**inputs, labels=inputs["input_ids"]).loss.backward()
     trained = {name: p for name, p in adapted.named_parameters() if ".modules_to_save." in name}
     assert len(trained) == len(list(reader.fusion.original_module.parameters()))
@@ -235,18 +235,18 @@ def test_an_adapter_reads_with_the_fusion_that_it_trains():
     with torch.no_grad():
         for p in trained.values():
             p.zero_()
-        assert torch.equal(adapted(**inputs).logits, adapted(**bare(inputs)).logits)
+        torch.testing.assert_close(adapted(**inputs).logits, adapted(**bare(inputs)).logits)
         with adapted.disable_adapter():
-            assert torch.equal(adapted(**inputs).logits, before)
+            torch.testing.assert_close(adapted(**inputs).logits, before)
 
 
 def test_half_precision_beside_single_precision():
     reader, inputs = reader_of("llama", gate=0.0), inputs_of()
     reader.language_model.bfloat16()  # the fusion stays in single precision
-    assert torch.equal(reader(**inputs).logits, reader(**bare(inputs)).logits)
+    torch.testing.assert_close(reader(**inputs).logits, reader(**bare(inputs)).logits)
     reader = reader_of("llama").bfloat16()
     inputs["evidence"] = inputs["evidence"].bfloat16()
-    assert torch.equal(reader(**inputs).logits[1], reader(**bare(inputs)).logits[1])
+    torch.testing.assert_close(reader(**inputs).logits[1], reader(**bare(inputs)).logits[1])
     assert all(torch.isfinite(gradient).all() for gradient in gradients(reader, inputs).values())
 
 
@@ -263,7 +263,7 @@ def test_attaching_twice_reads_once_and_handles_undo_it():
     reader, inputs = reader_of("llama"), inputs_of()
     logits = reader(**inputs).logits
     assert attach_cross_attention(reader.language_model) == []
-    assert torch.equal(reader(**inputs).logits, logits)
+    torch.testing.assert_close(reader(**inputs).logits, logits)
     fresh = AutoModelForCausalLM.from_config(reader.language_model.config)
     handles = attach_cross_attention(fresh)
     for handle in handles:

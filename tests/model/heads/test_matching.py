@@ -7,7 +7,7 @@ import torch
 
 from hf_ravlm import RavlmForConditionalGeneration, RavlmModel
 from hf_ravlm.model.heads.matching import RavlmForImageTextRetrieval, RavlmForPreTraining
-from tiny import picture, tiny_config, tiny_model, tiny_processor
+from tiny import assert_same_weights, picture, tiny_config, tiny_model, tiny_processor
 
 
 TEXTS = ["red white", "the capital of Norway is Oslo", "what is red ?"]
@@ -55,7 +55,7 @@ def test_what_a_mask_leaves_out_is_not_read(batch):
     absent["pixel_values"][0] += 3.0
     absent["input_ids"][1] = 17
     passages = {name: tensor[:2] for name, tensor in batch.items() if name.startswith("passage_")}
-    assert torch.equal(model(**both, **passages).match_logits, model(**absent, **passages).match_logits)
+    torch.testing.assert_close(model(**both, **passages).match_logits, model(**absent, **passages).match_logits)
 
 
 @torch.no_grad()
@@ -93,10 +93,11 @@ def test_what_is_saved_is_loaded(cls, batch, tmp_path):
     model = head(cls)
     model.save_pretrained(tmp_path)
     again = cls.from_pretrained(tmp_path).eval()
-    assert torch.equal(again(**batch).match_logits, model(**batch).match_logits)
+    assert_same_weights(again, model)
+    torch.testing.assert_close(again(**batch).match_logits, model(**batch).match_logits)
     tower, report = RavlmModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
-    assert torch.equal(tower.eval()(**batch).scores, model(**batch).scores)
+    torch.testing.assert_close(tower.eval()(**batch).scores, model(**batch).scores)
 
 
 @torch.no_grad()
@@ -109,7 +110,7 @@ def test_heads_start_on_a_trained_dual_encoder_or_reader(batch, tmp_path):
     reader.save_pretrained(tmp_path)
     loaded, report = RavlmForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["unexpected_keys"]
-    assert torch.equal(loaded.eval()(**batch).scores, head(**batch).scores)
+    torch.testing.assert_close(loaded.eval()(**batch).scores, head(**batch).scores)
     again = RavlmForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.equal(again.model.logit_scale, reader.model.logit_scale)
 
@@ -124,8 +125,7 @@ def test_every_class_takes_its_own_out_of_a_folder_of_another(tmp_path):
     for cls in (RavlmModel, RavlmForConditionalGeneration, RavlmForImageTextRetrieval, RavlmForPreTraining):
         assert not unexpected(cls, tmp_path / "aligned")
     plain = RavlmModel.from_pretrained(tmp_path / "aligned")
-    for name, tensor in aligned.model.state_dict().items():
-        assert torch.equal(plain.state_dict()[name], tensor)
+    assert_same_weights(plain, aligned.model)
     tiny_model().save_pretrained(tmp_path / "reader")
     for cls in (RavlmModel, RavlmForImageTextRetrieval, RavlmForPreTraining):
         assert not unexpected(cls, tmp_path / "reader")

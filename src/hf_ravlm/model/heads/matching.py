@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from ..configuration_ravlm import RavlmConfig
+from ..loading import initialize_new
 from ..modeling_ravlm import READER_KEYS, RavlmModel, RavlmPreTrainedModel, info_nce
 from .joint_encoder import JointEncoder, init_joint_weights
 
@@ -120,16 +121,7 @@ class RavlmForImageTextRetrieval(RavlmPreTrainedModel):
         with torch.device("meta"):  # so that the towers are not made a second time
             head = cls(model.config)
         head.model = model
-        own = {id(module) for module in model.modules()}
-        for module in head.modules():
-            module._is_hf_initialized = id(module) in own  # what `initialize_weights` goes by
-            if id(module) not in own:
-                module.to_empty(device=model.device, recurse=False)
-        head.initialize_weights()
-        for module in head.modules():
-            if id(module) not in own:
-                for parameter in module.parameters(recurse=False):
-                    parameter.data = parameter.data.to(model.dtype)
+        initialize_new(head, [model], model.device, model.dtype)
         return head.train(model.training)
 
     @torch.no_grad()

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from .layout import clean_text
+from .layout import SPECIAL_TOKENS, clean_text
+
+
+def add_marks(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, changed in place: the marks of our prompts that it lacks are added as special tokens."""
+    missing = [token for token in SPECIAL_TOKENS.values() if token not in tokenizer.get_vocab()]
+    if missing:
+        tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+    return tokenizer
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

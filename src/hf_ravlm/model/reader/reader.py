@@ -15,8 +15,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from ..assembly import assemble_model
-from ..backbones import Backbone, patch_grid, reads_images
+from ..backbones import patch_grid, reads_images
 from ..configuration_ravlm import RavlmConfig
 from ..fusions.cross_attention import attach_cross_attention
 from ..fusions.registry import FUSIONS
@@ -61,32 +60,6 @@ class RavlmForConditionalGeneration(
         if self.fusion.reads_evidence:  # pictures of passages join the states of their texts
             self.evidence_image_projector = nn.Linear(config.vision_dim, config.text_config.hidden_size)
         self.post_init()
-
-    @classmethod
-    def from_backbones(cls, vision: Backbone, text: Backbone, generator: Backbone, **settings):
-        """A reader out of three pretrained backbones, with all of their weights, in eval mode.
-
-        Args:
-            vision, text, generator (`str`, `os.PathLike` or `PreTrainedModel`):
-                each a name on the Hub, a folder, or a model object, which then becomes a part of the model (no copy).
-                The generator is a causal language model or an image-text-to-text model.
-            settings: `tokenizer` (of a causal generator that is an object from no folder), `dtype`,
-                `trust_remote_code`, and fields of [`RavlmConfig`] (`fusion`, `projection_dim`, ...).
-
-        The processor is `RavlmProcessor.from_backbones(vision, text, generator, config=model.config)`.
-
-        Raises:
-            `InvalidInputError`: if a backbone does not fit its role, or its checkpoint lacks weights.
-
-        Example:
-
-        >>> model = RavlmForConditionalGeneration.from_backbones(
-        ...     vision="google/siglip2-base-patch16-224",
-        ...     text="sentence-transformers/all-MiniLM-L6-v2",
-        ...     generator="Qwen/Qwen3-0.6B",
-        ... )  # doctest: +SKIP
-        """
-        return assemble_model(cls, vision, text, generator, **settings)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
