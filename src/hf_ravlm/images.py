@@ -1,6 +1,6 @@
-"""Knows how to turn anything that claims to be an image into an upright RGB picture, or to say why it cannot be used.
+"""Images of any origin, made upright and RGB, or refused with a reason.
 
-Every picture enters the library through `safe_image`. Sizes are checked before a single pixel is decoded, because a
+Every image enters the library through `safe_image`. Sizes are checked before a single pixel is decoded, because a
 file of a hundred bytes can ask for gigabytes; grey levels, transparency and rotation are kept, because Pillow's plain
 `convert("RGB")` loses all three without a word.
 """
@@ -14,6 +14,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Union
 
 import numpy as np
@@ -69,18 +70,17 @@ def safe_image(
     ```python
     >>> import numpy as np
     >>> from hf_ravlm.images import safe_image
-    >>> picture = safe_image(np.array([[0.0, 0.5, 1.0]]))
-    >>> picture.mode, picture.size, picture.getpixel((1, 0))
+    >>> image = safe_image(np.array([[0.0, 0.5, 1.0]]))
+    >>> image.mode, image.size, image.getpixel((1, 0))
     ('RGB', (3, 1), (128, 128, 128))
 
     ```
     """
-
-    def check_size(width: int, height: int, label: str) -> None:
-        _check_size(width, height, label, max_pixels=max_pixels, max_side=max_side, max_aspect=max_aspect)
-
+    check_size = partial(_check_size, max_pixels=max_pixels, max_side=max_side, max_aspect=max_aspect)
     if isinstance(source, Image.Image):
-        label = _picture_label(source)
+        filename = getattr(source, "filename", "")
+        size = f"{source.mode} image of {source.width} x {source.height} pixels"
+        label = os.fsdecode(filename) if filename else size
         check_size(*source.size, label)
         return _upright_rgb(source, label)
     if isinstance(source, np.ndarray):
@@ -131,19 +131,19 @@ def encoded_image(source: ImageSource, **limits: Any) -> bytes:
 def trim_margins(image: Image.Image) -> Image.Image:
     """Cuts the white margin around a drawing, if there clearly is one.
 
-    Icon sets draw the same thing at different sizes on their white squares, and a small encoder that sees pictures at
+    Icon sets draw the same thing at different sizes on their white squares, and a small encoder that sees images at
     one fixed size mistakes the margin for a part of it. White *in* a drawing reaches its edge too, so the margin is
     cut only where what is left looks like a whole drawing with edges of its own:
 
     - it stands in the middle: opposite margins differ by at most 6 % of the side;
-    - it is 0.9 to 2.2 times as wide as high, at least 40 % of the picture's width and 30 % of its height;
+    - it is 0.9 to 2.2 times as wide as high, at least 40 % of the image's width and 30 % of its height;
     - along each of its four edges at least half of the length is not white (in a strip as deep as 2 % of its height).
 
-    Everything else is left alone: photographs, drawings that fill their picture, objects off the centre, round or
-    ragged objects, pictures that are all white.
+    Everything else is left alone: photographs, drawings that fill their image, objects off the centre, round or
+    ragged objects, images that are all white.
 
     Args:
-        image: A picture on opaque ground, as `safe_image` returns it. White is 248 or more in every channel.
+        image: An image on opaque ground, as `safe_image` returns it. White is 248 or more in every channel.
 
     Returns:
         The part inside the margin, or `image` itself where nothing is cut.
@@ -354,7 +354,7 @@ def _upright(image: Image.Image) -> Image.Image:
         if image.getexif().get(_EXIF_ORIENTATION, 1) == 1:
             return image
         return ImageOps.exif_transpose(image)
-    except Exception:  # A broken EXIF block must not lose a sound picture.
+    except Exception:  # A broken EXIF block must not lose a sound image.
         return image
 
 
@@ -372,11 +372,6 @@ def _grey_from_wide(image: Image.Image, label: str) -> Image.Image:
     if levels.min() < 0 or levels.max() > limit:
         raise UnsafeInputError(
             f"{label}: grey levels from {levels.min():g} to {levels.max():g}. Expected 0..1 or 0..255 for float and "
-            "0..65535 for integer pictures. Scale the picture first."
+            "0..65535 for integer images. Scale the image first."
         )
     return Image.fromarray(np.rint(levels * scale).astype(np.uint8))
-
-
-def _picture_label(image: Image.Image) -> str:
-    filename = getattr(image, "filename", "")
-    return os.fsdecode(filename) if filename else f"{image.mode} image of {image.width} x {image.height} pixels"

@@ -25,7 +25,7 @@ FLAG = FLAGS / "unseen" / "is__circleflags.png"
 QUESTION = "What is the capital of the country that uses this flag?"
 
 
-def picture_part(path: Path = FLAG) -> dict:
+def image_part(path: Path = FLAG) -> dict:
     text = base64.b64encode(path.read_bytes()).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{text}"}}
 
@@ -77,7 +77,7 @@ def text_of(completion) -> str:
 
 
 def test_it_answers_with_the_knowledge_of_its_folder(ask):
-    completion = ask(messages(picture_part()))
+    completion = ask(messages(image_part()))
     assert text_of(completion) == "Reykjavik"
     best, _ = completion.choices[0].message.evidence
     assert (best["id"], best["rank"]) == ("is/capital", 1)
@@ -86,43 +86,43 @@ def test_it_answers_with_the_knowledge_of_its_folder(ask):
 
 
 def test_a_request_may_ask_for_no_passages(ask):
-    completion = ask(messages(picture_part()), extra_body={"chat_template_kwargs": {"k": 0}})
+    completion = ask(messages(image_part()), extra_body={"chat_template_kwargs": {"k": 0}})
     closed = text_of(completion)
     assert completion.choices[0].message.evidence == []
     pipe = pipeline("image-to-text", model=str(FLAGS / "checkpoint"), max_new_tokens=30)
     assert closed == pipe(str(FLAG), question=QUESTION, k=0)[0]["generated_text"] != "Reykjavik"
 
 
-def test_of_a_conversation_the_last_question_and_picture_count(ask):
+def test_of_a_conversation_the_last_question_and_image_count(ask):
     before = [
         {"role": "system", "content": "You know flags."},
-        *messages(picture_part(FLAGS / "unseen" / "bg__circleflags.png"), question="Whose flag is this?"),
+        *messages(image_part(FLAGS / "unseen" / "bg__circleflags.png"), question="Whose flag is this?"),
         {"role": "assistant", "content": "That of Bulgaria."},
     ]
-    assert text_of(ask(before + messages(picture_part()))) == "Reykjavik"
+    assert text_of(ask(before + messages(image_part()))) == "Reykjavik"
     assert text_of(ask(before + messages(question=QUESTION))) == "Sofia"
 
 
 def test_a_stream_adds_up_to_the_answer(ask):
-    chunks = ask(messages(picture_part()), stream=True)
+    chunks = ask(messages(image_part()), stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks).strip() == "Reykjavik"
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/flag.png", str(FLAG), f"file://{FLAG}"])
-def test_nobody_makes_it_read_or_fetch_a_picture(ask, address):
+def test_nobody_makes_it_read_or_fetch_an_image(ask, address):
     import openai
 
     part = {"type": "image_url", "image_url": {"url": address}}
     with pytest.raises(openai.BadRequestError) as refusal:
         ask(messages(part))
-    assert "send the picture itself" in refusal.value.response.json()["detail"]
+    assert "send the image itself" in refusal.value.response.json()["detail"]
 
 
 @pytest.mark.parametrize(
     ("conversation", "settings", "message"),
     [
         (messages(question=""), {}, "no words from the user"),
-        (messages(picture_part()), {"extra_body": {"chat_template_kwargs": {"k": -1}}}, "k=-1: expected 0"),
+        (messages(image_part()), {"extra_body": {"chat_template_kwargs": {"k": -1}}}, "k=-1: expected 0"),
         (messages({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}), {}, "not an image"),
     ],
 )
@@ -157,7 +157,7 @@ def test_the_plain_server_loads_it_with_trust_and_answers_closed_book(tmp_path):
             return found and found[1]
 
         client = client_of(wait_for(address))
-        completion = client.chat.completions.create(model=str(folder), messages=messages(picture_part()))
+        completion = client.chat.completions.create(model=str(folder), messages=messages(image_part()))
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)

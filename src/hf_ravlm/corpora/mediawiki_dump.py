@@ -30,19 +30,19 @@ _CHUNK_BYTES = 1 << 20
 _HEAD_BYTES = 1 << 20
 _TAIL_BYTES = 100
 _LANGUAGE = re.compile(rb"\bxml:lang=[\"']([^\"']*)")
-# Pictures and categories, by their number and by their English name, which every wiki understands.
+# Images and categories, by their number and by their English name, which every wiki understands.
 _NO_PROSE_NAMESPACES = {"6", "14"}
 _ENGLISH_NAMESPACES = {"file", "image", "category", "media"}
 
 
 class Site(NamedTuple):
-    """What the head of a dump tells about its wiki.
+    """What the head of a dump says about its wiki.
 
     Attributes:
         name: Its name as a database, such as `"enwiki"`.
         language: Its language, such as `"en"`.
         page_url: What stands before the title in the address of a page, such as `"https://en.wikipedia.org/wiki/"`.
-        no_prose: Namespaces, in small letters, whose links are no text: pictures and categories.
+        no_prose: Namespaces, in small letters, whose links are no text: images and categories.
     """
 
     name: str | None

@@ -1,7 +1,7 @@
 """The markup of a wiki page as plain text, section by section.
 
 `mwparserfromhell` parses the markup (MIT licence, a tokenizer in C; the data set `wikimedia/wikipedia` was made with
-it). Here it is decided what is prose and what is not: links become their words, and templates, tables, pictures,
+it). Here it is decided what is prose and what is not: links become their words, and templates, tables, images,
 references and lists of sources go. Its time can grow with the square of the number of marks that are opened and never
 closed, so that these are counted first.
 """

@@ -1,1 +1,1 @@
-"""Knows how other libraries use what we have: one file for each, which alone imports it."""
+"""Adapters for other libraries: one file for each, which alone imports it."""

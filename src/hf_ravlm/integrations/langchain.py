@@ -21,7 +21,7 @@ except ImportError as error:
 
 
 class RavlmLangchainRetriever(BaseRetriever):
-    """Finds passages for LangChain by words, by a picture, or by both.
+    """Finds passages for LangChain by words, by an image, or by both.
 
     Args:
         retriever: The knowledge base; what is added to it is found at once.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class MtebEncoder:
     """Any encoder that a retriever takes, as a model that `mteb.evaluate` takes.
 
-    Queries go to `encode_queries` and everything else to `encode_passages`, with their pictures where a task has any.
+    Queries go to `encode_queries` and everything else to `encode_passages`, with their images where a task has any.
     mteb's batch size does not matter here: a whole corpus chunk is passed on, and the encoder cuts it as it likes.
 
     Args:
@@ -58,7 +58,7 @@ class MtebEncoder:
 
         Args:
             inputs: Batches of mteb: dictionaries with the lists `text`, `image`, or both.
-            prompt_type: Whether these are queries or documents; `None` for tasks that do not tell them apart.
+            prompt_type: Whether these are queries or documents; `None` for tasks in which they are the same.
             **options: Of mteb, for other models.
         """
         texts: list[str | None] = []

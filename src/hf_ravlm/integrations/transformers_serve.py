@@ -1,7 +1,7 @@
 """The OpenAI-compatible server of transformers, answering with evidence: pip install "hf_ravlm[serve]".
 
-`transformers serve FOLDER --trust-remote-code` serves our readers, too, but closed-book: that server knows a processor
-and a model, and no retriever. Here its processor looks up what the model's folder knows before it writes the prompt.
+`transformers serve FOLDER --trust-remote-code` serves our readers, too, but closed-book: that server has a processor
+and a model, and no retriever. Here its processor retrieves from the model's folder before it writes the prompt.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from ..retrieval import RavlmRetriever
 
 _MAX_PASSAGES = 100  # that a request may ask for
-_TOLD = ("id", "text", "score", "rank", "source", "licence", "url", "title")  # of a passage, in a reply
+_PASSAGE_FIELDS = ("id", "text", "score", "rank", "source", "licence", "url", "title")  # in a reply
 
 
 def serve(model: str, k: int | None = None, **settings: Any) -> Any:
     """Serves a reader with the knowledge base of its folder; returns when the server is stopped.
 
-    Of a conversation, the last user message is the question and the last picture its image, as in
+    Of a conversation, the last user message is the question and the last image goes with it, as in
     `pipeline("image-text-to-text")`. A request may say how many passages it wants, 0 for none:
-    `{"chat_template_kwargs": {"k": 0}}`. Pictures come in the request, as `data:` URLs; nothing is fetched. The
+    `{"chat_template_kwargs": {"k": 0}}`. Images come in the request, as `data:` URLs; nothing is fetched. The
     message of the reply has a field `evidence`, a list of the passages that were read, best first; a stream has none.
 
     Args:
@@ -103,18 +103,20 @@ def _inputs_with_evidence(
         raise InvalidInputError(f"k={k!r}: expected 0 (closed-book) to {_MAX_PASSAGES} passages")
     image, question = question_of_chat(conversation)
     if image is not None and not str(image).startswith("data:"):
-        # Whoever asks must not choose what this machine reads or fetches.
-        raise InvalidInputError("a picture came as an address; send the picture itself: data:image/png;base64,...")
+        # A client must not choose what this machine reads or fetches.
+        raise InvalidInputError("an image came as an address; send the image itself: data:image/png;base64,...")
     images = None if image is None else [image]
     evidence = retriever.retrieve(images, [question], k=k) if retriever is not None and k > 0 else [[]]
     inputs = processor(images=images, text=[question], evidence=evidence)
-    inputs.found = [{name: getattr(passage, name) for name in _TOLD} for passage in evidence[0]]  # for the reply
+    inputs.found = [
+        {name: getattr(passage, name) for name in _PASSAGE_FIELDS} for passage in evidence[0]
+    ]  # for the reply
     return inputs
 
 
 @contextmanager
 def _server_with_evidence(k: int | None) -> Iterator[None]:
-    """While a server is made, it takes a manager and a handler that know of evidence; both are its own to keep."""
+    """A server that is made in this block takes a manager and a handler that bring evidence, and keeps them."""
     from fastapi.responses import JSONResponse
     from transformers.cli.serving import chat_completion, model_manager
 
