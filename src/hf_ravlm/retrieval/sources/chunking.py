@@ -1,4 +1,4 @@
-"""Knows how a long text becomes passages: cut between paragraphs, else sentences, else words, and nothing is lost.
+"""Long texts in chunks: cut between paragraphs, else sentences, else words, and nothing is lost.
 
 A text is cut into pieces that together are the text; pieces are then joined, from the first to the last, as long as a
 chunk has room. What belongs to the whole text (its title, section, licence) goes with every chunk.

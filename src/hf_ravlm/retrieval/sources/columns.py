@@ -1,13 +1,13 @@
-"""Knows which column of a table holds what: the names a user gives, the standard names, and the rest as metadata."""
+"""Which column of a table holds what: the names a user gives, the standard names, and the rest as metadata."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, UnsafeInputError
 from ..passage import STANDARD_COLUMNS
-from .checked_rows import SourceRow
+from .checked_rows import SourceFault, SourceItem, SourceRow
 
 
 class ColumnNames(TypedDict, total=False):
@@ -22,6 +22,16 @@ class ColumnNames(TypedDict, total=False):
     revision_column: str | None
     title_column: str | None
     metadata_columns: Sequence[str] | None
+
+
+class Record(NamedTuple):
+    """One record of a table as it is written, and where it stands."""
+
+    where: str
+    values: Mapping[str, Any]
+
+
+RecordItem = Record | SourceFault
 
 
 def choose_columns(names: ColumnNames, seen: Sequence[str], source: str) -> tuple[dict[str, str], list[str]]:
@@ -60,25 +70,39 @@ def choose_columns(names: ColumnNames, seen: Sequence[str], source: str) -> tupl
             f"Neither text nor image was found in {source}. Its columns are {list(seen)}. Name them with "
             "`text_column=...` or `image_column=...`."
         )
-    return columns, _choose_metadata(names.get("metadata_columns"), seen, columns, source)
-
-
-def _choose_metadata(
-    asked: Sequence[str] | None, seen: Sequence[str], columns: Mapping[str, str], source: str
-) -> list[str]:
-    if asked is None:
-        return [name for name in seen if name not in columns.values()]
-    missing = [name for name in asked if name not in seen]
+    metadata = names.get("metadata_columns")
+    if metadata is None:
+        return columns, [name for name in seen if name not in columns.values()]
+    missing = [name for name in metadata if name not in seen]
     if missing:
         raise InvalidInputError(f"There are no columns {missing} in {source}. Its columns are {list(seen)}.")
-    return list(asked)
+    return columns, list(metadata)
 
 
-def row_from_record(
-    where: str, number: int, record: Mapping[str, Any], columns: Mapping[str, str], metadata_columns: Sequence[str]
-) -> SourceRow:
-    """Makes a row of a record; without an id column its number is the id."""
-    values: dict[str, Any] = {standard: record.get(name) for standard, name in columns.items()}
-    if "id" not in columns:
-        values["id"] = number
-    return SourceRow(where, values, {name: record[name] for name in metadata_columns if record.get(name) is not None})
+def rows_from_records(
+    records: Iterable[RecordItem],
+    columns: Mapping[str, str],
+    metadata_columns: Sequence[str],
+    image_of: Callable[[Any, str], Any],
+) -> Iterator[SourceItem]:
+    """Makes rows of records; without an id column the number of a record is its id.
+
+    Args:
+        records: The records, and faults, which pass as they are.
+        columns: The column that holds each standard value, as `choose_columns` finds them.
+        metadata_columns: The columns that become metadata.
+        image_of: Makes of an image cell, and of where it stands, something that `safe_image` takes, or refuses it.
+    """
+    for number, record in enumerate(records):
+        if isinstance(record, SourceFault):
+            yield record
+            continue
+        values = {standard: record.values.get(name) for standard, name in columns.items()}
+        values.setdefault("id", number)
+        try:
+            values["image"] = image_of(values.get("image"), record.where)
+        except (InvalidInputError, UnsafeInputError) as error:
+            yield SourceFault(record.where, error, None if values["id"] is None else str(values["id"]))
+            continue
+        metadata = {name: record.values[name] for name in metadata_columns if record.values.get(name) is not None}
+        yield SourceRow(record.where, values, metadata)

@@ -1,4 +1,4 @@
-"""Knows how a folder of files is read: images with the texts beside them, texts alone, and tables that describe them.
+"""Folders of files: images with the texts beside them, texts alone, and tables that describe them.
 
 No name and no link found in a folder leads out of it.
 """
@@ -13,8 +13,9 @@ from typing import Any
 from ...errors import InvalidInputError, UnsafeInputError
 from ...saving.safe_paths import resolve_inside
 from .checked_rows import SourceFault, SourceItem, SourceRow
+from .columns import Record
 from .in_memory import row_from_dict
-from .tables import Record, csv_records, jsonl_records
+from .tables import csv_records, jsonl_records
 
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}

@@ -1,11 +1,9 @@
-"""Knows how rows come out of memory: dictionaries, and data sets of `datasets`, loaded or streamed.
-
-Nothing is checked here but what only the source can know: which columns exist and which item is broken.
-"""
+"""Rows from memory: dictionaries, and data sets of `datasets`, loaded or streamed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +11,7 @@ from ...errors import InvalidInputError, UnsafeInputError
 from ...images import MAX_BYTES
 from ..passage import STANDARD_COLUMNS
 from .checked_rows import SourceFault, SourceItem, SourceRow
-from .columns import ColumnNames, choose_columns, row_from_record
+from .columns import ColumnNames, Record, choose_columns, rows_from_records
 
 
 if TYPE_CHECKING:
@@ -73,16 +71,13 @@ def rows_from_dataset(dataset: Dataset | IterableDataset, names: ColumnNames) ->
         dataset = _without_decoding(dataset, columns.get("image"))
         records = dataset.select_columns([*{*columns.values(), *metadata_columns}])
     else:  # a stream that does not say what it holds: its first row does
-        records, seen = _peeked(dataset)
-        columns, metadata_columns = choose_columns(names, seen, "the data set")
-    for number, record in enumerate(records):
-        row = row_from_record(f"row {number}", number, record, columns, metadata_columns)
-        try:
-            image = _readable_image(row.values.get("image"), row.where, is_typed=dataset.features is not None)
-        except (InvalidInputError, UnsafeInputError) as error:
-            yield SourceFault(row.where, error, None if row.values.get("id") is None else str(row.values["id"]))
-        else:
-            yield row._replace(values={**row.values, "image": image})
+        stream = iter(dataset)
+        first = list(islice(stream, 1))
+        records = chain(first, stream)
+        columns, metadata_columns = choose_columns(names, list(first[0]) if first else [], "the data set")
+    numbered = (Record(f"row {number}", record) for number, record in enumerate(records))
+    image_of = partial(_readable_image, is_typed=dataset.features is not None)
+    yield from rows_from_records(numbered, columns, metadata_columns, image_of)
 
 
 def _check_image_column(image_column: str | None, features: Features) -> None:
@@ -100,12 +95,6 @@ def _without_decoding(dataset: Dataset | IterableDataset, image_column: str | No
 
     plain = dataset.with_format(None)
     return plain if image_column is None else plain.cast_column(image_column, Image(decode=False))
-
-
-def _peeked(dataset: IterableDataset) -> tuple[Iterable[Mapping[str, Any]], Sequence[str]]:
-    records = iter(dataset)
-    first = list(islice(records, 1))
-    return chain(first, records), list(first[0]) if first else []
 
 
 def _readable_image(image: Any, where: str, is_typed: bool) -> Any:

@@ -1,6 +1,7 @@
-"""Knows how rows stand in files of tables: JSONL, CSV, TSV and Parquet, compressed or not, read as streams.
+"""Files of tables: JSONL, CSV, TSV and Parquet, compressed or not, read as streams.
 
 A line that cannot be read becomes a `SourceFault` in the place of its row; a file that cannot be read is an error.
+The readers of `datasets` and pandas guess types (the id "007" becomes 7) and lose the number of a bad line.
 """
 
 from __future__ import annotations
@@ -9,30 +10,21 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
-from ...errors import InvalidInputError, UnsafeInputError
+from ...errors import InvalidInputError
 from ...saving.safe_paths import resolve_inside
 from .checked_rows import SourceFault, SourceItem
-from .columns import ColumnNames, choose_columns, row_from_record
-from .text_files import byte_lines, decoded_line, existing_file, open_bytes, plain_suffix
+from .columns import ColumnNames, Record, RecordItem, choose_columns, rows_from_records
+from .text_files import byte_lines, existing_file, open_bytes, parsed_lines, plain_suffix
 
 
 _ROWS_PER_READ = 256
 _MAX_CELL_CHARACTERS = 10_000_000
-
-
-class Record(NamedTuple):
-    """One record of a table as it is written, and where it stands."""
-
-    where: str
-    values: Mapping[str, Any]
-
-
-RecordItem = Record | SourceFault
 
 
 def rows_from_jsonl(path: str | os.PathLike[str], names: ColumnNames) -> Iterator[SourceItem]:
@@ -42,12 +34,12 @@ def rows_from_jsonl(path: str | os.PathLike[str], names: ColumnNames) -> Iterato
     """
     file = existing_file(path)
     seen: dict[str, None] = {}
-    num_records = 0
+    has_records = False
     for item in jsonl_records(file):
         if isinstance(item, Record):
-            num_records += 1
+            has_records = True
             seen.update(dict.fromkeys(item.values))
-    if num_records:
+    if has_records:
         yield from _rows_from_records(file, jsonl_records(file), list(seen), names)
     else:
         yield from (item for item in jsonl_records(file) if isinstance(item, SourceFault))
@@ -71,18 +63,7 @@ def _rows_from_records(
     file: Path, records: Iterable[RecordItem], seen: Sequence[str], names: ColumnNames
 ) -> Iterator[SourceItem]:
     columns, metadata_columns = choose_columns(names, seen, str(file))
-    for number, record in enumerate(records):
-        if isinstance(record, SourceFault):
-            yield record
-            continue
-        row = row_from_record(record.where, number, record.values, columns, metadata_columns)
-        try:
-            image = _image_beside(file.parent, row.values.get("image"), record.where)
-        except (InvalidInputError, UnsafeInputError) as error:
-            passage_id = row.values.get("id")
-            yield SourceFault(record.where, error, None if passage_id is None else str(passage_id))
-        else:
-            yield row._replace(values={**row.values, "image": image})
+    return rows_from_records(records, columns, metadata_columns, partial(_image_beside, file.parent))
 
 
 def _image_beside(folder: Path, image: Any, where: str) -> Any:
@@ -101,25 +82,19 @@ def _image_beside(folder: Path, image: Any, where: str) -> Any:
 
 def jsonl_records(file: Path) -> Iterator[RecordItem]:
     """Yields the object of each line that is not blank."""
-    with open_bytes(file) as stream:
-        for number, line in byte_lines(stream):
-            if line is not None and not line.strip():
-                continue
-            where = f"{file.name} line {number}"
-            try:
-                yield Record(where, _json_object(decoded_line(line, where), where))
-            except InvalidInputError as error:
-                yield SourceFault(where, error)
+    return parsed_lines(file, _json_record)
 
 
-def _json_object(line: str, where: str) -> dict[str, Any]:
+def _json_record(line: str, where: str) -> Record | None:
+    if not line.strip():
+        return None
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{where} is not JSON ({error}). Expected one JSON object per line.") from error
     if not isinstance(record, dict):
         raise InvalidInputError(f"{where} is a {type(record).__name__}. Expected one JSON object per line.")
-    return record
+    return Record(where, record)
 
 
 def csv_columns(file: Path, delimiter: str | None = None) -> list[str]:

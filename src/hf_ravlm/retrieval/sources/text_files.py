@@ -1,8 +1,7 @@
-"""Knows how to read a text file of any size as a stream: compressed or not, with or without a byte order mark.
+"""Text files of any size as streams: compressed or not, with or without a byte order mark.
 
-Nothing is unpacked to disk and no more than one line is held. What is wrong with one line (bytes that are no UTF-8, a
-line without end) is told apart from what is wrong with the file (a damaged or cut archive), because only the first
-can be skipped.
+Nothing is unpacked to disk and no more than one line is held. A bad line (bytes that are no UTF-8, a line without end)
+can be skipped; a bad file (a damaged or cut archive) cannot.
 """
 
 from __future__ import annotations
@@ -16,12 +15,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from ...errors import InvalidInputError
+from .checked_rows import SourceFault
 
 
 MAX_LINE_BYTES = 64_000_000
+
+Parsed = TypeVar("Parsed")
 
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz"}
@@ -79,12 +81,30 @@ def byte_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
         yield number, None
 
 
-def decoded_line(line: bytes | None, where: str) -> str:
-    """Returns a line as text, without its end.
+def parsed_lines(file: Path, parse: Callable[[str, str], Parsed | None]) -> Iterator[Parsed | SourceFault]:
+    """Reads a file line by line.
 
-    Raises:
-        InvalidInputError: If it is too long (`None`) or not UTF-8.
+    Args:
+        file: The file, compressed or not.
+        parse: Given a line without its end and where it stands; returns `None` for a line that is to be passed over,
+            and raises `InvalidInputError` for a bad one.
+
+    Yields:
+        What `parse` returned, and a fault for each line that it refused, that is too long or that is not UTF-8.
     """
+    with open_bytes(file) as stream:
+        for number, line in byte_lines(stream):
+            where = f"{file.name} line {number}"
+            try:
+                parsed = parse(_decoded(line, where), where)
+            except InvalidInputError as error:
+                yield SourceFault(where, error)
+            else:
+                if parsed is not None:
+                    yield parsed
+
+
+def _decoded(line: bytes | None, where: str) -> str:
     if line is None:
         raise InvalidInputError(f"{where} has more than {MAX_LINE_BYTES:,} bytes. Expected one record per line.")
     try:
