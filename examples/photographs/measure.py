@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hf_ravlm.evaluation import EvaluationReport, Evaluator, cider_d, model_arms, questions_from
-from hf_ravlm.evaluation.finished_replies import FinishedItems
+from hf_ravlm.evaluation.finished_replies import FinishedReplies
 from hf_ravlm.metrics.caption_tokens import caption_tokens
 from photographs.world import World, names_it
 
@@ -51,7 +51,7 @@ def measure(
     functions = model_arms(model.eval(), processor, retriever, arms, k=k, max_new_tokens=MAX_NEW_TOKENS)
     with tempfile.TemporaryDirectory() as replies:
         report = Evaluator(functions, metrics, batch_size=BATCH, ks=(1, 2)).run(questions, replies)
-        finished = FinishedItems(Path(replies) / "replies.jsonl", {})
+        finished = FinishedReplies(Path(replies) / "replies.jsonl", {})
     report.save(folder)
     rows = []
     for question in questions:

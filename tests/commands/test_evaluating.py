@@ -52,7 +52,7 @@ def test_a_policy_adds_its_arm(world, tmp_path, capsys):
     assert main(command(world, tmp_path / "out", *words)) == 0
     arms = json.loads(capsys.readouterr().out)["report"]["arms"]
     assert list(arms) == ["closed_book", "retrieved", "guarded"]
-    assert arms["guarded"]["restraint"]["abstention"]["coverage"] == 0
+    assert arms["guarded"]["policy"]["abstention"]["coverage"] == 0
 
 
 def test_distractors_are_looked_for_before_anything_is_asked(world, tmp_path, capsys):

@@ -148,4 +148,4 @@ def test_from_a_folder_to_reports(tmp_path):
     assert again.report == found.report  # the seconds too: nothing was asked again
     AnswerPolicy(answer_threshold=1.1).save_pretrained(folder)
     guarded = evaluate_model(folder, tmp_path / "questions.jsonl", tmp_path / "more", limit=2, max_new_tokens=2)
-    assert guarded.report.arms["guarded"].restraint.abstention.coverage == 0
+    assert guarded.report.arms["guarded"].policy.abstention.coverage == 0

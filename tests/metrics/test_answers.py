@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hf_ravlm.errors import InvalidInputError
-from hf_ravlm.evaluation import exact_match, normalize_answer, token_f1
+from hf_ravlm.metrics import exact_match, normalize_answer, token_f1
 
 
 @pytest.mark.parametrize(

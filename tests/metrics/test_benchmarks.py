@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_ravlm.errors import InvalidInputError
-from hf_ravlm.evaluation import (
+from hf_ravlm.metrics import (
     encyclopedic_match,
     infoseek_final,
     infoseek_score,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_ravlm.errors import InvalidInputError
-from hf_ravlm.evaluation import (
+from hf_ravlm.metrics import (
     accuracy_by_coverage,
     auroc,
     bootstrap_interval,
@@ -14,8 +14,8 @@ from hf_ravlm.evaluation import (
     reader_given_retrieval,
     relevance_from_answers,
     reliability_bins,
+    retrieval_effect,
 )
-from hf_ravlm.metrics import retrieval_effect
 
 
 def test_ece_is_zero_when_confidence_is_accuracy():

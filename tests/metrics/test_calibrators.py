@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_ravlm.errors import InvalidInputError
-from hf_ravlm.evaluation import (
+from hf_ravlm.metrics import (
     IsotonicCalibrator,
     TemperatureCalibrator,
     auroc,

@@ -9,8 +9,7 @@ import pytest
 
 import caption_oracles
 from hf_ravlm.errors import InvalidInputError
-from hf_ravlm.evaluation import bleu, cider_d, rouge_l
-from hf_ravlm.metrics import caption_tokens
+from hf_ravlm.metrics import bleu, caption_tokens, cider_d, rouge_l
 
 
 SAID = json.loads(caption_oracles.FIXTURE.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_ravlm.errors import InvalidInputError
-from hf_ravlm.evaluation import (
+from hf_ravlm.metrics import (
     average_precision,
     first_relevant_rank,
     hit_at_k,

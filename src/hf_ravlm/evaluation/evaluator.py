@@ -1,13 +1,11 @@
-"""Knows how good a system is: the same questions answered closed-book, with evidence, and in any other arm.
+"""The same questions asked closed-book, with evidence, and in any other arm, and how the arms compare.
 
 An arm is a function from a batch of questions to replies; the evaluator knows no model. It never reports an arm
-without the closed-book arm beside it. With a folder it keeps every finished reply, so that a run that was killed goes
-on where it stopped, and figures can be computed again without asking again.
+without the closed-book arm beside it.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +22,12 @@ from ..metrics.calibration import auroc, expected_calibration_error, reliability
 from ..metrics.decisions import abstention
 from ..metrics.intervals import Interval, bootstrap_interval
 from ..metrics.retrieval_effect import retrieval_effect
-from .finished_replies import FinishedItem, FinishedItems
+from ..saving.durable import exclusive_lock
+from .finished_replies import FinishedReplies, FinishedReply
 from .questions import AnswerFunction, Question, Reply, check_questions
-from .report import ArmReport, Calibration, Cost, Effect, EvaluationReport, Restraint
+from .report import ArmReport, Calibration, Cost, Effect, EvaluationReport, PolicyEffect
 from .scoring import ANSWER_METRICS, AnswerMetric, Scores, retrieval_scores, score_answers
 
-
-logger = logging.getLogger(__name__)
 
 REPLIES_FILE = "replies.jsonl"
 _RIGHT = 0.5  # from this score on an answer counts as right
@@ -98,28 +95,27 @@ class Evaluator:
         """Asks all questions in all arms, the baseline first, and reports.
 
         Args:
-            questions (sequence of `Question`): Read batch by batch, so that pictures can be decoded when they are
+            questions (sequence of `Question`): Read batch by batch, so that images can be decoded when they are
             needed.
             folder (`str` or `Path`, *optional*): Replies are kept there, and those that are there already are not
-                asked for again; see `FinishedItems`. The report is not written there, see `EvaluationReport.save`.
+                asked for again; see `FinishedReplies`. The report is not written there, see `EvaluationReport.save`.
 
         Raises:
             InvalidInputError: A question has no answer or shares its id, an arm returned something else than a reply
                 per question, a metric does not fit, or the folder is of another run or in use.
         """
         asked = check_questions(questions)
-        with _held(folder):
-            finished = FinishedItems(None if folder is None else Path(folder) / REPLIES_FILE, self.settings)
+        with _locked(folder):
+            finished = FinishedReplies(None if folder is None else Path(folder) / REPLIES_FILE, self.settings)
             items = {name: self._ask(name, questions, finished) for name in self._names()}
         scores = {name: self._score([item.reply for item in of_arm], asked) for name, of_arm in items.items()}
         accuracy = next(iter(scores[self.baseline]))
         baseline = scores[self.baseline][accuracy]
-        for name in self._names():
-            values = scores[name][accuracy].per_question
-            if ((values < 0) | (values > 1)).any():
-                raise InvalidInputError(
-                    f"The first metric decides what is right and must be in 0..1; {accuracy!r} is not."
-                )
+        values = np.concatenate([of_arm[accuracy].per_question for of_arm in scores.values()])
+        if ((values < 0) | (values > 1)).any():
+            raise InvalidInputError(
+                f"The first metric decides what is right and must be in 0..1; {accuracy!r} is not."
+            )
         arms = {
             name: self._report(asked, items[name], scores[name], None if name == self.baseline else baseline)
             for name in self.arms
@@ -129,10 +125,10 @@ class Evaluator:
     def _names(self) -> list[str]:
         return [self.baseline, *(name for name in self.arms if name != self.baseline)]
 
-    def _ask(self, name: str, questions: Sequence[Question], finished: FinishedItems) -> list[FinishedItem]:
+    def _ask(self, name: str, questions: Sequence[Question], finished: FinishedReplies) -> list[FinishedReply]:
         from transformers.utils.logging import tqdm
 
-        found: list[FinishedItem] = []
+        found: list[FinishedReply] = []
         for start in tqdm(range(0, len(questions), self.batch_size), desc=name):
             batch = [questions[place] for place in range(start, min(start + self.batch_size, len(questions)))]
             known = [finished.find(name, question) for question in batch]
@@ -143,14 +139,14 @@ class Evaluator:
             found.extend(whole)
         return found
 
-    def _answer(self, name: str, questions: Sequence[Question]) -> list[FinishedItem]:
+    def _answer(self, name: str, questions: Sequence[Question]) -> list[FinishedReply]:
         start = time.perf_counter()
         replies = list(self.arms[name](questions))
         seconds = (time.perf_counter() - start) / len(questions)
         if len(replies) != len(questions):
             raise InvalidInputError(f"The arm {name!r} gave {len(replies)} replies to {len(questions)} questions.")
         return [
-            FinishedItem(name, question.id, question.digest(), _checked_reply(reply, name, question), seconds)
+            FinishedReply(name, question.id, question.digest(), _checked_reply(reply, name, question), seconds)
             for question, reply in zip(questions, replies, strict=True)
         ]
 
@@ -162,7 +158,7 @@ class Evaluator:
     def _report(
         self,
         questions: Sequence[Question],
-        items: Sequence[FinishedItem],
+        items: Sequence[FinishedReply],
         scores: Mapping[str, Scores],
         baseline: Scores | None,
     ) -> ArmReport:
@@ -171,10 +167,12 @@ class Evaluator:
         clusters = [question.id if question.cluster is None else question.cluster for question in questions]
         kinds = {kind: [q.kind == kind for q in questions] for kind in sorted({q.kind for q in questions})}
         tokens = [reply.num_tokens for reply in replies if reply.num_tokens is not None]
-        outspoken = self._outspoken(replies, questions, values)
+        if_all_said = self._if_all_said(replies, questions, values)
         return ArmReport(
             metrics={
-                name: self._interval(score.per_question, clusters) if score.is_mean else _without_interval(score.value)
+                name: self._interval(score.per_question, clusters)
+                if score.is_mean
+                else Interval(score.value, math.nan, math.nan)
                 for name, score in scores.items()
             },
             by_kind={
@@ -186,16 +184,16 @@ class Evaluator:
                 for name, found in retrieval_scores(replies, questions, self.ks).items()
             },
             effect=None if baseline is None else self._effect(baseline.per_question, values, clusters),
-            calibration=_calibration(replies, outspoken),
+            calibration=_calibration(replies, if_all_said),
             cost=Cost(
                 seconds=float(np.mean([item.seconds for item in items])),
                 retrievals=float(np.mean([reply.num_retrievals for reply in replies])),
                 tokens=float(np.mean(tokens)) if len(tokens) == len(replies) else None,
             ),
-            restraint=_restraint(replies, outspoken, None if baseline is None else baseline.per_question),
+            policy=_policy_effect(replies, if_all_said, None if baseline is None else baseline.per_question),
         )
 
-    def _outspoken(
+    def _if_all_said(
         self, replies: Sequence[Reply], questions: Sequence[Question], values: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.float64]:
         """The first metric per question, had nothing been withheld."""
@@ -221,10 +219,6 @@ class Evaluator:
         return bootstrap_interval(values, clusters, self.num_resamples, seed=self.seed)
 
 
-def _without_interval(value: float) -> Interval:
-    return Interval(value, math.nan, math.nan)
-
-
 def _calibration(replies: Sequence[Reply], values: npt.NDArray[np.float64]) -> Calibration | None:
     confidences = [reply.confidence for reply in replies if reply.confidence is not None]
     if len(confidences) < len(replies):
@@ -238,15 +232,15 @@ def _calibration(replies: Sequence[Reply], values: npt.NDArray[np.float64]) -> C
     )
 
 
-def _restraint(
+def _policy_effect(
     replies: Sequence[Reply], values: npt.NDArray[np.float64], without: npt.NDArray[np.float64] | None
-) -> Restraint | None:
+) -> PolicyEffect | None:
     needs = [reply.need for reply in replies if reply.need is not None]
     if not needs and all(reply.withheld is None for reply in replies):
         return None
     gated = len(needs) == len(replies) and without is not None
     area = auroc(needs, without < _RIGHT) if gated and without is not None else math.nan
-    return Restraint(
+    return PolicyEffect(
         abstention([reply.withheld is None for reply in replies], values >= _RIGHT),
         searches_saved=float(np.mean([reply.num_retrievals == 0 for reply in replies])),
         gate_auroc=None if math.isnan(area) else area,
@@ -267,17 +261,17 @@ def _checked_reply(reply: Reply | str, arm: str, question: Question) -> Reply:
 
 
 @contextmanager
-def _held(folder: str | Path | None) -> Iterator[None]:
+def _locked(folder: str | Path | None) -> Iterator[None]:
     """Keeps a second run out of the folder."""
-    from ..saving.durable import exclusive_lock
-
+    if folder is None:
+        yield
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            try:
-                stack.enter_context(exclusive_lock(Path(folder) / "lock", timeout_seconds=0))
-            except KnowledgeBaseLockedError:
-                raise InvalidInputError(
-                    f"{folder}: another evaluation is writing there, or the disk knows no locks. Pass another folder."
-                ) from None
+        try:
+            stack.enter_context(exclusive_lock(Path(folder) / "lock", timeout_seconds=0))
+        except KnowledgeBaseLockedError:
+            raise InvalidInputError(
+                f"{folder}: another evaluation is writing there, or the disk knows no locks. Pass another folder."
+            ) from None
         yield

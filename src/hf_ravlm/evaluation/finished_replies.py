@@ -1,14 +1,12 @@
-"""Knows which questions are answered: a file that grows by one checked line per reply, and survives a kill.
+"""A file that grows by one JSON line per reply, so that an evaluation that was killed goes on where it stopped.
 
-The first line holds the settings, every other one a reply with a checksum. Lines are only ever appended, and forced to
-the disk batch by batch. What a kill tore off at the end is cut away when the file is opened again; damage anywhere
-else, other settings or a question that is not the one that was answered are errors, and never a silent mixture of two
-runs.
+The first line holds the settings. Lines are only ever appended, and forced to the disk batch by batch; what a kill
+tore off at the end is cut away when the file is opened again. Other settings, or a question that is not the one that
+was answered, are errors, and never a silent mixture of two runs.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -23,12 +21,12 @@ from .questions import Question, Reply
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
-class FinishedItem:
-    """One reply, with what it cost."""
+class FinishedReply:
+    """One reply to a question, with the arm that gave it, the digest of the question, and the seconds it took."""
 
     arm: str
     id: str
@@ -37,7 +35,7 @@ class FinishedItem:
     seconds: float
 
 
-class FinishedItems:
+class FinishedReplies:
     """The replies of a run, in memory and, with a path, in a file.
 
     Args:
@@ -45,57 +43,70 @@ class FinishedItems:
         settings (`dict`): Whatever decides what replies come: JSON values. A file of other settings is not continued.
 
     Raises:
-        InvalidInputError: The file is of other settings or damaged.
+        InvalidInputError: The file is of other settings, damaged, or no file of replies.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self._path = path
-        self._items: dict[tuple[str, str], FinishedItem] = {}
-        head = {"format": _FORMAT, "settings": json.loads(json.dumps(settings))}
+        self._replies: dict[tuple[str, str], FinishedReply] = {}
         if path is None:
             return
+        head = {"format": _FORMAT, "settings": json.loads(json.dumps(settings))}
         lines = _whole_lines(path) if path.exists() else []
         if not lines:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _append(path, [_seal(head)])
+            _append(path, [head])
             return
-        found = _unseal(lines[0], path, 1)
-        if found != head:
-            raise InvalidInputError(
-                f"{path} holds replies of other settings: {json.dumps(found.get('settings'))} instead of "
-                f"{json.dumps(head['settings'])}. Pass another folder, or the same settings to go on."
-            )
-        for number, line in enumerate(lines[1:], start=2):
-            record = _unseal(line, path, number)
-            fields: dict[str, Any] = record.pop("reply")
-            fields |= {name: tuple(fields[name]) for name in ("evidence_ids", "evidence_texts")}
-            item = FinishedItem(**record, reply=Reply(**fields))
-            self._items[item.arm, item.id] = item
-        logger.info("%s: going on after %d finished items.", path, len(self._items))
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                if number == 1:
+                    _check_settings(path, record["settings"], head["settings"])
+                    continue
+                fields = record.pop("reply")
+                fields |= {name: tuple(fields[name]) for name in ("evidence_ids", "evidence_texts")}
+                reply = FinishedReply(**record, reply=Reply(**fields))
+            except InvalidInputError:
+                raise
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise InvalidInputError(
+                    f"{path}, line {number}, is damaged or none of ours. Delete the line to ask its question again, "
+                    "or pass another folder."
+                ) from None
+            self._replies[reply.arm, reply.id] = reply
+        logger.info("%s: going on after %d finished replies.", path, len(self._replies))
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._replies)
 
-    def find(self, arm: str, question: Question) -> FinishedItem | None:
-        """The finished item of this arm and question.
+    def find(self, arm: str, question: Question) -> FinishedReply | None:
+        """The finished reply of this arm to this question.
 
         Raises:
             InvalidInputError: Something else was asked under this id.
         """
-        item = self._items.get((arm, question.id))
-        if item is not None and item.digest != question.digest():
+        found = self._replies.get((arm, question.id))
+        if found is not None and found.digest != question.digest():
             raise InvalidInputError(
-                f"Question {question.id!r} is not the one that {self._path} has a reply to: its words, picture or "
+                f"Question {question.id!r} is not the one that {self._path} has a reply to: its words, image or "
                 "gold passages changed. Pass another folder for the new questions."
             )
-        return item
+        return found
 
-    def add(self, items: Iterable[FinishedItem]) -> None:
+    def add(self, replies: Iterable[FinishedReply]) -> None:
         """Keeps replies; with a path, they are on the disk when this returns."""
-        new = list(items)
+        new = list(replies)
         if self._path is not None:
-            _append(self._path, [_seal(asdict(item)) for item in new])
-        self._items.update({(item.arm, item.id): item for item in new})
+            _append(self._path, map(asdict, new))
+        self._replies.update({(reply.arm, reply.id): reply for reply in new})
+
+
+def _check_settings(path: Path, found: Any, wanted: Any) -> None:
+    if found != wanted:
+        raise InvalidInputError(
+            f"{path} holds replies of other settings: {json.dumps(found)} instead of {json.dumps(wanted)}. Pass "
+            "another folder, or the same settings to go on."
+        )
 
 
 def _whole_lines(path: Path) -> list[bytes]:
@@ -108,28 +119,8 @@ def _whole_lines(path: Path) -> list[bytes]:
     return data[:end].splitlines()
 
 
-def _seal(record: Mapping[str, Any]) -> str:
-    body = json.dumps(record, ensure_ascii=False, sort_keys=True)
-    return f'{{"check": "{_checksum(body)}", "item": {body}}}\n'
-
-
-def _unseal(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-        item: dict[str, Any] = record["item"]
-        if record["check"] == _checksum(json.dumps(item, ensure_ascii=False, sort_keys=True)):
-            return item
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise InvalidInputError(f"{path}, line {number}, is damaged. Delete the line to ask its question again.")
-
-
-def _checksum(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()[:16]
-
-
-def _append(path: Path, lines: list[str]) -> None:
+def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     with open(path, "ab") as file:
-        file.write("".join(lines).encode())
+        file.writelines(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
         file.flush()
         os.fsync(file.fileno())

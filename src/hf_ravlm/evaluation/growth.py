@@ -1,7 +1,6 @@
-"""Knows how answers fare when the knowledge base grows: the same questions among 1, 10 and 100 times the passages.
+"""The same questions while the knowledge base grows: among 1, 10 and 100 times the passages.
 
-Papers measure on a knowledge base that holds little but what is asked for; in use it holds everything else too. The
-curve over its size is what tells whether a system survives that.
+Papers measure on a knowledge base that holds little but what is asked for; in use it holds everything else too.
 """
 
 from __future__ import annotations
@@ -10,85 +9,17 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
-from ..metrics.intervals import Interval
 from .evaluator import Evaluator
 from .questions import AnswerFunction, Question, Reply, check_questions
-from .report import Effect, EvaluationReport, markdown_table, percent, with_interval
+from .report import EvaluationReport, GrowthPoint, GrowthReport
 from .scoring import AnswerMetric
 
 
 _WORD = re.compile(r"\w+")
-
-
-@dataclass(frozen=True)
-class GrowthPoint:
-    """The answers with a knowledge base of one size.
-
-    Attributes:
-        factor, num_passages: The size, as a multiple of the original one and in passages.
-        accuracy: Of the first metric.
-        hit: How often a gold passage was found; `None` where nobody knows them.
-        effect: Beside closed-book.
-    """
-
-    factor: int
-    num_passages: int
-    accuracy: Interval
-    hit: Interval | None
-    effect: Effect
-
-
-@dataclass(frozen=True)
-class GrowthReport:
-    """The curve.
-
-    Attributes:
-        num_questions: How many were asked at every size.
-        accuracy: The name of the metric.
-        hit: The name of the hit rate, such as `"hit@5"`; `None` where nobody knows the gold passages.
-        closed_book: The accuracy without evidence, which does not depend on the size.
-        points: In the order of their size.
-    """
-
-    num_questions: int
-    accuracy: str
-    hit: str | None
-    closed_book: Interval
-    points: list[GrowthPoint]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def to_markdown(self) -> str:
-        table = markdown_table(
-            ["passages", self.accuracy, self.hit or "hit", "rescued", "harmed", "net gain"],
-            [
-                [f"{point.num_passages:,} ({point.factor}×)", with_interval(point.accuracy)]
-                + [percent(None if point.hit is None else point.hit.mean)]
-                + [with_interval(i) for i in (point.effect.rescue_rate, point.effect.harm_rate, point.effect.net_gain)]
-                for point in self.points
-            ],
-        )
-        closed = f"Closed-book: {with_interval(self.closed_book)}. Percentages, with 95 % bootstrap intervals."
-        head = f"# {self.num_questions} questions in a growing knowledge base"
-        return "\n".join([head, "", *table, "", closed]) + "\n"
-
-    def save(self, folder: str | Path) -> list[Path]:
-        """Writes `growth.json`, `growth.md` and `growth.png` into a folder and returns their paths."""
-        from .charts import growth_chart
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / "growth.json", folder / "growth.md", folder / "growth.png"]
-        paths[0].write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        paths[1].write_text(self.to_markdown() + "\n![Accuracy over passages](growth.png)\n", encoding="utf-8")
-        growth_chart(self).save(paths[2])
-        return paths
 
 
 def measure_growth(
@@ -196,23 +127,13 @@ def _when_asked(arm_among: Callable[[int], AnswerFunction], num_distractors: int
 
 
 def _curve(report: EvaluationReport, factors: Sequence[int], num_passages: int) -> GrowthReport:
-    first = report.arms[f"x{factors[0]}"].retrieval
-    hits = [name for name in first if name.startswith("hit@")]
+    arms = {factor: report.arms[f"x{factor}"] for factor in factors}
+    hits = [name for name in arms[factors[0]].retrieval if name.startswith("hit@")]
     hit = hits[-1] if hits else None  # of the deepest list
     points = []
-    for factor in factors:
-        arm = report.arms[f"x{factor}"]
-        effect = arm.effect
-        if effect is None:
-            raise AssertionError("only closed-book has no effect")
-        points.append(
-            GrowthPoint(
-                factor,
-                factor * num_passages,
-                arm.metrics[report.accuracy],
-                None if hit is None else arm.retrieval.get(hit),
-                effect,
-            )
-        )
+    for factor, arm in arms.items():
+        assert arm.effect is not None  # only closed-book has none
+        found = None if hit is None else arm.retrieval.get(hit)
+        points.append(GrowthPoint(factor, factor * num_passages, arm.metrics[report.accuracy], found, arm.effect))
     closed_book = report.arms[report.baseline].metrics[report.accuracy]
     return GrowthReport(report.num_questions, report.accuracy, hit, closed_book, points)

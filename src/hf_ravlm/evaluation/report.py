@@ -1,4 +1,4 @@
-"""Knows how an evaluation is told: as JSON for programs, as Markdown for people. Plain data and strings."""
+"""What an evaluation found, and how it is written: JSON for programs, Markdown and charts for people."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..metrics.calibration import ReliabilityBin
 from ..metrics.decisions import Abstention
 from ..metrics.intervals import Interval
+from .charts import arms_chart, growth_chart
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Restraint:
+class PolicyEffect:
     """What a policy's gate and its abstentions did.
 
     Attributes:
@@ -92,7 +95,7 @@ class ArmReport:
         effect: Beside closed-book; `None` for closed-book itself.
         calibration: `None` if the arm gives no confidence. Of withheld answers, too.
         cost: Per question.
-        restraint: `None` if the arm neither has a gate nor abstained.
+        policy: `None` if the arm neither has a gate nor abstained.
     """
 
     metrics: dict[str, Interval]
@@ -101,7 +104,7 @@ class ArmReport:
     effect: Effect | None
     calibration: Calibration | None
     cost: Cost
-    restraint: Restraint | None = None
+    policy: PolicyEffect | None = None
 
 
 @dataclass(frozen=True)
@@ -128,20 +131,87 @@ class EvaluationReport:
         return plain
 
     def to_markdown(self) -> str:
-        """A few short tables: answers, effect of the evidence, retrieval, what was held back, trust and cost."""
-        return "\n".join(_markdown(self)) + "\n"
+        """A few short tables: answers, effect of the evidence, retrieval, abstentions, trust and cost."""
+        sections = (_answer_lines, _effect_lines, _retrieval_lines, _policy_lines, _trust_lines)
+        return "\n".join(line for section in sections for line in section(self)) + "\n"
 
     def save(self, folder: str | Path) -> list[Path]:
         """Writes `report.json`, `report.md` and `report.png` into a folder and returns their paths."""
-        from .charts import arms_chart
+        record = self.to_dict()
+        return _write(folder, "report", record, self.to_markdown(), arms_chart(record), "Answers per arm")
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / "report.json", folder / "report.md", folder / "report.png"]
-        paths[0].write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        paths[1].write_text(self.to_markdown() + "\n![Answers per arm](report.png)\n", encoding="utf-8")
-        arms_chart(self).save(paths[2])
-        return paths
+
+@dataclass(frozen=True)
+class GrowthPoint:
+    """The answers with a knowledge base of one size.
+
+    Attributes:
+        factor, num_passages: The size, as a multiple of the original one and in passages.
+        accuracy: Of the first metric.
+        hit: How often a gold passage was found; `None` where nobody knows them.
+        effect: Beside closed-book.
+    """
+
+    factor: int
+    num_passages: int
+    accuracy: Interval
+    hit: Interval | None
+    effect: Effect
+
+
+@dataclass(frozen=True)
+class GrowthReport:
+    """The accuracy over the size of the knowledge base.
+
+    Attributes:
+        num_questions: How many were asked at every size.
+        accuracy: The name of the metric.
+        hit: The name of the hit rate, such as `"hit@5"`; `None` where nobody knows the gold passages.
+        closed_book: The accuracy without evidence, which does not depend on the size.
+        points: In the order of their size.
+    """
+
+    num_questions: int
+    accuracy: str
+    hit: str | None
+    closed_book: Interval
+    points: list[GrowthPoint]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    def to_markdown(self) -> str:
+        """One table, a row per size."""
+        table = markdown_table(
+            ["passages", self.accuracy, self.hit or "hit", "rescued", "harmed", "net gain"],
+            [
+                [f"{point.num_passages:,} ({point.factor}×)", with_interval(point.accuracy)]
+                + [percent(None if point.hit is None else point.hit.mean)]
+                + [with_interval(i) for i in (point.effect.rescue_rate, point.effect.harm_rate, point.effect.net_gain)]
+                for point in self.points
+            ],
+        )
+        closed = f"Closed-book: {with_interval(self.closed_book)}. Percentages, with 95 % bootstrap intervals."
+        head = f"# {self.num_questions} questions in a growing knowledge base"
+        return "\n".join([head, "", *table, "", closed]) + "\n"
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes `growth.json`, `growth.md` and `growth.png` into a folder and returns their paths."""
+        record = self.to_dict()
+        return _write(folder, "growth", record, self.to_markdown(), growth_chart(record), "Accuracy over passages")
+
+
+def _write(
+    folder: str | Path, name: str, record: dict[str, Any], text: str, chart: Image.Image, label: str
+) -> list[Path]:
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{ending}" for ending in ("json", "md", "png")]
+    paths[0].write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    paths[1].write_text(f"{text}\n![{label}]({name}.png)\n", encoding="utf-8")
+    chart.save(paths[2])
+    return paths
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -160,6 +230,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[s
 
 
 def percent(value: float | None) -> str:
+    """A share as `12.3`, a dash for what is not known."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
@@ -172,7 +243,7 @@ def with_interval(interval: Interval, scale: float = 100) -> str:
     return f"{mean} ({scale * interval.lower:.{digits}f} to {scale * interval.upper:.{digits}f})"
 
 
-def _markdown(report: EvaluationReport) -> Iterable[str]:
+def _answer_lines(report: EvaluationReport) -> Iterable[str]:
     arms = report.arms
     names = list(next(iter(arms.values())).metrics)
     yield f"# Evaluation on {report.num_questions} questions"
@@ -197,57 +268,54 @@ def _markdown(report: EvaluationReport) -> Iterable[str]:
             ["arm", *(f"{kind or 'other'} ({counts[kind]['count']:.0f})" for kind in kinds)],
             [[name, *(percent(arm.by_kind[kind]["value"]) for kind in kinds)] for name, arm in arms.items()],
         )
-    effects = {name: arm.effect for name, arm in arms.items() if arm.effect is not None}
-    if effects:
-        yield from ("", f"## What evidence did, beside {report.baseline}", "")
-        yield from markdown_table(
-            ["arm", "rescued", "harmed", "net gain", "rescued of wrong", "harmed of right"],
-            [
-                [name]
-                + [with_interval(interval) for interval in (effect.rescue_rate, effect.harm_rate, effect.net_gain)]
-                + [percent(effect.rescued_of_wrong), percent(effect.harmed_of_right)]
-                for name, effect in effects.items()
-            ],
-        )
-    figures = list(dict.fromkeys(figure for arm in arms.values() for figure in arm.retrieval))
-    if figures:
-        yield from ("", "## What stood in the evidence", "")
-        yield from markdown_table(
-            ["arm", *figures],
-            [
-                [name, *(percent(arm.retrieval[f].mean) if f in arm.retrieval else "–" for f in figures)]
-                for name, arm in arms.items()
-                if arm.retrieval
-            ],
-        )
-    restrained = {name: arm.restraint for name, arm in arms.items() if arm.restraint is not None}
-    if restrained:
-        yield from ("", "## What was held back", "")
-        yield from markdown_table(
-            ["arm", "answered", "right of these", "abstentions that spared an error", "errors spared"]
-            + ["searches saved", "AUROC of the gate"],
-            [[name, *map(percent, _restraint(restraint))] for name, restraint in restrained.items()],
-        )
-    yield from ("", "## Trust and cost per question", "")
-    yield from markdown_table(
-        ["arm", "mean confidence", "ECE", "AUROC", "searches", "tokens", "seconds"],
-        [[name, *_trust(arm.calibration), *_cost(arm.cost)] for name, arm in arms.items()],
-    )
 
 
-def _restraint(restraint: Restraint) -> list[float | None]:
-    held = restraint.abstention
-    return [held.coverage, held.accuracy, held.precision, held.recall, restraint.searches_saved, restraint.gate_auroc]
+def _effect_lines(report: EvaluationReport) -> list[str]:
+    rows = [
+        [name]
+        + [with_interval(interval) for interval in (arm.effect.rescue_rate, arm.effect.harm_rate, arm.effect.net_gain)]
+        + [percent(arm.effect.rescued_of_wrong), percent(arm.effect.harmed_of_right)]
+        for name, arm in report.arms.items()
+        if arm.effect is not None
+    ]
+    head = ["arm", "rescued", "harmed", "net gain", "rescued of wrong", "harmed of right"]
+    return _section(f"What evidence did, beside {report.baseline}", head, rows)
 
 
-def _trust(calibration: Calibration | None) -> list[str]:
-    if calibration is None:
-        return ["–", "–", "–"]
-    return [percent(calibration.mean_confidence), percent(calibration.ece), percent(calibration.auroc)]
+def _retrieval_lines(report: EvaluationReport) -> list[str]:
+    figures = list(dict.fromkeys(figure for arm in report.arms.values() for figure in arm.retrieval))
+    rows = [
+        [name, *(percent(arm.retrieval[f].mean) if f in arm.retrieval else "–" for f in figures)]
+        for name, arm in report.arms.items()
+        if arm.retrieval
+    ]
+    return _section("What stood in the evidence", ["arm", *figures], rows)
 
 
-def _cost(cost: Cost) -> list[str]:
-    return [f"{cost.retrievals:.2f}", "–" if cost.tokens is None else f"{cost.tokens:.0f}", f"{cost.seconds:.3f}"]
+def _policy_lines(report: EvaluationReport) -> list[str]:
+    rows = []
+    for name, arm in report.arms.items():
+        if arm.policy is not None:
+            held = arm.policy.abstention
+            figures = [held.coverage, held.accuracy, held.precision, held.recall]
+            rows.append([name, *map(percent, [*figures, arm.policy.searches_saved, arm.policy.gate_auroc])])
+    head = ["arm", "answered", "right of these", "abstentions that spared an error", "errors spared"]
+    return _section("What was held back", [*head, "searches saved", "AUROC of the gate"], rows)
+
+
+def _trust_lines(report: EvaluationReport) -> list[str]:
+    rows = []
+    for name, arm in report.arms.items():
+        known, cost = arm.calibration, arm.cost
+        trust = ["–"] * 3 if known is None else [percent(v) for v in (known.mean_confidence, known.ece, known.auroc)]
+        tokens = "–" if cost.tokens is None else f"{cost.tokens:.0f}"
+        rows.append([name, *trust, f"{cost.retrievals:.2f}", tokens, f"{cost.seconds:.3f}"])
+    head = ["arm", "mean confidence", "ECE", "AUROC", "searches", "tokens", "seconds"]
+    return _section("Trust and cost per question", head, rows)
+
+
+def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["", f"## {title}", "", *markdown_table(head, rows)] if rows else []
 
 
 def _plain(value: Any) -> Any:

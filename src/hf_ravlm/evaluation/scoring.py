@@ -1,4 +1,4 @@
-"""Knows every metric by its name: answers to questions in, a figure for all and one per question out.
+"""Every metric by its name: answers to questions in, a figure for all and one per question out.
 
 `ANSWER_METRICS` judge answers, the figures of `retrieval_scores` what was found before an answer was given.
 """
@@ -12,12 +12,26 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidInputError
-from ..metrics.benchmarks import encyclopedic_match, infoseek_score, vqa_accuracy
-from ..metrics.caption_tokens import caption_tokens
-from ..metrics.captions import CaptionScore, References, Tokens, bleu, cider_d, rouge_l
-from ..metrics.pseudo_relevance import relevance_from_answers
-from ..metrics.ranking import average_precision, hit_at_k, ndcg_at_k, recall_at_k, reciprocal_rank, relevance_from_ids
-from ..metrics.text_metrics import exact_match, token_f1
+from ..metrics import (
+    CaptionScore,
+    average_precision,
+    bleu,
+    caption_tokens,
+    cider_d,
+    encyclopedic_match,
+    exact_match,
+    hit_at_k,
+    infoseek_score,
+    ndcg_at_k,
+    recall_at_k,
+    reciprocal_rank,
+    relevance_from_answers,
+    relevance_from_ids,
+    rouge_l,
+    token_f1,
+    vqa_accuracy,
+)
+from ..metrics.captions import References, Tokens
 from .questions import Question, Reply
 
 

@@ -73,7 +73,6 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_BRACKET_WORDS = frozenset(_BRACKETS.values())
 
 
 def caption_tokens(text: str, official_quirks: bool = True) -> list[str]:

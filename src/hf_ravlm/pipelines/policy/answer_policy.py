@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import InvalidInputError
-from ...metrics.calibrators import Calibrator, IsotonicCalibrator, TemperatureCalibrator
+from ...metrics.calibration import Calibrator, IsotonicCalibrator, TemperatureCalibrator
 from ...saving.commit import Destination, commit_files
 from ...saving.folders import files_in
 from ..answer import Answer, Decision
