@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..metrics.answers import exact_match, token_f1
 from ..metrics.ranking import hit_at_k, reciprocal_rank, relevance_from_ids
-from ..metrics.text_metrics import exact_match, token_f1
 from ..model.reader.reader import RavlmForConditionalGeneration
 from .batches.reader_batches import ROW_NAMES, ReaderBatches
 from .batches.rows import TrainingRow
