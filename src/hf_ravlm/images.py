@@ -93,20 +93,10 @@ def safe_image(
 
 
 def encoded_image(source: ImageSource, **limits: Any) -> bytes:
-    r"""Checks an image with `safe_image` and returns it as encoded bytes, to be stored.
+    r"""Checks an image and returns it as encoded bytes, to be stored; arguments and errors as `safe_image`.
 
     What is already encoded (a path, bytes, a `datasets` dictionary) is returned byte for byte; an array or a `PIL`
     image is written as PNG, without loss.
-
-    Args:
-        source: As for `safe_image`.
-        **limits: The limits of `safe_image`.
-
-    Returns:
-        Bytes that `safe_image` opens.
-
-    Raises:
-        UnsafeInputError: As `safe_image`.
 
     Example:
 
@@ -167,16 +157,18 @@ def trim_margins(image: Image.Image) -> Image.Image:
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     if not len(rows):
         return image
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     width, height = right - left, bottom - top
-    if (width, height) == image.size or not _is_whole_drawing(ink[top:bottom, left:right]):
-        return image
     off_centre_x, off_centre_y = abs(left - (image.width - right)), abs(top - (image.height - bottom))
-    if off_centre_x > 0.06 * image.width or off_centre_y > 0.06 * image.height:
-        return image
-    if width < 0.4 * image.width or height < 0.3 * image.height:
-        return image
-    return image.crop((int(left), int(top), int(right), int(bottom)))
+    is_margin = (
+        (width, height) != image.size
+        and _is_whole_drawing(ink[top:bottom, left:right])
+        and off_centre_x <= 0.06 * image.width
+        and off_centre_y <= 0.06 * image.height
+        and width >= 0.4 * image.width
+        and height >= 0.3 * image.height
+    )
+    return image.crop((left, top, right, bottom)) if is_margin else image
 
 
 def _is_whole_drawing(ink: np.ndarray) -> bool:

@@ -29,7 +29,6 @@ _PAGE_END = b"</page>"
 _CHUNK_BYTES = 1 << 20
 _HEAD_BYTES = 1 << 20
 _TAIL_BYTES = 100
-_LANGUAGE = re.compile(rb"\bxml:lang=[\"']([^\"']*)")
 # Images and categories, by their number and by their English name, which every wiki understands.
 _NO_PROSE_NAMESPACES = {"6", "14"}
 _ENGLISH_NAMESPACES = {"file", "image", "category", "media"}
@@ -40,13 +39,11 @@ class Site(NamedTuple):
 
     Attributes:
         name: Its name as a database, such as `"enwiki"`.
-        language: Its language, such as `"en"`.
         page_url: What stands before the title in the address of a page, such as `"https://en.wikipedia.org/wiki/"`.
         no_prose: Namespaces, in small letters, whose links are no text: images and categories.
     """
 
     name: str | None
-    language: str | None
     page_url: str | None
     no_prose: frozenset[str]
 
@@ -81,7 +78,6 @@ def read_site(file: Path) -> Site:
             f"{file}: this is not a MediaWiki dump (no <mediawiki> in it). Expected pages-articles as XML, compressed "
             "or not."
         )
-    language = _LANGUAGE.search(_between(head, b"<mediawiki", b">"))
     site = _between(head, b"<siteinfo>", b"</siteinfo>")
     values: dict[str, str] = {}
     no_prose = set(_ENGLISH_NAMESPACES)
@@ -90,8 +86,7 @@ def read_site(file: Path) -> Site:
             no_prose.add(text.strip().lower())
         values[path[-1]] = text.strip()
     page_url = values["base"].rpartition("/")[0] + "/" if values.get("base") else None
-    code = language.group(1).decode("utf-8", "replace") if language else None
-    return Site(values.get("dbname"), code, page_url, frozenset(no_prose - {""}))
+    return Site(values.get("dbname"), page_url, frozenset(no_prose - {""}))
 
 
 def _between(data: bytes, first: bytes, last: bytes) -> bytes:

@@ -1,8 +1,6 @@
-"""A knowledge base in Milvus against the same one in memory. milvus-lite stands in for the cluster."""
+"""A collection of Milvus against the same passages and vectors in memory."""
 
 from __future__ import annotations
-
-import logging
 
 import numpy as np
 import pytest
@@ -14,17 +12,10 @@ from hf_ravlm.errors import (
     KnowledgeBaseNotFoundError,
     UnsafeInputError,
 )
-from hf_ravlm.retrieval import KnowledgeBase
-
-
-pytest.importorskip("pymilvus", reason='pip install "hf_ravlm[milvus]"')
-pytest.importorskip("milvus_lite", reason='pip install "hf_ravlm[test]"')
-
 from hf_ravlm.integrations.milvus.client import MilvusBackend
 from hf_ravlm.integrations.milvus.rows import MAX_IMAGE_BYTES
+from hf_ravlm.retrieval import KnowledgeBase
 
-
-logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs every error that it raises
 
 DIM = 16
 WORDS = "swan owl wren robin crane heron gull tern auk rook".split()
@@ -49,11 +40,6 @@ def birds(count: int = 200, first: int = 0, note: str = "") -> KnowledgeBase:
         }
         for row in range(first, first + count)
     )
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("milvus") / "birds.db")
 
 
 @pytest.fixture
@@ -210,6 +196,7 @@ def test_no_queries_and_no_passages(unchanged, uri):
 
 
 def test_no_server_is_a_connection_error_without_the_password():
+    pytest.importorskip("pymilvus", reason='pip install "hf_ravlm[milvus]"')
     with pytest.raises(ConnectionError, match=r"No Milvus answers at 'http://127.0.0.1:1'") as error:
         MilvusBackend.open("http://127.0.0.1:1", "birds", token="user:secret")
     assert "secret" not in str(error.value)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 
 from hf_ravlm.errors import InvalidInputError
+from hf_ravlm.integrations.milvus.client import MilvusBackend
 from hf_ravlm.integrations.milvus.filters import milvus_filter
 from hf_ravlm.retrieval import KnowledgeBase
 from hf_ravlm.retrieval.ranking.filters import matching_rows
@@ -51,13 +50,8 @@ PNG = _png()
 
 
 @pytest.fixture(scope="module")
-def backend(passages, tmp_path_factory):
-    pytest.importorskip("pymilvus", reason='pip install "hf_ravlm[milvus]"')
-    pytest.importorskip("milvus_lite", reason='pip install "hf_ravlm[test]"')
-    from hf_ravlm.integrations.milvus.client import MilvusBackend
-
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-    made = MilvusBackend.create(str(tmp_path_factory.mktemp("milvus") / "kb.db"), "kb", 4, index_type="FLAT")
+def backend(passages, uri):
+    made = MilvusBackend.create(uri, "kb", 4, index_type="FLAT")
     made.write(passages, np.random.default_rng(0).standard_normal((len(passages), 4)))
     yield made
     made.close()

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 import numpy as np
 import pytest
 
+from bird_world import ToyEncoder
 from hf_ravlm.errors import InvalidInputError, KnowledgeBaseMismatchError
+from hf_ravlm.integrations.milvus import MilvusRetriever
 from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
 
-
-pytest.importorskip("pymilvus", reason='pip install "hf_ravlm[milvus]"')
-pytest.importorskip("milvus_lite", reason='pip install "hf_ravlm[test]"')
-
-from hf_ravlm.integrations.milvus import MilvusRetriever
-
-
-logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs every error that it raises
 
 QUESTIONS = ["Which bird is orange?", "the white swan", "Birds lay eggs"]
 
 
-@pytest.fixture
-def uri(tmp_path):
-    return str(tmp_path / "birds.db")
-
-
-@pytest.fixture
-def both(uri, rows, encoder):
+def both_over(uri, collection, rows, encoder):
+    """A local retriever and one on the server, over the same passages."""
     rng = np.random.default_rng(0)
     words = "nest egg song wing feather beak lake tree".split()
     more = [
@@ -38,9 +26,22 @@ def both(uri, rows, encoder):
     ]
     knowledge_base = KnowledgeBase.from_dicts([*rows, *more])
     local = RavlmRetriever.build(knowledge_base, encoder)
-    remote = MilvusRetriever.build(knowledge_base, encoder, uri=uri, collection="birds", index_type="FLAT")
-    yield local, remote
-    remote.backend.close()
+    remote = MilvusRetriever.build(
+        knowledge_base, encoder, uri=uri, collection=collection, index_type="FLAT", overwrite=True
+    )
+    return local, remote
+
+
+@pytest.fixture(scope="module")
+def both(uri, rows, encoder):
+    """Retrievers that no test changes."""
+    return both_over(uri, "birds", rows, encoder)
+
+
+@pytest.fixture
+def changing(uri, rows, encoder):
+    """Retrievers that the test may change."""
+    return both_over(uri, "changing", rows, encoder)
 
 
 def assert_same(local, remote, scores_differ_by=1e-5, **arguments):
@@ -88,11 +89,11 @@ def test_words_are_the_same(both):
     )
 
 
-def test_options_of_a_search_work(both):
-    _, remote = both
+def test_options_of_a_search_work(changing):
+    _, remote = changing
     hybrid = remote.retrieve(texts=["orange robin"], k=3, channels=["dense", "bm25"])[0]
     assert hybrid[0].id == "robin"
-    assert_same(*both, 0.05, texts=QUESTIONS, k=2, channels=["dense", "bm25"], weights={"dense": 0.5, "bm25": 0.5})
+    assert_same(*changing, 0.05, texts=QUESTIONS, k=2, channels=["dense", "bm25"], weights={"dense": 0.5, "bm25": 0.5})
     capped = remote.retrieve(texts=["wing beak lake tree"], k=6, max_per_source=2)[0]
     sources = [passage.source for passage in capped if passage.source]
     assert len(capped) == 6
@@ -111,17 +112,17 @@ def test_options_of_a_search_work(both):
         remote.retrieve(texts="x", k=20_000)
 
 
-def test_changes_are_the_same(both, encoder):
-    local, remote = both
+def test_changes_are_the_same(changing, encoder):
+    local, remote = changing
     changed = [{"id": "wren", "text": "The wren hides in the heather."}, {"id": "auk", "text": "The auk dives."}]
-    for retriever in both:
+    for retriever in changing:
         retriever.update(changed)
         retriever.add([{"id": "tern", "text": "The tern screams over the heather."}])
         retriever.remove(["robin", "5"])
         retriever.remove("6")
     assert len(local) == len(remote) == 66
-    assert_same(*both, texts=["heather", "auk", "robin orange"], k=5)
-    for retriever in both:
+    assert_same(*changing, texts=["heather", "auk", "robin orange"], k=5)
+    for retriever in changing:
         with pytest.raises(InvalidInputError, match="'tern'"):
             retriever.add([{"id": "tern", "text": "again"}])
         with pytest.raises(InvalidInputError, match="'robin'"):
@@ -131,22 +132,25 @@ def test_changes_are_the_same(both, encoder):
     assert encoder.calls == []  # nothing is new
 
 
-def test_another_process_opens_it_and_another_encoder_does_not(both, uri, encoder, toy_encoder):
+def test_another_process_opens_it_and_another_encoder_does_not(both, uri):
     _, remote = both
+    encoder = ToyEncoder()
     opened = MilvusRetriever.open(uri, "birds", encoder)
     assert_same(remote, opened, texts=QUESTIONS, k=5)
     with pytest.raises(KnowledgeBaseMismatchError, match="built by 'ToyEncoder seed=0' .* is 'ToyEncoder seed=1'"):
-        MilvusRetriever.open(uri, "birds", toy_encoder(seed=1))
+        MilvusRetriever.open(uri, "birds", ToyEncoder(seed=1))
     encoder.fingerprint = "f" * 64  # trained meanwhile
     with pytest.raises(KnowledgeBaseMismatchError, match="as after training"):
-        remote.add([{"id": "new", "text": "new"}])
+        opened.add([{"id": "new", "text": "new"}])
 
 
 def test_readers_and_adapters_take_it(both):
     _, remote = both
     assert [passage and passage.id for passage in remote.passages(["robin", "nobody"])] == ["robin", None]
-    langchain = pytest.importorskip("hf_ravlm.integrations.langchain")
-    documents = langchain.RavlmLangchainRetriever(retriever=remote, k=2).invoke("orange robin")
+    pytest.importorskip("langchain_core", reason='pip install "hf_ravlm[langchain]"')
+    from hf_ravlm.integrations.langchain import RavlmLangchainRetriever
+
+    documents = RavlmLangchainRetriever(retriever=remote, k=2).invoke("orange robin")
     assert documents[0].id == "robin"
 
 

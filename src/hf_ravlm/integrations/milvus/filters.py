@@ -76,9 +76,9 @@ def _field(name: str) -> str:
 
 
 def _parts(field: str, value: Any, name: str) -> tuple[str | None, bool]:
-    """The expression for values that are there, `None` if every one satisfies it or none; and whether empty does.
+    """The expression for values that are there, and whether an empty column satisfies the condition.
 
-    Where the expression is `None`, one of the two is satisfied: empty, or everything else.
+    Without an expression, `None`, the condition is the second alone: empty columns, or all others.
     """
     if value is None:
         return None, True
