@@ -35,12 +35,9 @@ def unit_vectors(vectors: Any, what: str, dim: int | None = None, names: Sequenc
 
     Example:
 
-    ```python
     >>> from hf_ravlm.retrieval.unit_vectors import unit_vectors
     >>> unit_vectors(np.array([[3.0, 4.0]]), "vectors")
     array([[0.6, 0.8]], dtype=float32)
-
-    ```
     """
     array = _float_matrix(vectors, what, dim)
     norms = _norms(array)

@@ -12,6 +12,7 @@ from clustered_vectors import clustered
 from hf_ravlm.errors import InvalidInputError, KnowledgeBaseCorruptError
 from hf_ravlm.retrieval.indexes import vector_index
 from hf_ravlm.retrieval.indexes.exact_search import exact_search
+from hf_ravlm.retrieval.indexes.index_choice import estimate_index
 from hf_ravlm.retrieval.indexes.index_tuning import found_share
 from hf_ravlm.retrieval.indexes.index_types import INDEX_TYPES, is_available
 from hf_ravlm.retrieval.indexes.vector_index import ApproximateIndex, FlatIndex, build_index, open_index
@@ -92,6 +93,13 @@ def test_written_and_opened_it_answers_the_same(index, tmp_path):
         assert opened.spec == index.spec
         for ours, theirs in zip(opened.search(QUERIES, 10), index.search(QUERIES, 10)):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_file_is_about_as_large_as_was_estimated(index, tmp_path):
+    index.write(tmp_path / "index")
+    size = (tmp_path / "index").stat().st_size
+    # Codes that are compared 32 at once fill their lists up to multiples of 32.
+    assert 0.75 < size / estimate_index(3000, 32, index.kind).disk_bytes < 1.6
 
 
 def test_growing_leaves_the_old_index_as_it_is(index, tmp_path):

@@ -6,15 +6,12 @@ import faiss
 import numpy as np
 import pytest
 
+from clustered_vectors import random_units
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.retrieval.indexes import exact_search as module
 from hf_ravlm.retrieval.indexes.exact_search import exact_search
 from hf_ravlm.retrieval.indexes.faiss_settings import matrix_products, thread_limit
 from hf_ravlm.retrieval.unit_vectors import unit_vectors
-
-
-def random_units(num_rows: int, dim: int = 16, seed: int = 0) -> np.ndarray:
-    return unit_vectors(np.random.default_rng(seed).normal(size=(num_rows, dim)), "vectors")
 
 
 def brute_force(queries: np.ndarray, vectors: np.ndarray, k: int, allowed: np.ndarray | None = None):

@@ -13,14 +13,6 @@ from hf_ravlm.retrieval.indexes.index_types import INDEX_TYPES, factory_string, 
 from hf_ravlm.retrieval.indexes.vector_index import build_index
 
 
-@pytest.mark.parametrize("kind", [kind for kind in INDEX_TYPES if is_available(kind)])
-def test_the_estimate_is_near_the_size_of_the_file(kind, tmp_path):
-    build_index(clustered(3000), kind, num_threads=1).write(tmp_path / "index")
-    size = (tmp_path / "index").stat().st_size
-    # Codes that are compared 32 at once fill their lists up to multiples of 32.
-    assert 0.75 < size / estimate_index(3000, 32, kind).disk_bytes < 1.6
-
-
 def test_the_choice_follows_size_memory_and_recall():
     assert suitable_kinds(0, 0)[0] == "flat"
     assert suitable_kinds(20_000, 384)[0] == "flat"

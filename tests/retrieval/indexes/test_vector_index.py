@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from clustered_vectors import random_units
 from hf_ravlm.errors import InvalidInputError, UnsafeInputError
 from hf_ravlm.retrieval import FlatIndex
-from hf_ravlm.retrieval.unit_vectors import unit_vectors
-
-
-def random_units(num_rows: int, dim: int = 16, seed: int = 0) -> np.ndarray:
-    return unit_vectors(np.random.default_rng(seed).normal(size=(num_rows, dim)), "vectors")
 
 
 @pytest.mark.parametrize("num_queries", [1, 7, 8, 50])

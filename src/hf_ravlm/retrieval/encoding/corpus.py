@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from ...errors import InvalidInputError
 from ..passage import input_digest, passages_at
 from ..unit_vectors import unit_vectors
-from .corpus_shards import EmbeddingPlan, StagingFolder
+from .corpus_shards import MERGED, EmbeddingPlan, StagingFolder, shard_name
 from .encoders import Encoder, require_batch_size
 from .token_batches import encode_halving, longest_first
 
@@ -54,8 +54,8 @@ def embed_corpus(
     """Returns the unit vectors of all passages.
 
     Interrupted at any point and run again with the same `staging`, it goes on with the first unfinished shard and
-    returns, on the same machine with as many threads, the same bits: shards and batches have fixed boundaries. Where
-    the memory does not suffice for a batch, halves are encoded instead, which may change the last bits.
+    returns the same vectors, for shards and batches have fixed boundaries. The last bits are the encoder's affair;
+    where the memory does not suffice for a batch, halves are encoded instead, which may change them, too.
 
     Args:
         knowledge_base: The passages; may be empty.
@@ -118,18 +118,18 @@ def embed_corpus(
     rank, num_processes = of_launcher if process is None else process
     if not 0 <= rank < num_processes:
         raise InvalidInputError(f"process=({rank}, {num_processes}): expected 0 <= rank < number of processes.")
-    if not folder.is_merged():
+    if not folder.is_finished(MERGED):
         _encode_shards(table, encoder, folder, range(rank, plan.num_shards, num_processes))
         if rank == 0:
             _wait_for_shards(folder, num_processes, timeout_seconds)
             folder.merge()
         else:
             _wait_for_merge(folder, timeout_seconds)
-    return folder.read_merged()
+    return folder.read(MERGED)
 
 
 def _encode_shards(table: pa.Table, encoder: Encoder, folder: StagingFolder, shards: Sequence[int]) -> None:
-    unfinished = [shard for shard in shards if not folder.is_finished(shard)]
+    unfinished = [shard for shard in shards if not folder.is_finished(shard_name(shard))]
     num_done = len(shards) - len(unfinished)
     if num_done:
         logger.info("%s: %d of %d shards are finished already", folder.folder, num_done, len(shards))
@@ -175,9 +175,8 @@ def _wait_for_shards(folder: StagingFolder, num_processes: int, timeout_seconds:
     missing = set(range(folder.plan.num_shards))
 
     def num_missing() -> int:
-        missing.difference_update(
-            [shard for shard in missing if folder.has_record(shard) and folder.is_finished(shard)]
-        )
+        announced = [shard for shard in missing if folder.is_announced(shard_name(shard))]
+        missing.difference_update([shard for shard in announced if folder.is_finished(shard_name(shard))])
         return len(missing)
 
     if not _arrive(num_missing, timeout_seconds):
@@ -190,14 +189,17 @@ def _wait_for_shards(folder: StagingFolder, num_processes: int, timeout_seconds:
 
 
 def _wait_for_merge(folder: StagingFolder, timeout_seconds: float) -> None:
+    def missing() -> list[str]:
+        names = [*map(shard_name, range(folder.plan.num_shards)), MERGED]
+        return [name for name in names if not folder.is_announced(name)]
+
     def num_missing() -> int:
-        is_done = folder.has_merged_record() and folder.is_merged()
-        return 0 if is_done else 1 + folder.num_missing()
+        return len(missing()) or int(not folder.is_finished(MERGED))
 
     if not _arrive(num_missing, timeout_seconds):
         raise TimeoutError(
             f"{folder.folder}: the process with rank 0 has not joined the shards within {timeout_seconds:g} s "
-            f"({folder.num_missing()} are missing). {_hint(folder)} Finished shards are kept: run again to go on."
+            f"(missing: {', '.join(missing()[:5])}). {_hint(folder)} Finished shards are kept: run again to go on."
         )
 
 

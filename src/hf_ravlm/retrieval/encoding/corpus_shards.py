@@ -17,9 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,12 +30,12 @@ from ...saving.durable import TEMPORARY_SUFFIX, make_folder, publish_file, repla
 
 _FORMAT = 1
 _MAX_RECORD_BYTES = 65_536
-_MERGED = "vectors"
+MERGED = "vectors"
 
 
 @dataclass(frozen=True)
 class EmbeddingPlan:
-    """What fixes every bit of the result, on a given machine.
+    """What fixes the result, up to the rounding of the machine.
 
     Attributes:
         num_rows: Passages.
@@ -97,62 +97,52 @@ class StagingFolder:
         elif plan_file.read_bytes() != plan.to_json():
             raise KnowledgeBaseCorruptError(f"{plan_file}: damaged. Delete {self.folder} and run again.")
 
-    def is_finished(self, shard: int) -> bool:
-        """Whether a shard is there and is, byte for byte, what was written."""
-        return self._matches_record(_shard_name(shard))
+    def is_announced(self, name: str) -> bool:
+        """Whether a shard or the joined vectors have a record; a quick look that verifies nothing."""
+        return self._record(name).exists()
 
-    def has_record(self, shard: int) -> bool:
-        """Whether a shard was announced; a quick look that verifies nothing."""
-        return self._record(_shard_name(shard)).exists()
-
-    def num_missing(self) -> int:
-        """How many shards were not announced yet."""
-        return sum(not self.has_record(shard) for shard in range(self.plan.num_shards))
+    def is_finished(self, name: str) -> bool:
+        """Whether a shard or the joined vectors are there and are, byte for byte, what was written."""
+        try:
+            record = json.loads(self._record(name).read_bytes()[:_MAX_RECORD_BYTES])
+            path = self._data(name)
+            return bool(path.stat().st_size == record["bytes"] and sha256_of(path) == record["sha256"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
 
     def write_shard(self, shard: int, vectors: np.ndarray) -> None:
         """Stores the vectors of a shard, durably, and after them its record."""
-        self._publish(_shard_name(shard), lambda path: write_arrays(path, {"vectors": vectors}), vectors.shape)
-
-    def read_shard(self, shard: int) -> np.ndarray:
-        """Maps the vectors of a finished shard, (n, D).
-
-        Raises:
-            KnowledgeBaseCorruptError: If they have another shape than planned.
-        """
-        path = self._data(_shard_name(shard))
-        vectors = open_arrays(path)[0].get("vectors")
-        if vectors is None or vectors.dtype != np.float32 or vectors.shape[:1] != (len(self.plan.rows_of(shard)),):
-            raise KnowledgeBaseCorruptError(f"{path}: not the vectors of {self.plan.rows_of(shard)}. Delete it.")
-        return vectors
+        self._publish(shard_name(shard), lambda path: write_arrays(path, {"vectors": vectors}), vectors.shape)
 
     def merge(self) -> None:
         """Writes all shards end to end into one file; every one must be finished.
 
         Raises:
-            KnowledgeBaseCorruptError: If their vectors differ in width.
+            KnowledgeBaseCorruptError: If they have another shape than planned, or differ in width.
         """
-        shards = [self.read_shard(shard) for shard in range(self.plan.num_shards)]
+        shards = [self.read(shard_name(shard)) for shard in range(self.plan.num_shards)]
+        if [len(shard) for shard in shards] != [len(self.plan.rows_of(place)) for place in range(len(shards))]:
+            raise KnowledgeBaseCorruptError(f"{self.folder}: shards of other sizes. Delete the folder; run again.")
         widths = sorted({shard.shape[1] for shard in shards})
         if len(widths) != 1:
             raise KnowledgeBaseCorruptError(f"{self.folder}: shards of widths {widths}. Delete the folder; run again.")
         shape = (self.plan.num_rows, widths[0])
-        self._publish(_MERGED, lambda path: _write_end_to_end(path, shards, shape), shape)
+        self._publish(MERGED, lambda path: _write_end_to_end(path, shards, shape), shape)
         for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):  # of processes that were killed
             leftover.unlink(missing_ok=True)
 
-    def is_merged(self) -> bool:
-        """Whether the joined vectors are there, byte for byte."""
-        return self._matches_record(_MERGED)
+    def read(self, name: str) -> np.ndarray:
+        """Maps the vectors of a shard, or all of them, (n, D) in float32, read-only.
 
-    def has_merged_record(self) -> bool:
-        """Whether the joined vectors were announced; a quick look that verifies nothing."""
-        return self._record(_MERGED).exists()
+        Raises:
+            KnowledgeBaseCorruptError: If the file holds something else.
+        """
+        vectors = open_arrays(self._data(name))[0].get("vectors")
+        if vectors is None or vectors.dtype != np.float32 or vectors.ndim != 2:
+            raise KnowledgeBaseCorruptError(f"{self._data(name)}: not the vectors of this job. Delete it; run again.")
+        return vectors
 
-    def read_merged(self) -> np.ndarray:
-        """Maps all vectors, (N, D) in float32, read-only."""
-        return open_arrays(self._data(_MERGED))[0]["vectors"]
-
-    def _publish(self, name: str, write: Any, shape: tuple[int, ...]) -> None:
+    def _publish(self, name: str, write: Callable[[Path], None], shape: tuple[int, ...]) -> None:
         digests: list[str] = []
 
         def final_path(digest: str) -> Path:
@@ -163,15 +153,6 @@ class StagingFolder:
         record = {"sha256": digests[0], "bytes": num_bytes, "shape": list(shape)}
         replace_file(self._record(name), json.dumps(record, sort_keys=True).encode())
 
-    def _matches_record(self, name: str) -> bool:
-        try:
-            content = self._record(name).read_bytes()
-            record = json.loads(content[:_MAX_RECORD_BYTES])
-            path = self._data(name)
-            return bool(path.stat().st_size == record["bytes"] and sha256_of(path) == record["sha256"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return False
-
     def _data(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
@@ -179,7 +160,8 @@ class StagingFolder:
         return self.folder / f"{name}.json"
 
 
-def _shard_name(shard: int) -> str:
+def shard_name(shard: int) -> str:
+    """What the files of a shard are called."""
     return f"shard-{shard:05d}"
 
 

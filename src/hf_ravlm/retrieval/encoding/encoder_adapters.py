@@ -28,9 +28,9 @@ from .encoders import (
 from .inference_model import (
     InferenceModel,
     fingerprint_of,
-    image_settings,
     inference,
     network_settings,
+    processor_settings,
     tokenizer_digest,
 )
 from .text_model_encoder import TextModelEncoder
@@ -127,8 +127,7 @@ class DualEncoder:
         return self._inference_model.fingerprint(
             {
                 "network": network_settings(self._inference_model.model),
-                "image_processor": image_settings(self.processor),
-                "tokenizer": tokenizer_digest(self.processor.tokenizer),
+                **processor_settings(self.processor),
                 "text_options": self._text_options(),
             }
         )
@@ -275,8 +274,7 @@ class LateInteractionEncoder:
         return self._inference_model.fingerprint(
             {
                 "network": network_settings(self._inference_model.model),
-                "image_processor": image_settings(self.processor),
-                "tokenizer": tokenizer_digest(self.processor.tokenizer),
+                **processor_settings(self.processor),
                 "prompts": [getattr(self.processor, name, None) for name in _PROMPTS],
             }
         )

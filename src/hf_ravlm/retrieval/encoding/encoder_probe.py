@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -91,12 +91,11 @@ def encode_probes(encoder: Encoder, kinds: Sequence[str] = PROBE_KINDS) -> dict[
         kinds: Which probes to encode.
     """
     texts, images = probe_texts(), probe_images()
-    nothing: list[Any] = [None] * max(len(texts), len(images))
     ways = {
         "query_texts": lambda: encoder.encode_queries(None, texts),
         "query_images": lambda: encoder.encode_queries(images, None),
-        "passage_texts": lambda: encoder.encode_passages(texts, nothing[: len(texts)]),
-        "passage_images": lambda: encoder.encode_passages(nothing[: len(images)], images),
+        "passage_texts": lambda: encoder.encode_passages(texts, [None] * len(texts)),
+        "passage_images": lambda: encoder.encode_passages([None] * len(images), images),
     }
     vectors = {}
     for name in set(ways).intersection(kinds):
@@ -119,14 +118,9 @@ def probe_distance(stored: Mapping[str, np.ndarray], found: Mapping[str, np.ndar
 
     Example:
 
-    ```python
-    >>> import numpy as np
-    >>> from hf_ravlm.retrieval.encoding.encoder_probe import probe_distance
     >>> stored = {"query_texts": np.eye(2)}
     >>> float(probe_distance(stored, stored)), float(probe_distance(stored, {"query_texts": np.eye(2)[::-1]}))
     (0.0, 1.0)
-
-    ```
     """
     if not stored:
         raise InvalidInputError("There are no stored probes to compare with.")
@@ -152,34 +146,27 @@ def check_encoder(encoder: Encoder, record: EncoderRecord, where: Path) -> None:
         KnowledgeBaseMismatchError: If the probes come out differently; without any, if the fingerprints differ.
     """
     name, fingerprint, probe = record
-    found = encoder.fingerprint
+    found, described = encoder.fingerprint, describe_encoder(encoder)
     if not probe and found == fingerprint:
         return
     distance = probe_distance(probe, encode_probes(encoder, tuple(probe))) if probe else 2.0
     if distance <= TOLERANCE:
         if found != fingerprint:
             logger.warning(
-                "%s: the encoder %r is not bit for bit the one that built the knowledge base (%r), as after a cast "
-                "to another number type. Its vectors of %d stored probes differ by at most %.1g (1 - cosine; up to "
-                "%g is accepted).",
-                where,
-                describe_encoder(encoder),
-                name,
-                sum(map(len, probe.values())),
-                distance,
-                TOLERANCE,
+                f"{where}: the encoder {described!r} is not bit for bit the one that built the knowledge base "
+                f"({name!r}), as after a cast to another number type. Its vectors of {sum(map(len, probe.values()))} "
+                f"stored probes differ by at most {distance:.1g} (1 - cosine; up to {TOLERANCE:g} is accepted)."
             )
         return
     if found == fingerprint:
         reason = (
-            "but now gives other vectors (1 - cosine of a stored probe: "
-            f"{distance:.2g}, accepted: {TOLERANCE:g}). Is an adapter switched off, or the model changed by a hook or "
-            "another version of a library?"
+            f"but now gives other vectors (1 - cosine of a stored probe: {distance:.2g}, accepted: {TOLERANCE:g}). Is "
+            "an adapter switched off, or the model changed by a hook or another version of a library?"
         )
     else:
         reason = (
-            f"(fingerprint {fingerprint[:12]}), but the encoder is {describe_encoder(encoder)!r} (fingerprint "
-            f"{found[:12]}). Their vectors cannot be compared."
+            f"(fingerprint {fingerprint[:12]}), but the encoder is {described!r} (fingerprint {found[:12]}). Their "
+            "vectors cannot be compared."
         )
     raise KnowledgeBaseMismatchError(
         f"{where}: the knowledge base was built by {name!r} {reason} Pass the encoder that built it, with the same "

@@ -124,9 +124,13 @@ def network_settings(model: Any) -> dict[str, Any] | None:
     return None if config is None else dict(_without_origin(config.to_dict()))
 
 
-def image_settings(processor: Any) -> dict[str, Any]:
-    """The settings of a processor's image processor, for a fingerprint."""
-    return {key: value for key, value in processor.image_processor.to_dict().items() if not key.startswith("_")}
+def processor_settings(processor: Any) -> dict[str, Any]:
+    """What the image processor and the tokenizer of a processor do, for a fingerprint."""
+    settings = processor.image_processor.to_dict()
+    return {
+        "image_processor": {key: value for key, value in settings.items() if not key.startswith("_")},
+        "tokenizer": tokenizer_digest(processor.tokenizer),
+    }
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

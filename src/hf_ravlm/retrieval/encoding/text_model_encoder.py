@@ -13,6 +13,9 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import InvalidInputError
 from .encoders import Images, Texts, require_texts
@@ -171,41 +174,33 @@ class TextModelEncoder:
             )
 
 
-def _padded_states(model: Any) -> Callable[[list[list[int]], Any], tuple[Any, list[int]]]:
+def _padded_states(model: Any) -> Callable[[list[list[int]], Any], tuple[torch.Tensor, list[int]]]:
     """The padded counterpart of `PackedTextEncoder.encode_texts`; padding is on the right."""
-    import torch
 
-    def encode_texts(texts: list[list[int]], device: Any) -> tuple[Any, list[int]]:
+    def encode_texts(texts: list[list[int]], device: Any) -> tuple[torch.Tensor, list[int]]:
         lengths = [len(text) for text in texts]
-        ids = torch.zeros(len(texts), max(lengths), dtype=torch.long)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
-        keep = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]  # (B, L)
-        states = model(input_ids=ids.to(device), attention_mask=keep.long().to(device)).last_hidden_state
-        return states[keep.to(device)], lengths  # (T, C)
+        ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(device)  # (B, L)
+        keep = torch.arange(ids.shape[1], device=device) < torch.tensor(lengths, device=device)[:, None]  # (B, L)
+        states = model(input_ids=ids, attention_mask=keep.long()).last_hidden_state
+        return states[keep], lengths  # (T, C)
 
     return encode_texts
 
 
-def _pool(states: Any, lengths: list[int], pooling: str) -> Any:
+def _pool(states: torch.Tensor, lengths: list[int], pooling: str) -> torch.Tensor:
     """One vector per text (n, C) in float32 from the states (T, C) of their tokens."""
-    import torch
-
-    pooled = torch.empty(len(lengths), states.shape[-1], device=states.device)
+    pooled = torch.zeros(len(lengths), states.shape[-1], device=states.device)  # a text without tokens stays zero
     text = 0
     for start, count, length in equal_runs(lengths):
         group = states[start : start + count * length].view(count, length, -1)
-        if pooling == "mean":
-            pooled[text : text + count] = group.float().mean(dim=1)
-        else:
-            pooled[text : text + count] = group[:, 0 if pooling == "cls" else -1].float()
+        pooled[text : text + count] = (
+            group.float().mean(dim=1) if pooling == "mean" else group[:, 0 if pooling == "cls" else -1].float()
+        )
         text += count
     return pooled
 
 
-def _unit(vectors: Any) -> np.ndarray:
-    import torch.nn.functional as F
-
+def _unit(vectors: torch.Tensor) -> np.ndarray:
     units: np.ndarray = F.normalize(vectors, dim=-1).cpu().numpy()
     return units
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import KnowledgeBaseCorruptError
-from .exact_search import best_first, exact_scores, exact_search
+from .exact_search import best_first, exact_scores
 from .faiss_settings import import_faiss
 from .index_types import index_type, search_parameters
 
@@ -34,7 +34,6 @@ def approximate_search(
     vectors: np.ndarray,
     queries: np.ndarray,
     k: int,
-    *,
     effort: int,
     candidates: int,
     allowed: np.ndarray | None = None,
@@ -52,30 +51,12 @@ def approximate_search(
         allowed: Which rows may be found, bool of shape (N,); `None` for all.
 
     Returns:
-        Scores (n, k) in float32, rows (n, k) in int64, all valid: a query for which the index found fewer than `k`
-        is answered by exact search.
+        Scores (n, k) in float32, rows (n, k) in int64. Where the index found fewer than `k`, rows end in -1 and scores
+        in minus infinity.
 
     Raises:
         KnowledgeBaseCorruptError: If the index names a row that does not exist.
     """
-    scores, rows = search_candidates(index, kind, vectors, queries, k, effort, candidates, allowed)
-    short = np.flatnonzero(rows[:, -1] < 0)
-    if len(short):
-        scores[short], rows[short] = exact_search(queries[short], vectors, k, allowed)
-    return scores, rows
-
-
-def search_candidates(
-    index: Any,
-    kind: str,
-    vectors: np.ndarray,
-    queries: np.ndarray,
-    k: int,
-    effort: int,
-    candidates: int,
-    allowed: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `approximate_search`, but where the index found too little, rows end in -1 and scores in minus infinity."""
     count = min(k * candidates, len(vectors))
     if index_type(kind).effort == "efSearch":
         effort = max(effort, count)
@@ -129,12 +110,9 @@ def exact_is_cheaper(comparisons: float, kind: str, num_rows: int, num_allowed: 
 
     Example:
 
-    ```python
     >>> from hf_ravlm.retrieval.indexes.approximate_search import exact_is_cheaper
     >>> [exact_is_cheaper(4000, "hnsw_sq8", 100_000, allowed, num_queries=1) for allowed in (50_000, 5_000)]
     [False, True]
-
-    ```
     """
     share = num_allowed / num_rows
     if num_queries < _MIN_QUERIES_FOR_PRODUCTS:

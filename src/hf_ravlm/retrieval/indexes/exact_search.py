@@ -48,13 +48,10 @@ def exact_search(
 
     Example:
 
-    ```python
     >>> from hf_ravlm.retrieval.indexes.exact_search import exact_search
     >>> vectors = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
     >>> exact_search(vectors[:1], vectors, k=2)
     (array([[1. , 0.6]], dtype=float32), array([[0, 2]]))
-
-    ```
     """
     rows = None if allowed is None or allowed.all() else np.flatnonzero(allowed)
     k = min(k, len(vectors) if rows is None else len(rows))

@@ -50,14 +50,11 @@ def estimate_index(num_vectors: int, dim: int, kind: str) -> IndexEstimate:
 
     Example:
 
-    ```python
     >>> from hf_ravlm.retrieval.indexes.index_choice import estimate_index
     >>> print(estimate_index(1_000_000, 384, "hnsw_sq8"))
     hnsw_sq8 index: 656 MB of memory, 656 MB on disk beside 1,536 MB of vectors
     >>> print(estimate_index(1_000_000, 384, "ivf_sq8"))
     ivf_sq8 index: 398 MB of memory, 398 MB on disk beside 1,536 MB of vectors
-
-    ```
     """
     vector_bytes = 4 * num_vectors * dim
     if kind == "flat":
@@ -91,12 +88,9 @@ def suitable_kinds(
 
     Example:
 
-    ```python
     >>> from hf_ravlm.retrieval.indexes.index_choice import suitable_kinds
     >>> suitable_kinds(5_000, 384)[0], suitable_kinds(100_000, 384)
     ('flat', ('ivf_pq', 'hnsw_sq8', 'ivf_sq8', 'ivf_rabitq'))
-
-    ```
     """
     check_recall(recall)
     preference = ["ivf_pq", "hnsw_sq8", "ivf_sq8", "ivf_rabitq"]

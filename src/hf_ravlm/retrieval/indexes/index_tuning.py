@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import KnowledgeBaseCorruptError
-from .approximate_search import search_candidates, search_cost
+from .approximate_search import approximate_search, search_cost
 from .exact_search import exact_search
 from .faiss_settings import import_faiss
 from .index_types import index_type, inverted_lists
@@ -182,7 +182,7 @@ class _Trial:
 
     def shares(self, effort: int, candidates: int) -> np.ndarray:
         """The recall (n,) of each query."""
-        _, rows = search_candidates(
+        _, rows = approximate_search(
             self.index, self.kind, self.vectors, self.queries, self.k, effort, candidates, self.allowed
         )
         return _shares(rows, self.exact)
@@ -208,12 +208,9 @@ def found_share(rows: np.ndarray, exact: np.ndarray) -> float:
 
     Example:
 
-    ```python
     >>> from hf_ravlm.retrieval.indexes.index_tuning import found_share
     >>> found_share(np.array([[4, 7], [1, 2]]), np.array([[7, 5], [1, 2]]))
     0.75
-
-    ```
     """
     return float(_shares(rows, exact).mean())
 

@@ -96,12 +96,9 @@ def factory_string(kind: str, num_vectors: int, dim: int) -> str:
 
     Example:
 
-    ```python
     >>> from hf_ravlm.retrieval.indexes.index_types import factory_string
     >>> factory_string("ivf_sq8", 1_000_000, 384)
     'IVF4096,SQ8'
-
-    ```
     """
     return index_type(kind).factory.format(lists=num_lists(num_vectors), parts=num_parts(dim))
 

@@ -60,14 +60,11 @@ class LexicalIndex:
 
     Example:
 
-    ```python
     >>> index = LexicalIndex.build(["a red kite", "a kite on a string", None, "红色的风筝"])
     >>> index
     LexicalIndex(4 passages, 14 tokens)
     >>> [rows.tolist() for scores, rows in index.search(["red kite", "风筝"], k=2)]
     [[0, 1], [3]]
-
-    ```
     """
 
     def __init__(

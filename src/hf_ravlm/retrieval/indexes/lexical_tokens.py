@@ -38,13 +38,10 @@ def lexical_tokens(text: str) -> list[str]:
 
     Example:
 
-    ```python
     >>> lexical_tokens("The RÉUNION's 2 flags")
     ['the', 'reunion', 's', '2', 'flag']
     >>> lexical_tokens("大熊猫 panda")
     ['大', '熊', '猫', '大熊', '熊猫', 'panda']
-
-    ```
     """
     if text.isascii():
         return list(map(_singular, _ASCII_WORD.findall(text.lower())))

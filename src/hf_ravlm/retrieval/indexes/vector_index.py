@@ -71,15 +71,12 @@ class FlatIndex:
 
     Example:
 
-    ```python
     >>> import numpy as np
     >>> from hf_ravlm.retrieval import FlatIndex
     >>> index = FlatIndex(np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]))
     >>> scores, rows = index.search(np.array([[0.0, 2.0]]), k=2)
     >>> rows.tolist(), scores.round(2).tolist()
     ([[1, 2]], [[1.0, 0.800000011920929]])
-
-    ```
     """
 
     def __init__(self, vectors: Any) -> None:
@@ -177,16 +174,20 @@ class ApproximateIndex:
             ):
                 return exact_search(checked, self.vectors, k, allowed)
             effort = self._table.effort(depth)
-            return approximate_search(
+            scores, rows = approximate_search(
                 self._index,
                 self.kind,
                 self.vectors,
                 checked,
                 k,
-                effort=effort if self._num_lists is None else min(effort, self._num_lists),
-                candidates=self._table.candidates,
-                allowed=allowed if num_allowed < len(self) else None,
+                effort if self._num_lists is None else min(effort, self._num_lists),
+                self._table.candidates,
+                allowed if num_allowed < len(self) else None,
             )
+            short = np.flatnonzero(rows[:, -1] < 0)
+            if len(short):
+                scores[short], rows[short] = exact_search(checked[short], self.vectors, k, allowed)
+            return scores, rows
 
     def finds_own(self, rows: np.ndarray) -> np.ndarray:
         """Whether each of these rows (n,) is found by its own vector, with the least effort; bool (n,)."""
@@ -252,7 +253,6 @@ def build_index(
 
     Example:
 
-    ```python
     >>> from hf_ravlm.retrieval.indexes.vector_index import build_index
     >>> vectors = np.random.default_rng(0).normal(size=(500, 16))
     >>> index = build_index(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), kind="ivf_sq8")
@@ -260,8 +260,6 @@ def build_index(
     ('IVF12,SQ8', True)
     >>> index.search(vectors[7:8], k=1)[1].tolist()
     [[7]]
-
-    ```
     """
     if kind not in INDEX_KINDS:
         raise InvalidInputError(f"The index kind {kind!r} is not known. Choose one of {', '.join(INDEX_KINDS)}.")

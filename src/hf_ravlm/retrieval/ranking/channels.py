@@ -91,17 +91,14 @@ class DenseChannel:
         if allowed is not None and self.rows is not None:
             allowed = allowed[self.rows]
         if not served or len(self.index) == 0 or (allowed is not None and not allowed.any()):
-            return ranking_from_lists([(np.zeros(0), np.zeros(0))] * len(queries))
+            return Ranking.empty(len(queries))
         vectors = encode_queries(self.encoder, [images[place] for place in served], [texts[place] for place in served])
         if self.query_part == "both":
             for place, vector in zip(served, unit_vectors(vectors, "query vectors"), strict=True):
                 queries[place].vectors[id(self.encoder)] = vector
         scores, rows = self.index.search(vectors, k, allowed) if allowed is not None else self.index.search(vectors, k)
         rows = rows if self.rows is None else self.rows[rows]
-        ranking = Ranking(
-            np.full((len(queries), rows.shape[1]), -np.inf, np.float32),
-            np.full((len(queries), rows.shape[1]), -1, np.int64),
-        )
+        ranking = Ranking.empty(len(queries), rows.shape[1])
         ranking.scores[served], ranking.rows[served] = scores, rows
         return ranking
 

@@ -43,7 +43,6 @@ def matching_rows(table: pa.Table, where: Mapping[str, Any], metadata: pa.Table 
 
     Example:
 
-    ```python
     >>> from hf_ravlm.retrieval import KnowledgeBase
     >>> from hf_ravlm.retrieval.ranking.filters import matching_rows
     >>> knowledge_base = KnowledgeBase.from_dicts(
@@ -54,8 +53,6 @@ def matching_rows(table: pa.Table, where: Mapping[str, Any], metadata: pa.Table 
     ... )
     >>> matching_rows(knowledge_base.table, {"licence": "CC0-1.0", "metadata.length_cm": {"max": 12}}).tolist()
     [False, True]
-
-    ```
     """
     if not isinstance(where, Mapping):
         raise InvalidInputError(f"where={where!r}: expected a dictionary, such as {{'source': 'birds'}}.")

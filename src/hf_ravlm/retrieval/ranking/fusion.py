@@ -31,17 +31,25 @@ class Ranking(NamedTuple):
     scores: np.ndarray
     rows: np.ndarray
 
+    @classmethod
+    def empty(cls, num_queries: int, width: int = 0) -> Ranking:
+        """No candidates, in arrays of shape (num_queries, width) that may be filled."""
+        return cls(np.full((num_queries, width), -np.inf, np.float32), np.full((num_queries, width), -1, np.int64))
+
     def top(self, k: int) -> Ranking:
         """The best `k` of every query."""
         return Ranking(self.scores[:, :k], self.rows[:, :k])
+
+    def at(self, places: np.ndarray) -> Ranking:
+        """The candidates at some places (n, k) of each query; none where a place is negative."""
+        scores, rows = (np.take_along_axis(values, np.maximum(places, 0), axis=1) for values in self)
+        return Ranking(np.where(places >= 0, scores, -np.inf).astype(np.float32), np.where(places >= 0, rows, -1))
 
     def keep(self, mask: np.ndarray) -> Ranking:
         """The candidates where `mask` (n, m) is true, moved up to fill the gaps."""
         mask = mask & (self.rows >= 0)
         order = np.argsort(~mask, axis=1, kind="stable")[:, : mask.sum(axis=1).max(initial=0)]
-        kept = np.take_along_axis(mask, order, axis=1)
-        scores, rows = (np.take_along_axis(values, order, axis=1) for values in self)
-        return Ranking(np.where(kept, scores, -np.inf).astype(np.float32), np.where(kept, rows, -1))
+        return self.at(np.where(np.take_along_axis(mask, order, axis=1), order, -1))
 
 
 def ranking_from_lists(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Ranking:
@@ -49,18 +57,14 @@ def ranking_from_lists(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Rankin
 
     Example:
 
-    ```python
     >>> ranking_from_lists([(np.array([0.9, 0.5]), np.array([4, 2])), (np.array([]), np.array([]))]).rows
     array([[ 4,  2],
            [-1, -1]])
-
-    ```
     """
-    width = max((len(rows) for _, rows in found), default=0)
-    scores, rows = np.full((len(found), width), -np.inf, np.float32), np.full((len(found), width), -1, np.int64)
-    for place, (query_scores, query_rows) in enumerate(found):
-        scores[place, : len(query_scores)], rows[place, : len(query_rows)] = query_scores, query_rows
-    return Ranking(scores, rows)
+    ranking = Ranking.empty(len(found), max((len(rows) for _, rows in found), default=0))
+    for place, (scores, rows) in enumerate(found):
+        ranking.scores[place, : len(scores)], ranking.rows[place, : len(rows)] = scores, rows
+    return ranking
 
 
 def reciprocal_rank_fusion(rankings: Sequence[np.ndarray], k: int = 60) -> Ranking:
@@ -74,12 +78,9 @@ def reciprocal_rank_fusion(rankings: Sequence[np.ndarray], k: int = 60) -> Ranki
 
     Example: row 7 is second in both rankings and beats those that only one ranking knows.
 
-    ```python
     >>> fused = reciprocal_rank_fusion([np.array([[5, 7]]), np.array([[3, 7]])])
     >>> fused.rows, fused.scores.round(4)
     (array([[7, 3, 5]]), array([[0.0323, 0.0164, 0.0164]], dtype=float32))
-
-    ```
     """
     if k < 0 or not rankings:
         raise InvalidInputError(f"k={k} with {len(rankings)} rankings: expected k of at least 0 and a ranking.")
@@ -103,13 +104,10 @@ def weighted_fusion(
 
     Example:
 
-    ```python
     >>> dense = Ranking(np.array([[0.9, 0.5]], np.float32), np.array([[1, 2]]))
     >>> words = Ranking(np.array([[12.0, 3.0, 0.0]], np.float32), np.array([[2, 3, 1]]))
     >>> weighted_fusion([dense, words], [0.4, 0.6], normalise="minmax")
     Ranking(scores=array([[0.6 , 0.4 , 0.15]], dtype=float32), rows=array([[2, 1, 3]]))
-
-    ```
     """
     if len(rankings) != len(weights) or not rankings:
         raise InvalidInputError(
@@ -149,13 +147,10 @@ def learn_weights(
 
     Example:
 
-    ```python
     >>> good = Ranking(np.array([[0.9, 0.8]], np.float32), np.array([[2, 1]]))
     >>> bad = Ranking(np.array([[0.9, 0.1]], np.float32), np.array([[1, 2]]))
     >>> learn_weights({"good": good, "bad": bad}, [{2}])["weights"]
     {'good': 0.6, 'bad': 0.4}
-
-    ```
     """
     if not rankings or any(len(ranking.rows) != len(gold) for ranking in rankings.values()):
         shapes = {name: ranking.rows.shape for name, ranking in rankings.items()}
@@ -199,11 +194,8 @@ def cap_per_source(sources: np.ndarray, max_per_source: int) -> np.ndarray:
 
     Example:
 
-    ```python
     >>> cap_per_source(np.array([[3, 3, 5, 3, -1, -1]]), max_per_source=2)
     array([[ True,  True,  True, False,  True,  True]])
-
-    ```
     """
     if max_per_source < 1:
         raise InvalidInputError(f"max_per_source={max_per_source}: expected at least 1.")
@@ -230,12 +222,9 @@ def drop_near_duplicates(similarities: np.ndarray, threshold: float) -> np.ndarr
 
     Example: the second is a copy of the first; the third resembles only the second, which is gone.
 
-    ```python
     >>> cosines = np.array([[[1.0, 0.99, 0.8], [0.99, 1.0, 0.96], [0.8, 0.96, 1.0]]])
     >>> drop_near_duplicates(cosines, threshold=0.95)
     array([[ True, False,  True]])
-
-    ```
     """
     num_queries, num_candidates, _ = similarities.shape
     keep = np.ones((num_queries, num_candidates), bool)
@@ -264,12 +253,9 @@ def maximal_marginal_relevance(
 
     Example: the second candidate resembles the first; the third is less relevant but new.
 
-    ```python
     >>> cosines = np.array([[[1.0, 0.9, 0.1], [0.9, 1.0, 0.1], [0.1, 0.1, 1.0]]])
     >>> maximal_marginal_relevance(np.array([[1.0, 0.9, 0.6]]), cosines, k=3)
     array([[0, 2, 1]])
-
-    ```
     """
     if not 0 <= relevance_weight <= 1:
         raise InvalidInputError(f"relevance_weight={relevance_weight}: expected a number from 0 to 1.")
@@ -322,8 +308,7 @@ def _order(pool: _Pool, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _ranked(pool: _Pool, scores: np.ndarray) -> Ranking:
     order, ranks = _order(pool, scores)
-    shape = (pool.num_queries, int(ranks.max(initial=-1)) + 1)
-    ranking = Ranking(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64))
+    ranking = Ranking.empty(pool.num_queries, int(ranks.max(initial=-1)) + 1)
     ranking.scores[pool.queries, ranks] = scores[order]
     ranking.rows[pool.queries, ranks] = pool.rows[order]
     return ranking

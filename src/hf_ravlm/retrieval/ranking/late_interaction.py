@@ -38,13 +38,10 @@ def maxsim(
 
     Example: the first query token finds its like (1.0), the second its half (0.5).
 
-    ```python
     >>> queries = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     >>> documents = torch.tensor([[[[1.0, 0.0], [0.0, 0.5], [0.0, 9.0]]]])
     >>> maxsim(queries, documents, document_mask=torch.tensor([[[True, True, False]]]))
     tensor([[1.5000]])
-
-    ```
     """
     similarities = torch.einsum("nqd,nktd->nkqt", queries, documents)
     if document_mask is not None:
@@ -75,12 +72,9 @@ def pool_tokens(vectors: np.ndarray, factor: int) -> np.ndarray:
 
     Example:
 
-    ```python
     >>> pool_tokens(np.array([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6], [0.0, 1.0]]), factor=2).round(2)
     array([[0.95, 0.32],
            [0.  , 1.  ]], dtype=float32)
-
-    ```
     """
     if factor < 1:
         raise InvalidInputError(f"factor={factor}: expected at least 1.")

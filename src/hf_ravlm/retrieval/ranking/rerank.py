@@ -42,24 +42,18 @@ class ItmReranker:
 
     Example, with a head that counts common letters:
 
-    ```python
     >>> from hf_ravlm.retrieval import Passage
     >>> def match(queries, passages):
     ...     return [[0.0, len(set(query.text) & set(passage.text))] for query, passage in zip(queries, passages)]
     >>> ItmReranker(match).score([Query("owl")], [[Passage("1", "wolf"), Passage("2", "hen")]])[0].round(2)
     array([0.95, 0.5 ], dtype=float32)
 
-    ```
-
     With BLIP of transformers:
 
-    ```python
     >>> def match(queries, passages):  # doctest: +SKIP
     ...     images, texts = [query.image for query in queries], [passage.text for passage in passages]
     ...     inputs = processor(images=images, text=texts, padding=True, truncation=True, return_tensors="pt")
     ...     return blip(**inputs).itm_score
-
-    ```
     """
 
     def __init__(self, match: PairScorer, batch_size: int = 32) -> None:
@@ -67,7 +61,11 @@ class ItmReranker:
 
     def score(self, queries: Sequence[Query], candidates: Sequence[Sequence[Passage]]) -> list[np.ndarray]:
         """See `Reranker`; probabilities where the head gives two logits."""
-        return score_pairs(queries, candidates, lambda *pairs: _probability(self.match(*pairs)), self.batch_size)
+        return score_pairs(queries, candidates, self._score_batch, self.batch_size)
+
+    def _score_batch(self, queries: list[Query], passages: list[Passage]) -> np.ndarray:
+        scores = _as_array(self.match(queries, passages))
+        return _sigmoid(_difference(scores)) if scores.ndim == 2 and scores.shape[1] == 2 else scores
 
 
 class YesNoReranker:
@@ -83,15 +81,12 @@ class YesNoReranker:
 
     Example, with a reader of three tokens (no, yes, other):
 
-    ```python
     >>> from hf_ravlm.retrieval import Passage
     >>> def logits(queries, passages):
     ...     return np.array([[0.0, 2.0 if "owl" in passage.text else -2.0, 5.0] for passage in passages])
     >>> reranker = YesNoReranker(logits, yes_ids=[1], no_ids=[0])
     >>> reranker.score([Query("Which?")], [[Passage("1", "an owl"), Passage("2", "a hen")]])[0].round(2)
     array([0.88, 0.12], dtype=float32)
-
-    ```
     """
 
     def __init__(
@@ -142,7 +137,7 @@ class CrossEncoderReranker:
     def _score_batch(self, queries: list[Query], passages: list[Passage]) -> np.ndarray:
         pairs = [(query.text, passage.text) for query, passage in zip(queries, passages, strict=True)]
         if self.tokenizer is None:
-            return _single_score(_as_array(self.model.predict(pairs, show_progress_bar=False)))
+            return _difference(_as_array(self.model.predict(pairs, show_progress_bar=False)))
         import torch
 
         inputs = self.tokenizer(
@@ -155,7 +150,7 @@ class CrossEncoderReranker:
         device = next(self.model.parameters()).device
         with torch.inference_mode():
             logits = self.model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits  # (B, 1 or 2)
-        return _single_score(_as_array(logits))
+        return _difference(_as_array(logits))
 
 
 def score_pairs(
@@ -218,16 +213,11 @@ def answer_token_ids(tokenizer: Any, word: str) -> list[int]:
     return ids
 
 
-def _probability(scores: Any) -> np.ndarray:
-    scores = _as_array(scores)
-    return _sigmoid(scores[:, 1] - scores[:, 0]) if scores.ndim == 2 and scores.shape[1] == 2 else scores
-
-
-def _single_score(logits: np.ndarray) -> np.ndarray:
-    if logits.ndim == 2 and logits.shape[1] == 1:
-        return logits[:, 0]
-    difference: np.ndarray = logits[:, 1] - logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 2 else logits
-    return difference
+def _difference(scores: np.ndarray) -> np.ndarray:
+    """Of two logits (B, 2) the second minus the first; one logit (B, 1) or score (B,) as it is."""
+    if scores.ndim == 2 and scores.shape[1] in (1, 2):
+        scores = scores[:, -1] - (scores[:, 0] if scores.shape[1] == 2 else 0)
+    return np.asarray(scores)
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:

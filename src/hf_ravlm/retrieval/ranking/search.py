@@ -152,7 +152,7 @@ def search(
         allowed = matching if allowed is None else allowed & matching
     num_rows = knowledge.table.num_rows if allowed is None else int(np.count_nonzero(allowed))
     if not queries or num_rows == 0:
-        return Ranking(np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64))
+        return Ranking.empty(len(queries))
     selected = [channels[name] for name in options.channels]
     num_candidates = options.num_first_candidates
     ranking = _candidates(selected, queries, options, knowledge, vectors, allowed, num_candidates)
@@ -238,7 +238,7 @@ def _reranked(
         scores = np.where(valid, mix * scaled_to_unit(ranking) + (1 - mix) * np.where(valid, new, 0), -np.inf)
     scores = np.where(valid, np.where(silent[:, None], ranking.scores, scores), -np.inf).astype(np.float32)
     order = np.lexsort((ranking.rows, unjudged & ~silent[:, None], -scores, ~valid), axis=1)
-    return Ranking(np.take_along_axis(scores, order, axis=1), np.take_along_axis(ranking.rows, order, axis=1))
+    return Ranking(scores, ranking.rows).at(order)
 
 
 def _diversified(ranking: Ranking, vectors: np.ndarray, k: int, relevance_weight: float) -> Ranking:
@@ -246,8 +246,7 @@ def _diversified(ranking: Ranking, vectors: np.ndarray, k: int, relevance_weight
     picked = np.full((len(ranking.rows), min(k, ranking.rows.shape[1])), -1, np.int64)
     for part, similarities in _similarities(ranking.rows, vectors):
         picked[part] = maximal_marginal_relevance(relevance[part], similarities, k, relevance_weight)
-    scores, rows = (np.take_along_axis(values, np.maximum(picked, 0), axis=1) for values in ranking)
-    return Ranking(np.where(picked >= 0, scores, -np.inf).astype(np.float32), np.where(picked >= 0, rows, -1))
+    return ranking.at(picked)
 
 
 def _similarities(rows: np.ndarray, vectors: np.ndarray) -> Any:
@@ -273,9 +272,7 @@ def _source_numbers(table: pa.Table, rows: np.ndarray) -> np.ndarray:
 
 def _replaced(ranking: Ranking, places: np.ndarray, by: Ranking) -> Ranking:
     """`ranking` with the candidates of some queries replaced by others."""
-    width = max(ranking.rows.shape[1], by.rows.shape[1])
-    shape = (len(ranking.rows), width)
-    replaced = Ranking(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64))
+    replaced = Ranking.empty(len(ranking.rows), max(ranking.rows.shape[1], by.rows.shape[1]))
     for target, old, new in zip(replaced, ranking, by, strict=True):
         target[:, : old.shape[1]] = old
         target[places, : new.shape[1]] = new
