@@ -1,4 +1,4 @@
-"""Vectors for tests of indexes: they gather around a few places, as those of an encoder do."""
+"""Vectors for tests of indexes: they gather around a few places, as those of an encoder do, or point anywhere."""
 
 from __future__ import annotations
 
