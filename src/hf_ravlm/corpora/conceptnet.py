@@ -140,11 +140,7 @@ def from_conceptnet(
         if not _is_wanted(assertion, languages, relations):
             return None
         details = _details(assertion.details, where)
-        return (
-            _row(where, assertion, details, version[1] if version else None)
-            if details["weight"] >= min_weight
-            else None
-        )
+        return _row(where, assertion, details, version) if details["weight"] >= min_weight else None
 
     return KnowledgeBase(*table_from_rows(parsed_lines(file, row_of), on_error, report_file))
 
