@@ -1,8 +1,8 @@
 """The trainer that aligns the two towers: contrast, triplets, matching, hidden words, over the batch of all processes.
 
-A step: (1) this process's rows get their place in the joined batch; (2) words are hidden and pairs drawn, alike
-whatever the number of processes; (3) the model reads its rows, and the objectives are added up. With
-`grad_cache_chunk_size` the third part is done chunk by chunk (see `grad_cache.py`).
+A step: (1) this process's rows get their place in the joined batch; (2) words are hidden and pairs drawn, the same for
+any number of processes; (3) the model reads its rows, and the objectives are added up. With `grad_cache_chunk_size`
+the third part is done chunk by chunk (see `losses/grad_cache.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .losses.joined_batch import (
     read_layout,
     world_size,
 )
-from .losses.masking import mask_tokens
+from .losses.masking import hide_words, masking_tokenizer
 from .losses.objectives import (
     Labels,
     contrast,
@@ -52,22 +52,14 @@ from .trainers import RavlmTrainer
 logger = logging.getLogger(__name__)
 
 INPUTS = tuple(prefix + name for prefix in ("", "passage_") for name in SIDE)
-MASKED = ("masked_passage_input_ids", "mlm_labels")
 BLOCK = 64  # rows of the joined batch that are contrasted at once
 HEADS = {"itm": "match_head", "mlm": "mlm_transform"}  # what a model must have for an objective
 
 
 @dataclass
 class Step:
-    """What is known of a batch before and beside the model's reading of it.
-
-    Args:
-        inputs (`dict`): of the model: this process's queries and passages.
-        words (`dict`): passages with hidden words, and their labels; empty without that objective.
-        layout ([`BatchLayout`]): of the joined batch.
-        labels (*optional*): of the queries `(B,)` and passages `(N,)` of the joined batch.
-        ids (`list`): of this process's rows, for messages.
-        num_words (`int`): hidden words in all processes.
+    """A batch of this process and its place among all: `labels` are of the queries `(B,)` and passages `(N,)` of the
+    joined batch, `words` what `hide_words` gives, `num_words` the hidden words of all processes, `ids` for messages.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -83,6 +75,10 @@ class Step:
         passages = gather_rows(passage_embeds, self.layout.num_passages)
         return queries, in_order(passages, self.layout)
 
+    def pool(self, pairs: Pairs | None) -> dict[str, torch.Tensor]:
+        """The inputs of the joined batch, where pairs of it are read."""
+        return {} if pairs is None else gather_inputs(self.inputs, self.layout)
+
 
 class RavlmPreTrainer(RavlmTrainer):
     """Aligns the towers of a [`RavlmModel`], or of a head on it, for retrieval.
@@ -92,7 +88,7 @@ class RavlmPreTrainer(RavlmTrainer):
     belongs to a query, as `RetrievalCollator` makes them. Passages of one label are never each other's negatives.
 
     The gradient of many processes is that of one process with the joined batch, also where they hold different numbers
-    of rows. Pairs for matching come from the joined batch, too: their pictures and texts travel between processes.
+    of rows. Pairs for matching come from the joined batch, too: their images and texts travel between processes.
 
     Evaluation ranks all passages of the evaluation set for each query (`eval_recall@1`, ..., `eval_mrr`); the loss
     there depends on the batch size, as that of any contrast.
@@ -134,7 +130,7 @@ class RavlmPreTrainer(RavlmTrainer):
                     "for it: use RavlmForPreTraining.from_dual_encoder(model)"
                 )
         if "mlm" in args.objectives:
-            self._tokenizer()
+            masking_tokenizer(self._processor)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted sum of the objectives on a batch; its mean over the processes is the loss of the joined one."""
@@ -146,7 +142,7 @@ class RavlmPreTrainer(RavlmTrainer):
             pairs = self._draw(step, *step.join(first.query_embeds, first.passage_embeds), first.logit_scale)
         numbers = step.layout.own_numbers
         whole = Chunk(step.inputs, range(numbers[0]), list(range(numbers[1])))
-        outputs, losses = self._read(model, step, whole, pairs, self._pool(step, pairs))
+        outputs, losses = self._read(model, step, whole, pairs, step.pool(pairs))
         queries, passages = step.join(outputs.query_embeds, outputs.passage_embeds)
         losses.update(contrast(queries, passages, outputs.logit_scale, step.labels, self.args))
         self._note(model, step, losses, (outputs.query_embeds, outputs.passage_embeds))
@@ -177,7 +173,7 @@ class RavlmPreTrainer(RavlmTrainer):
         order = torch.tensor([row for chunk in chunks for row in chunk.passages], device=passages.device)
         passages = passages[order.argsort()]
         losses, gradients, pairs = self._contrast_in_blocks(step, queries, passages, outputs.logit_scale)
-        pool = self._pool(step, pairs)
+        pool = step.pool(pairs)
         words_and_pairs: dict[str, torch.Tensor] = {}
         distributed = isinstance(model, DistributedDataParallel)
         for chunk, state in zip(chunks, states, strict=True):
@@ -238,11 +234,13 @@ class RavlmPreTrainer(RavlmTrainer):
             whole = gather_rows(inputs["passage_labels"], layout.num_passages)
             labels = (gather_rows(inputs["query_labels"], layout.num_queries), in_order(whole, layout))
         if self.model.training:
-            self._count_batch()
+            number = self._place[1] + 1 if self._place[0] == self.state.global_step else 0
+            self._place = (self.state.global_step, number)
         self._check_negatives(labels, layout)
         step = Step(own, {}, layout, labels, ids=list(inputs.get("batch_ids", ())))
         if "mlm" in self.args.objectives:
-            step.words = self._hide_words(inputs, queries)
+            seed = self._seed("words", process_rank())
+            step.words = hide_words(inputs, queries, self._processor, self.args.mlm_probability, seed)
             hidden = int((step.words["mlm_labels"] != -100).sum()) if step.words else 0
             step.num_words = total_over_processes(hidden, device)
         return step
@@ -270,39 +268,9 @@ class RavlmPreTrainer(RavlmTrainer):
         generator = torch.Generator(device=queries.device).manual_seed(self._seed("pairs"))
         return draw_pairs(queries, passages, logit_scale, step.labels, self.args.false_negative_ratio, generator)
 
-    def _pool(self, step: Step, pairs: Pairs | None) -> dict[str, torch.Tensor]:
-        return {} if pairs is None else gather_inputs(step.inputs, step.layout)
-
-    def _tokenizer(self):
-        processor = self.processing_class or getattr(self.data_collator, "processor", None)
-        tokenizer = getattr(processor, "text_tokenizer", None)
-        if tokenizer is None or tokenizer.mask_token_id is None:
-            raise InvalidInputError(
-                f"mlm_weight={self.args.mlm_weight} needs a mask token, but "
-                + ("there is no processor" if tokenizer is None else "the text tokenizer has none")
-                + ": give processing_class=processor, whose text_tokenizer has one "
-                "(`add_special_tokens({'mask_token': '[MASK]'})`, then resize the text encoder's embeddings)"
-            )
-        return tokenizer
-
-    def _hide_words(self, inputs: dict[str, Any], num_queries: int) -> dict[str, torch.Tensor]:
-        """Positives with words hidden, as they came or freshly drawn; nothing where there is no text."""
-        if all(name in inputs for name in MASKED):
-            return {name: inputs[name] for name in MASKED}
-        if inputs.get("passage_input_ids") is None:
-            return {}
-        tokenizer, ids = self._tokenizer(), inputs["passage_input_ids"][:num_queries]
-        special = torch.tensor(tokenizer.all_special_ids, device=ids.device)
-        maskable = ~torch.isin(ids, special)
-        if inputs.get("passage_attention_mask") is not None:
-            maskable &= inputs["passage_attention_mask"][:num_queries].bool()
-        generator = torch.Generator().manual_seed(self._seed("words", process_rank()))
-        settings = (tokenizer.mask_token_id, len(tokenizer), self.args.mlm_probability, generator)
-        return dict(zip(MASKED, mask_tokens(ids, maskable, *settings), strict=True))
-
-    def _count_batch(self) -> None:
-        step, batch = self._place
-        self._place = (step, batch + 1) if step == self.state.global_step else (self.state.global_step, 0)
+    @property
+    def _processor(self):
+        return self.processing_class or getattr(self.data_collator, "processor", None)
 
     def _seed(self, *what: Any) -> int:
         """A seed for this batch: the same in a run that was interrupted here, and while evaluating always the same."""
@@ -316,7 +284,7 @@ class RavlmPreTrainer(RavlmTrainer):
             return
         if self.args.train_batch_size * world_size() == 1:
             raise InvalidInputError(
-                "a batch of one row without hard negatives has nothing to be told from: set "
+                "a batch of one row without hard negatives has no negatives: set "
                 "per_device_train_batch_size to 2 or more"
             )
         logger.warning(
@@ -326,18 +294,14 @@ class RavlmPreTrainer(RavlmTrainer):
         )
 
     def _note(
-        self,
-        model: nn.Module,
-        step: Step,
-        losses: dict[str, torch.Tensor],
-        vectors: Sequence[torch.Tensor],
+        self, model: nn.Module, step: Step, losses: dict[str, torch.Tensor], vectors: Sequence[torch.Tensor]
     ) -> None:
         """Adds the losses to the log, or stops where one is no number."""
         if not model.training:
             return
         numbers = {name: loss.detach().float() for name, loss in losses.items()}
         if not all(torch.isfinite(number) for number in numbers.values()):
-            raise FloatingPointError(_what_is_wrong(numbers, self.state.global_step, step, vectors))
+            raise FloatingPointError(_not_finite(numbers, self.state.global_step, step, vectors))
         for name, number in numbers.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(number)) + number
         self._num_losses += 1
@@ -382,9 +346,7 @@ def _num_rows(inputs: dict[str, torch.Tensor], prefix: str) -> int:
     return max((len(inputs[prefix + name]) for name in SIDE if prefix + name in inputs), default=0)
 
 
-def _what_is_wrong(
-    losses: dict[str, torch.Tensor], global_step: int, step: Step, vectors: Sequence[torch.Tensor]
-) -> str:
+def _not_finite(losses: dict[str, torch.Tensor], global_step: int, step: Step, vectors: Sequence[torch.Tensor]) -> str:
     rows = sorted({row for side in vectors for row in unusable_rows(side) if row < len(vectors[0])})
     ids = step.ids or list(range(len(vectors[0])))
     named = ", ".join(f"{name}={loss.item()}" for name, loss in losses.items())

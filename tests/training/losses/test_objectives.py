@@ -8,9 +8,10 @@ import torch.nn.functional as F
 
 from hf_ravlm.model.modeling_ravlm import info_nce
 from hf_ravlm.training import RavlmPreTrainingArguments
-from hf_ravlm.training.losses.masking import mask_tokens
+from hf_ravlm.training.losses.masking import hide_words
 from hf_ravlm.training.losses.objectives import contrast, hidden_words, matching, weighted_sum
 from hf_ravlm.training.losses.pairs import draw_pairs, pair_inputs
+from tiny import tiny_processor
 
 
 def vectors(num_rows: int, seed: int) -> torch.Tensor:
@@ -78,14 +79,23 @@ def test_rows_that_are_not_at_hand_are_taken_along_once():
 
 
 def test_words_are_hidden_in_the_shares_of_bert():
-    ids = torch.full((200, 100), 7)
-    maskable = torch.ones_like(ids, dtype=torch.bool)
-    maskable[:, :10] = False
-    masked, labels = mask_tokens(ids, maskable, 4, 1000, 0.15, torch.Generator().manual_seed(0))
+    processor = tiny_processor()
+    tokenizer = processor.text_tokenizer
+    tokenizer.add_special_tokens({"mask_token": "<pad>"})
+    word, hidden = tokenizer.convert_tokens_to_ids("red"), tokenizer.mask_token_id
+    ids = torch.full((200, 100), word)
+    ids[:, :5] = tokenizer.all_special_ids[-1]
+    attended = torch.ones_like(ids)
+    attended[:, 5:10] = 0
+    batch = {"passage_input_ids": ids, "passage_attention_mask": attended}
+    masked, labels = hide_words(batch, 200, processor, 0.15, seed=0).values()
+    again = hide_words(batch, 200, processor, 0.15, seed=0)["mlm_labels"]
+    assert torch.equal(labels, again)
+    assert not torch.equal(labels, hide_words(batch, 200, processor, 0.15, seed=1)["mlm_labels"])
     asked = labels != -100
     assert not asked[:, :10].any()
     assert torch.equal(masked[~asked], ids[~asked])
-    assert (labels[asked] == 7).all()
+    assert (labels[asked] == word).all()
     assert asked[:, 10:].float().mean().item() == pytest.approx(0.15, abs=0.01)
-    assert (masked[asked] == 4).float().mean().item() == pytest.approx(0.8, abs=0.03)
-    assert (masked[asked] == 7).float().mean().item() == pytest.approx(0.1, abs=0.03)
+    assert (masked[asked] == hidden).float().mean().item() == pytest.approx(0.8, abs=0.03)
+    assert (masked[asked] == word).float().mean().item() == pytest.approx(0.1, abs=0.03)

@@ -1,46 +1,61 @@
-"""Hides words of a text, for a model that guesses them."""
+"""Words of a batch's texts, hidden for a model that guesses them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from transformers import DataCollatorForLanguageModeling
+
+from ...errors import InvalidInputError
 
 
-def mask_tokens(
-    input_ids: torch.Tensor,
-    maskable: torch.Tensor,
-    mask_token_id: int,
-    vocab_size: int,
-    probability: float = 0.15,
-    generator: torch.Generator | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hides a share of the tokens: 80 % behind the mask token, 10 % behind a random one, 10 % stay and are asked too.
+MASKED = ("masked_passage_input_ids", "mlm_labels")
 
-    Devlin et al. 2019, BERT (arXiv 1810.04805).
+
+def masking_tokenizer(processor: Any) -> Any:
+    """The tokenizer of a processor's text encoder.
+
+    Raises:
+        InvalidInputError: If there is none, or it has no mask token.
+    """
+    tokenizer = getattr(processor, "text_tokenizer", None)
+    if tokenizer is None or tokenizer.mask_token_id is None:
+        raise InvalidInputError(
+            "mlm_weight needs a mask token, but "
+            + ("there is no processor" if tokenizer is None else "the text tokenizer has none")
+            + ": give processing_class=processor, whose text_tokenizer has one "
+            "(`add_special_tokens({'mask_token': '[MASK]'})`, then resize the text encoder's embeddings)"
+        )
+    return tokenizer
+
+
+def hide_words(
+    inputs: dict[str, Any], num_positives: int, processor: Any, probability: float, seed: int
+) -> dict[str, torch.Tensor]:
+    """The positives with words hidden as in BERT (arXiv 1810.04805), and labels that are -100 at all other words.
+
+    Of the hidden words 80 % stand behind the mask token, 10 % behind a random one, and 10 % stay and are asked too.
 
     Args:
-        input_ids (`torch.LongTensor` of shape `(n, L)`).
-        maskable (`torch.BoolTensor` of shape `(n, L)`): neither padding nor special tokens.
-        mask_token_id, vocab_size (`int`): of the tokenizer.
-        probability (`float`, *optional*, defaults to 0.15): for each maskable token.
-        generator (`torch.Generator`, *optional*): on the CPU.
+        inputs: A batch; its own `MASKED` are taken where it brings them.
+        num_positives: How many of its passages are positives.
+        processor: Of the model.
+        probability: For each token that is neither padding nor special.
+        seed: Of the draws.
 
     Returns:
-        The ids with gaps, and labels: the hidden ids, -100 elsewhere. Both `(n, L)`.
-
-    Example:
-
-    >>> ids, maskable = torch.tensor([[5, 6, 7]]), torch.tensor([[False, True, True]])
-    >>> _, labels = mask_tokens(ids, maskable, mask_token_id=4, vocab_size=10, probability=1.0)
-    >>> labels.tolist()
-    [[-100, 6, 7]]
+        `MASKED`, each `(num_positives, L)`; nothing where there is no text.
     """
-
-    def drawn(share: float) -> torch.Tensor:
-        return (torch.rand(input_ids.shape, generator=generator) < share).to(input_ids.device)
-
-    hidden = drawn(probability) & maskable.bool()
-    behind_mask, behind_other = drawn(0.8), drawn(0.5)
-    others = torch.randint(vocab_size, input_ids.shape, generator=generator).to(input_ids.device)
-    masked = torch.where(behind_mask, torch.full_like(input_ids, mask_token_id), input_ids)
-    masked = torch.where(~behind_mask & behind_other, others.to(input_ids.dtype), masked)
-    return torch.where(hidden, masked, input_ids), input_ids.masked_fill(~hidden, -100)
+    if all(name in inputs for name in MASKED):
+        return {name: inputs[name] for name in MASKED}
+    if inputs.get("passage_input_ids") is None:
+        return {}
+    tokenizer, ids = masking_tokenizer(processor), inputs["passage_input_ids"][:num_positives]
+    kept = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
+    if inputs.get("passage_attention_mask") is not None:
+        kept |= ~inputs["passage_attention_mask"][:num_positives].bool()
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)
+    collator.generator = torch.Generator().manual_seed(seed)
+    masked, labels = collator.torch_mask_tokens(ids.cpu().clone(), special_tokens_mask=kept.cpu())
+    return dict(zip(MASKED, (masked.to(ids.device), labels.to(ids.device)), strict=True))
