@@ -112,8 +112,8 @@ def main(folder: Path) -> None:
     mine = MineNegativesCallback(knowledge, encoder, train, 3, taken.extend, num_negatives=2, batch_size=4)
     trainer.add_callback(mine)
     if rank == 0:  # it works longer than the others would wait in a collective operation
-        plain = encoder.encode_passages
-        encoder.encode_passages = lambda *given: time.sleep(TIMEOUT + 2) or plain(*given)
+        plain, waits = encoder.encode_passages, iter([TIMEOUT + 2] * 2)  # at the first refresh and at the mining
+        encoder.encode_passages = lambda *given: time.sleep(next(waits, 0)) or plain(*given)
         trainer.retriever.encoder = encoder
     trainer.train()
     outcome = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}

@@ -1,4 +1,8 @@
-"""Runs a program as two processes that speak through gloo, as `torchrun` does."""
+"""Runs a program as two processes that speak through gloo, as `torchrun` does.
+
+As a program itself it is one of the two, and does what `tiny_joint.py` and `tiny_alignment.py` do, each in a folder of
+its own: one launch for all trainers, as starting takes longer than training.
+"""
 
 from __future__ import annotations
 
@@ -16,3 +20,18 @@ def run_two_processes(program: Path, folder: Path) -> Path:
     run = subprocess.run([*launch, str(folder)], env=environment, capture_output=True, text=True, timeout=400)
     assert run.returncode == 0, run.stderr[-4000:]
     return folder
+
+
+def main(folder: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parent))
+    import tiny_alignment
+    import tiny_joint
+
+    for program in (tiny_joint, tiny_alignment):
+        own = folder / program.__name__
+        own.mkdir(exist_ok=True)
+        program.main(own)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

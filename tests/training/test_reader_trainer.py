@@ -143,7 +143,7 @@ def test_the_model_of_the_best_answers_is_kept_and_not_the_last(tmp_path, monkey
         seen.append({name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad})
         return {"num_rows": 4.0, "exact_match": 4 * next(measured)}
 
-    monkeypatch.setattr("hf_ravlm.training.trainers.reader_sums", sums)
+    monkeypatch.setattr("hf_ravlm.training.reader_evaluation.reader_sums", sums)
     steps = {f"{name}_steps": 1 for name in ("eval", "save")} | dict.fromkeys(
         ("eval_strategy", "save_strategy"), "steps"
     )
@@ -220,7 +220,7 @@ def test_passages_stand_best_first_or_in_any_order(tmp_path):
     for share in (0.0, 1.0):
         trainer = trainer_for(tmp_path, evidence=EvidenceMix(3, shuffled=share))
         opened = trainer.batches.opened(rows(12))
-        chosen = [trainer.batches._chosen(opened, trainer.batches.mix, step) for step in range(5)]
+        chosen = [trainer.batches.evidence_for(opened, trainer.batches.mix, step) for step in range(5)]
         orders[share] = [[item["score"] for item in items] for batch in chosen for items in batch]
         texts = [[item["text"] for item in items] for batch in chosen for items in batch]
         orders[share, "texts"] = [sorted(items) for items in texts]

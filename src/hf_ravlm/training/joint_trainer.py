@@ -9,7 +9,7 @@ reader says how likely the answer is under each; (4) the objective turns that in
 | `"perplexity_distillation"` | the same, its prior held fixed | KL from the ranking by the answer's perplexity |
 | `"emdr2"` | the same, its prior held fixed | the marginal likelihood, the reader held fixed |
 
-A pseudo-relevance loss can join any of them. Formulas: `model/objectives_ravlm.py`, `model/distillation_ravlm.py`.
+A pseudo-relevance loss can join any of them. Formulas: `model/reader/likelihoods.py`, `losses/distillation.py`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 Objective = Literal["rag_sequence", "rag_token", "perplexity_distillation", "emdr2"]
 OBJECTIVES = ("rag_sequence", "rag_token", "perplexity_distillation", "emdr2")
 JOINT = "joint"  # in a batch: what is not the reader's
-_SPARE = 8
 
 
 @dataclass(frozen=True)
@@ -161,28 +160,19 @@ class RavlmJointTrainer(RavlmTrainer):
             raise InvalidInputError(
                 "Rows bring `evidence` of their own, and the joint trainer finds it: leave it out."
             )
-        view = self.batches.require_view()
-        num_passages = self.batches.mix.num_passages
-        found, queries = self.batches.find(opened, num_passages + _SPARE)
-        hidden = [{view.row_of.get(name) for name in row.exclude_ids} for row in opened]
-        found = [
-            [place for place in places if place not in excluded][:num_passages]
-            for places, excluded in zip(found, hidden, strict=True)
-        ]
-        evidence = self.batches.evidence_of(found, queries)
+        view, processor = self.batches.require_view(), self.batches.processor
+        evidence = self.batches.evidence_for(opened, self.batches.mix)
         inputs = self.batches.with_answers(opened, evidence)
         places = _padded([[item["row"] for item in items] for items in evidence])  # (B, K)
-        processor = self.batches.processor
+        has_answer = [
+            [holds_answer(text, row.answers) for text in view.texts(chosen)]
+            for row, chosen in zip(opened, places.tolist(), strict=True)
+        ]
         joint: dict[str, Any] = {
             "query": processor.for_retrieval(
                 images=[row.image for row in opened], texts=[row.question for row in opened]
             ),
-            "has_answer": torch.tensor(
-                [
-                    [holds_answer(text, row.answers) for text in view.texts(chosen)]
-                    for row, chosen in zip(opened, places.tolist(), strict=True)
-                ]
-            ),
+            "has_answer": torch.tensor(has_answer),
         }
         if self.settings.side == "passage":
             passages = view.passages(places.ravel().tolist())
@@ -242,14 +232,8 @@ class RavlmJointTrainer(RavlmTrainer):
         settings, scores = self.settings, outputs.scores
         loss = scores.new_zeros(())
         if settings.objective == "perplexity_distillation":
-            loss = perplexity_distillation_loss(
-                outputs.passage_log_likelihood,
-                outputs.num_tokens,
-                scores,
-                evidence_mask,
-                settings.temperature,
-                settings.temperature,
-            )
+            likelihood, temperatures = outputs.passage_log_likelihood, (settings.temperature, settings.temperature)
+            loss = perplexity_distillation_loss(likelihood, outputs.num_tokens, scores, evidence_mask, *temperatures)
         elif settings.objective == "emdr2" or not settings.reader_learns:  # one gradient in the scores
             loss = emdr2_loss(outputs.passage_log_likelihood, scores, evidence_mask, outputs.logit_scale)
         loss = settings.retriever_weight * loss

@@ -5,11 +5,15 @@ The number without evidence always stands beside the one with it: only both toge
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
+
+from accelerate import Accelerator
 
 from ..metrics.answers import exact_match, token_f1
 from ..metrics.ranking import hit_at_k, reciprocal_rank, relevance_from_ids
@@ -57,6 +61,28 @@ def reader_sums(
         "harmed": (known * (1 - right)).sum(),
     }
     return {name: float(value) for name, value in sums.items()}
+
+
+def measure_answers(
+    reader: RavlmForConditionalGeneration,
+    batches: ReaderBatches,
+    rows: Any,
+    batch_size: int,
+    accelerator: Accelerator,
+    generation: Mapping[str, Any],
+) -> dict[str, float]:
+    """The measures of a whole evaluation set; each process reads every n-th row of it."""
+    reader.eval()
+    own = range(accelerator.process_index, len(rows), accelerator.num_processes)
+    totals: Counter[str] = Counter()
+    for start in range(0, len(own), batch_size):
+        batch = [rows[number] for number in own[start : start + batch_size]]
+        totals.update(reader_sums(reader, batches, batch, **generation))
+    if accelerator.num_processes > 1:
+        names = sorted(set(gather_object(sorted(totals))))
+        values = torch.tensor([totals[name] for name in names], device=accelerator.device)
+        totals = Counter(dict(zip(names, accelerator.reduce(values, "sum").tolist(), strict=True)))
+    return means_of(totals)
 
 
 def means_of(sums: Mapping[str, float]) -> dict[str, float]:

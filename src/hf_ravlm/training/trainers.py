@@ -1,4 +1,4 @@
-"""The Trainer for our models: what is frozen stays as it is, batch statistics included; nothing is resumed half.
+"""The Trainer for readers: frozen parts stay as they are, batch statistics included; only whole checkpoints are used.
 
 Freezing belongs to training and not to the model: `from_pretrained` makes every parameter trainable again.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import DataCollator, TrainingArguments
+from transformers import DataCollator, Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..errors import InvalidInputError
@@ -24,10 +24,10 @@ from .batches.evidence_mixing import EvidenceMix
 from .batches.reader_batches import ROW_NAMES, ReaderBatches
 from .batches.rows import NumberedRows, check_gold_ids, gold_ids_of
 from .checkpoints.checkpoints import checkpoint_to_resume, mark_complete
-from .checkpoints.whole_weights import LoadsWholeWeights
+from .checkpoints.whole_weights import holds_whole_model, load_weights
 from .lora import add_adapters
 from .processes import allow_idle_parameters, check_idle_parameters, check_processes, shard_language_model
-from .reader_evaluation import means_of, reader_sums
+from .reader_evaluation import measure_answers
 
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def freeze(*modules: nn.Module) -> None:
         module.requires_grad_(False)
 
 
-class RavlmTrainer(LoadsWholeWeights):
+class RavlmTrainer(Trainer):
     """`transformers.Trainer` for a reader that learns to answer from evidence.
 
     With a `data_collator` it trains on what that makes of the rows. Without one, and with a [`RavlmProcessor`] as
@@ -61,7 +61,8 @@ class RavlmTrainer(LoadsWholeWeights):
 
     Frozen parts stay in eval mode: dropout in them would be noise, and a batch norm in training mode would move its
     running statistics, so that the encoder would no longer be the one of the index. A checkpoint is resumed from only
-    if it is complete (see `checkpoints`). A loss that is NaN or infinite stops the training.
+    if it is complete (see `checkpoints`); the training then goes on from the same weights, states and draws, and ends
+    with the same weights up to rounding. A loss that is NaN or infinite stops the training.
 
     Args:
         model, args, data_collator, ...: As for `transformers.Trainer`.
@@ -122,8 +123,7 @@ class RavlmTrainer(LoadsWholeWeights):
         if model is not None and retriever is not None:
             _freeze_shared_encoder(model, retriever)
         if peft_config is not None:
-            recomputes = bool(getattr(args, "activation_checkpointing", False))
-            model = add_adapters(model, peft_config, recomputes)
+            model = add_adapters(model, peft_config, bool(getattr(args, "activation_checkpointing", False)))
         self.batches: ReaderBatches | None = None
         self.generation = None if generation is None else dict(generation)
         reads_rows = data_collator is None and isinstance(processing_class, RavlmProcessor)
@@ -134,15 +134,7 @@ class RavlmTrainer(LoadsWholeWeights):
                 "retriever, evidence and generation are for rows that this trainer prepares itself: pass a "
                 "RavlmProcessor as `processing_class`, and no `data_collator`."
             )
-        super().__init__(
-            model,
-            args,
-            data_collator,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            **kwargs,
-        )
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
         if self.is_fsdp_enabled:
             if generation is not None:
                 raise InvalidInputError(
@@ -151,21 +143,17 @@ class RavlmTrainer(LoadsWholeWeights):
                 )
             shard_language_model(self.accelerator.state.fsdp_plugin, self.model, self.args.device)
         if reads_rows:
-            self._read_rows(processing_class, retriever, evidence, on_error, max_broken)
-
-    def _read_rows(self, processor, retriever, evidence, on_error, max_broken) -> None:
-        config = without_adapters(self.model).config
-        mix = EvidenceMix(config.num_passages) if evidence is None else evidence
-        self.batches = ReaderBatches(
-            processor,
-            retriever,
-            mix,
-            lambda: config.marginalization != "none",
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            on_error=on_error,
-            max_broken=max_broken,
-        )
-        self._check_gold_ids()
+            config = without_adapters(self.model).config
+            self.batches = ReaderBatches(
+                processing_class,
+                retriever,
+                EvidenceMix(config.num_passages) if evidence is None else evidence,
+                lambda: config.marginalization != "none",
+                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+                on_error=on_error,
+                max_broken=max_broken,
+            )
+            self._check_gold_ids()
 
     def _check_gold_ids(self) -> None:
         """Refuses data sets whose gold passages the knowledge base misses, where that can be seen without reading."""
@@ -222,11 +210,12 @@ class RavlmTrainer(LoadsWholeWeights):
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Answer tokens, each counted once, in however many prompts of latent passages it stands."""
-        return super()._get_num_items_in_batch([self._answers_once(inputs) for inputs in batch_samples], device)
-
-    def _answers_once(self, inputs: Any) -> Any:
-        num_prompts = self._prompts_per_answer(inputs)
-        return inputs if num_prompts == 1 else {"labels": inputs["labels"][::num_prompts]}
+        numbers = [self._prompts_per_answer(inputs) for inputs in batch_samples]
+        once = [
+            inputs if number == 1 else {"labels": inputs["labels"][::number]}
+            for inputs, number in zip(batch_samples, numbers, strict=True)
+        ]
+        return super()._get_num_items_in_batch(once, device)
 
     def _prompts_per_answer(self, inputs: Any) -> int:
         if not isinstance(inputs, Mapping) or "labels" not in inputs or "evidence_scores" not in inputs:
@@ -278,23 +267,12 @@ class RavlmTrainer(LoadsWholeWeights):
         """The loss, and with `generation` also what the answers are worth."""
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.batches is not None and self.generation is not None:
-            measured = self._measure_answers(dataloader.dataset)
+            reader = without_adapters(self.accelerator.unwrap_model(self.model))
+            measured = measure_answers(
+                reader, self.batches, dataloader.dataset, self.args.eval_batch_size, self.accelerator, self.generation
+            )
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
         return output
-
-    def _measure_answers(self, rows: Any) -> dict[str, float]:
-        reader = without_adapters(self.accelerator.unwrap_model(self.model)).eval()
-        own = range(self.args.process_index, len(rows), self.args.world_size)
-        totals: dict[str, float] = {}
-        for start in range(0, len(own), self.args.eval_batch_size):
-            batch = [rows[number] for number in own[start : start + self.args.eval_batch_size]]
-            for name, value in reader_sums(reader, self.batches, batch, **self.generation).items():
-                totals[name] = totals.get(name, 0.0) + value
-        if self.args.world_size > 1:
-            names = sorted({name for named in _gather_objects(sorted(totals)) for name in named})
-            values = torch.tensor([totals.get(name, 0.0) for name in names], device=self.args.device)
-            totals = dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
-        return means_of(totals)
 
     # Checkpoints.
 
@@ -304,6 +282,21 @@ class RavlmTrainer(LoadsWholeWeights):
         if checkpoint is not None:
             self.load_more(Path(checkpoint))
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_whole(resume_from_checkpoint, self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_whole(self.state.best_model_checkpoint, self.model):
+            super()._load_best_model()
+
+    def _load_whole(self, folder: str, model: nn.Module) -> bool:
+        """Whether every weight was loaded; adapters, FSDP and DeepSpeed keep their own ways of loading."""
+        whole = not (self.is_deepspeed_enabled or self.is_fsdp_enabled) and holds_whole_model(folder, model)
+        if whole:
+            load_weights(model, folder)
+        return whole
 
     def _save_checkpoint(self, model, trial):
         # Old checkpoints go only when the new one is complete.
@@ -336,12 +329,6 @@ class RavlmTrainer(LoadsWholeWeights):
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "load_state"):
                 callback.load_state(folder)
-
-
-def _gather_objects(value: Any) -> list[Any]:
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
 
 
 def _freeze_shared_encoder(model: nn.Module, retriever: RavlmRetriever) -> None:

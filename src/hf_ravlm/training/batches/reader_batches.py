@@ -80,13 +80,13 @@ class ReaderBatches:
             step: The optimizer step that they belong to.
             progress: 0 at the start of the training, 1 at its end.
         """
-        mix, rows = self.mix.at(progress), self.opened(rows)
-        return self.with_answers(rows, self._chosen(rows, mix, step))
+        opened = self.opened(rows)
+        return self.with_answers(opened, self.evidence_for(opened, self.mix.at(progress), step))
 
     def for_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> BatchFeature:
         """Inputs with labels, and the evidence that the retriever finds, as it is."""
-        plain, rows = EvidenceMix(self.mix.num_passages), self.opened(rows)
-        return self.with_answers(rows, self._chosen(rows, plain, 0))
+        opened = self.opened(rows)
+        return self.with_answers(opened, self.evidence_for(opened, EvidenceMix(self.mix.num_passages)))
 
     def with_answers(
         self, rows: Sequence[TrainingRow], evidence: Sequence[Sequence[Mapping[str, Any]]]
@@ -172,8 +172,10 @@ class ReaderBatches:
             logger.warning("The image of %s cannot be used; %s: %s", row.name, done, error)
             return blank_image() if self.on_error == "blank" else None
 
-    def _chosen(self, rows: Sequence[TrainingRow], mix: EvidenceMix, step: int) -> list[list[Mapping[str, Any]]]:
-        """The evidence of every row: its own, or what is found and mixed."""
+    def evidence_for(
+        self, rows: Sequence[TrainingRow], mix: EvidenceMix, step: int = 0
+    ) -> list[list[Mapping[str, Any]]]:
+        """The evidence of every opened row: its own, or what is found and mixed."""
         own = [row.evidence for row in rows]
         if self.view is None or not mix.num_passages or all(evidence is not None for evidence in own):
             return [list(evidence or ()) for evidence in own]
