@@ -22,30 +22,24 @@ class JointOutput(ModelOutput):
     """What [`JointReader`] returns.
 
     Args:
-        loss (`torch.FloatTensor`): the reader's own, over latent passages.
-        scores (`torch.FloatTensor` of shape `(B, K)`): cosines of query and passages, with gradient.
-        passage_log_likelihood (`torch.FloatTensor` of shape `(B, K)`): of the answer under each passage.
-        posterior (`torch.FloatTensor` of shape `(B, K)`): which passage carries the answer, without gradient.
-        is_right (`torch.BoolTensor` of shape `(B, K)`): whether greedy decoding says the answer under each passage.
-        num_tokens (`torch.LongTensor` of shape `(B,)`): of each answer.
-        logit_scale (`torch.FloatTensor`): `1 / temperature` of the retriever.
+        loss: The reader's own, over latent passages.
+        scores (`(B, K)`): Cosines of query and passages, with gradient.
+        passage_log_likelihood (`(B, K)`): Of the answer under each passage.
+        is_right (`(B, K)`, bool): Whether greedy decoding gives the answer under each passage.
+        num_tokens (`(B,)`): Of each answer.
+        logit_scale: `1 / temperature` of the retriever.
     """
 
     loss: torch.FloatTensor | None = None
     scores: torch.FloatTensor | None = None
     passage_log_likelihood: torch.FloatTensor | None = None
-    posterior: torch.FloatTensor | None = None
     is_right: torch.BoolTensor | None = None
     num_tokens: torch.LongTensor | None = None
     logit_scale: torch.FloatTensor | None = None
 
 
 class JointReader(nn.Module):
-    """A reader, with or without adapters, that scores its passages itself.
-
-    Args:
-        reader: `RavlmForConditionalGeneration` with latent passages, or a `PeftModel` around one.
-    """
+    """A `RavlmForConditionalGeneration` with latent passages, with or without adapters, that scores them itself."""
 
     def __init__(self, reader: nn.Module) -> None:
         super().__init__()
@@ -83,7 +77,6 @@ class JointReader(nn.Module):
             loss=outputs.loss,
             scores=scores,
             passage_log_likelihood=outputs.passage_log_likelihood,
-            posterior=outputs.posterior,
             is_right=is_right,
             num_tokens=num_tokens,
             logit_scale=towers.get_logit_scale(),
@@ -91,9 +84,9 @@ class JointReader(nn.Module):
 
 
 def says_answer(logits: torch.Tensor, labels: torch.Tensor, num_passages: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whether greedy decoding would say the labelled answer, and of how many tokens it is.
+    """Whether greedy decoding gives the labelled answer, and the number of its tokens.
 
-    It would exactly if every token of the answer is the likeliest after those before it.
+    It does exactly if every token of the answer is the likeliest after those before it.
 
     Args:
         logits (`torch.Tensor` of shape `(B * K, T, V)`): of the last `T` positions.

@@ -1,7 +1,7 @@
-"""The trainer of reader and retriever together: the answer says which passages were worth finding.
+"""The trainer of reader and retriever together, in which answers show the retriever what is worth finding.
 
 A step: (1) the index gives every question its best K passages; (2) the towers score them again, with gradient; (3) the
-reader says how likely the answer is under each; (4) the objective turns that into a loss for both.
+reader computes the likelihood of the answer under each; (4) the objective turns that into a loss for both.
 
 | objective | the reader learns | the retriever learns |
 |---|---|---|
@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -41,7 +41,6 @@ from .trainers import RavlmTrainer, freeze
 logger = logging.getLogger(__name__)
 
 Objective = Literal["rag_sequence", "rag_token", "perplexity_distillation", "emdr2"]
-OBJECTIVES = ("rag_sequence", "rag_token", "perplexity_distillation", "emdr2")
 JOINT = "joint"  # in a batch: what is not the reader's
 
 
@@ -73,8 +72,8 @@ class JointSettings:
     pseudo_relevance_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise InvalidInputError(f"objective={self.objective!r}: expected one of {list(OBJECTIVES)}.")
+        if self.objective not in get_args(Objective):
+            raise InvalidInputError(f"objective={self.objective!r}: expected one of {list(get_args(Objective))}.")
         if self.side not in ("query", "passage"):
             raise InvalidInputError(f'side={self.side!r}: expected "query" or "passage".')
         if self.refresh_every is not None and self.refresh_every < 1:
@@ -118,8 +117,7 @@ class RavlmJointTrainer(RavlmTrainer):
                 "(`model.merge_and_unload()`), or train the retriever alone: JointSettings(reader_learns=False)."
             )
         reader = without_adapters(model)
-        _check_latent(reader, self.settings)
-        _check_own(reader, retriever)
+        _check_parts(reader, retriever, self.settings)
         super().__init__(model, *args, retriever=None, **kwargs)
         if self.batches is None:
             raise InvalidInputError("RavlmJointTrainer finds passages itself: pass `processing_class`, no collator.")
@@ -168,16 +166,12 @@ class RavlmJointTrainer(RavlmTrainer):
             [holds_answer(text, row.answers) for text in view.texts(chosen)]
             for row, chosen in zip(opened, places.tolist(), strict=True)
         ]
-        joint: dict[str, Any] = {
-            "query": processor.for_retrieval(
-                images=[row.image for row in opened], texts=[row.question for row in opened]
-            ),
-            "has_answer": torch.tensor(has_answer),
-        }
+        query = processor.for_retrieval([row.image for row in opened], [row.question for row in opened])
+        joint: dict[str, Any] = {"query": query, "has_answer": torch.tensor(has_answer)}
         if self.settings.side == "passage":
             passages = view.passages(places.ravel().tolist())
             joint["passages"] = processor.for_retrieval(
-                images=[passage.image for passage in passages], texts=[passage.text for passage in passages]
+                [item.image for item in passages], [item.text for item in passages]
             )
         else:
             joint["passage_vectors"] = torch.from_numpy(np.ascontiguousarray(view.vectors[places]))
@@ -292,7 +286,8 @@ class RavlmJointTrainer(RavlmTrainer):
         self.index_version, self.batches.retriever = load_index_version(folder.parent, folder, self.retriever)
 
 
-def _check_latent(reader: nn.Module, settings: JointSettings) -> None:
+def _check_parts(reader: nn.Module, retriever: RavlmRetriever | None, settings: JointSettings) -> None:
+    """Refuses a reader that reads all passages in one prompt, and a retriever with other towers than the reader's."""
     given = reader.config.marginalization
     wanted = {"rag_sequence": ["sequence"], "rag_token": ["token"]}.get(settings.objective, ["sequence", "token"])
     if given not in wanted:
@@ -300,9 +295,6 @@ def _check_latent(reader: nn.Module, settings: JointSettings) -> None:
             f"objective={settings.objective!r} with config.marginalization={given!r}: expected one of {wanted}. Load "
             f"the model with `marginalization={wanted[0]!r}`, and its processor with `passage_prompts=True`."
         )
-
-
-def _check_own(reader: nn.Module, retriever: RavlmRetriever | None) -> None:
     encoder = getattr(retriever, "encoder", None)
     if not isinstance(encoder, RavlmEncoder) or encoder.model is not reader.model:
         raise InvalidInputError(

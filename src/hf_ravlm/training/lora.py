@@ -28,8 +28,7 @@ def add_adapters(model: nn.Module, peft_config: PeftConfig, activation_checkpoin
     Args:
         model: A reader; its language model may be quantized.
         peft_config: Such as `LoraConfig(r=8)`. Without `target_modules` the attention of the language model is
-            adapted; without `modules_to_save` the reader's projector and fusion are trained whole (`[]` keeps them
-            as they are).
+            adapted; without `modules_to_save` the reader's projector and fusion are trained whole (`[]` for neither).
         activation_checkpointing: Whether the training recomputes activations.
 
     Raises:
@@ -45,10 +44,10 @@ def add_adapters(model: nn.Module, peft_config: PeftConfig, activation_checkpoin
     peft_config = copy.deepcopy(peft_config)
     if hasattr(peft_config, "modules_to_save") and peft_config.modules_to_save is None:
         parts = {name: getattr(model, name, None) for name in OWN_PARTS}
-        own = [name for name, part in parts.items() if part is not None and any(True for _ in part.parameters())]
+        own = [name for name, part in parts.items() if part is not None and list(part.parameters())]
         peft_config.modules_to_save = own or None
     _check_modules_to_save(model, getattr(peft_config, "modules_to_save", None) or ())
-    if is_quantized(model):
+    if any(getattr(part, "is_quantized", False) for part in (model, getattr(model, "language_model", None))):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=activation_checkpointing)
     try:
         return get_peft_model(model, peft_config)
@@ -62,12 +61,6 @@ def add_adapters(model: nn.Module, peft_config: PeftConfig, activation_checkpoin
             f"the model{of_those}. Linear layers of its language model are: {_layer_names(model)}. Name some of "
             "them, or give a regular expression."
         ) from error
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Whether the weights of a model, or of its language model, are quantized."""
-    parts = (model, getattr(model, "language_model", None))
-    return any(bool(getattr(part, "is_quantized", False)) for part in parts)
 
 
 def _check_modules_to_save(model: nn.Module, wanted: Iterable[str]) -> None:
@@ -85,5 +78,5 @@ def _layer_names(model: nn.Module) -> list[str]:
     """The last parts of the names of linear layers in the language model, each once."""
     language_model = getattr(model, "language_model", model)
     names = (name for name, module in language_model.named_modules() if hasattr(module, "weight") and name)
-    with_width = (name for name in names if getattr(language_model.get_submodule(name).weight, "dim", int)() == 2)
-    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in with_width))[:20]
+    matrices = (name for name in names if getattr(language_model.get_submodule(name).weight, "dim", int)() == 2)
+    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in matrices))[:20]

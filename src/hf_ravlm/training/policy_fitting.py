@@ -1,10 +1,10 @@
-"""Fits an `AnswerPolicy` on questions whose answers are known: what retrieval did for each is the label.
+"""Fitting of an `AnswerPolicy` on questions with known answers: the label is what retrieval did for each of them.
 
-Three steps, each on what the step before lets through: (1) the critic learns which of the passages found belong to the
-question; (2) the gate learns from the closed-book drafts where retrieval turned a wrong answer into a right one; (3)
-the confidence learns which answers are right, is calibrated, and says from where on to answer. Calibration and
-thresholds stand on what heads say of questions that they were not fitted on, fold by fold; the head that is kept is
-fitted on all of them.
+Three steps, each on what the step before lets through: (1) the critic learns which of the retrieved passages belong to
+the question; (2) the gate learns from the closed-book drafts where retrieval turned a wrong answer into a right one;
+(3) the confidence learns which answers are right, is calibrated, and gets the threshold of abstention. Calibration and
+thresholds come from heads fitted on other folds than the questions that they judge; the head that is kept is fitted on
+all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from typing import Any, Literal
 
@@ -21,7 +22,9 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import InvalidInputError
-from ..evaluation import auroc, best_threshold, fit_isotonic, fit_temperature
+from ..metrics.calibration import auroc
+from ..metrics.calibrators import fit_isotonic, fit_temperature
+from ..metrics.decisions import best_threshold
 from ..pipelines.answering import read_watched
 from ..pipelines.policy.answer_policy import AnswerPolicy
 from ..pipelines.policy.decision_heads import (
@@ -48,9 +51,9 @@ class JudgedQuestion:
         question, image: What is asked.
         found: Pieces of evidence, best first: as many as the policy is to look at.
         relevant: Of each of them, whether it is about what is asked; see `relevance_from_ids` and
-            `relevance_from_answers` of `hf_ravlm.evaluation`.
+            `relevance_from_answers` of `hf_ravlm.metrics`.
         is_right: Judges an answer, in 0..1; from 0.5 on it is right.
-        cluster: Questions of one cluster (about one picture, say) are not parted by the split.
+        cluster: Questions of one cluster (about one image, say) stay in one fold.
     """
 
     question: str
@@ -186,8 +189,8 @@ def fit_answer_policy(
 ) -> AnswerPolicy:
     """Fits critic, gate, confidence, calibration and thresholds.
 
-    Bring questions of all the kinds that will come, with the faults that are to be feared: answers that are not in the
-    knowledge, passages about something else. What is not among them is not guarded against.
+    The questions must be of all kinds that will be asked, also those that the knowledge does not answer and those for
+    which wrong passages are found: the policy guards against nothing that it has not seen.
 
     Args:
         model, processor: The reader and its processor; nothing of them is trained.
@@ -201,8 +204,9 @@ def fit_answer_policy(
         calibration (`str`): `"isotonic"` (some hundred questions) or `"temperature"` (fewer).
         num_folds (`int`): Calibration and thresholds stand on out-of-fold probabilities; clusters stay together.
         hidden_dim (`int`): Of all heads; 0 for logistic regressions.
-        batch_size, seed (`int`): As one would think.
-        generate_kwargs: As those with which the policy will be used.
+        batch_size (`int`): Questions that the reader answers at once.
+        seed (`int`): Of the folds.
+        generate_kwargs: The same as the policy will be used with.
 
     Raises:
         InvalidInputError: There is nothing to learn from: passages of one kind only, or answers that are all right.
@@ -214,16 +218,16 @@ def fit_answer_policy(
     shares = word_shares({passage.text or "" for question in questions for passage in question.found})
     policy = AnswerPolicy(num_candidates=max(len(q.found) for q in questions), common_words=shares)
     policy = _fit_critic(policy, questions, folds, hidden_dim, keep_weight)
-    reader = _Reader(model, processor, questions, batch_size, generate_kwargs)
     sifted = [policy.sift(question.found) for question in questions]
-    told = reader.read([judged.kept[:k] for judged in sifted])
-    for features, judged in zip(told, sifted, strict=True):
-        text = features.pop("text")
-        features |= judged.features | quoting_features(text, judged.kept[:k], judged.kept)
-    right = np.array([features.pop("right") for features in told])
+    read = partial(_read, model, processor, questions, batch_size=batch_size, options=generate_kwargs)
+    answers = read(evidence=[judged.kept[:k] for judged in sifted])
+    right = np.array([answer.pop("right") for answer in answers])
     if search_cost is not None:
-        policy = _fit_gate(policy, reader.read([[] for _ in questions]), right, folds, hidden_dim, search_cost)
-    return _fit_confidence(policy, columns_of(told), right >= 0.5, folds, hidden_dim, wrong_cost, calibration)
+        drafts = read(evidence=[[] for _ in questions])
+        policy = _fit_gate(policy, drafts, right, folds, hidden_dim, search_cost)
+    for features, judged in zip(answers, sifted, strict=True):
+        features |= judged.features | quoting_features(features.pop("text"), judged.kept[:k], judged.kept)
+    return _fit_confidence(policy, columns_of(answers), right >= 0.5, folds, hidden_dim, wrong_cost, calibration)
 
 
 def _fit_critic(policy: AnswerPolicy, questions, folds: np.ndarray, hidden_dim: int, keep_weight: float):
@@ -264,41 +268,27 @@ def _fit_confidence(
 
 
 def _cross_fit(features, labels: np.ndarray, folds: np.ndarray, hidden_dim: int) -> tuple[DecisionHead, np.ndarray]:
-    """A head fitted on all rows, and what heads that did not see a row's fold say of it, `(N,)`."""
-    said = np.zeros(len(labels))
+    """A head fitted on all rows, and the probabilities `(N,)` of heads that were not fitted on a row's fold."""
+    probabilities = np.zeros(len(labels))
     for fold in np.unique(folds):
-        others = fit_decision_head(_where(features, folds != fold), labels[folds != fold], hidden_dim=hidden_dim)
-        said[folds == fold] = others(_where(features, folds == fold)).double().clamp(0, 1).numpy()
-    return fit_decision_head(features, labels, hidden_dim=hidden_dim), said
+        own = folds == fold
+        others = fit_decision_head(_where(features, ~own), labels[~own], hidden_dim=hidden_dim)
+        probabilities[own] = others(_where(features, own)).double().clamp(0, 1).numpy()
+    return fit_decision_head(features, labels, hidden_dim=hidden_dim), probabilities
 
 
-class _Reader:
-    """Reads all questions with given evidence, and tells of every answer its text, features and score."""
-
-    def __init__(
-        self, model, processor, questions: Sequence[JudgedQuestion], batch_size: int, options: dict[str, Any]
-    ):
-        self.model, self.processor, self.questions = model, processor, questions
-        self.batch_size, self.options = batch_size, options
-
-    def read(self, evidence: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-        told = []
-        for start in range(0, len(self.questions), self.batch_size):
-            batch = self.questions[start : start + self.batch_size]
-            images = None if all(question.image is None for question in batch) else [q.image for q in batch]
-            given = [list(passages) for passages in evidence[start : start + self.batch_size]]
-            answers, features = read_watched(
-                self.model,
-                self.processor,
-                images,
-                [question.question for question in batch],
-                given,
-                with_posterior=False,
-                **self.options,
-            )
-            for question, answer, row in zip(batch, answers, rows_of(features), strict=True):
-                told.append({**row, "text": answer.text, "right": float(question.is_right(answer.text))})
-        return told
+def _read(model, processor, questions, evidence, batch_size: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The answer to each question with given evidence: its `text`, whether it is `right`, and its features."""
+    rows = []
+    for start in range(0, len(questions), batch_size):
+        batch = questions[start : start + batch_size]
+        images = None if all(question.image is None for question in batch) else [q.image for q in batch]
+        given = [list(passages) for passages in evidence[start : start + batch_size]]
+        asked = [question.question for question in batch]
+        answers, features = read_watched(model, processor, images, asked, given, with_posterior=False, **options)
+        for question, answer, row in zip(batch, answers, rows_of(features), strict=True):
+            rows.append({**row, "text": answer.text, "right": float(question.is_right(answer.text))})
+    return rows
 
 
 def _folds(questions: Sequence[JudgedQuestion], num_folds: int, seed: int) -> np.ndarray:

@@ -151,7 +151,8 @@ class RavlmPreTrainer(RavlmTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One forward and backward pass, or with `grad_cache_chunk_size` as many as there are chunks."""
-        clamp_temperature(self.model)
+        with torch.no_grad():  # the forward pass clamps it too, but without a gradient beyond the limits
+            dual_encoder(self.model).logit_scale.clamp_(0, MAX_LOGIT_SCALE)
         if self.args.grad_cache_chunk_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -198,11 +199,8 @@ class RavlmPreTrainer(RavlmTrainer):
     def _contrast_in_blocks(
         self, step: Step, queries: torch.Tensor, passages: torch.Tensor, logit_scale: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor], Pairs | None]:
-        """The contrast of finished vectors, a few rows of the joined batch at a time, and what it asks of each vector.
-
-        Returns:
-            The losses, the gradients of the queries, passages and temperature, and the pairs for matching.
-        """
+        """The contrast of finished vectors, a few rows of the joined batch at a time: its losses, its gradients in
+        queries, passages and temperature, and the pairs for matching."""
         leaves = [tensor.detach().clone().requires_grad_() for tensor in (queries, passages, logit_scale.float())]
         joined = step.join(*leaves[:2])
         pairs = self._draw(step, *joined, leaves[2]) if "itm" in self.args.objectives else None
@@ -272,20 +270,19 @@ class RavlmPreTrainer(RavlmTrainer):
     def _processor(self):
         return self.processing_class or getattr(self.data_collator, "processor", None)
 
-    def _seed(self, *what: Any) -> int:
+    def _seed(self, *purpose: Any) -> int:
         """A seed for this batch: the same in a run that was interrupted here, and while evaluating always the same."""
         place = self._place if self.model.training else (-1, 0)
-        entropy = [self.args.seed, place[0] + 1, place[1], *("".join(map(str, what)).encode())]
+        entropy = [self.args.seed, place[0] + 1, place[1], *("".join(map(str, purpose)).encode())]
         return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
     def _check_negatives(self, labels: Labels | None, layout: BatchLayout) -> None:
-        shape = (layout.total_queries, sum(layout.num_passages))
+        shape = (sum(layout.num_queries), sum(layout.num_passages))
         if not self.model.training or has_negatives(labels, shape):
             return
         if self.args.train_batch_size * world_size() == 1:
             raise InvalidInputError(
-                "a batch of one row without hard negatives has no negatives: set "
-                "per_device_train_batch_size to 2 or more"
+                "a batch of one row without hard negatives teaches nothing: set per_device_train_batch_size to 2 or more"
             )
         logger.warning(
             "step %d: the batch of %d rows holds no negative (one row, or one label): it teaches no contrast",
@@ -331,15 +328,6 @@ class RavlmPreTrainer(RavlmTrainer):
 def dual_encoder(model: nn.Module) -> RavlmModel:
     """The [`RavlmModel`] in a model, or the model itself."""
     return next(module for module in model.modules() if isinstance(module, RavlmModel))
-
-
-@torch.no_grad()
-def clamp_temperature(model: nn.Module) -> None:
-    """Puts the learned temperature back between 0.01 and 1.
-
-    The forward pass clamps it, too, but beyond the limits that has no gradient: it would never come back by itself.
-    """
-    dual_encoder(model).logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
 
 def _num_rows(inputs: dict[str, torch.Tensor], prefix: str) -> int:

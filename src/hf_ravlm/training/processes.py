@@ -1,6 +1,6 @@
-"""What can go wrong with several processes before any gradient does: told at once, and in words.
+"""Checks that keep several processes from waiting for each other forever.
 
-Readers have parameters that some batches leave idle (the tower of pictures where there are none, the fusion without
+Readers have parameters that some batches leave idle (the image tower where there are no images, the fusion without
 evidence). DDP must then look for idle parameters at every step; if it does not, it fails a step later or waits for
 gradients that never come.
 """
@@ -20,10 +20,9 @@ from ..model.loading import without_adapters
 
 
 def allow_idle_parameters(args: TrainingArguments) -> None:
-    """Lets DDP look for idle parameters also where activations are recomputed.
+    """Lets DDP look for idle parameters also where activations are recomputed; a choice of the user stays.
 
-    The Trainer turns that off then, as reentrant checkpoints cannot bear it; those of today, which are the default of
-    transformers, can. A choice of the user stays.
+    The Trainer turns that off, for reentrant checkpoints do not work with it; those that are the default today do.
 
     >>> args = TrainingArguments("out", activation_checkpointing=True)
     >>> allow_idle_parameters(args)
@@ -46,7 +45,7 @@ def check_processes(args: TrainingArguments) -> None:
     if launched > 1 and args.world_size == 1:
         raise InvalidInputError(
             f"{launched} processes were launched, but each would train alone and write to {args.output_dir!r}: "
-            "on CPUs say so, `use_cpu=True` (`--use_cpu`), and they will speak through gloo."
+            "on CPUs set `use_cpu=True` (`--use_cpu`), and they will communicate through gloo."
         )
 
 
@@ -71,8 +70,7 @@ def check_idle_parameters(model: nn.Module) -> None:
 def shard_language_model(plugin: Any, model: nn.Module, device: torch.device) -> None:
     """Has FSDP shard the layers of the language model, and leave the dual encoder whole in every process.
 
-    The retriever asks the dual encoder outside of the model's `forward`, where sharded weights are not put together;
-    it is small beside the language model, and is not trained with it.
+    The retriever calls the dual encoder outside of the model's `forward`, where sharded weights are not put together.
 
     Args:
         plugin (`accelerate.FullyShardedDataParallelPlugin`): changed in place.

@@ -170,7 +170,7 @@ def _fail_at(name):
 
 
 def test_another_knowledge_base_or_a_damaged_version_is_refused(tmp_path):
-    joint_trainer(tmp_path, max_steps=6).train()
+    joint_trainer(tmp_path, max_steps=7).train()
     state = json.loads((tmp_path / "checkpoint-6" / "index_generation.json").read_text())
     assert state["generation"] == 2
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,8 @@ class RetrievalCollator:
     @property
     def columns(self) -> list[str]:
         """The columns that are read."""
-        names = (self.query_image, self.query_text, self.passage_image, self.passage_text)
-        return [name for name in (*names, self.negatives, self.label, self.id) if name]
+        sides = (self.query_image, self.query_text, self.passage_image, self.passage_text)
+        return [name for name in (*sides, self.negatives, self.label, self.id) if name]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> BatchFeature:
         """Inputs of `RavlmModel.forward`: the positives in the order of the queries, then all hard negatives.
@@ -189,18 +189,16 @@ class AnswerCollator:
 
 
 def read_rows(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], read: Any, id_column: str | None, on_error: OnError
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    read: Callable[[Mapping[str, Any], Any], Any],
+    id_column: str | None,
+    on_error: OnError,
 ) -> list[Any]:
-    """Reads the rows of a batch, and leaves out or reports what is broken.
-
-    Args:
-        rows (`list[dict]`): of a data set.
-        columns (`list[str]`): that `read` needs.
-        read (callable of a row and its name): raises `InvalidInputError` or `UnsafeInputError` for a broken row.
-        id_column (`str`, *optional*): names the rows; without it their number in the batch does.
+    """`read(row, name)` of every row of a batch; rows that it refuses are errors, or left out.
 
     Raises:
-        `InvalidInputError`: a column is missing, or every row is broken.
+        `InvalidInputError`: one of `columns` is missing, or every row is broken.
     """
     kept, faults = [], []
     for number, row in enumerate(rows):
@@ -234,17 +232,15 @@ def _image_and_text(
     if image is None and not text:
         columns = [column for column in (image_column, text_column) if column]
         raise InvalidInputError(f"no {what}: the columns {columns} are empty")
-    return None if image is None else _usable(image, on_error), text or None
-
-
-def _usable(image: Any, on_error: OnError) -> Image.Image:
-    try:
-        return safe_image(image)
-    except UnsafeInputError as error:
-        if on_error != "blank":
-            raise
-        logger.warning("an image cannot be used; a grey one takes its place: %s", error)
-        return blank_image()
+    if image is not None:
+        try:
+            image = safe_image(image)
+        except UnsafeInputError as error:
+            if on_error != "blank":
+                raise
+            logger.warning("an image cannot be used; a grey one takes its place: %s", error)
+            image = blank_image()
+    return image, text or None
 
 
 def _text(value: Any) -> str:
@@ -254,7 +250,7 @@ def _text(value: Any) -> str:
 
 
 def _fingerprint(data: Mapping[str, torch.Tensor], row: int) -> str:
-    """What a passage is, by its words and pixels."""
+    """A digest of a passage's words and pixels."""
     digest = hashlib.blake2b(digest_size=8)
     for name, mask in (("input_ids", "attention_mask"), ("pixel_values", "image_mask")):
         if f"passage_{name}" in data and bool(data[f"passage_{mask}"][row].any()):

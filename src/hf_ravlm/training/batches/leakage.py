@@ -40,12 +40,9 @@ def holds_answer(text: str | None, answers: Sequence[str]) -> bool:
 
 @lru_cache(maxsize=65_536)
 def _pattern(answer: str) -> re.Pattern[str]:
-    before, behind = (f"(?{look}{_SPACED})" if re.match(_SPACED, edge) else "" for look, edge in _edges(answer))
+    edges = (("<!", answer[0]), ("!", answer[-1]))
+    before, behind = (f"(?{look}{_SPACED})" if re.match(_SPACED, edge) else "" for look, edge in edges)
     return re.compile(before + re.escape(answer) + behind)
-
-
-def _edges(answer: str) -> list[tuple[str, str]]:
-    return [("<!", answer[0]), ("!", answer[-1])]
 
 
 def image_hash(image: Image.Image) -> int:

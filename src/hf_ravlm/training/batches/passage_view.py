@@ -74,8 +74,7 @@ class PassageView:
 
     def texts(self, rows: Sequence[int]) -> list[str | None]:
         """The texts in some rows."""
-        texts: list[str | None] = self.knowledge_base.table["text"].take(list(rows)).to_pylist()
-        return texts
+        return self.knowledge_base.table["text"].take(list(rows)).to_pylist()
 
     def passages(self, rows: Sequence[int]) -> list[Passage]:
         """The passages in some rows."""

@@ -1,4 +1,4 @@
-"""Knows which checkpoints are complete: a list of their files is written last, after all of them are on the disk.
+"""Complete checkpoints: a list of their files is written last, after all of them are on the disk.
 
 The Trainer resumes from a checkpoint that lacks its optimizer, scheduler or random states as if it had none, and says
 nothing. Here a checkpoint without its list, or with a file that is missing or of another size, is not resumed from.

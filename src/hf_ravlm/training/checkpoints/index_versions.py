@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from ...errors import KnowledgeBaseCorruptError, KnowledgeBaseMismatchError
 from ...retrieval import RavlmRetriever
-from ...saving.durable import make_folder, replace_file, sync_folder, temporary_file
+from ...saving.durable import make_folder, publish_file, replace_file
 
 
 STATE = "index_generation.json"
@@ -41,10 +41,7 @@ def save_index_version(run_folder: Path, checkpoint: Path, number: int, retrieve
     path = _path(run_folder, number)
     if number and not path.exists():
         make_folder(path.parent)
-        with temporary_file(path.parent) as temporary:
-            save_file({"vectors": vectors}, temporary)
-            temporary.replace(path)
-        sync_folder(path.parent)
+        publish_file(lambda temporary: save_file({"vectors": vectors}, temporary), path.parent, lambda _: path)
     replace_file(checkpoint / STATE, json.dumps(state, indent=1).encode())
 
 

@@ -19,8 +19,6 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 class RandomState:
     """The state of the random numbers now, on the CPU and where the tensors are, to be replayed later.
 
-    Example:
-
     >>> state = RandomState()
     >>> first = torch.rand(1)
     >>> with state.replayed():
@@ -35,7 +33,7 @@ class RandomState:
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Inside, the random numbers of then come again; outside they go on as if nothing had happened."""
+        """Inside, the same random numbers come again; outside nothing changes."""
         with torch.random.fork_rng(devices=self.devices):
             torch.set_rng_state(self.cpu_state)
             set_device_states(self.devices, self.device_states)
@@ -44,12 +42,7 @@ class RandomState:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of a batch.
-
-    Args:
-        inputs (`dict`): of these rows.
-        queries (`range`), passages (`list[int]`): the rows' numbers in the batch of this process.
-    """
+    """The inputs of some rows; `queries` and `passages` are their numbers in the batch of this process."""
 
     inputs: dict[str, torch.Tensor]
     queries: range
@@ -58,8 +51,6 @@ class Chunk:
 
 def split_batch(inputs: dict[str, torch.Tensor], num_queries: int, num_passages: int, size: int) -> list[Chunk]:
     """Cuts a batch in chunks of at most `size` queries with their positives and a share of the hard negatives.
-
-    Example:
 
     >>> batch = {"input_ids": torch.arange(3)[:, None], "passage_input_ids": torch.arange(5)[:, None]}
     >>> [(chunk.queries, chunk.passages) for chunk in split_batch(batch, 3, 5, size=2)]
@@ -71,12 +62,10 @@ def split_batch(inputs: dict[str, torch.Tensor], num_queries: int, num_passages:
     for start, further in zip(starts, hard, strict=True):
         queries = range(start, min(start + size, num_queries))
         passages = [*queries, *further]
-        device = next(iter(inputs.values())).device
-        index = {"passage_": torch.tensor(passages, device=device), "": torch.tensor(list(queries), device=device)}
-        rows = {
-            name: tensor[index["passage_" if name.startswith("passage_") else ""]] for name, tensor in inputs.items()
+        taken = {
+            name: tensor[passages if name.startswith("passage_") else list(queries)] for name, tensor in inputs.items()
         }
-        chunks.append(Chunk(rows, queries, passages))
+        chunks.append(Chunk(taken, queries, passages))
     return chunks
 
 

@@ -1,4 +1,4 @@
-"""Makes one batch of the batches of all processes: rows of any number per process, in one order that all agree on.
+"""One batch joined from the batches of all processes, each of any size, in an order that all agree on.
 
 The joined batch has the queries of process 0, 1, ..., then for the passages the positives in the same order and the
 hard negatives behind them, just as one process would have laid it out. With one process everything stays as it is.
@@ -7,6 +7,7 @@ hard negatives behind them, just as one process would have laid it out. With one
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -41,10 +42,6 @@ class BatchLayout:
     rank: int = 0
 
     @property
-    def total_queries(self) -> int:
-        return sum(self.num_queries)
-
-    @property
     def own_numbers(self) -> tuple[int, int]:
         """Queries and passages of this process."""
         return self.num_queries[self.rank], self.num_passages[self.rank]
@@ -58,19 +55,15 @@ class BatchLayout:
     def own_passages(self) -> list[int]:
         """Places of this process's passages in the joined batch: its positives, then its hard negatives."""
         hard = [passages - queries for queries, passages in zip(self.num_queries, self.num_passages, strict=True)]
-        start = self.total_queries + sum(hard[: self.rank])
+        start = sum(self.num_queries) + sum(hard[: self.rank])
         return [*self.own_queries, *range(start, start + hard[self.rank])]
 
     def passage_order(self) -> list[int]:
         """Rows of the passages as they come, process by process, in the order of the joined batch."""
-        positives: list[int] = []
-        hard: list[int] = []
-        start = 0
-        for queries, passages in zip(self.num_queries, self.num_passages, strict=True):
-            positives += range(start, start + queries)
-            hard += range(start + queries, start + passages)
-            start += passages
-        return positives + hard
+        starts = list(accumulate(self.num_passages, initial=0))
+        places = list(zip(starts, self.num_queries, starts[1:], strict=False))
+        positives = [row for start, queries, _ in places for row in range(start, start + queries)]
+        return positives + [row for start, queries, end in places for row in range(start + queries, end)]
 
 
 def read_layout(num_queries: int, num_passages: int, device: torch.device) -> BatchLayout:
@@ -122,12 +115,10 @@ def in_order(passages: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
 
 
 def gather_inputs(inputs: dict[str, torch.Tensor], layout: BatchLayout) -> dict[str, torch.Tensor]:
-    """Pictures and texts of the queries and passages of all processes, in the order of the joined batch.
+    """Images and texts of the queries and passages of all processes, in the order of the joined batch.
 
-    Texts are padded to the longest. Where one process has no pictures, or no texts, its rows are masked.
-
-    Args:
-        inputs (`dict`): those of `SIDE`, for passages with the prefix `passage_`.
+    The keys are those of `SIDE`, for passages with the prefix `passage_`. Texts are padded to the longest. Where one
+    process has no images, or no texts, its rows are masked.
     """
     if len(layout.num_queries) == 1:
         return inputs
@@ -156,7 +147,7 @@ def _gather_side(side: dict[str, torch.Tensor], sizes: tuple[int, ...]) -> dict[
         if tensor is None:
             tensor = torch.zeros((own, *shape), dtype=shapes[0][1], device=device)
             if name == "attention_mask":
-                tensor[:, 0] = 1  # an encoder must have a token to look at, though nobody looks at it
+                tensor[:, 0] = 1  # an encoder must have a token to look at, though its vector is masked
         gap = [size for axis in reversed(range(len(shape))) for size in (0, shape[axis] - tensor.shape[axis + 1])]
         rows = F.pad(tensor, gap) if any(gap) else tensor
         whole = gather_rows(rows.byte() if rows.dtype == torch.bool else rows, sizes)
@@ -177,9 +168,8 @@ def with_masks(side: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Averages the gradients over the processes, also those that only some of them have.
-
-    For steps of several backward passes, after which DDP itself would average only what the last pass used.
+    """Averages gradients over the processes, also those that only some have: for steps of several backward passes,
+    after which DDP itself would average only what the last pass used.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.uint8)

@@ -128,64 +128,56 @@ def mine_hard_negatives(
     """
     from transformers.utils.logging import tqdm
 
-    unknown = [kind for kind in kinds if kind not in _PROPOSALS]
-    if unknown or not kinds:
-        raise InvalidInputError(f"kinds={list(kinds)}: expected some of {list(_PROPOSALS)}.")
-    for name, value in {
-        "num_negatives": num_negatives,
-        "num_candidates": num_candidates,
-        "batch_size": batch_size,
-    }.items():
-        if value < 1:
-            raise InvalidInputError(f"{name}={value}: expected at least 1.")
+    if batch_size < 1:
+        raise InvalidInputError(f"batch_size={batch_size}: expected at least 1.")
     if process[1] > 1 and cache is None:
         raise InvalidInputError(f"{process[1]} processes share their work through files: give a folder as `cache`.")
     rules = NegativeRules() if rules is None else rules
+    miner = _Miner(PassageView(retriever, entity), tuple(kinds), rules, num_negatives, num_candidates, seed)
     rows = NumberedRows(rows)
     check_gold_ids(gold_ids_of(rows) or [], retriever.knowledge_base)  # before hours of mining
-    miner = _Miner(PassageView(retriever, entity), tuple(kinds), rules, num_negatives, num_candidates, seed)
     batches = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
     store = None if cache is None else MiningCache(cache, miner.identity())
-    mined: dict[int, list[HardNegatives]] = {}
-    for number, batch in enumerate(tqdm(batches, desc="Mining negatives", delay=5)):
-        if number % process[1] != process[0]:
-            continue
-        taken = [TrainingRow.parse(rows[row]) for row in batch]
+    mined: dict[int, list[Any]] = {}
+    own = [number for number in range(len(batches)) if number % process[1] == process[0]]
+    for number in tqdm(own, desc="Mining negatives", delay=5):
+        taken = [TrainingRow.parse(rows[row]) for row in batches[number]]
         done = None if store is None else store.read(number, taken)
         if done is None:
-            done = miner.mine(taken, batch.start)
+            done = miner.mine(taken, batches[number].start)
             if store is not None:
                 store.write(number, taken, done)
-        mined[number] = [HardNegatives(*negatives) for negatives in done]
+        mined[number] = done
     for number, batch in enumerate(batches):
         if number not in mined and store is not None:
-            waited = store.wait_for(number, [TrainingRow.parse(rows[row]) for row in batch])
-            mined[number] = [HardNegatives(*negatives) for negatives in waited]
-    return [negatives for number in range(len(batches)) for negatives in mined[number]]
+            mined[number] = store.wait_for(number, [TrainingRow.parse(rows[row]) for row in batch])
+    return [HardNegatives(*negatives) for number in range(len(batches)) for negatives in mined[number]]
 
 
+@dataclass(frozen=True)
 class _Miner:
     """Mines batches of rows with fixed knowledge and settings."""
 
-    def __init__(
-        self,
-        view: PassageView,
-        kinds: tuple[Kind, ...],
-        rules: NegativeRules,
-        num_negatives: int,
-        num_candidates: int,
-        seed: int,
-    ) -> None:
-        self.view, self.kinds, self.rules = view, kinds, rules
-        self.num_negatives, self.num_candidates, self.seed = num_negatives, num_candidates, seed
+    view: PassageView
+    kinds: tuple[Kind, ...]
+    rules: NegativeRules
+    num_negatives: int
+    num_candidates: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.kinds or not set(self.kinds) <= set(_PROPOSALS):
+            raise InvalidInputError(f"kinds={list(self.kinds)}: expected some of {list(_PROPOSALS)}.")
+        for name in ("num_negatives", "num_candidates"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name}={getattr(self, name)}: expected at least 1.")
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, beside the rows."""
-        settings = {"kinds": self.kinds, "rules": asdict(self.rules), "num_negatives": self.num_negatives}
+        names = ("kinds", "num_negatives", "num_candidates", "seed")
         return {
-            **settings,
-            "num_candidates": self.num_candidates,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in names},
+            "rules": asdict(self.rules),
             "entity": self.view.entity,
             "vectors_by": self.view.retriever.encoder_fingerprint,
             "queries_by": self.view.retriever.encoder.fingerprint,
@@ -194,7 +186,7 @@ class _Miner:
         }
 
     def mine(self, rows: Sequence[TrainingRow], first: int) -> list[HardNegatives]:
-        """Negatives for rows of which the first is row `first` of all."""
+        """Negatives for rows of which the first is number `first` of all."""
         batch = _Batch.of(rows, self.view, self.num_candidates)
         proposals = {kind: _PROPOSALS[kind](batch, self.view) for kind in self.kinds}
         return [

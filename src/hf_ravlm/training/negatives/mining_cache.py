@@ -38,17 +38,17 @@ class MiningCache:
     def __init__(
         self, folder: str | PathLike[str], identity: Mapping[str, Any], timeout_seconds: float = 3600
     ) -> None:
-        self.folder = Path(folder) / _digest(identity)[:16]
+        self.folder = Path(folder) / _digest(identity)
         self.timeout_seconds = timeout_seconds
         make_folder(self.folder)
 
     def read(self, number: int, rows: Sequence[TrainingRow]) -> list[Any] | None:
         """The result of batch `number` for these rows, if it was written."""
         path = self._path(number, rows)
-        if not path.exists():
-            return None
         try:
             result: list[Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
         except ValueError:
             logger.warning("%s is damaged; the batch is mined again.", path)
             return None
@@ -78,26 +78,21 @@ class MiningCache:
         return result
 
     def _path(self, number: int, rows: Sequence[TrainingRow]) -> Path:
-        return self.folder / f"batch-{number:06d}-{_digest([_content(row) for row in rows])[:16]}.json"
-
-
-def _content(row: TrainingRow) -> list[Any]:
-    """The parts of a row that mining depends on, for JSON."""
-    return [row.question, row.answers, row.gold_ids, row.exclude_ids, _image_digest(row.image)]
+        content = [
+            (row.question, row.answers, row.gold_ids, row.exclude_ids, _image_digest(row.image)) for row in rows
+        ]
+        return self.folder / f"batch-{number:06d}-{_digest(content)}.json"
 
 
 def _image_digest(image: Any) -> str | None:
-    if image is None or isinstance(image, str):
-        return image
-    if isinstance(image, PathLike):
-        return str(image)
     if isinstance(image, Mapping):
-        return _image_digest(image.get("bytes") or image.get("path"))
+        image = image.get("bytes") or image.get("path")
+    if image is None or isinstance(image, (str, PathLike)):
+        return image and str(image)
     if isinstance(image, Image.Image):
-        return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
+        image = f"{image.mode}{image.size}".encode() + image.tobytes()
     return hashlib.sha256(image if isinstance(image, bytes) else repr(image).encode()).hexdigest()
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).hexdigest()[:16]
