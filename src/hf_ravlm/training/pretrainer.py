@@ -282,7 +282,8 @@ class RavlmPreTrainer(RavlmTrainer):
             return
         if self.args.train_batch_size * world_size() == 1:
             raise InvalidInputError(
-                "a batch of one row without hard negatives teaches nothing: set per_device_train_batch_size to 2 or more"
+                "a batch of one row without hard negatives has no contrast: set "
+                "per_device_train_batch_size to 2 or more"
             )
         logger.warning(
             "step %d: the batch of %d rows holds no negative (one row, or one label): it teaches no contrast",
