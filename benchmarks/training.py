@@ -135,7 +135,7 @@ def sentence_pairs(number: int) -> Dataset:
 
 
 def our_towers() -> tuple[RavlmModel, RavlmProcessor]:
-    """MiniLM as the text tower; the picture tower, which nobody uses here, is tiny."""
+    """MiniLM as the text tower; the image tower, which is not used here, is tiny."""
     text, tokenizer = AutoModel.from_pretrained(MINILM), AutoTokenizer.from_pretrained(MINILM)
     config = RavlmConfig(
         vision_config={"model_type": "vit", "image_size": 16, "patch_size": 8, **TINY},
@@ -145,8 +145,8 @@ def our_towers() -> tuple[RavlmModel, RavlmProcessor]:
     )
     model = RavlmModel(config)
     model.text_encoder.load_state_dict(text.state_dict())
-    pictures = ViTImageProcessorPil(size={"height": 16, "width": 16})
-    return model, RavlmProcessor(pictures, tokenizer, tokenizer, max_text_length=MAX_LENGTH, fusion="gated")
+    images = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    return model, RavlmProcessor(images, tokenizer, tokenizer, max_text_length=MAX_LENGTH, fusion="gated")
 
 
 def our_trainer(model: RavlmModel, collator: RetrievalCollator, pairs: Dataset, settings: dict) -> RavlmPreTrainer:

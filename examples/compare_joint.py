@@ -2,13 +2,13 @@
 
     python examples/compare_joint.py --seeds 0 1 2 --out runs/joint
 
-Picture tower and reader are those of `examples/flags/checkpoint`; the text tower begins with random weights and is
+Image tower and reader are those of `examples/flags/checkpoint`; the text tower begins with random weights and is
 aligned with the passages that answer, by in-batch negatives: a pair from separate trainings. From there two arms go on
 for the same number of steps, with questions about the training countries:
 
 - *separate*: the retriever by `RavlmPreTrainer` (InfoNCE, gold passages, in-batch negatives) with as many passages and
   questions per step as the other arm, then the reader by `RavlmTrainer` on what this retriever finds.
-- *joint*: both by `RavlmJointTrainer`, from answers alone; no gold passage is told.
+- *joint*: both by `RavlmJointTrainer`, from answers alone; no gold passage is given.
 
 Measured on the dev countries, with all passages of all 250 entries as the knowledge.
 """

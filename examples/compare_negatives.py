@@ -2,14 +2,14 @@
 
     python examples/compare_negatives.py --seeds 0 1 2 --out runs/negatives
 
-A query is a picture with a question; its passage is the one of that country that answers. Both arms start from the
-picture tower of `examples/flags/checkpoint`, which stays as it is, and a text tower with random weights, which learns
+A query is an image with a question; its passage is the one of that country that answers. Both arms start from the
+image tower of `examples/flags/checkpoint`, which stays as it is, and a text tower with random weights, which learns
 by `RavlmPreTrainer` and InfoNCE for the same number of steps:
 
 - *in-batch*: pairs alone; the passages of the other pairs are the negatives.
 - *mined*: fewer pairs, and for each the passages that the towers as they are confuse with the right one, and others of
   the same country, by `mine_hard_negatives`, and again every so many steps by `MineNegativesCallback`. Each step reads
-  as many pictures and texts as without.
+  as many images and texts as without.
 
 Training sees training countries alone; measured are the dev countries, among all passages of all entries. The towers
 of each arm are left in the folder, for `compare_joint.py` to go on from.

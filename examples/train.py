@@ -5,7 +5,7 @@
         --eval_dataset more.jsonl --knowledge_base DIR --output_dir runs/reader --report_to tensorboard
 
 `--model` is a folder or a name on the Hub with a reader and its processor, and, unless `--knowledge_base` names
-another place, a knowledge base. Every option of `TrainingArguments` is one here. Rows are told by `training_rows.py`.
+another place, a knowledge base. Every option of `TrainingArguments` is one here. `training_rows.py` says which rows.
 The output folder holds all that `pipeline("image-to-text", model=...)` needs.
 """
 

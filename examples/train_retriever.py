@@ -5,7 +5,7 @@
     accelerate launch examples/train_retriever.py --model DIR --dataset questions.jsonl --knowledge_base DIR \
         --negatives negatives.jsonl --triplet_weight 0.3 --grad_cache_chunk_size 64 --report_to tensorboard
 
-A query is the picture and the question of a row. Its passage is the text of `--passage_column`, or the first of its
+A query is the image and the question of a row. Its passage is the text of `--passage_column`, or the first of its
 gold passages in the knowledge base; `--negatives` (see `mine_hard_negatives.py`) adds passages that look right. The
 objectives are options of `RavlmPreTrainingArguments`. A knowledge base is encoded anew by what was trained.
 """
@@ -39,7 +39,7 @@ class Options:
     knowledge_base: str | None = field(
         default=None, metadata={"help": "folder of the gold passages; by default that of model"}
     )
-    passage_column: str | None = field(default=None, metadata={"help": "texts that belong to the pictures"})
+    passage_column: str | None = field(default=None, metadata={"help": "texts that belong to the images"})
     num_negatives: int = field(default=1, metadata={"help": "mined passages per query"})
 
 
@@ -79,7 +79,13 @@ class WithPassages:
         names = [self.gold_ids[number][0], *(row.get("negative_ids") or [])[: self.num_negatives]]
         passages = self.knowledge_base.passages([self.row_of[name] for name in names])
         negatives = [{"text": passage.text, "image": passage.image} for passage in passages[1:]]
-        return {**row, "text": passages[0].text, "picture": passages[0].image, "entity": names[0], "hard": negatives}
+        return {
+            **row,
+            "text": passages[0].text,
+            "passage_image": passages[0].image,
+            "entity": names[0],
+            "hard": negatives,
+        }
 
 
 def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
@@ -103,7 +109,7 @@ def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
         ).knowledge_base
         train = WithPassages(train, knowledge_base, options.num_negatives)
         held_out = held_out and WithPassages(held_out, knowledge_base, 0)
-        passage = {"passage_text": "text", "passage_image": "picture", "negatives": "hard", "label": "entity"}
+        passage = {"passage_text": "text", "passage_image": "passage_image", "negatives": "hard", "label": "entity"}
     else:
         passage = {"passage_text": "answers"}
     trainer = RavlmPreTrainer(

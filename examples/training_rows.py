@@ -1,7 +1,7 @@
 """Which rows the training programs of this folder read: the flags world, or a file, folder or data set of your own.
 
-A row is a picture, a question, the accepted answers, and the ids of the passages that hold them; what is not there is
-left out. A picture is one of the data set, or a path beside the file.
+A row is an image, a question, the accepted answers, and the ids of the passages that hold them; what is not there is
+left out. An image is one of the data set, or a path beside the file.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class DataOptions:
 
     dataset: str = field(
         default="flags",
-        metadata={"help": "'flags', a .jsonl, .csv or .parquet file, a folder of pictures, or a name on the Hub"},
+        metadata={"help": "'flags', a .jsonl, .csv or .parquet file, a folder of images, or a name on the Hub"},
     )
     split: str = field(default="train", metadata={"help": "of the data set; of the flags 'train' or 'dev'"})
     eval_dataset: str | None = field(default=None, metadata={"help": "as dataset, to evaluate with"})
     eval_split: str | None = field(default=None, metadata={"help": "to evaluate with, of dataset if nothing else"})
     max_rows: int | None = field(default=None, metadata={"help": "take so many rows of each"})
-    image_column: str = field(default="image", metadata={"help": "pictures"})
+    image_column: str = field(default="image", metadata={"help": "images"})
     question_column: str = field(default="question", metadata={"help": "questions; none for captioning"})
     answer_column: str = field(default="answers", metadata={"help": "an answer, a caption or several answers"})
     gold_column: str = field(default="gold_ids", metadata={"help": "ids of the passages that hold the answer"})
@@ -91,7 +91,7 @@ def read_rows(name: str, split: str, options: DataOptions) -> Dataset:
 
 
 def open_dataset(name: str, split: str, image_column: str) -> Dataset:
-    """A file, a folder of pictures (with `metadata.jsonl` for the other columns), or a data set by its name."""
+    """A file, a folder of images (with `metadata.jsonl` for the other columns), or a data set by its name."""
     path = Path(name)
     if path.is_file():
         if path.suffix not in READERS or not path.stat().st_size:
@@ -104,7 +104,7 @@ def open_dataset(name: str, split: str, image_column: str) -> Dataset:
 
 
 def with_whole_paths(rows: Dataset, column: str, folder: Path) -> Dataset:
-    """Rows whose pictures, where they are paths, are found from anywhere."""
+    """Rows whose images, where they are paths, are found from anywhere."""
     if getattr(rows.features[column], "dtype", None) != "string":
         return rows
     paths = [name and str(folder / name) for name in rows[column]]

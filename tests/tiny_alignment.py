@@ -39,7 +39,7 @@ def build_model(dropout: float = 0.0, seed: int = 0) -> RavlmForPreTraining:
 
 
 def build_batch(num_queries: int, num_hard: int = 0, seed: int = 0, device: str = "cpu") -> dict:
-    """Random pictures and captions, two captions of one label, and words hidden in them."""
+    """Random images and captions, two captions of one label, and words hidden in them."""
     generator = torch.Generator().manual_seed(seed)
     num_passages = num_queries + num_hard
     ids = torch.randint(8, 300, (num_passages, 7), generator=generator)

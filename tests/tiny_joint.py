@@ -118,7 +118,7 @@ def main(folder: Path) -> None:
     trainer.train()
     outcome = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     outcome["vectors"] = torch.from_numpy(np.array(trainer.retriever.vectors))
-    outcome["generation"] = torch.tensor(trainer.index_version)
+    outcome["version"] = torch.tensor(trainer.index_version)
     outcome["mined"] = torch.tensor([knowledge.ids.index(name) for negatives in taken for name in negatives.ids])
     save_file(outcome, folder / f"trained_{rank}.safetensors")
 

@@ -71,7 +71,11 @@ def read(model, processor, images, questions, evidence, **options):
 def fit(monkeypatch):
     monkeypatch.setattr(policy_fitting, "read_watched", read)
     model = SimpleNamespace(config=SimpleNamespace(num_passages=K))
-    return lambda **options: fit_answer_policy(model, None, world(240, 0), calibration="temperature", **options)
+
+    def fitted(number: int = 240, **options) -> AnswerPolicy:
+        return fit_answer_policy(model, None, world(number, 0), calibration="temperature", **options)
+
+    return fitted
 
 
 def ask(policy: AnswerPolicy, questions: list[JudgedQuestion]) -> list[Answer]:
@@ -120,8 +124,8 @@ def test_a_dear_search_is_never_made_and_a_costless_error_always_risked(fit):
 
 
 def test_fitting_is_repeatable(fit, tmp_path):
-    assert fit(search_cost=0.02).fingerprint == fit(search_cost=0.02).fingerprint
-    policy = fit(search_cost=0.02, hidden_dim=3)
+    assert fit(60, search_cost=0.02).fingerprint == fit(60, search_cost=0.02).fingerprint
+    policy = fit(60, search_cost=0.02, hidden_dim=3)
     policy.save_pretrained(tmp_path)
     loaded = AnswerPolicy.from_pretrained(tmp_path)
     assert loaded.fingerprint == policy.fingerprint

@@ -44,7 +44,7 @@ def test_a_slow_first_process_is_waited_for_and_all_end_alike(two_processes):
     assert set(first) == set(second)
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
-    assert first["generation"].item() == 3  # after 2 and 4 steps, and at the end
+    assert first["version"].item() == 3  # after 2 and 4 steps, and at the end
     assert len(first["mined"])
     assert newest_complete(two_processes / "long").name == "checkpoint-5"
     kept = sorted(path.name for path in (two_processes / "long" / "checkpoint-4").glob("rng_state_*.pth"))

@@ -1,4 +1,4 @@
-"""Settings of the alignment of the two towers: which objectives, with what weight, and how a large batch is cut."""
+"""Arguments of the alignment of the two towers: objectives, their weights, and how a large batch is cut."""
 
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ class RavlmPreTrainingArguments(TrainingArguments):
         triplet_weight (`float`, *optional*, defaults to 0.0): triplets with semi-hard negatives.
         triplet_margin (`float`, *optional*, defaults to 0.2): in cosine.
         symmetric (`bool`, *optional*, defaults to `False`):
-            also passages against queries, and the mean of both. Only for one passage per query, as pictures and their
+            also passages against queries, and the mean of both. Only for one passage per query, as images and their
             captions; refused with hard negatives.
         false_negative_ratio (`float`, *optional*):
             passages with a cosine above this share of the positive's are left out of the negatives; 0.95 is usual, for

@@ -1,4 +1,4 @@
-"""What happens every so many steps while training: the index is made anew, hard negatives are mined anew."""
+"""Callbacks that make the index or the hard negatives anew every so many steps."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class RefreshIndexCallback(TrainerCallback):
 class MineNegativesCallback(TrainerCallback):
     """Mines hard negatives anew every so many steps, with the vectors of the model as it is then.
 
-    The knowledge base is encoded, the rows are mined, and `use` gets the result; a checkpoint keeps it, so that a
-    training that resumes goes on with the same negatives. Processes share the work through files in the output folder.
+    The knowledge base is encoded, the rows are mined, and `use` gets the result; a checkpoint keeps it for a training
+    that resumes. Processes share the work through files in the output folder.
 
     Args:
         knowledge_base: The passages.
@@ -57,7 +57,7 @@ class MineNegativesCallback(TrainerCallback):
         every: Steps between two minings.
         use: Gets the negatives, one `HardNegatives` per row; called in the training's own process. Workers of a data
             loader hold copies of a data set and do not see what it changes there.
-        warmup_steps: No mining before this step; negatives of a model that knows nothing are random.
+        warmup_steps: No mining before this step; negatives of an untrained model are random.
         num_negatives: As in `mine_hard_negatives`.
         **options: Other arguments of `mine_hard_negatives`.
 
@@ -90,11 +90,10 @@ class MineNegativesCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Mines when it is time."""
-        if state.global_step % self.every or state.global_step < self.warmup_steps:
+        step = state.global_step
+        if step % self.every or step < self.warmup_steps or step >= state.max_steps:
             return
-        if state.global_step >= state.max_steps:
-            return
-        folder = Path(args.output_dir) / "mining" / f"step-{state.global_step}" if args.world_size > 1 else None
+        folder = Path(args.output_dir) / "mining" / f"step-{step}" if args.world_size > 1 else None
         retriever = RavlmRetriever.build(
             self.knowledge_base, self.encoder, staging=None if folder is None else folder / "vectors"
         )
@@ -106,7 +105,7 @@ class MineNegativesCallback(TrainerCallback):
             process=(args.process_index, args.world_size),
             **self.options,
         )
-        logger.info("Mined hard negatives of %d rows at step %d.", len(self.negatives), state.global_step)
+        logger.info("Mined hard negatives of %d rows at step %d.", len(self.negatives), step)
         self.use(self.negatives)
         if args.process_index == 0 and self._shared is not None:  # every process has long read it
             shutil.rmtree(self._shared, ignore_errors=True)

@@ -73,8 +73,8 @@ def counterfactual_labels(
     """Whether evidence helped: the labels of a gate.
 
     `1[loss_with + margin < loss_without]`, or softly `sigmoid((loss_without - loss_with - margin) / temperature)`. A
-    loss is whatever is low for good answers: a negative log-likelihood, or one minus a score. Where both answers are
-    right or both wrong, evidence did not help, and the hard label is 0: a search would have been for nothing.
+    loss is anything that is low for good answers: a negative log-likelihood, or one minus a score. Where both answers
+    are right or both wrong, the hard label is 0, as the search changed nothing.
 
     Args:
         loss_without, loss_with (`(Q,)`): Of the closed-book answer and of the one with evidence.
@@ -89,13 +89,10 @@ def counterfactual_labels(
 
     Example: rescued, harmed, right anyway.
 
-    ```python
     >>> counterfactual_labels([1.0, 0.0, 0.0], [0.0, 1.0, 0.0]).tolist()
     [1.0, 0.0, 0.0]
     >>> counterfactual_labels([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], temperature=0.5).round(2).tolist()
     [0.88, 0.12, 0.5]
-
-    ```
     """
     without, with_evidence = np.asarray(loss_without, np.float64), np.asarray(loss_with, np.float64)
     if without.ndim != 1 or without.shape != with_evidence.shape or np.isnan(without + with_evidence).any():
@@ -117,7 +114,7 @@ def fit_decision_head(
     weight_decay: float = 1e-3,
     seed: int = 0,
 ) -> DecisionHead:
-    """Fits a `DecisionHead` by cross-entropy on all rows at once, with L-BFGS; a second or less.
+    """Fits a `DecisionHead` by cross-entropy on all rows at once, with L-BFGS.
 
     Args:
         features (`dict[str, torch.Tensor]`): Each `(N,)`.
@@ -130,14 +127,11 @@ def fit_decision_head(
     Raises:
         InvalidInputError: There is nothing to tell apart: no rows, or one label only.
 
-    Example: what is high is yes.
+    Example: a high score means yes.
 
-    ```python
     >>> head = fit_decision_head({"score": torch.tensor([0.1, 0.2, 0.8, 0.9])}, [0, 0, 1, 1])
     >>> (head({"score": torch.tensor([0.15, 0.85])}) > 0.5).tolist()
     [False, True]
-
-    ```
     """
     names = tuple(features if names is None else names)
     values, wanted = stack_features(features, names), torch.as_tensor(np.asarray(labels), dtype=torch.float32)

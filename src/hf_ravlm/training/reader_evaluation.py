@@ -32,12 +32,12 @@ def reader_sums(
     rows: Sequence[Mapping[str, Any]],
     **generation: Any,
 ) -> dict[str, float]:
-    """Sums over rows, so that processes can add theirs up; `means_of` turns them into shares.
+    """Sums over one batch of rows, so that processes can add theirs up; `means_of` turns them into shares.
 
     Args:
         reader: In eval mode.
         batches: Makes its inputs.
-        rows: One batch of evaluation rows.
+        rows: As a data set gives them.
         generation: For `generate`, such as `max_new_tokens`.
     """
     opened = batches.opened(rows)
@@ -49,13 +49,12 @@ def reader_sums(
         found, queries = batches.find(opened, max(num_passages, _RANKS))
         evidence = batches.evidence_of([places[:num_passages] for places in found], queries)
         sums |= _ranking_sums(batches, opened, found)
-    told = answer(reader, batches, opened, evidence, **generation)
+    read = answer(reader, batches, opened, evidence, **generation)
     alone = answer(reader, batches, opened, [[] for _ in opened], **generation)
-    right = np.array([exact_match(text, answers) for text, answers in zip(told, accepted, strict=True)])
-    known = np.array([exact_match(text, answers) for text, answers in zip(alone, accepted, strict=True)])
+    right, known = (np.array(list(map(exact_match, texts, accepted))) for texts in (read, alone))
     sums |= {
         "exact_match": right.sum(),
-        "token_f1": sum(token_f1(text, answers) for text, answers in zip(told, accepted, strict=True)),
+        "token_f1": sum(map(token_f1, read, accepted)),
         "closed_book_exact_match": known.sum(),
         "rescued": (right * (1 - known)).sum(),
         "harmed": (known * (1 - right)).sum(),
@@ -103,7 +102,7 @@ def answer(
     evidence: Sequence[Sequence[Mapping[str, Any]]],
     **generation: Any,
 ) -> list[str]:
-    """What the reader says to some opened rows with some evidence."""
+    """The reader's answers to opened rows with given evidence."""
     inputs = batches.for_generation(rows, evidence)
     inputs.pop(ROW_NAMES)
     inputs = {name: value.to(reader.device) for name, value in inputs.items()}

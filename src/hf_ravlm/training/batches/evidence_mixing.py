@@ -1,10 +1,10 @@
-"""What a reader is given to read while it learns: retrieved, gold and distracting passages, in shares that change.
+"""The evidence of training rows: retrieved, gold and distracting passages, in shares that change over the training.
 
 A reader that always sees the gold passage first learns to copy from there and to trust everything; one that sees only
-what the retriever finds often cannot know the answer. So the shares run from an early value to a late one over the
-training, now and then passages are missing, the gold ones among them, and one may have nothing to do with the
-question. In the prompt all stand where their scores put them, as they will later, or in any order: on its training
-data a good retriever puts the gold passage first, and a reader that may rely on that looks no further.
+what the retriever finds often cannot know the answer. So the shares run from an early value to a late one, now and
+then passages are missing, the gold ones among them, and one may have nothing to do with the question. Passages stand
+best first, as they will later, or in any order: on its training data a good retriever puts the gold passage first, and
+a reader that may rely on that looks no further.
 
 References: Zhang et al. 2024 (RAFT, arXiv 2403.10131: gold among distractors, or left out); Yasunaga et al. 2023
 (RA-CM3, arXiv 2211.12561: K drawn from 0 to 2); Yoran et al. 2024 (arXiv 2310.01558: robustness to irrelevant
@@ -14,7 +14,7 @@ passages).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -69,13 +69,10 @@ class EvidenceMix:
 
     def at(self, progress: float) -> EvidenceMix:
         """The mix at a point of the training, 0 for its start and 1 for its end."""
+        progress = min(max(progress, 0.0), 1.0)
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        now = {
-            name: value[0] + (value[1] - value[0]) * min(max(progress, 0.0), 1.0)
-            for name, value in values.items()
-            if isinstance(value, (tuple, list))
-        }
-        return EvidenceMix(**{**values, **{name: round(share, 12) for name, share in now.items()}})
+        pairs = {name: value for name, value in values.items() if isinstance(value, (tuple, list))}
+        return replace(self, **{name: round(a + (b - a) * progress, 12) for name, (a, b) in pairs.items()})
 
 
 def mix_evidence(
@@ -85,10 +82,10 @@ def mix_evidence(
 
     Args:
         mix: The shares now, all plain numbers.
-        row: Its `gold_ids`, `negative_ids`, `exclude_ids` and `known` count.
-        retrieved: What the retriever finds, best first; more than `num_passages` of them, as some are excluded.
+        row: What it names as gold, negative and excluded.
+        retrieved: Best first; more than `num_passages` of them, as some are excluded.
         view: The knowledge base.
-        rng: Draws everything.
+        rng: Source of all draws.
     """
     excluded = {view.row_of.get(passage_id, -1) for passage_id in row.exclude_ids}
     gold = [view.row_of[passage_id] for passage_id in row.gold_ids]

@@ -1,4 +1,4 @@
-"""From rows of training data to the inputs of a reader: what is found for them, what of it is read, and as tensors.
+"""From rows of training data to the inputs of a reader: evidence is found, mixed, and made tensors.
 
 Everything random is drawn from the seed, the step and the number of the row, never from a generator with a state of
 its own: a run that resumes draws what it would have drawn.
@@ -112,26 +112,20 @@ class ReaderBatches:
         needed = sorted({place for places in chosen for place in places})
         passages = dict(zip(needed, view.passages(needed), strict=True))
         with_images = self.processor.passage_images
+
+        def item(place: int, score: float) -> dict[str, Any]:
+            passage = passages[place]
+            image = passage.image if with_images else None
+            return {"row": place, "text": passage.text, "title": passage.title, "score": score, "image": image}
+
         evidence = []
         for places, query in zip(chosen, queries, strict=True):
             scores = view.vectors[list(places)] @ query if places else np.zeros(0)
-            order = np.argsort(-scores, kind="stable").tolist()
-            evidence.append(
-                [
-                    {
-                        "row": places[best],
-                        "text": passages[places[best]].text,
-                        "title": passages[places[best]].title,
-                        "score": float(scores[best]),
-                        "image": passages[places[best]].image if with_images else None,
-                    }
-                    for best in order
-                ]
-            )
+            evidence.append([item(places[at], float(scores[at])) for at in np.argsort(-scores, kind="stable")])
         return evidence
 
     def require_view(self) -> PassageView:
-        """The passages, of which there must be some."""
+        """The passages; an error where there is no retriever."""
         if self.view is None:
             raise InvalidInputError("There is no retriever to find evidence with: pass `retriever` to the trainer.")
         return self.view

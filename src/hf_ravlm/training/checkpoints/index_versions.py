@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from ...errors import KnowledgeBaseCorruptError, KnowledgeBaseMismatchError
 from ...retrieval import RavlmRetriever
+from ...retrieval.passage import ids_digest
 from ...saving.durable import make_folder, publish_file, replace_file
 
 
@@ -35,7 +36,7 @@ def save_index_version(run_folder: Path, checkpoint: Path, number: int, retrieve
     state = {
         "generation": number,
         "vectors_sha256": hashlib.sha256(vectors).hexdigest(),
-        "ids_sha256": _ids_digest(retriever),
+        "ids_sha256": ids_digest(retriever.knowledge_base.table),
         "encoder_fingerprint": retriever.encoder_fingerprint,
     }
     path = _path(run_folder, number)
@@ -58,7 +59,7 @@ def load_index_version(run_folder: Path, checkpoint: Path, retriever: RavlmRetri
         KnowledgeBaseCorruptError: If the vectors of the version are missing or damaged.
     """
     state: dict[str, Any] = json.loads((checkpoint / STATE).read_bytes())
-    if state["ids_sha256"] != _ids_digest(retriever):
+    if state["ids_sha256"] != ids_digest(retriever.knowledge_base.table):
         raise KnowledgeBaseMismatchError(
             f"{checkpoint} was trained with other passages than the retriever holds. Resume with the knowledge base "
             "that the training began with."
@@ -96,7 +97,3 @@ def drop_unused_versions(run_folder: Path) -> None:
 
 def _path(run_folder: Path, number: int) -> Path:
     return run_folder / FOLDER / f"generation-{number:06d}.safetensors"
-
-
-def _ids_digest(retriever: RavlmRetriever) -> str:
-    return hashlib.sha256("\0".join(retriever.knowledge_base.ids).encode()).hexdigest()

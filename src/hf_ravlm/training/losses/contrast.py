@@ -1,6 +1,6 @@
 """Losses that align two towers, one number per anchor, so that a batch may be any number of blocks of anchors.
 
-They know no model and no process group: whoever gathered the candidates of all processes gets the loss of the joined
+They are functions of vectors alone: over the gathered candidates of all processes they are the loss of the joined
 batch. Everything is computed in float32. `b` anchors of a block, `N` candidates, `D` width.
 """
 

@@ -38,8 +38,8 @@ def perplexity_distillation_loss(
 
     Example:
 
-    >>> told = torch.tensor([[-1.0, -2.0]])
-    >>> perplexity_distillation_loss(told, torch.tensor([1]), told).item()  # the retriever agrees
+    >>> scores = torch.tensor([[-1.0, -2.0]])
+    >>> perplexity_distillation_loss(scores, torch.tensor([1]), scores).item()  # the retriever agrees
     0.0
     """
     num_tokens = num_tokens.clamp(min=1).reshape(len(scores), -1)

@@ -94,7 +94,7 @@ def weighted_sum(losses: Mapping[str, torch.Tensor], args: RavlmPreTrainingArgum
 
 
 def has_negatives(labels: Labels | None, shape: tuple[int, int]) -> bool:
-    """Whether any query of the joined batch has a passage to be told from; `shape` is `(B, N)`."""
+    """Whether any query of the joined batch has a negative; `shape` is `(B, N)`."""
     return shape[1] > 1 if labels is None else bool((labels[0][:, None] != labels[1][None, :]).any())
 
 

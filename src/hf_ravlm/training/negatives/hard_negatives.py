@@ -1,4 +1,4 @@
-"""Mining of hard negatives: passages that look right to a retriever, or to a reader in a hurry, and are wrong.
+"""Mining of hard negatives: passages that look right to a retriever, or to a reader, and are wrong.
 
 Three steps, batch by batch. (1) Every kind of candidate gives each query a ranking:
 
@@ -43,7 +43,7 @@ Kind = Literal["nearest", "lexical", "same_entity", "other_modality"]
 
 @dataclass(frozen=True)
 class NegativeRules:
-    """What makes a passage no negative although it ranks high. Gold passages and their exact copies never are.
+    """Rules by which a passage that ranks high is no negative; gold passages and their exact copies never are one.
 
     Attributes:
         positive_ratio: Leave out passages that score above this share of the best gold passage's score, where that is
