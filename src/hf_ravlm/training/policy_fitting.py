@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import InvalidInputError
-from ..metrics.calibration import auroc
-from ..metrics.calibrators import fit_isotonic, fit_temperature
+from ..metrics.calibration import auroc, fit_isotonic, fit_temperature
 from ..metrics.decisions import best_threshold
 from ..pipelines.answering import read_watched
 from ..pipelines.policy.answer_policy import AnswerPolicy
