@@ -41,7 +41,7 @@ def test_a_figure_is_written_and_told(folder, tmp_path, capsys):
     assert main(["explain", str(folder), *asked, "--out", str(out), "--k", "0", "--token", "0", "--quiet"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == ["what is the capital ?", "-> Oslo"]
-    assert said[2].startswith("   without the picture ")
+    assert said[2].startswith("   the image gives ")
     assert said[3:] == [f"Written: {out}"]
 
 

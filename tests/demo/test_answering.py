@@ -43,7 +43,7 @@ def test_passages_are_shown_with_what_they_gave(parts):
     assert rows["a"]["licence"] == "CC0-1.0"
     assert sum(row["posterior"] for row in rows.values()) == pytest.approx(1, abs=0.002)
     assert [caption.split()[1] for _, caption in shown.gallery] == list(rows)
-    assert [caption.split(":")[0] for _, caption in shown.maps] == ["picture", "answer", *rows]
+    assert [caption.split(":")[0] for _, caption in shown.maps] == ["image", "answer", *rows]
     assert {picture.mode for picture, _ in (*shown.gallery, *shown.maps)} == {"RGB"}
     assert [passage["id"] for passage in shown.record["passages"]] == list(rows)
 
@@ -55,7 +55,7 @@ def test_blanks_ask_the_models_own_question(parts):
 
 def test_what_is_missing_is_told(parts):
     model, processor, retriever = parts
-    with pytest.raises(InvalidInputError, match="no picture"):
+    with pytest.raises(InvalidInputError, match="no image"):
         answer_for_page(*parts, None, QUESTION)
     with pytest.raises(InvalidInputError, match="no knowledge base"):
         answer_for_page(model, processor, None, picture(0), QUESTION)

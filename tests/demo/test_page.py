@@ -57,12 +57,12 @@ class Page:
     def upload(self, name: str, *files: Path) -> None:
         self.find(f"#{name} input[type=file]").send_keys("\n".join(str(file) for file in files))
 
-    def upload_picture(self, file: Path) -> None:
-        if self.count("#picture button[aria-label='Remove Image']"):
-            self.click("#picture button[aria-label='Remove Image']")
-        self.until(lambda: self.count("#picture input[type=file]"))
-        self.upload("picture", file)
-        self.until(lambda: self.count("#picture img"))
+    def upload_image(self, file: Path) -> None:
+        if self.count("#image button[aria-label='Remove Image']"):
+            self.click("#image button[aria-label='Remove Image']")
+        self.until(lambda: self.count("#image input[type=file]"))
+        self.upload("image", file)
+        self.until(lambda: self.count("#image img"))
 
     def type_question(self, text: str) -> None:
         self.find("#question textarea").clear()
@@ -124,7 +124,7 @@ def page(browser, demo) -> Page:
 
 
 def test_a_question_is_answered_with_evidence_and_without(page, demo, tmp_path):
-    page.upload_picture(FLAG)
+    page.upload_image(FLAG)
     page.type_question(QUESTION)
     page.click("#ask")
     page.until(lambda: page.read("retrieved"))
@@ -169,7 +169,7 @@ def test_an_uploaded_knowledge_base_answers_for_its_visitor(page, tmp_path):
     page.click("#use")
     page.until(lambda: page.read("status").startswith("2 passages"))
     assert "Left out: 1" in page.read("status")
-    page.upload_picture(FLAG)
+    page.upload_image(FLAG)
     page.type_question(QUESTION)
     page.click("#ask")
     page.until(lambda: page.read("retrieved"))
@@ -183,11 +183,11 @@ def test_an_uploaded_knowledge_base_answers_for_its_visitor(page, tmp_path):
 
 def test_bad_input_is_told_on_the_page(page, tmp_path):
     page.click("#ask")
-    assert "There is no picture. Upload one first." in page.message()
+    assert "There is no image. Upload one first." in page.message()
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    page.upload("picture", broken)
-    page.until(lambda: page.count("#picture button[aria-label='Remove Image']"))
+    page.upload("image", broken)
+    page.until(lambda: page.count("#image button[aria-label='Remove Image']"))
     page.click("#ask")
     assert "not an image in one of the formats" in page.message()
     archive = tmp_path / "broken.zip"
@@ -197,6 +197,6 @@ def test_bad_input_is_told_on_the_page(page, tmp_path):
     page.click("#use")
     assert "the archive cannot be read" in page.message()
     page.browser.save_screenshot(str(tmp_path / "bad.png"))
-    page.upload_picture(FLAG)  # and it goes on
+    page.upload_image(FLAG)  # and it goes on
     page.click("#ask")
     page.until(lambda: page.read("retrieved"))

@@ -11,7 +11,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hash_encoder import HashEncoder
 from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever, from_backbones
-from hf_ravlm.explain import explain_answer, explanation_sheet, heat_overlay, match_chart, maxsim_match, seen_picture
+from hf_ravlm.explain import explain_answer, explanation_sheet, heat_overlay, match_chart, maxsim_match, seen_image
 from hf_ravlm.explain.gradcam import answer_grad_cam
 from tiny import picture, tiny_model, tiny_processor
 from tiny_backbones import causal_tokenizer, multimodal_model, text_model, vision_model
@@ -82,7 +82,7 @@ def test_an_image_text_to_text_reader_tells_what_it_can():
     told = explain_answer(model, processor, retriever, picture(0), "what is it?", answer="red")
     assert told.answer_map is told.attention is None
     assert [note.split(":")[0] for note in told.missing] == [
-        "where the picture speaks for the answer",
+        "where the image speaks for the answer",
         "attention over passages",
     ]
     assert len(told.passage_maps) == len(told.matches) == len(told.answer.posterior) == 2
@@ -101,18 +101,18 @@ def test_heat_is_bright_where_it_is():
 
 def test_maps_lie_on_what_the_model_sees():
     processor = tiny_processor()
-    assert seen_picture(processor, picture(0)).size == picture(0).size
+    assert seen_image(processor, picture(0)).size == picture(0).size
     framed = Image.new("RGB", (72, 72), "white")
     framed.paste("navy", (4, 16, 68, 56))
     processor.trim_image_margins = True
-    assert seen_picture(processor, framed).size == (64, 40)
+    assert seen_image(processor, framed).size == (64, 40)
     processor.trim_image_margins = False
     processor.image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
     )
     half = Image.new("RGB", (48, 16), "white")  # of which the crop leaves the middle
     half.paste("navy", (24, 0, 48, 16))
-    seen = np.asarray(seen_picture(processor, half), int)
+    seen = np.asarray(seen_image(processor, half), int)
     assert seen.shape == (16, 16, 3)
     np.testing.assert_allclose(seen, np.asarray(half, int)[:, 16:32], atol=2)
 

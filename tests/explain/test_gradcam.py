@@ -12,8 +12,8 @@ from hf_ravlm.explain.gradcam import (
     answer_grad_cam,
     find_layer,
     heat_maps,
+    image_worth,
     layer_grad_cam,
-    picture_worth,
     retrieval_grad_cam,
 )
 from tiny import VISION, picture, tiny_model, tiny_processor
@@ -119,7 +119,7 @@ def test_a_picture_is_worth_what_the_answer_loses_without_it():
     model, processor = tiny_model(), tiny_processor()
     plain = Image.new("RGB", (16, 16), (90, 120, 30))
     given = (["what ?", "what ?"], ["Oslo", "Oslo"], [["red white"]] * 2)
-    worth = picture_worth(model, processor, [picture(0), plain], *given)
+    worth = image_worth(model, processor, [picture(0), plain], *given)
     assert worth[0].abs() > 1e-3
     assert worth[1].abs() < 1e-5  # covered by its own colour
     inputs = processor(images=[picture(0)], text=given[0][:1], answers=given[1][:1], evidence=given[2][:1])

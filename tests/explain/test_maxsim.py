@@ -41,7 +41,7 @@ def test_parts_are_named_by_what_they_are():
     assert found.query_parts[:4] == ["[1,1]", "[1,2]", "[2,1]", "[2,2]"]
     assert "".join(found.query_parts[4:]) == "whatis"
     assert "".join(found.passage_parts) == "Oslored"
-    assert list(found.shares) == ["picture/words", "words/words"]
+    assert list(found.shares) == ["image/words", "words/words"]
     assert sum(found.shares.values()) == pytest.approx(found.score, abs=1e-6)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from ..explain.explanation import explain_answer
-from ..explain.explanation_sheet import explanation_sheet
+from ..explain.sheets import explanation_sheet, nats
 from .models import open_reader
 from .outcome import Outcome, one_line
 
@@ -23,7 +23,7 @@ def explain(arguments: argparse.Namespace) -> Outcome:
     if "://" not in arguments.image and not Path(arguments.image).is_file():
         raise InvalidInputError(f"--image {arguments.image}: there is no such file.")
     reader = open_reader(arguments.model, arguments.knowledge, arguments.device)
-    told = explain_answer(
+    explanation = explain_answer(
         reader.model,
         reader.processor,
         reader.retriever,
@@ -37,20 +37,20 @@ def explain(arguments: argparse.Namespace) -> Outcome:
         max_new_tokens=arguments.max_new_tokens,
         do_sample=False,
     )
-    explanation_sheet(told).save(out)
-    record: dict[str, Any] = {**told.to_record(), "files": [str(out)]}
+    explanation_sheet(explanation).save(out)
+    record: dict[str, Any] = {**explanation.to_record(), "files": [str(out)]}
     return Outcome(record, "\n".join(_lines(record)))
 
 
 def _lines(record: dict[str, Any]) -> list[str]:
     lines = [one_line(record["question"]), f"-> {one_line(record['answer'])}"]
-    if record["picture_worth"] is not None:
-        lines.append(f"   without the picture {-record['picture_worth']:+.2f} nats")
+    if record["image_worth"] is not None:
+        lines.append(f"   the image gives {nats(record['image_worth'])} nats")
     for passage in record["passages"]:
-        shares = [f"posterior {passage['posterior']:.2f}", f"without it {-passage['leave_one_out']:+.2f} nats"]
+        shares = [f"posterior {passage['posterior']:.2f}", f"gives {nats(passage['leave_one_out'])} nats"]
         if passage["attention"] is not None:
             shares.append(f"attention {passage['attention']:.2f}")
         lines.append(f"   {passage['score']:.2f}  {one_line(passage['id'])}: {', '.join(shares)}")
         lines.append(f"         {one_line(passage['text'] or '')[:160]}")
-    lines += [f"Not told: {one_line(note)}" for note in record["missing"]]
+    lines += [f"Not known: {one_line(note)}" for note in record["missing"]]
     return [*lines, f"Written: {record['files'][0]}"]

@@ -1,4 +1,4 @@
-"""A page in the browser: a picture and a question in; the answer, its evidence and its reasons out.
+"""A page in the browser: an image and a question in; the answer, its evidence and its reasons out.
 
 `hf-ravlm demo MODEL` opens it. It needs gradio: `pip install "hf_ravlm[demo]"`.
 """

@@ -1,18 +1,18 @@
-"""What the page shows for one question: answers with and without evidence, passages, maps. It knows no page."""
+"""What the page shows for one question: answers with and without evidence, passages, maps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ..errors import InvalidInputError
 from ..explain.explanation import Explanation, explain_answer
-from ..explain.explanation_sheet import explanation_sheet, nats
-from ..explain.figures import FAINT, INK, PAPER, write_lines
 from ..explain.overlay import heat_overlay
+from ..explain.sheets import explanation_sheet, nats
 from ..pipelines.answering import answer_questions
+from ..saving.drawing import FAINT, INK, canvas, write_lines
 
 
 WITH, WITHOUT, BOTH = "with retrieval", "without retrieval", "both, side by side"
@@ -31,9 +31,9 @@ class PageAnswer:
     Args:
         retrieved (`str`, *optional*), closed_book (`str`, *optional*): the answers that were asked for.
         table (`list[list]`):
-            a row per passage, best first, under `TABLE_HEAD`; `worth` is what the answer loses without it, in nats.
-        gallery (`list[tuple]`): a picture and a caption per passage.
-        maps (`list[tuple]`): the picture, where it speaks for the answer, where it found each passage.
+            a row per passage, best first, under `TABLE_HEAD`; `worth` is what it gives to the answer, in nats.
+        gallery (`list[tuple]`): an image and a caption per passage.
+        maps (`list[tuple]`): the image, where it speaks for the answer, where it found each passage.
         sheet (`PIL.Image.Image`, *optional*): the whole explanation.
         record (`dict`): the same as JSON values.
     """
@@ -51,7 +51,7 @@ def answer_for_page(
     model: Any,
     processor: Any,
     retriever: Any,
-    picture: Any,
+    image: Any,
     question: str | None,
     mode: str = WITH,
     k: int | None = None,
@@ -61,17 +61,17 @@ def answer_for_page(
 
     Args:
         model, processor, retriever: as a pipeline holds them; without a retriever only `WITHOUT` can be asked for.
-        picture: anything that the processor takes.
+        image: anything that the processor takes.
         question (`str`, *optional*): nothing, or blanks, asks the model's own question.
         mode (`str`): one of `CHOICES`.
         k (`int`, *optional*): passages; as the model says by default.
 
     Raises:
-        `InvalidInputError`: without a picture, without knowledge, for another mode.
-        `UnsafeInputError`: for a picture that cannot be used.
+        `InvalidInputError`: without an image, without knowledge, for another mode.
+        `UnsafeInputError`: for an image that cannot be used.
     """
-    if picture is None:
-        raise InvalidInputError("There is no picture. Upload one first.")
+    if image is None:
+        raise InvalidInputError("There is no image. Upload one first.")
     if mode not in CHOICES:
         raise InvalidInputError(f"{mode!r} is no way to answer. Choose one of: {'; '.join(CHOICES)}.")
     if retriever is None and mode != WITHOUT:
@@ -80,44 +80,44 @@ def answer_for_page(
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
     shown = PageAnswer()
     if mode != WITHOUT:
-        told = explain_answer(model, processor, retriever, picture, question, k=k, **settings)
-        shown.retrieved = told.answer.text or NOTHING_SAID
-        _show(shown, told)
-        shown.record = told.to_record()
+        explanation = explain_answer(model, processor, retriever, image, question, k=k, **settings)
+        shown.retrieved = explanation.answer.text or NOTHING_SAID
+        _show(shown, explanation)
+        shown.record = explanation.to_record()
     if mode == BOTH:
-        alone = answer_questions(model, processor, None, [picture], [question], k=0, **settings)[0][0]
+        alone = answer_questions(model, processor, None, [image], [question], k=0, **settings)[0][0]
         shown.closed_book = alone.text or NOTHING_SAID
     elif mode == WITHOUT:
-        told = explain_answer(model, processor, None, picture, question, k=0, **settings)
-        shown.closed_book = told.answer.text or NOTHING_SAID
-        _show(shown, told)
+        explanation = explain_answer(model, processor, None, image, question, k=0, **settings)
+        shown.closed_book = explanation.answer.text or NOTHING_SAID
+        _show(shown, explanation)
     shown.record = {**shown.record, "question": question, "closed_book": shown.closed_book}
     return shown
 
 
-def _show(shown: PageAnswer, told: Explanation) -> None:
-    shown.maps = [(told.picture, "picture")]
-    if told.answer_map is not None and told.picture_worth is not None:
-        shown.maps.append((heat_overlay(told.picture, told.answer_map), f"answer: {nats(told.picture_worth)} nats"))
-    for passage, heat in zip(told.answer.evidence, told.passage_maps, strict=False):
-        shown.maps.append((heat_overlay(told.picture, heat), passage.id))
-    for place, passage in enumerate(told.answer.evidence):
-        posterior, loss = told.answer.posterior[place], told.answer.leave_one_out[place]
+def _show(shown: PageAnswer, explanation: Explanation) -> None:
+    image, answer = explanation.image, explanation.answer
+    shown.maps = [(image, "image")]
+    if explanation.answer_map is not None and explanation.image_worth is not None:
+        worth = nats(explanation.image_worth)
+        shown.maps.append((heat_overlay(image, explanation.answer_map), f"answer: {worth} nats"))
+    for passage, heat in zip(answer.evidence, explanation.passage_maps, strict=False):
+        shown.maps.append((heat_overlay(image, heat), passage.id))
+    for passage, posterior, worth in zip(answer.evidence, answer.posterior, answer.leave_one_out, strict=True):
         known = [passage.id, passage.text or "", passage.source or "", passage.licence or ""]
-        shown.table.append([*known, round(passage.score, 3), round(posterior, 3), round(loss, 2)])
-        picture = passage.image if passage.image is not None else text_card(passage.text or "")
-        shown.gallery.append((picture, f"{posterior:.2f} {passage.id}"))
-    shown.sheet = explanation_sheet(told)
+        shown.table.append([*known, round(passage.score, 3), round(posterior, 3), round(worth, 2)])
+        entry = passage.image if passage.image is not None else text_card(passage.text or "")
+        shown.gallery.append((entry, f"{posterior:.2f} {passage.id}"))
+    shown.sheet = explanation_sheet(explanation)
 
 
 def text_card(text: str) -> Image.Image:
-    """A passage without a picture, as a card with its words.
+    """A passage without an image, as a card with its words.
 
     >>> text_card("The wren is small and loud.").size
     (320, 213)
     """
-    card = Image.new("RGB", CARD, PAPER)
-    draw = ImageDraw.Draw(card)
+    card, draw = canvas(*CARD)
     draw.rectangle([0, 0, CARD[0] - 1, CARD[1] - 1], outline=FAINT)
     write_lines(draw, text, 14, 14, CARD[0] - 28, 9, 15, INK)
     return card

@@ -1,4 +1,4 @@
-"""The page itself: what stands where, and what happens when it is clicked. It knows gradio, and nothing of models."""
+"""The page itself: what stands where, and what happens when it is clicked. All of gradio but serving is here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .uploads import READABLE, read_upload
 TITLE = "Answers with evidence"
 TABLE_WIDTHS = ["14%", "29%", "17%", "10%", "9%", "12%", "9%"]
 MOST_LETTERS, MOST_PASSAGES = 2_000, 10
-STALE_AFTER = 3_600  # seconds until pictures of answers are removed from the disk
+STALE_AFTER = 3_600  # seconds until images of answers are removed from the disk
 
 
 def build_page(model: Any, processor: Any, retriever: Any) -> Any:
@@ -28,106 +28,29 @@ def build_page(model: Any, processor: Any, retriever: Any) -> Any:
             uploads a knowledge base. An uploaded one is its visitor's alone and is gone with the visit.
 
     Returns:
-        `gradio.Blocks`, to be served by `serve_page`. Its endpoints for programs are `/answer` (picture, question,
+        `gradio.Blocks`, to be served by `serve_page`. Its endpoints for programs are `/answer` (image, question,
         mode, passages) and `/use_knowledge` (files), `/drop_knowledge`.
 
     Raises:
         ImportError: Without gradio.
     """
     gradio = require_gradio()
-    telling = _telling(gradio)
     cache = (STALE_AFTER, STALE_AFTER)
-    buttons = ["download", "fullscreen"]  # not "share", which would publish a picture elsewhere
-    fitted = {"object_fit": "contain", "fit_columns": False, "buttons": buttons}
     with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=cache, fill_width=True) as page:
         uploaded = gradio.State(None)  # the visitor's own retriever
         gradio.Markdown(f"# {TITLE}\nEvery answer names the passages it rests on. Check them before you rely on it.")
         with gradio.Row():
             with gradio.Column(scale=2, min_width=300):
-                picture = gradio.Image(
-                    label="Picture",
-                    type="filepath",
-                    sources=["upload", "clipboard"],
-                    buttons=["fullscreen"],
-                    height=260,
-                    elem_id="picture",
-                )
-                picture.preprocess = _undecoded
-                question = gradio.Textbox(
-                    label="Question",
-                    placeholder=model.config.default_prompt,
-                    max_length=MOST_LETTERS,
-                    elem_id="question",
-                )
-                mode = gradio.Radio(
-                    list(CHOICES), value=WITH if retriever is not None else WITHOUT, label="Answer", elem_id="mode"
-                )
-                passages = gradio.Slider(
-                    1, MOST_PASSAGES, value=model.config.num_passages, step=1, label="Passages", elem_id="passages"
-                )
-                ask = gradio.Button("Ask", variant="primary", elem_id="ask")
-                with gradio.Accordion("Knowledge base", open=True, elem_id="knowledge"):
-                    status = gradio.Textbox(
-                        _describe(retriever), label="In use", interactive=False, lines=2, elem_id="status"
-                    )
-                    files = gradio.File(
-                        label="Your own: a ZIP, or pictures with .txt files, or a .jsonl or .csv",
-                        file_count="multiple",
-                        file_types=[".zip", *READABLE],
-                        elem_id="files",
-                    )
-                    with gradio.Row():
-                        use = gradio.Button("Use these files", elem_id="use")
-                        drop = gradio.Button("Back to the model's own", elem_id="drop")
+                asked, ask = _question_parts(gradio, model.config, retriever)
+                status, files, use, drop = _knowledge_parts(gradio, retriever)
             with gradio.Column(scale=3, min_width=420):
-                with gradio.Row():
-                    retrieved = gradio.Textbox(
-                        label="Answer with retrieval", interactive=False, lines=3, elem_id="retrieved"
-                    )
-                    closed = gradio.Textbox(
-                        label="Answer without (closed-book)", interactive=False, lines=3, elem_id="closed"
-                    )
-                gallery = gradio.Gallery(
-                    label="Evidence, with its posterior",
-                    columns=4,
-                    height=200,
-                    format="png",
-                    **fitted,
-                    elem_id="gallery",
-                )
-                maps = gradio.Gallery(
-                    label="Where the picture speaks (brightly) for the answer, and for each passage",
-                    columns=4,
-                    height=200,
-                    format="png",
-                    **fitted,
-                    elem_id="maps",
-                )
-                table = gradio.Dataframe(
-                    headers=TABLE_HEAD,
-                    column_widths=TABLE_WIDTHS,
-                    label="Passages",
-                    interactive=False,
-                    wrap=True,
-                    elem_id="table",
-                )
-                with gradio.Accordion("The whole explanation", open=False, elem_id="whole"):
-                    sheet = gradio.Image(
-                        label="Explanation",
-                        interactive=False,
-                        buttons=buttons,
-                        format="png",
-                        type="pil",
-                        elem_id="sheet",
-                    )
-                with gradio.Accordion("As JSON", open=False):
-                    record = gradio.JSON(label="Record", elem_id="record")
+                shown = _answer_parts(gradio)
 
-        def answer(own: Any, picture: str | None, question: str, mode: str, passages: float) -> tuple:
+        def answer(own: Any, image: str | None, question: str, mode: str, passages: float) -> tuple:
             knowledge = retriever if own is None else own
-            shown = answer_for_page(model, processor, knowledge, picture, question[:MOST_LETTERS], mode, int(passages))
-            texts = (shown.retrieved or "", shown.closed_book or "")
-            return (*texts, shown.gallery, shown.maps, shown.table, shown.sheet, shown.record)
+            found = answer_for_page(model, processor, knowledge, image, question[:MOST_LETTERS], mode, int(passages))
+            texts = (found.retrieved or "", found.closed_book or "")
+            return (*texts, found.gallery, found.maps, found.table, found.sheet, found.record)
 
         def use_knowledge(paths: list[str] | None) -> tuple[Any, str]:
             knowledge_base = read_upload(paths or [])
@@ -137,16 +60,78 @@ def build_page(model: Any, processor: Any, retriever: Any) -> Any:
         def drop_knowledge() -> tuple[None, str]:
             return None, _describe(retriever)
 
-        asked = [uploaded, picture, question, mode, passages]
-        told = [retrieved, closed, gallery, maps, table, sheet, record]
-        gradio.on([ask.click, question.submit], telling(answer), asked, told, api_name="answer")
-        use.click(telling(use_knowledge), [files], [uploaded, status], api_name="use_knowledge")
-        drop.click(telling(drop_knowledge), None, [uploaded, status], api_name="drop_knowledge")
+        show = _error_shower(gradio)
+        gradio.on([ask.click, asked[1].submit], show(answer), [uploaded, *asked], shown, api_name="answer")
+        use.click(show(use_knowledge), [files], [uploaded, status], api_name="use_knowledge")
+        drop.click(show(drop_knowledge), None, [uploaded, status], api_name="drop_knowledge")
     return page
 
 
+def _question_parts(gradio: Any, config: Any, retriever: Any) -> tuple[list[Any], Any]:
+    """Image, question, mode and number of passages, in this order; and the button."""
+    image = gradio.Image(
+        label="Image",
+        type="filepath",
+        sources=["upload", "clipboard"],
+        buttons=["fullscreen"],
+        height=260,
+        elem_id="image",
+    )
+    image.preprocess = _undecoded
+    question = gradio.Textbox(
+        label="Question", placeholder=config.default_prompt, max_length=MOST_LETTERS, elem_id="question"
+    )
+    mode = gradio.Radio(
+        list(CHOICES), value=WITH if retriever is not None else WITHOUT, label="Answer", elem_id="mode"
+    )
+    passages = gradio.Slider(1, MOST_PASSAGES, value=config.num_passages, step=1, label="Passages", elem_id="passages")
+    return [image, question, mode, passages], gradio.Button("Ask", variant="primary", elem_id="ask")
+
+
+def _knowledge_parts(gradio: Any, retriever: Any) -> tuple[Any, Any, Any, Any]:
+    """What is in use, the files of the visitor's own, the button that uses them, the button that does not."""
+    with gradio.Accordion("Knowledge base", open=True, elem_id="knowledge"):
+        status = gradio.Textbox(_describe(retriever), label="In use", interactive=False, lines=2, elem_id="status")
+        files = gradio.File(
+            label="Your own: a ZIP, or images with .txt files, or a .jsonl or .csv",
+            file_count="multiple",
+            file_types=[".zip", *READABLE],
+            elem_id="files",
+        )
+        with gradio.Row():
+            use = gradio.Button("Use these files", elem_id="use")
+            drop = gradio.Button("Back to the model's own", elem_id="drop")
+    return status, files, use, drop
+
+
+def _answer_parts(gradio: Any) -> list[Any]:
+    """Both answers, evidence, maps, table, sheet and record, in this order."""
+    buttons = ["download", "fullscreen"]  # not "share", which would publish an image elsewhere
+    drawn = {"format": "png", "buttons": buttons}
+    fitted = {"columns": 4, "height": 200, "object_fit": "contain", "fit_columns": False, **drawn}
+    with gradio.Row():
+        retrieved = gradio.Textbox(label="Answer with retrieval", interactive=False, lines=3, elem_id="retrieved")
+        closed = gradio.Textbox(label="Answer without (closed-book)", interactive=False, lines=3, elem_id="closed")
+    gallery = gradio.Gallery(label="Evidence, with its posterior", **fitted, elem_id="gallery")
+    label = "Where the image speaks (brightly) for the answer, and for each passage"
+    maps = gradio.Gallery(label=label, **fitted, elem_id="maps")
+    table = gradio.Dataframe(
+        headers=TABLE_HEAD,
+        column_widths=TABLE_WIDTHS,
+        label="Passages",
+        interactive=False,
+        wrap=True,
+        elem_id="table",
+    )
+    with gradio.Accordion("The whole explanation", open=False, elem_id="whole"):
+        sheet = gradio.Image(label="Explanation", interactive=False, type="pil", **drawn, elem_id="sheet")
+    with gradio.Accordion("As JSON", open=False):
+        record = gradio.JSON(label="Record", elem_id="record")
+    return [retrieved, closed, gallery, maps, table, sheet, record]
+
+
 def _undecoded(payload: Any) -> str | None:
-    """A picture stays the file that came: we decode it ourselves, within limits, and say what is wrong with it."""
+    """An image stays the file that came: we decode it ourselves, within limits, and say what is wrong with it."""
     return None if payload is None else payload.path
 
 
@@ -160,10 +145,10 @@ def _describe(retriever: Any, skipped: Any = ()) -> str:
     return said
 
 
-def _telling(gradio: Any) -> Callable[[Callable], Callable]:
-    """A wrapper that shows our own errors on the page; of all others the visitor learns nothing but that they were."""
+def _error_shower(gradio: Any) -> Callable[[Callable], Callable]:
+    """A wrapper that shows our own errors on the page; of all others the visitor learns only that there was one."""
 
-    def telling(step: Callable) -> Callable:
+    def show(step: Callable) -> Callable:
         @functools.wraps(step)
         def run(*given: Any) -> Any:
             try:
@@ -174,14 +159,14 @@ def _telling(gradio: Any) -> Callable[[Callable], Callable]:
 
         return run
 
-    return telling
+    return show
 
 
 def without_folders(message: str, given: Iterable[Any]) -> str:
     """A message that calls uploaded files by their names: where we keep them concerns nobody.
 
-    >>> without_folders("/tmp/page/7/kite.png: no picture", ["/tmp/page/7/kite.png", 3])
-    'kite.png: no picture'
+    >>> without_folders("/tmp/page/7/kite.png: no image", ["/tmp/page/7/kite.png", 3])
+    'kite.png: no image'
     """
     for part in given:
         for path in part if isinstance(part, list) else [part]:

@@ -1,7 +1,7 @@
-"""Files that somebody uploads become a knowledge base: pictures, texts, a table, or a ZIP archive of these.
+"""Files that somebody uploads become a knowledge base: images, texts, a table, or a ZIP archive of these.
 
 They are strangers' files. Names are checked before anything is written, an archive is unpacked with limits on what
-comes out of it, links and other kinds of files stay in it, and what cannot be read is left out and told.
+comes out of it, links and other kinds of files stay in it, and what cannot be read is left out and named.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def read_upload(
     """Reads uploaded files into a knowledge base; nothing stays on the disk.
 
     One table (`.jsonl` or `.csv`, with columns such as `id`, `text`, `image`, `licence`) makes a passage of every
-    row, its pictures being the files beside it. Without a table, or with a `metadata.jsonl` or `metadata.csv` that
-    describes files by `file_name`, every picture makes a passage, with the text in the `.txt` file of the same name,
+    row, its images being the files beside it. Without a table, or with a `metadata.jsonl` or `metadata.csv` that
+    describes files by `file_name`, every image makes a passage, with the text in the `.txt` file of the same name,
     and so does every other text. Long texts are cut into chunks of a thousand characters.
 
     Args:
@@ -53,7 +53,7 @@ def read_upload(
     """
     paths = [Path(file) for file in files]
     if not paths:
-        raise InvalidInputError("There is no file. Choose a ZIP archive, pictures with texts, or a table.")
+        raise InvalidInputError("There is no file. Choose a ZIP archive, images with texts, or a table.")
     with tempfile.TemporaryDirectory(prefix="hf_ravlm_upload_") as name:
         folder = Path(name)
         archives = [path for path in paths if path.suffix.lower() == ".zip"]
@@ -77,7 +77,7 @@ def read_upload(
 
 
 def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> None:
-    """Unpacks pictures, texts and tables of a ZIP archive; other files stay in it.
+    """Unpacks images, texts and tables of a ZIP archive; other files stay in it.
 
     Args:
         archive: The archive; what its directory says of sizes is not believed.
@@ -115,7 +115,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES, max_files: i
         raise InvalidInputError(f"{archive.name}: the archive cannot be read ({error}). Pack it again.") from error
     if not count:
         raise InvalidInputError(
-            f"{archive.name} holds nothing that can be read. Expected pictures, .txt files, a .jsonl or a .csv."
+            f"{archive.name} holds nothing that can be read. Expected images, .txt files, a .jsonl or a .csv."
         )
 
 
@@ -136,12 +136,12 @@ def _copy(paths: Sequence[Path], folder: Path, max_bytes: int) -> None:
             written += _copy_bytes(source, sink, max_bytes - written, path.name)
 
 
-def _copy_bytes(source: Any, sink: Any, room: int, label: str) -> int:
-    """Copies a file and returns its length, which may be at most `room`."""
+def _copy_bytes(source: Any, sink: Any, left: int, label: str) -> int:
+    """Copies a file and returns its length, which may be at most `left`."""
     taken = 0
-    while piece := source.read(min(1 << 20, room - taken + 1)):
+    while piece := source.read(min(1 << 20, left - taken + 1)):
         taken += len(piece)
-        if taken > room:
+        if taken > left:
             raise InvalidInputError(f"{label}: there is too much in it for this page. Upload less at once.")
         sink.write(piece)
     return taken

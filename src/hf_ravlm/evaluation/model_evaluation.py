@@ -58,7 +58,7 @@ def evaluate_model(
     Args:
         model: A folder or Hub id of a `RavlmForConditionalGeneration` with its processor.
         data: Questions: a file with one JSON object per line, a Parquet, CSV or JSON table, a folder of
-            `Dataset.save_to_disk` or of pictures with metadata, a Hub id, or what `questions_from` takes.
+            `Dataset.save_to_disk` or of images with metadata, a Hub id, or what `questions_from` takes.
         output: The folder for `report.json`, `report.md`, `report.png` and the replies; those of `growth` too.
         arms (`list[str]`, *optional*): Of `answering_arms.ARMS`; by default `closed_book`, `retrieved`, and `gold`
             where every question has `gold_ids`, and `guarded` where there is a policy. `closed_book` is always there.

@@ -24,10 +24,10 @@ class Question:
         id: Unique in the data set; what is finished is remembered by it.
         question: The words.
         answers: The accepted answers; for VQA accuracy, what each person said.
-        image: Anything that the answering function takes; `None` for a question without a picture.
+        image: Anything that the answering function takes; `None` for a question without one.
         gold_ids: The passages that hold the answer, if that is known.
         kind: Results are also reported per kind; the metrics of InfoSeek and Encyclopedic-VQA read it as the type.
-        cluster: Questions of one cluster (about one picture, say) are drawn together in bootstrap intervals; by
+        cluster: Questions of one cluster (about one image, say) are drawn together in bootstrap intervals; by
             default every question stands alone.
     """
 
@@ -43,7 +43,7 @@ class Question:
         return replace(self, image=None)
 
     def digest(self) -> str:
-        """Of all that a reply depends on, the picture too. Not of `answers`: repaired ones may score old replies."""
+        """Of all that a reply depends on, the image too. Not of `answers`: repaired ones may score old replies."""
         asked = json.dumps([self.id, self.question, self.gold_ids, self.kind], ensure_ascii=False)
         return hashlib.sha256(asked.encode() + _image_bytes(self.image)).hexdigest()[:16]
 

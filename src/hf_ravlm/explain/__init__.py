@@ -1,15 +1,13 @@
-"""Pictures and numbers of what the system did: where an answer comes from, and what found its evidence."""
+"""Where an answer comes from and what found its evidence, as images and numbers."""
 
 from __future__ import annotations
 
 from .attention import PassageAttention, passage_attention
 from .explanation import Explanation, explain_answer
-from .explanation_sheet import explanation_sheet
-from .figures import answer_sheet
-from .gradcam import answer_grad_cam, layer_grad_cam, picture_worth, retrieval_grad_cam
-from .match_chart import match_chart
+from .gradcam import answer_grad_cam, image_worth, layer_grad_cam, retrieval_grad_cam
 from .maxsim import TokenMatch, cosine_match, maxsim_match
-from .overlay import heat_overlay, seen_picture
+from .overlay import heat_overlay, seen_image
+from .sheets import answer_sheet, explanation_sheet, match_chart
 
 
 __all__ = [
@@ -22,11 +20,11 @@ __all__ = [
     "explain_answer",
     "explanation_sheet",
     "heat_overlay",
+    "image_worth",
     "layer_grad_cam",
     "match_chart",
     "maxsim_match",
     "passage_attention",
-    "picture_worth",
     "retrieval_grad_cam",
-    "seen_picture",
+    "seen_image",
 ]

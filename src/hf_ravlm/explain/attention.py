@@ -35,7 +35,7 @@ class PassageAttention:
             (`passages + elsewhere = 1`) and `cross_attention` has once (`passages.sum(1) + elsewhere = 1`), or that
             of the rest of the prompt (likewise).
         tokens (`torch.FloatTensor` of shape `(B, K, S)`, *optional*):
-            what each state of a passage gets, in the order of the text encoder's tokens, those of its picture first;
+            what each state of a passage gets, in the order of the text encoder's tokens, those of its image first;
             `None` where the language model reads.
         read_by (`str`): `"fusion"` or `"language model"`.
     """

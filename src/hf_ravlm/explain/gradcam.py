@@ -1,11 +1,11 @@
-"""Grad-CAM: where in a picture a score comes from. It knows layers, activations and gradients.
+"""Grad-CAM: where in an image a score comes from.
 
 Three steps: (1) run the model and keep what one layer of the vision tower put out; (2) take the gradient of a score
 with respect to that, and nothing else, so that no parameter gets a gradient; (3) weigh every channel by the mean of
 its gradient, add up, and drop what is negative. The score may be anything: here the log-probability of an answer or of
 one of its tokens, and the cosine of a query with a passage.
 
-Grad-CAM: Selvaraju et al. 2017 (arXiv 1610.02391), equations 1 and 2. Our towers are not averaged over the picture but
+Grad-CAM: Selvaraju et al. 2017 (arXiv 1610.02391), equations 1 and 2. Our towers are not averaged over the image but
 pooled to a raster of cells that are weighed one by one, so a channel may speak for a score in one place and against it
 in another; HiResCAM (Draelos and Carin 2020, arXiv 2011.08891) multiplies place by place and keeps that apart.
 """
@@ -39,10 +39,10 @@ def answer_grad_cam(
     layer: nn.Module | None = None,
     method: Method = "grad_cam",
 ) -> torch.Tensor:
-    """Where in each picture the log-probability of its answer comes from.
+    """Where in each image the log-probability of its answer comes from.
 
     Args:
-        model, processor: a [`RavlmForConditionalGeneration`] that sees pictures through its own tower, and its
+        model, processor: a [`RavlmForConditionalGeneration`] that sees images through its own tower, and its
             processor.
         images, questions, answers, evidence: of one length; evidence as the processor takes it, `None` is closed-book.
         token (`int`, *optional*): explain this token of the answer, from 0; negative numbers count from its end, which
@@ -51,8 +51,8 @@ def answer_grad_cam(
         method (`str`): `"grad_cam"` or `"hires_cam"`.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, height, width)` in 0..1, as large as the picture that the tower sees; a map
-        of zeros where nothing in the picture speaks for the answer.
+        `torch.FloatTensor` of shape `(B, height, width)` in 0..1, as large as the image that the tower sees; a map
+        of zeros where nothing in the image speaks for the answer.
 
     Raises:
         `InvalidInputError`: for an image-text-to-text reader, a token that is not there, a layer that does not run.
@@ -75,7 +75,7 @@ def retrieval_grad_cam(
     layer: nn.Module | None = None,
     method: Method = "grad_cam",
 ) -> torch.Tensor:
-    """Where in each picture the retrieval score of one passage comes from: the cosine of query and passage.
+    """Where in each image the retrieval score of one passage comes from: the cosine of query and passage.
 
     Args:
         model, processor: a [`RavlmModel`] (of a reader, `reader.model`) and its processor.
@@ -105,7 +105,7 @@ def retrieval_grad_cam(
     return heat_maps(maps, inputs["pixel_values"].shape[-2:])
 
 
-def picture_worth(
+def image_worth(
     model: Any,
     processor: Any,
     images: Sequence[Any],
@@ -113,14 +113,14 @@ def picture_worth(
     answers: Sequence[str],
     evidence: Sequence[Sequence[Any]] | None = None,
 ) -> torch.Tensor:
-    """What the log-probability of each answer loses when its picture is covered with its mean colour, in nats.
+    """What each image gives to the log-probability of its answer, against its mean colour in its place, in nats.
 
-    A map says where, never how much: a reader that has the right passage may hardly need the picture any more.
+    A map says where, never how much: a reader that has the right passage may hardly need the image any more.
 
     Args: as of `answer_grad_cam`.
 
     Returns:
-        `torch.FloatTensor` of shape `(B,)`; below 0 where the picture speaks against the answer.
+        `torch.FloatTensor` of shape `(B,)`; below 0 where the image speaks against the answer.
     """
     inputs, labels = _answer_inputs(model, processor, images, questions, answers, evidence)
     covered = inputs["pixel_values"].mean(dim=(2, 3), keepdim=True).expand_as(inputs["pixel_values"])
@@ -175,9 +175,9 @@ def layer_grad_cam(
     Example: the first channel speaks for the score, the second against it.
 
     >>> layer = nn.Identity()
-    >>> picture = torch.tensor([[[[3.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 5.0]]]])  # (1, 2, 2, 2)
+    >>> image = torch.tensor([[[[3.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 5.0]]]])  # (1, 2, 2, 2)
     >>> weights = torch.tensor([1.0, -1.0])
-    >>> layer_grad_cam(layer, layer, lambda: (layer(picture).mean((2, 3)) * weights).sum(1)).tolist()
+    >>> layer_grad_cam(layer, layer, lambda: (layer(image).mean((2, 3)) * weights).sum(1)).tolist()
     [[[0.75, 0.0], [0.0, 0.0]]]
     """
     if method not in METHODS:
@@ -199,7 +199,7 @@ def layer_grad_cam(
             if not kept:
                 raise InvalidInputError(
                     f"the layer, a {type(layer).__name__}, did not run, so there is nothing to explain; choose one "
-                    "that the picture goes through, such as model.vision_tower or a layer of it"
+                    "that the image goes through, such as model.vision_tower or a layer of it"
                 )
             gradient = None
             if scores.requires_grad:
@@ -208,7 +208,7 @@ def layer_grad_cam(
         handle.remove()
     if gradient is None:
         raise InvalidInputError(
-            f"the score does not depend on what the layer, a {type(layer).__name__}, puts out: is there a picture, "
+            f"the score does not depend on what the layer, a {type(layer).__name__}, puts out: is there an image, "
             "and does the score come after the layer?"
         )
     return METHODS[method](spatial(kept[0].detach()), spatial(gradient))
@@ -254,7 +254,7 @@ def spatial(states: torch.Tensor) -> torch.Tensor:
 
 
 def heat_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Maps `(B, h, w)` as large as pictures, each divided by its maximum: `(B, height, width)` in 0..1.
+    """Maps `(B, h, w)` as large as images, each divided by its maximum: `(B, height, width)` in 0..1.
 
     >>> heat_maps(torch.tensor([[[0.0, 2.0]], [[0.0, 0.0]]]), (1, 4)).tolist()
     [[[0.0, 0.25, 0.75, 1.0]], [[0.0, 0.0, 0.0, 0.0]]]
@@ -302,7 +302,7 @@ def _answer_inputs(
 ) -> tuple[Any, torch.Tensor]:
     if model.reads_images:
         raise InvalidInputError(
-            "the reader is an image-text-to-text model with a vision tower of its own, in whose prompt the pictures "
+            "the reader is an image-text-to-text model with a vision tower of its own, in whose prompt the images "
             "of question and passages cannot be told apart; use retrieval_grad_cam, or layer_grad_cam with a layer "
             "and a score of your own"
         )

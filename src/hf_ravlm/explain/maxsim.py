@@ -2,7 +2,7 @@
 
 Two scores can be taken apart. Late interaction (MaxSim) adds up, over the query's tokens, the best cosine with any
 token of the passage. The cosine of our dual encoder is a sum, too: pooling and projection are linear, so a vector is
-the sum of one part per token and per cell of the picture, and the cosine is the sum of all their inner products.
+the sum of one part per token and per cell of the image, and the cosine is the sum of all their inner products.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class TokenMatch:
     """How the parts of a query match the parts of a passage.
 
     Args:
-        query_parts, passage_parts (`list[str]`): `Q` and `T` labels: tokens, and cells of pictures as `[row,column]`.
+        query_parts, passage_parts (`list[str]`): `Q` and `T` labels: tokens, and cells of images as `[row,column]`.
         matches (`np.ndarray` of shape `(Q, T)`): cosines for `"maxsim"`, contributions to the score for `"cosine"`.
         score (`float`): the sum of all matches (`"cosine"`), or of the largest of every row (`"maxsim"`).
         kind (`str`): `"maxsim"` or `"cosine"`.
-        query_cells, passage_cells (`int`): how many of the parts, the first ones, are cells of a picture.
+        query_cells, passage_cells (`int`): how many of the parts, the first ones, are cells of an image.
     """
 
     query_parts: list[str]
@@ -45,9 +45,9 @@ class TokenMatch:
 
     @property
     def shares(self) -> dict[str, float]:
-        """What pictures and words of the query (before `/`) and of the passage add to a cosine; sums to `score`."""
-        halves = [("picture", slice(0, self.query_cells)), ("words", slice(self.query_cells, None))]
-        others = [("picture", slice(0, self.passage_cells)), ("words", slice(self.passage_cells, None))]
+        """What images and words of the query (before `/`) and of the passage add to a cosine; sums to `score`."""
+        halves = [("image", slice(0, self.query_cells)), ("words", slice(self.query_cells, None))]
+        others = [("image", slice(0, self.passage_cells)), ("words", slice(self.passage_cells, None))]
         return {
             f"{left}/{right}": float(self.matches[rows, columns].sum())
             for left, rows in halves
@@ -114,7 +114,7 @@ def cosine_match(
         sides = [_parts(model, processor, *side) for side in ((image, text), (passage_image, passage_text))]
     (query_parts, query), (passage_parts, passage) = sides
     matches = (query @ passage.mT).cpu().numpy()
-    cells = [model.config.pooling_grid**2 if picture is not None else 0 for picture in (image, passage_image)]
+    cells = [model.config.pooling_grid**2 if image is not None else 0 for image in (image, passage_image)]
     return TokenMatch(query_parts, passage_parts, matches, float(matches.sum()), "cosine", *cells)
 
 

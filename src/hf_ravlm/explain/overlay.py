@@ -1,4 +1,4 @@
-"""A heat map on the picture it explains. It knows colours and the way a picture took to the model, no model."""
+"""A heat map on the image it explains, and the part of an image that a model sees."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..images import safe_image, trim_margins
 
 # From nothing to everything: dark violet, red, orange, pale yellow; each step is lighter than the one before it.
 HEAT = np.array([[20, 11, 53], [120, 28, 109], [203, 66, 72], [249, 142, 9], [252, 255, 164]], np.float32)
-PALEST, DENSEST = 0.25, 0.85  # how much of the heat's colour covers the picture
+PALEST, DENSEST = 0.25, 0.85  # how much of the heat's colour covers the image
 
 
-def heat_overlay(picture: Image.Image, heat: Any) -> Image.Image:
-    """The picture in grey, with its heat in colour above it.
+def heat_overlay(image: Image.Image, heat: Any) -> Image.Image:
+    """The image in grey, with its heat in colour above it.
 
     Args:
-        picture (`PIL.Image.Image`): what the map lies on, see `seen_picture`.
-        heat (array or tensor of shape `(height, width)`): from 0 to 1; it is stretched over the picture.
+        image (`PIL.Image.Image`): what the map lies on, see `seen_image`.
+        heat (array or tensor of shape `(height, width)`): from 0 to 1; it is stretched over the image.
 
     Returns:
-        `PIL.Image.Image` in RGB, as large as `picture`.
+        `PIL.Image.Image` in RGB, as large as `image`.
 
     Example: all of the heat is on the right.
 
@@ -31,19 +31,17 @@ def heat_overlay(picture: Image.Image, heat: Any) -> Image.Image:
     >>> hot.getpixel((0, 0)), hot.getpixel((1, 0))
     ((101, 99, 109), (233, 236, 159))
     """
-    strength = np.clip(np.nan_to_num(np.asarray(heat, np.float32)), 0, 1)
-    stretched = Image.fromarray(strength).resize(picture.size, Image.Resampling.BILINEAR)
-    strength = np.asarray(stretched)[..., None]  # (height, width, 1)
-    places = strength[..., 0] * (len(HEAT) - 1)
-    steps = np.arange(len(HEAT))
+    given = np.clip(np.nan_to_num(np.asarray(heat, np.float32)), 0, 1)
+    strength = np.asarray(Image.fromarray(given).resize(image.size, Image.Resampling.BILINEAR))  # (height, width)
+    steps, places = np.arange(len(HEAT)), strength * (len(HEAT) - 1)
     colours = np.stack([np.interp(places, steps, HEAT[:, channel]) for channel in range(3)], axis=-1)
-    grey = np.asarray(picture.convert("L").convert("RGB"), np.float32)
-    share = PALEST + (DENSEST - PALEST) * strength
+    grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
+    share = PALEST + (DENSEST - PALEST) * strength[..., None]
     return Image.fromarray((grey * (1 - share) + colours * share).round().astype(np.uint8))
 
 
-def seen_picture(processor: Any, image: Any) -> Image.Image:
-    """The part of a picture that the vision tower sees, over which a map of it is to be stretched.
+def seen_image(processor: Any, image: Any) -> Image.Image:
+    """The part of an image that the vision tower sees, over which a map of it is to be stretched.
 
     An image processor that resizes alone sees all of it; of one that crops or pads the pixels themselves are shown.
 
@@ -52,10 +50,10 @@ def seen_picture(processor: Any, image: Any) -> Image.Image:
         image: anything that the processor takes.
     """
     steps = processor.image_processor
-    picture = safe_image(image)
-    picture = trim_margins(picture) if processor.trim_image_margins else picture
+    whole = safe_image(image)
+    whole = trim_margins(whole) if processor.trim_image_margins else whole
     if not (getattr(steps, "do_center_crop", None) or getattr(steps, "do_pad", None)):
-        return picture
+        return whole
     pixels = np.asarray(processor.for_retrieval(images=[image])["pixel_values"][0])  # (3, height, width)
     if getattr(steps, "do_normalize", None):
         pixels = pixels * np.reshape(steps.image_std, (3, 1, 1)) + np.reshape(steps.image_mean, (3, 1, 1))

@@ -1,7 +1,7 @@
 """Knows how sure a mean is: percentile bootstrap intervals over questions, and paired ones for differences. NumPy.
 
 Efron, Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 13 and 16. Questions that belong together (about
-one picture, say) are drawn together: pass `clusters`, or the interval is too narrow.
+one image, say) are drawn together: pass `clusters`, or the interval is too narrow.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ def describe(config: Any, num_parameters: int) -> str:
     parts = {"vision tower": config.vision_config, "text encoder": config.text_config}
     towers = ", ".join(f"{part.model_type} as {name}" for name, part in parts.items())
     return (
-        f"A retrieval-augmented vision-language model of {num_parameters / 1e6:,.1f} million parameters: shown a "
-        "picture and asked a question, it finds passages in a knowledge base and answers from them, with sources. "
+        f"A retrieval-augmented vision-language model of {num_parameters / 1e6:,.1f} million parameters: shown an "
+        "image and asked a question, it finds passages in a knowledge base and answers from them, with sources. "
         f"It is made of {towers}, {config.generator_config.model_type} as reader; fusion `{config.fusion}`, "
         f"{config.num_passages} passages per question."
     )
@@ -101,7 +101,7 @@ def usage(name: str) -> str:
         "from transformers import pipeline",
         "",
         f'ask = pipeline("visual-question-answering", model="{name}")',
-        'ask(image="picture.png", question="What is this?")',
+        'ask(image="image.png", question="What is this?")',
     )
     return "\n".join(["```python", *lines, "```"])
 

@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from hf_ravlm.explain import answer_sheet
-from hf_ravlm.explain.figures import BAR, MARGIN, ROW_HEIGHT, THUMB
+from hf_ravlm.explain.sheets import MARGIN, ROW_HEIGHT
+from hf_ravlm.saving.drawing import BLUE, THUMB
 from tiny import picture
 
 
@@ -14,7 +15,7 @@ def bar_pixels(posterior: float) -> int:
     entry = {"id": "a", "image": picture(0), "score": 0.5}
     record = {"generated_text": "Oslo", "evidence": [entry], "posterior": [posterior]}
     sheet = np.asarray(answer_sheet([Image.new("RGB", (9, 9))], ["?"], [record]))
-    blue = tuple(int(BAR[i : i + 2], 16) for i in (1, 3, 5))
+    blue = tuple(int(BLUE[i : i + 2], 16) for i in (1, 3, 5))
     return int((sheet == blue).all(-1).sum())
 
 
