@@ -23,7 +23,7 @@ from hf_ravlm import KnowledgeBase, RavlmRetriever, load_encoder
 from hf_ravlm.cli import main
 from hf_ravlm.commands import building
 from hf_ravlm.commands.command_line import INDEX_EXAMPLES, make_parser
-from hf_ravlm.retrieval.store.versions import read_generation
+from hf_ravlm.retrieval.store.versions import read_version
 from tiny import WIDTHS, picture, tiny_model, tiny_processor, tiny_tokenizer
 
 
@@ -242,7 +242,7 @@ def test_adding_updating_removing_and_compacting(built, tmp_path, text_model, re
 
 def test_damage_is_found_and_repaired(built, record_of, run):
     assert run("verify", built)[1].endswith("of 3 passages are as they were written.\n")
-    (index,) = (file.path for file in read_generation(built / "knowledge_base").files_of("passages"))
+    (index,) = (file.path for file in read_version(built / "knowledge_base").files_of("passages"))
     content = index.read_bytes()
     index.write_bytes(content[:-1] + b"?")
     code, out, _ = run("verify", built, "--json")
@@ -254,7 +254,7 @@ def test_damage_is_found_and_repaired(built, record_of, run):
     assert run("info", built)[0] == 1
     record = record_of("repair", built)
     assert record["ok"]
-    assert "made gen-00000001 the current generation" in record["actions"]
+    assert "made gen-00000001 the current version" in record["actions"]
 
 
 def test_passages_without_a_licence_are_not_pushed(tmp_path, text_model, run):

@@ -92,19 +92,19 @@ def test_model_and_knowledge_base_come_from_one_commit(hub, client):
     client.do('birds().push_to_hub("me/model")')
     commit = hub.repository("me/model", "model").refs["main"]
     client.do(
-        "from hf_ravlm.retrieval import published_retriever as module\n"
-        "plain, seen = module.load_encoder, []\n"
-        "module.load_encoder = lambda source, store, hub_kwargs: seen.append([source, hub_kwargs]) or encoder\n"
+        "from hf_ravlm.retrieval import retriever as module\n"
+        "plain, seen = module.encoder_beside, []\n"
+        "module.encoder_beside = lambda source, store, hub_kwargs: seen.append([source, hub_kwargs]) or encoder\n"
     )
     try:
         client.do('RavlmRetriever.from_pretrained("me/model", revision="main", cache_dir=cache)')
         (source, hub_kwargs), *_ = client.do("result = seen")
     finally:
-        client.do("module.load_encoder = plain")
+        client.do("module.encoder_beside = plain")
     assert (source, hub_kwargs["revision"]) == ("me/model", commit)
 
 
-def test_a_branch_that_moves_between_two_downloads_does_not_mix_generations(hub, client):
+def test_a_branch_that_moves_between_two_downloads_does_not_mix_versions(hub, client):
     push(client)
     old = hub.repository("me/birds").refs["main"]
     push(client, number=41)

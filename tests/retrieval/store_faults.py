@@ -31,8 +31,8 @@ from huggingface_hub import constants
 from hash_encoder import HashEncoder, built, numbered
 from hf_ravlm.errors import KnowledgeBaseCorruptError, RavlmError
 from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
-from hf_ravlm.retrieval.store import current as held_knowledge
-from hf_ravlm.retrieval.store.versions import read_generation
+from hf_ravlm.retrieval.store import current as current_knowledge
+from hf_ravlm.retrieval.store.versions import read_version
 
 
 SECONDS_PER_CASE = 20
@@ -140,7 +140,7 @@ def fuzz(folder: Path, seed: int, num_cases: int, forge: bool) -> dict:
 
 
 def fuzz_cases(store: Path, seed: int, cases: range, expected: tuple, log: Path, forge: bool) -> None:
-    names = read_generation(store).file_names()
+    names = read_version(store).file_names()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for case in cases:
         random = np.random.default_rng([seed, case])
@@ -153,10 +153,10 @@ def fuzz_cases(store: Path, seed: int, cases: range, expected: tuple, log: Path,
         (harmed / name).write_bytes(data)
         if forge:
             forge_checksums(harmed, name, data)
-        options = {"allow_foreign_index": False, "on_corrupt": ["raise", "rebuild", "skip_shard"][case % 3]}
+        options = {"allow_foreign_index": False, "on_error": ["raise", "rebuild", "skip_shard"][case % 3]}
         signal.alarm(SECONDS_PER_CASE)
         begun = time.monotonic()
-        result = {"case": case, "file": name, "options": options["on_corrupt"]}
+        result = {"case": case, "file": name, "options": options["on_error"]}
         try:
             found = state_of(harmed, **options)
             is_right = found == expected or is_part(found, expected, options)
@@ -174,12 +174,12 @@ def fuzz_cases(store: Path, seed: int, cases: range, expected: tuple, log: Path,
 
 def is_part(found: tuple, expected: tuple, options: dict) -> bool:
     """Whether some passages are left out, which was agreed to, and the others are what they were."""
-    if options["on_corrupt"] == "raise":
+    if options["on_error"] == "raise":
         return False
     # A rebuilt graph may find others; passages and vectors may only be fewer.
     wanted, rows = eval_rows(expected), eval_rows(found)
     return all(rows[key] == wanted.get(key) for key in rows) and (
-        options["on_corrupt"] == "skip_shard" or len(rows) == len(wanted)
+        options["on_error"] == "skip_shard" or len(rows) == len(wanted)
     )
 
 
@@ -199,8 +199,8 @@ def forge_checksums(store: Path, name: str, data: bytes) -> None:
     pointer = (store / "CURRENT").read_bytes()
     if name == "CURRENT":
         return
-    generation = pointer.split()[0].decode()
-    manifest = store / "manifests" / f"{generation}.json"
+    version = pointer.split()[0].decode()
+    manifest = store / "manifests" / f"{version}.json"
     if name.startswith("objects"):
         sha256 = hashlib.sha256(data).hexdigest()
         new_name = f"objects/{sha256[:2]}/{sha256}{Path(name).suffix}"
@@ -215,7 +215,7 @@ def forge_checksums(store: Path, name: str, data: bytes) -> None:
             ] or entry.get("built_from")
         manifest.write_text(json.dumps(fields))
     sha256 = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    (store / "CURRENT").write_text(f"{generation} {sha256}\n")
+    (store / "CURRENT").write_text(f"{version} {sha256}\n")
 
 
 # --- Kills
@@ -262,7 +262,7 @@ class StepCounter:
 
 def kill(folder: Path) -> dict:
     """Kills every change at every step and looks at what is left."""
-    held_knowledge._MIN_STAGED_PASSAGES = 20
+    current_knowledge._MIN_STAGED_PASSAGES = 20
     template = folder / "template"
     retriever = built(numbered(range(20)), HashEncoder())
     retriever.save_pretrained(template)

@@ -24,7 +24,7 @@ from hf_ravlm.retrieval import RavlmRetriever
 from hf_ravlm.retrieval.passage import SCHEMA
 from hf_ravlm.retrieval.store.manifest import StoredFile
 from hf_ravlm.retrieval.store.row_files import read_passages, write_passages
-from hf_ravlm.retrieval.store.versions import Commit, NewFile, open_generation, update_generation, write_generation
+from hf_ravlm.retrieval.store.versions import Commit, NewFile, read_version, update_version, verify_file, write_version
 from hf_ravlm.saving import durable
 from power_loss import Disk, RecordingOs
 
@@ -106,7 +106,7 @@ def commits(folder: Path, acknowledge) -> None:
         return NewFile(role, "safetensors", 1, partial(write_text, content))
 
     for number in (1, 2):
-        write_generation(folder, {"tag": [number]}, [new_file(f"content {number} ", "passages")])
+        write_version(folder, {"tag": [number]}, [new_file(f"content {number} ", "passages")])
         acknowledge(number)
     for number in range(3, 7):
 
@@ -115,7 +115,7 @@ def commits(folder: Path, acknowledge) -> None:
             tags = [*current.manifest["tag"], number] if kept else [number]
             return Commit({"tag": tags}, [*kept, new_file(f"content {number} ", "passages")])
 
-        update_generation(folder, plan)
+        update_version(folder, plan)
         acknowledge(number)
 
 
@@ -169,15 +169,17 @@ def fault_of(state: dict[str, bytes], folder: Path, acknowledged: int) -> str | 
         (folder / name).write_bytes(content)
     folder.mkdir(exist_ok=True)
     try:
-        generation = open_generation(folder)
+        version = read_version(folder)
+        for file in version.files:
+            verify_file(file)
     except KnowledgeBaseNotFoundError:
-        return None if acknowledged == 0 else f"nothing is left of generation {acknowledged}"
+        return None if acknowledged == 0 else f"nothing is left of version {acknowledged}"
     except KnowledgeBaseCorruptError as error:
         return f"after {acknowledged}: {error}"
-    tags = generation.manifest["tag"]
+    tags = version.manifest["tag"]
     if tags[-1] < acknowledged:
-        return f"generation {acknowledged} was lost, {tags[-1]} was found"
-    contents = [file.path.read_text() for file in generation.files]
+        return f"version {acknowledged} was lost, {tags[-1]} was found"
+    contents = [file.path.read_text() for file in version.files]
     return None if contents == [f"content {tag} " * 20 for tag in tags] else f"a mixture: {tags}"
 
 
@@ -387,8 +389,8 @@ def open_hostile(template: Path, folder: Path, change, **options) -> RavlmRetrie
     return RavlmRetriever.from_pretrained(folder, encoder=HashEncoder(), **options)
 
 
-@pytest.mark.parametrize("on_corrupt", ["raise", "skip_shard"])
-def test_hostile_names_and_numbers_are_refused_with_one_class_of_errors(template, tmp_path, on_corrupt, monkeypatch):
+@pytest.mark.parametrize("on_error", ["raise", "skip_shard"])
+def test_hostile_names_and_numbers_are_refused_with_one_class_of_errors(template, tmp_path, on_error, monkeypatch):
     opened = []
     monkeypatch.setattr(durable, "open", lambda *a, **k: opened.append(a[0]) or open(*a, **k), raising=False)
     cases = [{"name": name} for name in HOSTILE_NAMES] + HOSTILE_FIELDS
@@ -398,7 +400,7 @@ def test_hostile_names_and_numbers_are_refused_with_one_class_of_errors(template
         for place in (0, 1):
             shutil.rmtree(folder, ignore_errors=True)
             try:
-                open_hostile(template, folder, lambda m: m["files"][place].update(fields), on_corrupt=on_corrupt)  # noqa: B023
+                open_hostile(template, folder, lambda m: m["files"][place].update(fields), on_error=on_error)  # noqa: B023
                 accepted.append((fields, place))
             except RavlmError:
                 pass

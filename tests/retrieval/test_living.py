@@ -14,10 +14,11 @@ from hf_ravlm.errors import (
     KnowledgeBaseMismatchError,
     KnowledgeBaseNotFoundError,
 )
-from hf_ravlm.retrieval import KnowledgeBase, Passage, RavlmRetriever, living_retriever, store_info
+from hf_ravlm.retrieval import KnowledgeBase, Passage, RavlmRetriever, store_info
+from hf_ravlm.retrieval import retriever as retriever_module
 from hf_ravlm.retrieval.indexes.index_types import INDEX_KINDS
 from hf_ravlm.retrieval.store import saving
-from hf_ravlm.retrieval.store.versions import read_generation
+from hf_ravlm.retrieval.store.versions import read_version
 
 
 APPROXIMATE = [kind for kind in INDEX_KINDS if kind not in ("flat", "auto")]
@@ -252,7 +253,7 @@ def test_a_copy_of_another_folder_is_independent(hash_encoder, tmp_path):
     retriever.add(numbered([10]))
     assert len(KnowledgeBase.load(tmp_path / "one")) == 9
     assert len(KnowledgeBase.load(tmp_path / "two")) == 10
-    assert not read_generation(tmp_path / "two" / "knowledge_base").files_of("tombstones")
+    assert not read_version(tmp_path / "two" / "knowledge_base").files_of("tombstones")
 
 
 def test_a_folder_taken_over_by_another_encoder_is_noticed(hash_encoder, encoder, tmp_path):
@@ -289,7 +290,7 @@ def test_what_was_purged_is_on_the_disk_no_more(kind, hash_encoder, tmp_path):
     assert all(files_with(needle) for needle in needles)
     retriever.remove("secret")
     retriever.compact()
-    assert all(files_with(needle) for needle in needles)  # in the generation before
+    assert all(files_with(needle) for needle in needles)  # in the version before
     (tmp_path / "knowledge_base" / "staging" / "job").mkdir(parents=True)
     (tmp_path / "knowledge_base" / "staging" / "job" / "shard").write_bytes(needles[1])
     retriever.compact(purge=True)
@@ -304,7 +305,7 @@ def unpacked(path) -> bytes:
 
 
 def test_purging_waits_for_readers_and_can_be_repeated(hash_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(living_retriever, "_PURGE_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(retriever_module, "_PURGE_TIMEOUT_SECONDS", 0.1)
     writer = built(numbered(range(10)), hash_encoder)
     writer.save_pretrained(tmp_path)
     reader = RavlmRetriever.from_pretrained(tmp_path, encoder=hash_encoder)
@@ -318,7 +319,7 @@ def test_purging_waits_for_readers_and_can_be_repeated(hash_encoder, tmp_path, m
     assert answers(reader, 10) == answers(writer, 10)
 
 
-def test_leased_generations_stay_until_their_reader_has_gone(hash_encoder, tmp_path):
+def test_leased_versions_stay_until_their_reader_has_gone(hash_encoder, tmp_path):
     writer = built(numbered(range(10)), hash_encoder)
     writer.save_pretrained(tmp_path)
     reader = RavlmRetriever.from_pretrained(tmp_path, encoder=hash_encoder)

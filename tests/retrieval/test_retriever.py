@@ -20,7 +20,7 @@ from hf_ravlm.errors import (
 )
 from hf_ravlm.retrieval import Evidence, KnowledgeBase, RavlmRetriever
 from hf_ravlm.retrieval.hub import download as hub_folder
-from hf_ravlm.retrieval.store.versions import open_generation
+from hf_ravlm.retrieval.store.versions import read_version
 
 
 ORANGE, BLUE = (Image.new("RGB", (9, 9), colour) for colour in ("orange", "blue"))
@@ -242,7 +242,7 @@ def test_an_encoder_trained_since_the_build_is_noticed(retriever, encoder, tmp_p
     with caplog.at_level(logging.WARNING, logger="hf_ravlm"):
         retriever.save_pretrained(tmp_path)
     assert "has changed" in caplog.text
-    assert open_generation(tmp_path / "knowledge_base").manifest["encoder"]["fingerprint"] == built_by
+    assert read_version(tmp_path / "knowledge_base").manifest["encoder"]["fingerprint"] == built_by
     with pytest.raises(KnowledgeBaseMismatchError):
         RavlmRetriever.from_pretrained(tmp_path, encoder=encoder)
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InvalidInputError
 from ..retrieval import repair_store, store_info, verify_store
 from ..retrieval.hub.upload import publish
-from ..retrieval.store.current import HeldKnowledge
+from ..retrieval.store.current import CurrentKnowledge
 from ..retrieval.store.loading import OpenOptions, open_state
 from ..retrieval.store.saving import find_store
 from ..saving.commit import Destination
@@ -32,7 +32,7 @@ def info(arguments: argparse.Namespace) -> Outcome:
         f"index       {index['kind']}"
         + ("" if index["indexed_rows"] or index["kind"] == "flat" else " (few passages: searched exactly)")
         + ("" if index["written_here"] else ", written elsewhere: built again when opened"),
-        f"generation  {record['generation']} (format {record['format']}; there are {len(record['generations'])})",
+        f"version     {record['generation']} (format {record['format']}; there are {len(record['generations'])})",
         f"size        {size(record['bytes'])}",
         *(
             f"  {role:<12}{counts['files']:>6} files  {counts['rows']:>12,} rows  {size(counts['bytes']):>12}"
@@ -73,33 +73,33 @@ def remove(arguments: argparse.Namespace) -> Outcome:
     ids = [*arguments.ids, *(_ids_in(arguments.ids_file) if arguments.ids_file else [])]
     if not ids:
         raise InvalidInputError("There are no ids. Name some, or a file that lists them with --ids_file.")
-    held = _held(arguments.folder)
-    before = len(held.knowledge)
-    held.change(lambda knowledge: knowledge.removed(ids))
-    record = {"folder": str(arguments.folder), "passages_before": before, "passages": len(held.knowledge)}
-    text = f"{len(held.knowledge):,} passages in {arguments.folder}; there were {before:,}."
+    current = _current(arguments.folder)
+    before = len(current.knowledge)
+    current.change(lambda knowledge: knowledge.removed(ids))
+    record = {"folder": str(arguments.folder), "passages_before": before, "passages": len(current.knowledge)}
+    text = f"{len(current.knowledge):,} passages in {arguments.folder}; there were {before:,}."
     return Outcome(record, f"{text} `hf-ravlm index compact --purge` erases the bytes of those removed.")
 
 
 def compact(arguments: argparse.Namespace) -> Outcome:
     """`index compact`: rewrites without what was removed."""
-    held = _held(arguments.folder)
+    current = _current(arguments.folder)
     store = find_store(arguments.folder, SUBFOLDER)
     before = _bytes_in(store)
-    held.change(lambda knowledge: knowledge.compacted())
+    current.change(lambda knowledge: knowledge.compacted())
     if arguments.purge:
-        held.purge(_PURGE_TIMEOUT_SECONDS)
+        current.purge(_PURGE_TIMEOUT_SECONDS)
     after = _bytes_in(store)
-    record = {"folder": str(arguments.folder), "passages": len(held.knowledge), "purged": arguments.purge}
+    record = {"folder": str(arguments.folder), "passages": len(current.knowledge), "purged": arguments.purge}
     record |= {"bytes_before": before, "bytes": after}
-    text = f"{len(held.knowledge):,} passages in {arguments.folder}: {size(after)} on disk, {size(before)} before."
+    text = f"{len(current.knowledge):,} passages in {arguments.folder}: {size(after)} on disk, {size(before)} before."
     return Outcome(record, text)
 
 
 def push(arguments: argparse.Namespace) -> Outcome:
     """`index push`: publishes on the Hub."""
-    held = _held(arguments.folder)
-    assert held.stored is not None
+    current = _current(arguments.folder)
+    assert current.stored is not None
     destination = Destination(
         arguments.repo,
         arguments.message,
@@ -110,22 +110,22 @@ def push(arguments: argparse.Namespace) -> Outcome:
         create_pr=arguments.create_pr,
     )
     commit = publish(
-        held.knowledge, held.stored.encoder, destination, arguments.parts, arguments.allow_missing_licence
+        current.knowledge, current.stored.encoder, destination, arguments.parts, arguments.allow_missing_licence
     )
     record = {
         "repo": arguments.repo,
         "repo_type": arguments.repo_type,
         "parts": list(arguments.parts),
-        "passages": len(held.knowledge),
+        "passages": len(current.knowledge),
         "commit": commit.oid,
         "url": commit.pr_url or commit.commit_url,
     }
-    return Outcome(record, f"{len(held.knowledge):,} passages ({', '.join(arguments.parts)}): {record['url']}")
+    return Outcome(record, f"{len(current.knowledge):,} passages ({', '.join(arguments.parts)}): {record['url']}")
 
 
-def _held(folder: Path) -> HeldKnowledge:
+def _current(folder: Path) -> CurrentKnowledge:
     state = open_state(find_store(folder, SUBFOLDER), OpenOptions())
-    return HeldKnowledge(state.knowledge, state)
+    return CurrentKnowledge(state.knowledge, state)
 
 
 def _ids_in(path: Path) -> list[str]:

@@ -291,7 +291,7 @@ def _add_index(commands: _Commands) -> None:
     parser.add_argument("--ids_file", type=Path, metavar="FILE", help="a file with one id per line; - for the input")
     parser = add("compact", "care", "rewrite a knowledge base without what was removed", _RESUMES)
     _add(parser, "folder")
-    parser.add_argument("--purge", action="store_true", help="erase earlier generations, too: nothing removed is left")
+    parser.add_argument("--purge", action="store_true", help="erase earlier versions, too: nothing removed is left")
     _add(add("info", "care", "tell what a folder holds, without reading it all"), "folder")
     _add(add("verify", "care", "read every byte and tell what is damaged; the exit code is 1 if any is"), "folder")
     parser = add("repair", "care", "make a damaged knowledge base usable again")

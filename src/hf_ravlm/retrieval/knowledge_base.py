@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InvalidInputError
-from .hub.download import local_folder
+from .hub.download import store_folder
 from .passage import SCHEMA, Passage, check_unique_ids, passage_from_row, passages_at
 from .sources.checked_rows import OnError, SkippedItem, SourceItem, table_from_rows
 from .sources.chunking import Chunking, chunked_rows
@@ -23,7 +24,6 @@ from .sources.folder import rows_from_folder
 from .sources.in_memory import rows_from_dataset, rows_from_dicts
 from .sources.tables import rows_from_csv, rows_from_jsonl, rows_from_parquet
 from .store.loading import load_passages
-from .store.parts import roles_of
 from .store.saving import find_store
 
 
@@ -268,9 +268,8 @@ class KnowledgeBase:
             KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: As `load`; also if it was published without them.
             HubUnavailableError: If the Hub cannot be reached, and the passages are not in the cache.
         """
-        roles = roles_of(["passages"])
-        folder, _ = local_folder(source, subfolder, hub_kwargs, repo_type, lambda file: file.role in roles)
-        return cls.load(folder, subfolder)
+        store, _ = store_folder(source, subfolder, hub_kwargs, repo_type, ("passages",))
+        return cls(load_passages(store))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -311,3 +310,19 @@ class KnowledgeBase:
     def text_lengths(self) -> list[int]:
         """The number of characters of every passage's text; 0 where there is none."""
         return list(pc.fill_null(pc.utf8_length(self.table["text"]), 0).to_pylist())
+
+
+PassageSource = KnowledgeBase | Iterable[Mapping[str, Any] | Passage]
+
+
+def as_knowledge_base(passages: PassageSource) -> KnowledgeBase:
+    """Passages as a user gives them, see `RavlmRetriever.add`."""
+    if isinstance(passages, KnowledgeBase):
+        return passages
+    rows = [_row_of(passage) if isinstance(passage, Passage) else passage for passage in passages]
+    return KnowledgeBase.from_dicts(rows) if rows else KnowledgeBase()
+
+
+def _row_of(passage: Passage) -> dict[str, Any]:
+    row = {item.name: getattr(passage, item.name) for item in fields(passage) if item.name != "image_bytes"}
+    return {**row, "image": passage.image_bytes}

@@ -28,7 +28,7 @@ from .ranking.fusion import Normalisation, learn_weights
 
 
 if TYPE_CHECKING:
-    from .store.state import LivingKnowledge
+    from .store.state import KnowledgeState
 
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,9 @@ class KnowledgeChannels:
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self._made: dict[str, tuple[LivingKnowledge, Channel]] = {}
+        self._made: dict[str, tuple[KnowledgeState, Channel]] = {}
 
-    def of(self, knowledge: LivingKnowledge, names: Sequence[str]) -> dict[str, Channel]:
+    def of(self, knowledge: KnowledgeState, names: Sequence[str]) -> dict[str, Channel]:
         """Returns channels over the rows of a state, by name.
 
         Args:
@@ -66,7 +66,7 @@ class KnowledgeChannels:
 
     def learn_weights(
         self,
-        knowledge: LivingKnowledge,
+        knowledge: KnowledgeState,
         queries: Sequence[Query],
         gold_ids: Sequence[Collection[str]],
         names: Sequence[str],
@@ -94,7 +94,7 @@ class KnowledgeChannels:
             found, [{row_of[passage_id] for passage_id in wanted} for wanted in gold_ids], normalise=normalise
         )
 
-    def _channel(self, knowledge: LivingKnowledge, name: str) -> Channel:
+    def _channel(self, knowledge: KnowledgeState, name: str) -> Channel:
         if name == "dense":
             return DenseChannel(self.encoder, knowledge.index)
         earlier, channel = self._made.get(name, (None, None))
@@ -111,7 +111,7 @@ class KnowledgeChannels:
         return channel
 
 
-def _lexical_channel(knowledge: LivingKnowledge, num_known: int, earlier: Channel | None) -> Channel:
+def _lexical_channel(knowledge: KnowledgeState, num_known: int, earlier: Channel | None) -> Channel:
     texts = searchable_texts(knowledge.table.slice(num_known))
     if isinstance(earlier, LexicalChannel):
         return LexicalChannel(earlier.index.add(texts))
@@ -120,7 +120,7 @@ def _lexical_channel(knowledge: LivingKnowledge, num_known: int, earlier: Channe
 
 def _part_channel(
     encoder: Encoder,
-    knowledge: LivingKnowledge,
+    knowledge: KnowledgeState,
     num_known: int,
     earlier: Channel | None,
     part: Literal["text", "image"],
@@ -139,7 +139,7 @@ def _part_channel(
     return DenseChannel(encoder, FlatIndex(vectors), rows, f"dense_{part}", part)
 
 
-def _encode_part(encoder: Encoder, knowledge: LivingKnowledge, rows: np.ndarray, part: str) -> np.ndarray:
+def _encode_part(encoder: Encoder, knowledge: KnowledgeState, rows: np.ndarray, part: str) -> np.ndarray:
     passages = knowledge.passages(rows.tolist())
     nothing = [None] * len(passages)
     texts, images = (

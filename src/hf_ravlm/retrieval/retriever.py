@@ -1,26 +1,46 @@
-"""Knows how a question, an image, or both find their evidence, in knowledge that may change while it is asked."""
+"""The retriever: passages found for a question, an image, or both, in knowledge that may change meanwhile."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..errors import InvalidInputError, KnowledgeBaseMismatchError
 from ..images import ImageSource
+from ..saving.commit import Destination, RepoType
+from ..saving.safe_paths import safe_relpath
 from .encoding.corpus import embed_corpus
+from .encoding.encoder_probe import EncoderRecord, check_encoder, describe_encoder, encode_probes
 from .encoding.encoders import Encoder
 from .evidence import Evidence, checked_options, checked_queries, cosines_of, evidence_of
-from .knowledge_base import KnowledgeBase
-from .published_retriever import PublishedRetriever
-from .ranking.channels import Query
+from .hub.download import encoder_beside, is_hub_snapshot, store_folder
+from .hub.upload import publish
+from .indexes.vector_index import VectorIndex
+from .knowledge_base import KnowledgeBase, PassageSource, as_knowledge_base
+from .knowledge_channels import KnowledgeChannels
 from .ranking.fusion import Normalisation
-from .ranking.search import SearchOptions, search
-from .store.state import IndexOptions
+from .ranking.search import search
+from .store.current import CurrentKnowledge
+from .store.loading import OnError, OpenOptions, open_state
+from .store.parts import PARTS
+from .store.state import IndexOptions, KnowledgeState
 
 
-class RavlmRetriever(PublishedRetriever):
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+logger = logging.getLogger(__name__)
+
+_PURGE_TIMEOUT_SECONDS = 30.0
+
+
+class RavlmRetriever:
     """Finds passages of a knowledge base by image, by text, or by both, and takes new ones at any time.
 
     Make one with `build` or `from_pretrained`. Once it was saved to a local folder, or opened from one, every change
@@ -63,6 +83,28 @@ class RavlmRetriever(PublishedRetriever):
     ```
     """
 
+    def __init__(
+        self,
+        knowledge_base: KnowledgeBase,
+        encoder: Encoder,
+        vectors: Any,
+        encoder_fingerprint: str | None = None,
+        index: IndexOptions | str = "flat",
+    ) -> None:
+        if len(vectors) != len(knowledge_base):
+            raise InvalidInputError(
+                f"{len(knowledge_base)} passages came with {len(vectors)} vectors. Pass one vector per passage, or "
+                "use `RavlmRetriever.build`."
+            )
+        options = IndexOptions(index) if isinstance(index, str) else index
+        self.encoder = encoder
+        self.encoder_fingerprint = encoder.fingerprint if encoder_fingerprint is None else encoder_fingerprint
+        self._current = CurrentKnowledge(KnowledgeState.of(knowledge_base.table, vectors, options))
+        self._channels = KnowledgeChannels(encoder)
+        self._knowledge_base: KnowledgeBase | None = None  # of the state that `knowledge_base` saw last
+        # Of an encoder that is not bit for bit the one that made the vectors, and was found to be as good.
+        self._accepted_fingerprint = self.encoder_fingerprint
+
     @classmethod
     def build(
         cls,
@@ -97,12 +139,104 @@ class RavlmRetriever(PublishedRetriever):
         vectors = embed_corpus(knowledge_base, encoder, batch_size=batch_size, staging=staging)
         return cls(knowledge_base, encoder, vectors, fingerprint, options)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        encoder: Encoder | None = None,
+        subfolder: str = "knowledge_base",
+        *,
+        repo_type: RepoType = "model",
+        knowledge_base: KnowledgeBase | None = None,
+        on_error: OnError = "raise",
+        verify: Literal["full", "size"] = "full",
+        allow_foreign_index: bool = False,
+        **hub_kwargs: Any,
+    ) -> Self:
+        """Opens a stored knowledge base, verifying every file and that the encoder is the one that built it.
+
+        Changes of a knowledge base in a local folder are committed there; one from the Hub changes in memory, until
+        it is saved elsewhere.
+
+        Args:
+            pretrained_model_name_or_path: A folder written by `save_pretrained`, the knowledge base inside it, or the
+                id of a Hub repository.
+            encoder: The encoder that made the vectors; `None` loads model and processor from the same place.
+            subfolder: The name of the knowledge base in the folder.
+            repo_type: `"dataset"` for a knowledge base that was published on its own, at the root of a dataset
+                repository.
+            knowledge_base: The passages, if you have them: only vectors are downloaded and read, and joined with
+                these if they are the ones the vectors were made for. The retriever then lives in memory.
+            on_error: What to do about damage: `"raise"` refuses it; `"rebuild"` makes a damaged index again from
+                the vectors; `"skip_shard"` also leaves out passages whose files are damaged, see `num_missing`.
+            verify: `"size"` compares the sizes of files instead of their checksums; see `OpenOptions`.
+            allow_foreign_index: Whether to load an approximate index that somebody else wrote; otherwise it is
+                built again from the vectors.
+            **hub_kwargs: Passed to `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`,
+                `local_files_only`, ... An index of somebody else is not even downloaded, unless it is allowed.
+
+        Raises:
+            InvalidInputError: If there is no model to ask with, and no `encoder`.
+            KnowledgeBaseNotFoundError: If there is no knowledge base, or only a part of it was published.
+            KnowledgeBaseCorruptError: If a file is damaged or missing.
+            KnowledgeBaseMismatchError: If the encoder is not the one that made the vectors, or the passages are not
+                those they were made for.
+            HubUnavailableError: If the Hub cannot be reached, and the knowledge base is not in the cache.
+        """
+        options = OpenOptions(on_error, verify, allow_foreign_index)
+        if encoder is None and repo_type == "dataset":
+            raise InvalidInputError(
+                "A dataset repository holds no model. Pass `encoder=`, the encoder that its card names."
+            )
+        parts = PARTS if knowledge_base is None else ("vectors",)
+        source = pretrained_model_name_or_path
+        store, hub_kwargs = store_folder(source, subfolder, hub_kwargs, repo_type, parts, allow_foreign_index)
+        state = open_state(store, options, passages=None if knowledge_base is None else knowledge_base.table)
+        if encoder is None:
+            encoder = encoder_beside(source, store, hub_kwargs)
+        check_encoder(encoder, state.encoder, store)
+        retriever = cls(KnowledgeBase(), encoder, np.zeros((0, 0), np.float32), state.encoder.fingerprint)
+        retriever._accepted_fingerprint = encoder.fingerprint
+        is_ours = knowledge_base is None and not is_hub_snapshot(store)
+        retriever._current = CurrentKnowledge(state.knowledge, state if is_ours else None, options)
+        return retriever
+
+    def __len__(self) -> int:
+        return len(self._knowledge)
+
     def __repr__(self) -> str:
         kind = self.index.spec["kind"]
         return (
             f"RavlmRetriever({len(self)} passages, {self.index.dim} dimensions, {kind} index, encoder "
             f"{self.encoder.name!r})"
         )
+
+    @property
+    def _knowledge(self) -> KnowledgeState:
+        return self._current.knowledge
+
+    @property
+    def knowledge_base(self) -> KnowledgeBase:
+        """The passages, without those that were removed. A passage that was updated stands at the end."""
+        table = self._knowledge.live_table
+        if self._knowledge_base is None or self._knowledge_base.table is not table:
+            self._knowledge_base = KnowledgeBase(table)
+        return self._knowledge_base
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """The unit vectors of the passages, (N, D) in float32, in the order of `knowledge_base`, read-only."""
+        return self._knowledge.vectors
+
+    @property
+    def index(self) -> VectorIndex:
+        """What finds the passages; its rows count removed passages as well, until `compact`."""
+        return self._knowledge.index
+
+    @property
+    def num_missing(self) -> int:
+        """How many passages could not be read and were left out, see `on_error` of `from_pretrained`."""
+        return 0 if self._current.stored is None else self._current.stored.num_missing
 
     def retrieve(
         self,
@@ -137,20 +271,13 @@ class RavlmRetriever(PublishedRetriever):
             UnsafeInputError: If an image cannot be used.
         """
         queries = checked_queries(images, texts)
-        return self._find(queries, checked_options(k=k, where=where, channels=channels, **options))
-
-    def _find(self, queries: Sequence[Query], options: SearchOptions) -> list[list[Evidence]]:
-        knowledge = self._knowledge  # one state for the whole search, whoever changes it meanwhile
+        search_options = checked_options(k=k, where=where, channels=channels, **options)
+        knowledge = self._knowledge  # one state for the whole search, however it changes meanwhile
         vectors = knowledge.index.vectors
-        ranking = search(
-            self._channels.of(knowledge, options.channels),
-            queries,
-            options,
-            knowledge,
-            vectors,
-            None if knowledge.all_alive else knowledge.alive,
-        )
-        by_cosine = options.ranks_by_cosine
+        found = self._channels.of(knowledge, search_options.channels)
+        alive = None if knowledge.all_alive else knowledge.alive
+        ranking = search(found, queries, search_options, knowledge, vectors, alive)
+        by_cosine = search_options.ranks_by_cosine
         cosines = ranking.scores if by_cosine else cosines_of(self.encoder, queries, vectors, ranking)
         return evidence_of(knowledge, ranking, cosines)
 
@@ -200,3 +327,191 @@ class RavlmRetriever(PublishedRetriever):
         knowledge = self._knowledge
         scores, rows = knowledge.search(vectors, k)
         return scores, knowledge.live_places(rows)
+
+    def add(self, passages: PassageSource, batch_size: int = 64) -> None:
+        """Adds passages; they can be found as soon as the method returns.
+
+        Many passages for a folder are encoded in its sub-folder `staging`: after an interruption the same call goes
+        on where it stopped.
+
+        Args:
+            passages: A knowledge base, or what `KnowledgeBase.from_dicts` takes, or `Passage` objects. Their ids
+                must be new.
+            batch_size: As in `build`.
+
+        Raises:
+            InvalidInputError: If an id is taken, or a passage is not one.
+            KnowledgeBaseMismatchError: If the encoder has changed since it made the other vectors.
+            KnowledgeBaseLockedError: If another process goes on writing.
+            OSError: If the disk refuses; nothing has changed then.
+        """
+        self.refresh()
+        new = as_knowledge_base(passages)
+        self._knowledge.check_new(new.ids)  # before time is spent on encoding; and again when it is stored
+        with self._current.staging(new.table) as staging:
+            vectors = self._encode(new, batch_size, staging)
+            self._current.change(lambda knowledge: knowledge.added(new.table, vectors))
+
+    def update(self, passages: PassageSource, batch_size: int = 64) -> None:
+        """Replaces passages that have the same ids, and adds the others; arguments and errors as `add`.
+
+        A passage that is the same as before is not encoded again, so that a whole source can be passed after a few
+        of its rows have changed.
+        """
+        self.refresh()
+        new = as_knowledge_base(passages)
+        new = KnowledgeBase(new.table.filter(self._knowledge.differs(new.table)))
+        with self._current.staging(new.table) as staging:
+            vectors = self._encode(new, batch_size, staging)
+            self._current.change(lambda knowledge: knowledge.updated(new.table, vectors))
+
+    def remove(self, ids: Sequence[str] | str) -> None:
+        """Removes passages: they are never found again. Their bytes stay until `compact(purge=True)`.
+
+        Args:
+            ids: Ids of passages, or a single one.
+
+        Raises:
+            InvalidInputError: If there is no passage with one of the ids; none is removed then.
+            KnowledgeBaseLockedError, OSError: As `add`.
+        """
+        ids = [ids] if isinstance(ids, str) else list(ids)
+        self.refresh()
+        self._current.change(lambda knowledge: knowledge.removed(ids))
+
+    def compact(self, purge: bool = False) -> None:
+        """Rewrites the knowledge base without what was removed, and builds its index anew.
+
+        Args:
+            purge: Whether to erase removed passages: earlier versions go as well, with every file that holds a
+                removed text, image or vector, and half-made work in `staging`. (Copies elsewhere, such as on the Hub
+                or in backups, are yours to replace, and so are the free blocks of the disk.)
+
+        Raises:
+            KnowledgeBaseLockedError: If another process goes on writing, or, with `purge`, goes on reading an
+                earlier version: this one is compacted then, and a later call finishes the work.
+            OSError: As `add`.
+        """
+        self.refresh()
+        self._current.change(lambda knowledge: knowledge.compacted())
+        if purge:
+            self._current.purge(_PURGE_TIMEOUT_SECONDS)
+
+    def refresh(self) -> bool:
+        """Takes over what other processes have committed; returns whether there was anything.
+
+        Raises:
+            KnowledgeBaseMismatchError: If the stored knowledge base was replaced by one of another encoder.
+            KnowledgeBaseCorruptError: If it is damaged; this retriever keeps what it has.
+        """
+        state = self._current.newer()
+        if state is None:
+            return False
+        if state.encoder.fingerprint != self.encoder_fingerprint:
+            check_encoder(self.encoder, state.encoder, state.version.folder)
+            self.encoder_fingerprint, self._accepted_fingerprint = state.encoder.fingerprint, self.encoder.fingerprint
+        self._current.adopt(state)
+        return True
+
+    def _encode(self, knowledge_base: KnowledgeBase, batch_size: int, staging: Path | None) -> np.ndarray:
+        """Vectors of new passages, by the encoder that made the others."""
+        fingerprint = self.encoder.fingerprint
+        if fingerprint not in (self.encoder_fingerprint, self._accepted_fingerprint):
+            raise KnowledgeBaseMismatchError(
+                f"The encoder {self.encoder.name!r} has changed since it made the vectors of the knowledge base "
+                f"(fingerprint {fingerprint[:12]} instead of {self._accepted_fingerprint[:12]}), as after training. "
+                "Build anew: `RavlmRetriever.build(retriever.knowledge_base, encoder)`."
+            )
+        return embed_corpus(knowledge_base, self.encoder, batch_size=batch_size, staging=staging, process=(0, 1))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], subfolder: str = "knowledge_base") -> None:
+        """Stores the knowledge base in a sub-folder, beside the files of a model; later changes are committed there.
+
+        An existing knowledge base is replaced in one step: whatever interrupts the save leaves the previous one. The
+        folder that this retriever was opened from or last saved to is written anew as it is now, with what other
+        processes have added.
+
+        Args:
+            save_directory: The folder of the model; created if needed.
+            subfolder: The name of the knowledge base in it.
+
+        Raises:
+            KnowledgeBaseLockedError: If another process is writing there.
+            OSError: If the disk refuses.
+        """
+        self._current.save(Path(save_directory) / safe_relpath(subfolder), self._encoder_record())
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        repo_type: RepoType = "model",
+        subfolder: str = "knowledge_base",
+        include_passages: bool = True,
+        include_vectors: bool = True,
+        allow_missing_licence: bool = False,
+        commit_message: str = "Upload knowledge base",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> Any:
+        """Publishes the knowledge base in one commit, so that no reader of the repository sees half of it.
+
+        What is not alive is not published, and files of earlier pushes go in the same commit (they stay in the history
+        of the repository). An interrupted push changes nothing; the next one sends only what is missing. The files are
+        written to the temporary folder of the system (`TMPDIR`) first, which needs room for them.
+
+        Args:
+            repo_id: A repository, such as `"owner/name"`; created if needed.
+            repo_type: `"model"` puts the knowledge base beside a model, into a sub-folder; `"dataset"` publishes it on
+                its own, with a card of counts, licences, sources and encoder, for `from_pretrained(...,
+                repo_type="dataset")`, `KnowledgeBase.from_pretrained` and `datasets.load_dataset`.
+            subfolder: The name of the knowledge base beside a model.
+            include_passages: Whether to publish passages; without them a reader of the vectors brings their own.
+                Vectors alone are no secret: much of a text can be reconstructed from them. Datasets only.
+            include_vectors: Whether to publish vectors and index; likewise.
+            allow_missing_licence: Whether to publish passages that say nothing about their licence.
+            commit_message: The message of the commit.
+            private: Whether a new repository is private; `None` for the default of its owner.
+            token: A Hub token; `None` for the stored one.
+            revision: The branch, made if needed; `None` for the main one.
+            create_pr: Whether to open a pull request against the main branch instead of committing.
+
+        Returns:
+            The `huggingface_hub.CommitInfo`.
+
+        Raises:
+            InvalidInputError: If passages have no licence, with their number and ids; if nothing or half of what a
+                model needs would be published; if `private=True` and the repository is public.
+            HubUnavailableError: If the Hub cannot be reached or refuses, or repository or revision are not there for
+                this token.
+        """
+        included = {"passages": include_passages, "vectors": include_vectors}
+        destination = Destination(
+            repo_id,
+            commit_message,
+            repo_type=repo_type,
+            subfolder=subfolder if repo_type == "model" else None,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
+        parts = [name for name, is_included in included.items() if is_included]
+        return publish(self._knowledge, self._encoder_record(), destination, parts, allow_missing_licence)
+
+    def _encoder_record(self) -> EncoderRecord:
+        """Who made the vectors, with the probes of the encoder if it still is the one."""
+        fingerprint = self.encoder.fingerprint
+        if fingerprint not in (self.encoder_fingerprint, self._accepted_fingerprint):
+            logger.warning(
+                "The encoder has changed since its vectors were made (trained?). The saved knowledge base will not "
+                "open with it; use `RavlmRetriever.build(retriever.knowledge_base, encoder)` before saving."
+            )
+        stored = self._current.stored
+        if stored is not None and stored.encoder.probe:
+            return stored.encoder
+        name = describe_encoder(self.encoder) if stored is None else stored.encoder.name
+        probe = encode_probes(self.encoder) if fingerprint == self.encoder_fingerprint else {}
+        return EncoderRecord(name, self.encoder_fingerprint, probe)

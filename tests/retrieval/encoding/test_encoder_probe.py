@@ -20,7 +20,7 @@ from hf_ravlm.retrieval.encoding.encoder_probe import (
     probe_images,
     probe_texts,
 )
-from hf_ravlm.retrieval.store.versions import read_generation
+from hf_ravlm.retrieval.store.versions import read_version
 
 
 ROWS = [{"id": "a", "text": "a red kite"}, {"id": "b", "image": Image.new("RGB", (20, 20), "red")}]
@@ -223,7 +223,7 @@ def test_the_probes_are_the_same_everywhere(saved):
     assert len(probe_texts()) == len(set(probe_texts())) == 8
     assert [image.size for image in probe_images()] == [(120, 90)] * 4
     assert inputs_digest() == "19b5f5658c41797efa5a5e69dcf4dd627a86cecf93dabd38fe7f65cb6833b57a"
-    (file,) = read_generation(saved / "knowledge_base").files_of("probe")
+    (file,) = read_version(saved / "knowledge_base").files_of("probe")
     assert file.fields["inputs_sha256"] == inputs_digest()
     assert file.rows == 24
 

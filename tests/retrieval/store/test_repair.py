@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from hash_encoder import HashEncoder, built, numbered
 from hf_ravlm.errors import (
     InvalidInputError,
     KnowledgeBaseCorruptError,
-    KnowledgeBaseMismatchError,
     KnowledgeBaseNotFoundError,
 )
 from hf_ravlm.retrieval import (
@@ -21,13 +21,14 @@ from hf_ravlm.retrieval import (
     store_info,
     verify_store,
 )
-from hf_ravlm.retrieval.store import loading, row_files, vector_files
-from hf_ravlm.retrieval.store.derived import attach_derived, derived_files
-from hf_ravlm.retrieval.store.versions import NewFile, read_generation, verify_file
+from hf_ravlm.retrieval.store import loading, row_files
+from hf_ravlm.retrieval.store.manifest import Version
+from hf_ravlm.retrieval.store.versions import Commit, NewFile, read_version, update_version, verify_file
 from hf_ravlm.saving.arrays import open_arrays, write_arrays
 
 
 FLAGS = Path(__file__).parents[3] / "examples" / "flags" / "checkpoint" / "knowledge_base"
+LENGTHS = {"lengths": np.array([7, 8])}
 
 
 @pytest.fixture
@@ -39,13 +40,13 @@ def encoder():
 def store(encoder, tmp_path, monkeypatch):
     """A folder of 160 passages in 8 shards of passages and 8 blocks of vectors, with an HNSW index."""
     monkeypatch.setattr(row_files, "_MAX_ROWS_PER_FILE", 20)
-    monkeypatch.setattr(vector_files, "_ROWS_PER_BLOCK", 20)
+    monkeypatch.setattr(row_files, "_ROWS_PER_BLOCK", 20)
     built(numbered(range(160)), encoder, index="hnsw").save_pretrained(tmp_path)
     return tmp_path / "knowledge_base"
 
 
 def path_of(store, role: str, number: int = 0) -> Path:
-    return read_generation(store).files_of(role)[number].path
+    return read_version(store).files_of(role)[number].path
 
 
 def flip(path: Path, at: float = 0.5) -> None:
@@ -70,11 +71,11 @@ def ids_found(retriever: RavlmRetriever) -> set[str]:
 def test_a_damaged_shard_costs_its_own_passages_and_says_how_many(store, encoder, damage, caplog):
     opened(store, encoder).remove(["41", "2"])
     damage(path_of(store, "passages", 2))
-    for on_corrupt in ("raise", "rebuild"):
+    for on_error in ("raise", "rebuild"):
         with pytest.raises(KnowledgeBaseCorruptError):
-            opened(store, encoder, on_corrupt=on_corrupt)
+            opened(store, encoder, on_error=on_error)
     with caplog.at_level(logging.WARNING, logger="hf_ravlm"):
-        retriever = opened(store, encoder, on_corrupt="skip_shard")
+        retriever = opened(store, encoder, on_error="skip_shard")
     assert retriever.num_missing == 19
     assert "19 of 158 passages are lost" in caplog.text
     right = {str(n) for n in range(160) if not 40 <= n < 60} - {"2"}
@@ -88,17 +89,17 @@ def test_a_damaged_shard_costs_its_own_passages_and_says_how_many(store, encoder
 
 def test_a_damaged_block_of_vectors_costs_its_own_passages(store, encoder):
     flip(path_of(store, "vectors"), at=0.4)
-    retriever = opened(store, encoder, on_corrupt="skip_shard")
+    retriever = opened(store, encoder, on_error="skip_shard")
     assert retriever.num_missing == 20
     assert (
         set(retriever.knowledge_base.ids) == ids_found(retriever) == {str(n) for n in range(160) if not 60 <= n < 80}
     )
     path = path_of(store, "vectors")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert opened(store, encoder, on_corrupt="skip_shard").num_missing == 20 + 80
+    assert opened(store, encoder, on_error="skip_shard").num_missing == 20 + 80
     path.unlink()
     with pytest.raises(KnowledgeBaseCorruptError, match="none of its 160 passages"):
-        opened(store, encoder, on_corrupt="skip_shard")
+        opened(store, encoder, on_error="skip_shard")
 
 
 def test_a_damaged_index_is_built_again_from_the_vectors(store, encoder, caplog):
@@ -109,7 +110,7 @@ def test_a_damaged_index_is_built_again_from_the_vectors(store, encoder, caplog)
     with pytest.raises(KnowledgeBaseCorruptError, match="checksum"):
         opened(store, encoder)
     with caplog.at_level(logging.WARNING, logger="hf_ravlm"):
-        retriever = opened(store, encoder, on_corrupt="rebuild")
+        retriever = opened(store, encoder, on_error="rebuild")
     assert "built from the vectors" in caplog.text
     assert retriever.index.spec["kind"] == "hnsw"
     assert ids_found(retriever) == expected
@@ -124,7 +125,7 @@ def test_a_missing_index_is_no_damage(store, encoder):
 
 def test_wrong_choices_are_listed(store, encoder):
     with pytest.raises(InvalidInputError, match='"raise", "rebuild" or "skip_shard"'):
-        opened(store, encoder, on_corrupt="ignore")
+        opened(store, encoder, on_error="ignore")
     with pytest.raises(InvalidInputError, match='"full" or "size"'):
         opened(store, encoder, verify="no")
 
@@ -197,7 +198,7 @@ def test_reports_do_not_say_where_the_folder_lies(store):
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("gen-1 x\n")])
-def test_repair_finds_the_newest_generation_that_is_whole(store, encoder, damage):
+def test_repair_finds_the_newest_version_that_is_whole(store, encoder, damage):
     retriever = opened(store, encoder)
     retriever.add(numbered([500]))
     retriever.remove("500")
@@ -206,11 +207,11 @@ def test_repair_finds_the_newest_generation_that_is_whole(store, encoder, damage
     report = repair_store(store)
     assert report["ok"]
     assert report["generation"] == "gen-00000003"
-    assert "made gen-00000003 the current generation" in report["actions"]
+    assert "made gen-00000003 the current version" in report["actions"]
     assert len(opened(store, encoder)) == 160
     report = repair_store(store, to="gen-00000002")
     assert len(opened(store, encoder)) == 161
-    with pytest.raises(KnowledgeBaseNotFoundError, match="no generation gen-00000044"):
+    with pytest.raises(KnowledgeBaseNotFoundError, match="no version gen-00000044"):
         repair_store(store, to="gen-00000044")
 
 
@@ -247,54 +248,51 @@ def test_there_is_nothing_to_look_at_in_an_empty_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- Derived files
+# --- Files made from others
 
 
-def lengths_file(table) -> NewFile:
-    lengths = np.array([len(text) for text in table["text"].to_pylist()])
-    return NewFile("lengths", "safetensors", len(table), lambda path: write_arrays(path, {"lengths": lengths}))
+def attach(store: Path, made_from: str = "passages", number: int = 8) -> None:
+    """Commits a file of the role `"lengths"`, made from the first files of a role."""
+
+    def plan(current: Version) -> Commit:
+        sources = current.files_of(made_from)[:number]
+        rows = sum(file.rows for file in sources)
+        origin = {"made_from": made_from, "first_row": 0, "built_from": [file.sha256 for file in sources]}
+        lengths = NewFile("lengths", "safetensors", rows, lambda path: write_arrays(path, LENGTHS), origin)
+        return Commit(current.fields, [*current.files, lengths])
+
+    update_version(store, plan)
 
 
-def test_a_derived_file_is_found_as_long_as_it_fits(store, encoder):
+def test_a_derived_file_holds_as_long_as_its_sources_stand_first(store, encoder):
     retriever = opened(store, encoder)
-    generation = read_generation(store)
-    new = lengths_file(retriever.knowledge_base.table)
-    attach_derived(store, new, generation.files_of("passages"))
+    attach(store)
     retriever.remove("3")
     retriever.add(numbered([500]))
-    (derived,) = derived_files(read_generation(store), "lengths")
-    verify_file(derived.file)
-    assert (derived.first_row, derived.file.rows) == (0, 160)  # not the one that was added
-    assert open_arrays(derived.file.path)[0]["lengths"][3] == len("topic3 number 3 first")
-    tail = read_generation(store).files_of("passages")[8:]
-    attach_derived(store, lengths_file(retriever.knowledge_base.table.slice(159)), tail)
-    assert [found.first_row for found in derived_files(read_generation(store), "lengths")] == [0, 160]
-    attach_derived(store, new, read_generation(store).files_of("passages")[:8])  # replaces the first
-    assert [found.first_row for found in derived_files(read_generation(store), "lengths")] == [0, 160]
+    (file,) = read_version(store).derived_files("lengths")
+    verify_file(file)
+    assert file.rows == 160  # not the one that was added
+    assert open_arrays(file.path)[0]["lengths"].tolist() == [7, 8]
     retriever.compact()
-    assert derived_files(read_generation(store), "lengths") == []
+    assert read_version(store).derived_files("lengths") == []
     assert opened(store, encoder).knowledge_base.ids == retriever.knowledge_base.ids
 
 
-def test_a_derived_file_of_other_passages_is_refused(store, encoder):
-    retriever = opened(store, encoder)
-    passages = read_generation(store).files_of("passages")
-    new = lengths_file(retriever.knowledge_base.table)
-    with pytest.raises(InvalidInputError, match="'lengths' and 160 rows cannot be attached to 20"):
-        attach_derived(store, new, passages[:1])
-    with pytest.raises(InvalidInputError, match="'vectors'"):
-        attach_derived(store, new._replace(role="vectors"), passages)
-    retriever.remove("3")
-    retriever.compact()
-    with pytest.raises(KnowledgeBaseMismatchError, match="has changed since the lengths were made"):
-        attach_derived(store, new, passages)
-    (store / "objects" / "zz").mkdir()
-    assert verify_store(store)["ok"]
+@pytest.mark.parametrize(
+    "fields", [{"first_row": 20}, {"made_from": ["passages"]}, {"made_from": "tokens"}, {"built_from": "all"}, {}]
+)
+def test_a_derived_file_of_other_rows_is_ignored(store, fields):
+    attach(store)
+    version = read_version(store)
+    (file,) = version.files_of("lengths")
+    other = replace(file, rows=140) if not fields else replace(file, fields={**file.fields, **fields})
+    files = tuple(other if one is file else one for one in version.files)
+    assert version.derived_files("lengths") == [file]
+    assert replace(version, files=files).derived_files("lengths") == []
 
 
 def test_a_damaged_derived_file_is_dropped_by_repair(store, encoder):
-    table = opened(store, encoder).knowledge_base.table
-    attach_derived(store, lengths_file(table), read_generation(store).files_of("passages"))
+    attach(store)
     flip(path_of(store, "lengths"))
     assert len(opened(store, encoder)) == 160  # nobody asked for it
     assert not verify_store(store)["ok"]

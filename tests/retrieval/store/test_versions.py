@@ -23,16 +23,16 @@ from hf_ravlm.retrieval import (
     KnowledgeBase,
     RavlmRetriever,
 )
-from hf_ravlm.retrieval.store import row_files, saving, vector_files, versions
+from hf_ravlm.retrieval.store import row_files, versions
 from hf_ravlm.retrieval.store.leases import Lease
 from hf_ravlm.retrieval.store.loading import OpenOptions, load_passages, open_state
 from hf_ravlm.retrieval.store.manifest import FORMAT
 from hf_ravlm.retrieval.store.versions import (
     NewFile,
-    load_generation,
-    open_generation,
-    read_generation,
-    write_generation,
+    load_version,
+    read_version,
+    verify_file,
+    write_version,
 )
 from hf_ravlm.saving import durable
 from hf_ravlm.saving.durable import exclusive_lock
@@ -44,14 +44,16 @@ def new_file(content: str, role: str = "vectors", suffix: str = "safetensors") -
 
 def write(folder, content: str, **options) -> str:
     files = [new_file(content), new_file(f"{content}!", "passages")]
-    return write_generation(folder, {"tag": content}, files, **options).name
+    return write_version(folder, {"tag": content}, files, **options).name
 
 
 def read(folder) -> str:
-    """The tag of the current generation, after checking that all its files belong to it."""
-    generation = open_generation(folder)
-    contents = [file.path.read_text() for file in generation.files]
-    tag = generation.manifest["tag"]
+    """The tag of the current version, after checking that all its files belong to it."""
+    version = read_version(folder)
+    for file in version.files:
+        verify_file(file)
+    contents = [file.path.read_text() for file in version.files]
+    tag = version.manifest["tag"]
     assert contents == [tag, f"{tag}!"]
     return tag
 
@@ -65,7 +67,7 @@ def load(store):
 
 
 def paths_of(store, role: str) -> list[Path]:
-    return [file.path for file in read_generation(store).files_of(role)]
+    return [file.path for file in read_version(store).files_of(role)]
 
 
 def texts_of(store) -> list[str]:
@@ -75,14 +77,14 @@ def texts_of(store) -> list[str]:
 # --- What is written
 
 
-def test_a_generation_is_read_back_and_replaced(tmp_path):
+def test_a_version_is_read_back_and_replaced(tmp_path):
     assert write(tmp_path / "kb", "one") == "gen-00000001"
     assert read(tmp_path / "kb") == "one"
     assert write(tmp_path / "kb", "two") == "gen-00000002"
     assert read(tmp_path / "kb") == "two"
 
 
-def test_the_previous_generation_is_kept_and_older_ones_are_removed(tmp_path):
+def test_the_previous_version_is_kept_and_older_ones_are_removed(tmp_path):
     for tag in ("one", "two", "three"):
         write(tmp_path, tag)
     assert sorted(path.name for path in (tmp_path / "manifests").iterdir()) == [
@@ -211,7 +213,7 @@ def test_a_failure_at_any_step_leaves_the_previous_state(retriever_of, tmp_path,
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(("module", "writer"), [(saving, "write_passages"), (vector_files, "write_arrays")])
+@pytest.mark.parametrize(("module", "writer"), [(row_files, "write_passages"), (row_files, "write_arrays")])
 def test_a_failure_while_a_file_is_filled_leaves_the_previous_state(
     retriever_of, tmp_path, monkeypatch, module, writer
 ):
@@ -254,7 +256,7 @@ def test_everything_is_flushed_before_it_is_referred_to(retriever, tmp_path):
 KILL_DRIVER = """
 import os, random, signal, sys, time
 from pathlib import Path
-from hf_ravlm.retrieval.store.versions import NewFile, open_generation, write_generation
+from hf_ravlm.retrieval.store.versions import NewFile, read_version, verify_file, write_version
 
 folder, num_kills = Path(sys.argv[1]), int(sys.argv[2])
 random.seed(0)
@@ -262,7 +264,7 @@ random.seed(0)
 def write(n):
     files = [NewFile(role, "parquet", n, lambda path, role=role: path.write_text(f"{role} {n} " * 2000) and None)
              for role in ("passages", "vectors")]
-    write_generation(folder, {"tag": n}, files)
+    write_version(folder, {"tag": n}, files)
 
 begun = time.monotonic()
 write(0)
@@ -282,10 +284,11 @@ for _ in range(num_kills):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     acknowledged = [last, *map(int, os.fdopen(reader, "rb").read().split())]
-    generation = open_generation(folder)
-    n = generation.manifest["tag"]
+    version = read_version(folder)
+    n = version.manifest["tag"]
     assert n in (acknowledged[-1], acknowledged[-1] + 1), (n, acknowledged)
-    for file in generation.files:
+    for file in version.files:
+        verify_file(file)
         assert file.path.read_text() == f"{file.role} {n} " * 2000
     in_doubt += len(list(folder.rglob("*.tmp")))
     last = n
@@ -330,7 +333,7 @@ def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch):
         write(tmp_path, "one")
 
 
-def test_writers_and_readers_together_see_whole_generations_only(tmp_path):
+def test_writers_and_readers_together_see_whole_versions_only(tmp_path):
     write(tmp_path, "start")
     names, wrong, stop = [], [], threading.Event()
 
@@ -341,11 +344,11 @@ def test_writers_and_readers_together_see_whole_generations_only(tmp_path):
     def keep_reading():
         while not stop.is_set():
             try:
-                tag, contents = load_generation(
+                tag, contents = load_version(
                     tmp_path,
-                    lambda generation: (
-                        generation.manifest["tag"],
-                        [file.path.read_text() for file in generation.files],
+                    lambda version: (
+                        version.manifest["tag"],
+                        [file.path.read_text() for file in version.files],
                     ),
                 )
                 if contents != [tag, f"{tag}!"]:
@@ -373,14 +376,14 @@ def test_a_reader_that_is_overtaken_by_two_writers_sees_one_whole_state(tmp_path
     write(tmp_path, "one")
     seen = []
 
-    def load(generation):
-        seen.append(generation.manifest["tag"])
+    def load(version):
+        seen.append(version.manifest["tag"])
         if len(seen) == 1:
             write(tmp_path, "two")
             write(tmp_path, "three")  # removes the files of the first, unless it is leased
-        return generation.files[0].path.read_text()
+        return version.files[0].path.read_text()
 
-    assert load_generation(tmp_path, load) == ("one" if locks else "three")
+    assert load_version(tmp_path, load) == ("one" if locks else "three")
     assert seen == (["one"] if locks else ["one", "three"])
     write(tmp_path, "four")
     assert len(list((tmp_path / "manifests").iterdir())) == 2  # the lease ended with the reader
@@ -418,7 +421,7 @@ FILES = ["CURRENT", "manifests/gen-00000002.json", "passages", "vectors", "tombs
 
 @pytest.fixture
 def store_with_gap(store, encoder):
-    """A store from which a passage was removed: its current generation has files of all roles but an index."""
+    """A store from which a passage was removed: its current version has files of all roles but an index."""
     RavlmRetriever.from_pretrained(store, encoder=encoder).remove("wren")
     return store
 
@@ -456,7 +459,7 @@ def test_a_missing_or_irregular_file_is_named(store_with_gap, kind):
 def test_random_damage_is_never_read_silently(store_with_gap):
     store = store_with_gap
     random = np.random.default_rng(0)
-    files = [store / name for name in read_generation(store).file_names()]
+    files = [store / name for name in read_version(store).file_names()]
     for case in range(240):
         path = files[case % len(files)]
         original = path.read_bytes()
@@ -553,7 +556,7 @@ def test_vectors_of_other_passages_are_refused_even_with_right_checksums(retriev
     retriever_of("a", 7).save_pretrained(tmp_path / "one")
     RavlmRetriever.build(KnowledgeBase.from_dicts(rows), encoder).save_pretrained(tmp_path / "two")
     one, two = tmp_path / "one" / "knowledge_base", tmp_path / "two" / "knowledge_base"
-    other = next(file for file in read_generation(two).files if file.role == "vectors")
+    other = next(file for file in read_version(two).files if file.role == "vectors")
     (one / other.fields["name"]).parent.mkdir(exist_ok=True)
     shutil.copy(other.path, one / other.fields["name"])
     rewrite_manifest(one, lambda manifest: manifest["files"].__setitem__(1, dict(other.fields)))
@@ -613,4 +616,4 @@ def test_a_folder_without_a_knowledge_base_is_no_damage(tmp_path):
     with pytest.raises(KnowledgeBaseNotFoundError, match="no knowledge base here"):
         KnowledgeBase.load(tmp_path)
     with pytest.raises(FileNotFoundError):
-        open_generation(tmp_path)
+        read_version(tmp_path)

@@ -14,8 +14,7 @@ from ...retrieval.encoding.corpus import embed_corpus
 from ...retrieval.encoding.encoder_probe import describe_encoder
 from ...retrieval.encoding.encoders import Encoder
 from ...retrieval.evidence import Evidence, checked_options, checked_queries
-from ...retrieval.knowledge_base import KnowledgeBase
-from ...retrieval.living_retriever import Passages, as_knowledge_base
+from ...retrieval.knowledge_base import KnowledgeBase, PassageSource, as_knowledge_base
 from ...retrieval.passage import Passage
 from .client import MilvusBackend
 from .search import search_collection
@@ -138,13 +137,13 @@ class MilvusRetriever:
         asked = checked_options(k=k, where=where, channels=channels, **options)
         return search_collection(self.backend, self.encoder, queries, asked)
 
-    def add(self, passages: Passages, batch_size: int = 64) -> None:
+    def add(self, passages: PassageSource, batch_size: int = 64) -> None:
         """Adds passages, with ids that are new; arguments and errors as `RavlmRetriever.add`."""
         new = as_knowledge_base(passages)
         self.backend.check_new(new.ids)  # before time is spent on encoding
         self._encode_and_write(new, batch_size)
 
-    def update(self, passages: Passages, batch_size: int = 64) -> None:
+    def update(self, passages: PassageSource, batch_size: int = 64) -> None:
         """Replaces passages that have the same ids, and adds the others; one that is the same is not encoded again."""
         new = as_knowledge_base(passages)
         known = self.backend.passages(new.ids)

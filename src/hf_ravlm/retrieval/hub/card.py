@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...saving.cards import as_code, count_table, hub_licence, plain_text, value_counts, written_card
-from ..store.manifest import Generation, StoredFile
+from ..store.manifest import StoredFile, Version
 
 
 _TAGS = ("hf_ravlm", "knowledge-base", "retrieval-augmented-generation")
@@ -23,27 +23,27 @@ _LARGEST_SIZE = "10M<n<100M"
 _COLUMN_TYPES = {"text": "large_string", "image": "image", "metadata": "large_string"}
 
 
-def dataset_card(repo_id: str, generation: Generation, table: pa.Table, earlier: str | None = None) -> str:
+def dataset_card(repo_id: str, version: Version, table: pa.Table, earlier: str | None = None) -> str:
     """Returns the card of a dataset repository that holds a knowledge base.
 
     Args:
         repo_id: The repository.
-        generation: What is published.
+        version: What is published.
         table: Its passages, also if they are not published.
         earlier: The card that is there already.
     """
     from huggingface_hub import DatasetCard
 
-    head = _head(generation, table)
+    head = _head(version, table)
     if earlier is not None:
         licence = DatasetCard(earlier, ignore_metadata_errors=True).data.to_dict().get("license")
         # A licence that a person wrote is worth more than an unknown one.
         if licence and {"other", "unknown"}.intersection([head["license"], *head["license"]]):
             head["license"] = licence
-    return written_card(head, plain_text(repo_id.split("/")[-1]), _body(repo_id, generation, table), earlier)
+    return written_card(head, plain_text(repo_id.split("/")[-1]), _body(repo_id, version, table), earlier)
 
 
-def _head(generation: Generation, table: pa.Table) -> dict[str, Any]:
+def _head(version: Version, table: pa.Table) -> dict[str, Any]:
     """The YAML head; `configs` and `dataset_info` let `datasets` read the passages and the Hub show them."""
     licences = sorted({hub_licence(name) if name else "unknown" for name, _ in value_counts(table, "licence")})
     data: dict[str, Any] = {
@@ -51,7 +51,7 @@ def _head(generation: Generation, table: pa.Table) -> dict[str, Any]:
         "size_categories": [next((name for most, name in _SIZES.items() if len(table) < most), _LARGEST_SIZE)],
         "tags": list(_TAGS),
     }
-    passages = [file.fields["name"] for file in generation.files_of("passages")]
+    passages = [file.fields["name"] for file in version.files_of("passages")]
     data |= {"configs": None, "dataset_info": None}  # without passages there are none, whatever the earlier card says
     if passages:
         data["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": passages}]}]
@@ -60,21 +60,21 @@ def _head(generation: Generation, table: pa.Table) -> dict[str, Any]:
     return data
 
 
-def _body(repo_id: str, generation: Generation, table: pa.Table) -> str:
+def _body(repo_id: str, version: Version, table: pa.Table) -> str:
     sections = [
-        _summary(generation, table),
-        "## Use it\n\n" + _usage(repo_id, generation),
+        _summary(version, table),
+        "## Use it\n\n" + _usage(repo_id, version),
         "## Licences\n\n" + count_table(table, "licence", "none stated"),
         "## Sources\n\n" + count_table(table, "source", "none stated"),
-        "## What publishing this means\n\n" + _warning(generation),
+        "## What publishing this means\n\n" + _warning(version),
     ]
     return "\n\n".join(sections)
 
 
-def _summary(generation: Generation, table: pa.Table) -> str:
+def _summary(version: Version, table: pa.Table) -> str:
     num_texts, num_images = (len(table) - table[name].null_count for name in ("text", "image"))
     characters = int(pc.sum(pc.fill_null(pc.utf8_length(table["text"]), 0)).as_py() or 0)
-    passages, vectors, index = (generation.files_of(role) for role in ("passages", "vectors", "index"))
+    passages, vectors, index = (version.files_of(role) for role in ("passages", "vectors", "index"))
     rows = {
         "passages": f"{len(table):,} ({num_texts:,} with text, {num_images:,} with image)",
         "text": f"{characters:,} characters",
@@ -83,11 +83,11 @@ def _summary(generation: Generation, table: pa.Table) -> str:
         ),
     }
     if vectors:
-        encoder = generation.manifest["encoder"]
+        encoder = version.manifest["encoder"]
         rows |= {
             "vectors": f"{len(table):,} x {encoder['dim']}, float32, unit length, for inner products",
             "encoder": f"{as_code(encoder['name'])}, fingerprint {as_code(encoder['fingerprint'])}",
-            "index": generation.manifest["index"]["kind"] + (f" ({_megabytes(index)})" if index else ""),
+            "index": version.manifest["index"]["kind"] + (f" ({_megabytes(index)})" if index else ""),
         }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join(
@@ -102,9 +102,9 @@ def _summary(generation: Generation, table: pa.Table) -> str:
     )
 
 
-def _usage(repo_id: str, generation: Generation) -> str:
+def _usage(repo_id: str, version: Version) -> str:
     lines = ["from hf_ravlm import KnowledgeBase, RavlmRetriever", ""]
-    has_passages, has_vectors = bool(generation.files_of("passages")), bool(generation.files_of("vectors"))
+    has_passages, has_vectors = bool(version.files_of("passages")), bool(version.files_of("vectors"))
     if has_passages:
         lines.append(f'knowledge_base = KnowledgeBase.from_pretrained("{repo_id}")  # the passages, for any encoder')
     if has_vectors:
@@ -116,8 +116,8 @@ def _usage(repo_id: str, generation: Generation) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _warning(generation: Generation) -> str:
-    if generation.files_of("passages"):
+def _warning(version: Version) -> str:
+    if version.files_of("passages"):
         return "Texts and images are published as they are, under the licences above."
     return (
         "Only vectors are published. That does not keep the passages secret: from the vectors of a known encoder a "

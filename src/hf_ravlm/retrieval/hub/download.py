@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +13,51 @@ from ...saving.commit import RepoType, hub_errors
 from ...saving.safe_paths import safe_relpath
 from ..encoding.encoders import RavlmEncoder
 from ..store.manifest import StoredFile
-from ..store.versions import current_generation_name, read_generation
+from ..store.parts import PARTS, roles_of
+from ..store.saving import find_store
+from ..store.trust import is_trusted
+from ..store.versions import current_version_name, read_version
 
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def local_folder(
+def store_folder(
     source: Any,
     subfolder: str,
     hub_kwargs: dict[str, Any],
-    repo_type: RepoType = "model",
-    wanted: Callable[[StoredFile], bool] = lambda file: True,
+    repo_type: RepoType,
+    parts: Sequence[str] = PARTS,
+    allow_foreign_index: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
-    """The local folder of a knowledge base, downloaded if it is a Hub id, with the revision that was resolved.
+    """The local folder that holds `CURRENT`, downloaded if the source is a Hub id, and the revision that was resolved.
 
     Args:
         source: A folder, or the id of a repository.
         subfolder: Where the knowledge base lies in a model repository. In a dataset repository it is the root.
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, ...
         repo_type: The type of the repository.
-        wanted: Which of its files to download.
+        parts: What to download, some of `PARTS`.
+        allow_foreign_index: Whether to download an index that was not written on this machine.
+
+    Returns:
+        The folder, and `hub_kwargs` with the revision that everything else must come from.
 
     Raises:
         KnowledgeBaseNotFoundError: If the source is neither a folder nor a repository with a knowledge base.
         HubUnavailableError: If the Hub cannot be asked, and the cache does not hold it.
     """
     if os.path.isdir(source):
-        return Path(source), hub_kwargs
+        return find_store(source, subfolder), hub_kwargs
     from huggingface_hub.errors import HFValidationError
 
     check_repo_type(repo_type)
     prefix = "" if repo_type == "dataset" else f"{safe_relpath(subfolder)}/"
+    roles = roles_of(parts)
+
+    def wanted(file: StoredFile) -> bool:
+        return file.role in roles and (file.role != "index" or allow_foreign_index or is_trusted(file.sha256))
+
     try:
         doing = f"reading the {repo_type} repository {source}"
         with hub_errors(doing, not_found=KnowledgeBaseNotFoundError):
@@ -76,12 +89,12 @@ def _download(
     # Everything must come from one commit, though the branch may move between two downloads.
     commit = folder.name if _COMMIT.fullmatch(folder.name) else hub_kwargs.get("revision")
     hub_kwargs = {**hub_kwargs, "revision": commit}
-    manifest = f"{prefix}manifests/{current_generation_name(store)}.json"
+    manifest = f"{prefix}manifests/{current_version_name(store)}.json"
     hf_hub_download(repo_id, manifest, repo_type=repo_type, **hub_kwargs)
-    names = [f"{prefix}{file.fields['name']}" for file in read_generation(store).files if wanted(file)]
+    names = [f"{prefix}{file.fields['name']}" for file in read_version(store).files if wanted(file)]
     if names:
         snapshot_download(repo_id, allow_patterns=names, repo_type=repo_type, **hub_kwargs)
-    return folder, hub_kwargs
+    return store, hub_kwargs
 
 
 _OTHER_TYPE = {
@@ -104,8 +117,8 @@ def is_hub_snapshot(folder: Path) -> bool:
     )
 
 
-def load_encoder(source: Any, store: Path, hub_kwargs: dict[str, Any]) -> RavlmEncoder:
-    """Loads model and processor from where the knowledge base came from.
+def encoder_beside(source: Any, store: Path, hub_kwargs: dict[str, Any]) -> RavlmEncoder:
+    """Loads the model and processor that lie beside a knowledge base.
 
     Raises:
         InvalidInputError: If there is no model.

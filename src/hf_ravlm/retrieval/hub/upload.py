@@ -14,7 +14,7 @@ from ...saving.commit import Destination, commit_files
 from ..encoding.encoder_probe import EncoderRecord
 from ..store.parts import PARTS, roles_of
 from ..store.saving import write_published
-from ..store.state import LivingKnowledge
+from ..store.state import KnowledgeState
 from .card import dataset_card
 from .download import check_repo_type
 
@@ -23,7 +23,7 @@ _MAX_SHOWN = 10
 
 
 def publish(
-    knowledge: LivingKnowledge,
+    knowledge: KnowledgeState,
     encoder: EncoderRecord,
     destination: Destination,
     parts: Sequence[str] = PARTS,
@@ -42,13 +42,13 @@ def publish(
         check_licences(table)
     stored = tuple(f"{destination.prefix}{name}/" for name in ("manifests", "objects"))
     with tempfile.TemporaryDirectory() as folder:
-        generation = write_published(folder, knowledge, encoder, parts)
+        version = write_published(folder, knowledge, encoder, parts)
         is_dataset = destination.repo_type == "dataset"
         return commit_files(
-            {name: generation.folder / name for name in generation.file_names()},
+            {name: version.folder / name for name in version.file_names()},
             destination,
             lambda present, new: [name for name in present if name.startswith(stored) and name not in new],
-            lambda earlier: dataset_card(destination.repo_id, generation, table, earlier) if is_dataset else None,
+            lambda earlier: dataset_card(destination.repo_id, version, table, earlier) if is_dataset else None,
         )
 
 

@@ -1,7 +1,7 @@
-"""Knows which state of the knowledge is current: in memory, and in the folder where every change is committed.
+"""The current state of the knowledge: in memory, and in the folder where every change is committed.
 
-Searches take the current state once and keep it; writers of one process stand in line here, writers of several in
-front of the lock of the folder.
+A search takes the state once and keeps it. Writers of one process wait for each other here, those of several at the
+lock of the folder.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ import pyarrow as pa
 from ..encoding.encoder_probe import EncoderRecord
 from ..passage import input_digest
 from .loading import OpenOptions, open_state, read_state
-from .saving import StoredState, write_change, write_state
-from .state import LivingKnowledge
-from .versions import remove_old_generations
+from .saving import SavedState, write_change, write_state
+from .state import KnowledgeState
+from .versions import remove_old_versions
 
 
 STAGING = "staging"
 _MIN_STAGED_PASSAGES = 1_000
 
 
-class HeldKnowledge:
+class CurrentKnowledge:
     """The current state, and the folder that it is committed to, if any.
 
     Args:
         knowledge: The state.
         stored: The state as it was read from a folder; `None` if it is in memory alone.
-        options: How newer generations of that folder are opened.
+        options: How newer versions of that folder are opened.
 
     Attributes:
         knowledge: The state that searches see; replaced as a whole.
@@ -44,7 +44,7 @@ class HeldKnowledge:
     """
 
     def __init__(
-        self, knowledge: LivingKnowledge, stored: StoredState | None = None, options: OpenOptions | None = None
+        self, knowledge: KnowledgeState, stored: SavedState | None = None, options: OpenOptions | None = None
     ) -> None:
         self.knowledge = knowledge
         self.stored = stored
@@ -57,7 +57,7 @@ class HeldKnowledge:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.RLock())
 
-    def change(self, change: Callable[[LivingKnowledge], LivingKnowledge]) -> None:
+    def change(self, change: Callable[[KnowledgeState], KnowledgeState]) -> None:
         """Makes the next state of the newest one, and commits it if there is a folder.
 
         Args:
@@ -70,15 +70,15 @@ class HeldKnowledge:
                 reload = partial(read_state, options=self._options, earlier=self.stored)
                 self._adopt(write_change(self.stored, change, reload))
 
-    def newer(self) -> StoredState | None:
+    def newer(self) -> SavedState | None:
         """The state that the folder holds, if somebody else has changed it; it is not adopted yet."""
         with self._lock:
             if self.stored is None:
                 return None
-            state = open_state(self.stored.generation.folder, self._options, self.stored)
+            state = open_state(self.stored.version.folder, self._options, self.stored)
             return None if state is self.stored else state
 
-    def adopt(self, state: StoredState) -> None:
+    def adopt(self, state: SavedState) -> None:
         """Takes over a state that `newer` returned, unless a change has brought a later one meanwhile."""
         with self._lock:
             if self.stored is None or _number(state) > _number(self.stored):
@@ -90,7 +90,7 @@ class HeldKnowledge:
         The folder that it was committed to already is written anew with its newest state; another one is replaced.
         """
         with self._lock:
-            if self.stored is not None and _is_same_folder(folder, self.stored.generation.folder):
+            if self.stored is not None and _is_same_folder(folder, self.stored.version.folder):
                 self.stored = replace(self.stored, encoder=encoder)
                 self.change(lambda knowledge: knowledge.renewed())
             else:
@@ -106,26 +106,26 @@ class HeldKnowledge:
         if self.stored is None or len(table) < _MIN_STAGED_PASSAGES:
             yield None
             return
-        folder = self.stored.generation.folder / STAGING / f"add-{input_digest(table)[:20]}"
+        folder = self.stored.version.folder / STAGING / f"add-{input_digest(table)[:20]}"
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
 
     def purge(self, timeout_seconds: float) -> None:
-        """Removes earlier generations and half-made work from the folder; see `remove_old_generations`."""
+        """Removes earlier versions and half-made work from the folder; see `remove_old_versions`."""
         with self._lock:
             if self.stored is not None:
-                folder = self.stored.generation.folder
+                folder = self.stored.version.folder
                 shutil.rmtree(folder / STAGING, ignore_errors=True)
-                remove_old_generations(folder, timeout_seconds)
+                remove_old_versions(folder, timeout_seconds)
 
-    def _adopt(self, state: StoredState) -> None:
+    def _adopt(self, state: SavedState) -> None:
         before, self.stored, self.knowledge = self.stored, state, state.knowledge
-        if before is not None and before.generation is not state.generation:
-            before.generation.lease.release()
+        if before is not None and before.version is not state.version:
+            before.version.lease.release()
 
 
-def _number(state: StoredState) -> int:
-    return int(state.generation.name.removeprefix("gen-"))
+def _number(state: SavedState) -> int:
+    return int(state.version.name.removeprefix("gen-"))
 
 
 def _is_same_folder(folder: Path, other: Path) -> bool:

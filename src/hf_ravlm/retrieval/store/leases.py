@@ -1,6 +1,6 @@
-"""Knows who still reads an old generation, so that nobody removes its files from under them.
+"""Knows who still reads an old version, so that nobody removes its files from under them.
 
-A reader holds a shared lock on the manifest of its generation; whoever clears up asks for an exclusive one first. The
+A reader holds a shared lock on the manifest of its version; whoever clears up asks for an exclusive one first. The
 kernel frees the lock when the reader ends, however it ends. Where a disk has no locks there are no leases; a reader
 that then finds a file gone reads again.
 """

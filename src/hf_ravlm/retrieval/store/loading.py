@@ -1,7 +1,7 @@
-"""Knows how the files of a generation become a state in memory, and what to do about those that are damaged.
+"""Stored versions as states in memory, and what is done about files that are damaged.
 
 What was given (passages, vectors, tombstones) must be whole, or the caller has agreed to do without the rows that are
-lost; what was derived is made again. Nothing is believed before its checksum was compared.
+lost; an index is made again. Nothing is believed before its checksum was compared.
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ from ..encoding.encoder_probe import EncoderRecord, inputs_digest
 from ..indexes.index_types import INDEX_KINDS
 from ..indexes.vector_index import VectorIndex, open_index
 from ..passage import SCHEMA, ids_digest
-from .derived import derived_files
-from .manifest import Generation, StoredFile
+from .manifest import StoredFile, Version
 from .parts import check_made_for, check_parts
-from .row_files import broken, read_passages
-from .saving import StoredState
-from .state import IndexOptions, LivingKnowledge
+from .row_files import join_vectors, read_passages, read_vectors, salvage_vectors, unreadable
+from .saving import SavedState
+from .state import IndexOptions, KnowledgeState
 from .trust import is_trusted
-from .vector_files import join_vectors, read_vectors, salvage_vectors
-from .versions import load_generation, verify_file
+from .versions import load_version, verify_file
 
 
 logger = logging.getLogger(__name__)
@@ -38,7 +36,7 @@ logger = logging.getLogger(__name__)
 # A manifest may claim any number of rows for a file that is lost; our own shards hold 50,000.
 _MAX_LOST_ROWS = 1_000_000
 
-OnCorrupt = Literal["raise", "rebuild", "skip_shard"]
+OnError = Literal["raise", "rebuild", "skip_shard"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class OpenOptions:
     """How a stored knowledge base is opened.
 
     Attributes:
-        on_corrupt: `"raise"` refuses any damage; `"rebuild"` makes a damaged index again from the vectors;
+        on_error: `"raise"` refuses any damage; `"rebuild"` makes a damaged index again from the vectors;
             `"skip_shard"` also leaves out passages whose files are damaged, and says how many.
         verify: `"full"` reads every file and compares its checksum; `"size"` compares sizes alone, for a store that
             was verified before and lies on a disk that nobody else writes.
@@ -54,14 +52,14 @@ class OpenOptions:
             compiled code that reads it is not made for hostile files; otherwise the index is built again.
     """
 
-    on_corrupt: OnCorrupt = "raise"
+    on_error: OnError = "raise"
     verify: Literal["full", "size"] = "full"
     allow_foreign_index: bool = False
 
     def __post_init__(self) -> None:
-        if self.on_corrupt not in ("raise", "rebuild", "skip_shard"):
+        if self.on_error not in ("raise", "rebuild", "skip_shard"):
             raise InvalidInputError(
-                f'on_corrupt={self.on_corrupt!r} is not known. Choose "raise", "rebuild" or "skip_shard".'
+                f'on_error={self.on_error!r} is not known. Choose "raise", "rebuild" or "skip_shard".'
             )
         if self.verify not in ("full", "size"):
             raise InvalidInputError(f'verify={self.verify!r} is not known. Choose "full" or "size".')
@@ -70,10 +68,10 @@ class OpenOptions:
 def open_state(
     folder: str | os.PathLike[str],
     options: OpenOptions,
-    earlier: StoredState | None = None,
+    earlier: SavedState | None = None,
     passages: pa.Table | None = None,
-) -> StoredState:
-    """Opens the current generation of a folder.
+) -> SavedState:
+    """Opens the current version of a folder.
 
     Args:
         folder: The folder that holds `CURRENT`.
@@ -87,66 +85,66 @@ def open_state(
         KnowledgeBaseCorruptError: If a file is damaged or missing.
         UnsafeInputError: If a stored vector is not a unit vector.
     """
-    return load_generation(folder, lambda generation: read_state(generation, options, earlier, passages))
+    return load_version(folder, lambda version: read_state(version, options, earlier, passages))
 
 
 def load_passages(folder: str | os.PathLike[str]) -> pa.Table:
     """Reads and verifies the passages that are alive, without their vectors; errors as `open_state`."""
 
-    def load(generation: Generation) -> pa.Table:
-        check_parts(generation, ("passages",))
-        table = _read_table(generation.files_of("passages"), OpenOptions())[0]
-        alive = _read_alive(generation, len(table), OpenOptions())
+    def load(version: Version) -> pa.Table:
+        check_parts(version, ("passages",))
+        table = _read_table(version.files_of("passages"), OpenOptions())[0]
+        alive = _read_alive(version, len(table), OpenOptions())
         return table if alive.all() else table.filter(pa.array(alive))
 
-    return load_generation(folder, load)
+    return load_version(folder, load)
 
 
 def read_state(
-    generation: Generation,
+    version: Version,
     options: OpenOptions,
-    earlier: StoredState | None = None,
+    earlier: SavedState | None = None,
     own_passages: pa.Table | None = None,
-) -> StoredState:
-    """Reads a generation; see `open_state`."""
-    check_parts(generation, ("vectors",) if own_passages is not None else ("passages", "vectors"))
-    if earlier is not None and earlier.generation.sha256 == generation.sha256:
+) -> SavedState:
+    """Reads a version; see `open_state`."""
+    check_parts(version, ("vectors",) if own_passages is not None else ("passages", "vectors"))
+    if earlier is not None and earlier.version.sha256 == version.sha256:
         return earlier
-    if earlier is not None and (earlier.num_missing or not _begins_with(generation, earlier.generation)):
+    if earlier is not None and (earlier.num_missing or not _begins_with(version, earlier.version)):
         earlier = None
-    passages, vector_files = (_files_beyond(generation, earlier, role) for role in ("passages", "vectors"))
+    passages, vector_files = (_files_beyond(version, earlier, role) for role in ("passages", "vectors"))
     if own_passages is None:
         table, right = _read_table(passages, options)
     else:
-        check_made_for(generation, own_passages)
+        check_made_for(version, own_passages)
         table, right = own_passages, np.ones(len(own_passages), bool)
     vectors, right = _read_vectors(vector_files, table, right, options)
-    encoder = _read_encoder(generation, options)
+    encoder = _read_encoder(version, options)
     if earlier is None:
-        index_options = _index_options(generation)
-        index, indexed_rows = _read_index(generation, vectors, index_options, options)
-        knowledge = LivingKnowledge(table, index, np.ones(len(table), bool), index_options)
+        index_options = _index_options(version)
+        index, indexed_rows = _read_index(version, vectors, index_options, options)
+        knowledge = KnowledgeState(table, index, np.ones(len(table), bool), index_options)
     else:
         knowledge, indexed_rows = earlier.knowledge.appended(table, vectors), earlier.indexed_rows
         right = np.concatenate([np.ones(len(earlier.knowledge.table), bool), right])
-    alive = _read_alive(generation, len(right), options)
+    alive = _read_alive(version, len(right), options)
     num_missing = int(np.count_nonzero(alive & ~right))
     if num_missing:
-        _report_missing(generation, num_missing, int(np.count_nonzero(alive)))
-    return StoredState(generation, knowledge.with_alive(alive & right), encoder, indexed_rows, num_missing)
+        _report_missing(version, num_missing, int(np.count_nonzero(alive)))
+    return SavedState(version, knowledge.with_alive(alive & right), encoder, indexed_rows, num_missing)
 
 
-def _begins_with(generation: Generation, earlier: Generation) -> bool:
-    """Whether a generation lists the passages and vectors of an earlier one first."""
+def _begins_with(version: Version, earlier: Version) -> bool:
+    """Whether a version lists the passages and vectors of an earlier one first."""
     for role in ("passages", "vectors"):
-        before, now = ([file.sha256 for file in one.files_of(role)] for one in (earlier, generation))
+        before, now = ([file.sha256 for file in one.files_of(role)] for one in (earlier, version))
         if now[: len(before)] != before:
             return False
     return True
 
 
-def _files_beyond(generation: Generation, earlier: StoredState | None, role: str) -> list[StoredFile]:
-    return generation.files_of(role)[len(earlier.generation.files_of(role)) if earlier else 0 :]
+def _files_beyond(version: Version, earlier: SavedState | None, role: str) -> list[StoredFile]:
+    return version.files_of(role)[len(earlier.version.files_of(role)) if earlier else 0 :]
 
 
 def _read_table(files: Sequence[StoredFile], options: OpenOptions) -> tuple[pa.Table, np.ndarray]:
@@ -158,7 +156,7 @@ def _read_table(files: Sequence[StoredFile], options: OpenOptions) -> tuple[pa.T
             parts.append(read_passages(file))
             masks.append(np.ones(file.rows, bool))
         except KnowledgeBaseCorruptError as error:
-            if options.on_corrupt != "skip_shard" or file.rows > _MAX_LOST_ROWS:
+            if options.on_error != "skip_shard" or file.rows > _MAX_LOST_ROWS:
                 raise
             logger.warning("%s", error)
             parts.append(_lost_rows(file.rows))
@@ -189,7 +187,7 @@ def _read_vectors(
             verify_file(file, options.verify == "full")
             parts.append(read_vectors(file))
         except KnowledgeBaseCorruptError as error:
-            if options.on_corrupt != "skip_shard":
+            if options.on_error != "skip_shard":
                 raise
             logger.warning("%s", error)
             salvaged, intact = salvage_vectors(file)
@@ -202,9 +200,9 @@ def _read_vectors(
     return join_vectors(parts, files), right
 
 
-def _read_alive(generation: Generation, num_rows: int, options: OpenOptions) -> np.ndarray:
-    listed = _counts(generation.manifest.get("rows"))
-    files = generation.files_of("tombstones")
+def _read_alive(version: Version, num_rows: int, options: OpenOptions) -> np.ndarray:
+    listed = _counts(version.manifest.get("rows"))
+    files = version.files_of("tombstones")
     removed = np.zeros(0, np.int64)
     for file in files:
         verify_file(file, options.verify == "full")
@@ -215,7 +213,7 @@ def _read_alive(generation: Generation, num_rows: int, options: OpenOptions) -> 
             alive[removed] = False
     if listed != (num_rows, num_rows - int(np.count_nonzero(alive))) or len(removed) != listed[1]:
         raise _unusable(
-            generation.folder,
+            version.folder,
             f"it lists {listed[0]} passages and holds {num_rows}, it lists {listed[1]} as removed and names "
             f"{len(removed)}",
         )
@@ -227,12 +225,12 @@ def _counts(rows: Any) -> tuple[Any, Any]:
     return (rows.get("passages"), rows.get("tombstones")) if isinstance(rows, Mapping) else (None, None)
 
 
-def _read_encoder(generation: Generation, options: OpenOptions) -> EncoderRecord:
-    record = generation.manifest.get("encoder")
+def _read_encoder(version: Version, options: OpenOptions) -> EncoderRecord:
+    record = version.manifest.get("encoder")
     if not isinstance(record, dict) or not isinstance(record.get("fingerprint"), str):
-        raise _unusable(generation.folder, "it names no encoder")
+        raise _unusable(version.folder, "it names no encoder")
     probe: dict[str, np.ndarray] = {}
-    for file in generation.files_of("probe"):
+    for file in version.files_of("probe"):
         # Probes of another version of this library cannot be compared with ours.
         if file.fields.get("inputs_sha256") == inputs_digest():
             verify_file(file, options.verify == "full")
@@ -240,22 +238,21 @@ def _read_encoder(generation: Generation, options: OpenOptions) -> EncoderRecord
     return EncoderRecord(str(record.get("name"))[:500], record["fingerprint"][:200], probe)
 
 
-def _index_options(generation: Generation) -> IndexOptions:
-    record = generation.manifest.get("index")
+def _index_options(version: Version) -> IndexOptions:
+    record = version.manifest.get("index")
     record = record if isinstance(record, dict) else {}
     kind, budget, recall = record.get("kind", "flat"), record.get("memory_budget"), record.get("recall", 0.95)
     budget_fits = budget is None or (isinstance(budget, int) and not isinstance(budget, bool) and budget > 0)
     if kind not in INDEX_KINDS or not budget_fits or not isinstance(recall, (int, float)) or not 0 < recall <= 1:
-        raise _unusable(generation.folder, f"it asks for the index {str(record)[:200]}")
+        raise _unusable(version.folder, f"it asks for the index {str(record)[:200]}")
     return IndexOptions(kind, budget, float(recall))
 
 
 def _read_index(
-    generation: Generation, vectors: np.ndarray, index_options: IndexOptions, options: OpenOptions
+    version: Version, vectors: np.ndarray, index_options: IndexOptions, options: OpenOptions
 ) -> tuple[VectorIndex, int]:
     """The index, and how many rows of it were stored."""
-    stored = [derived.file for derived in derived_files(generation, "index") if derived.first_row == 0]
-    for file in stored if index_options.kind != "flat" else []:
+    for file in version.derived_files("index") if index_options.kind != "flat" else []:
         if not file.path.exists():
             logger.info("%s: the index is missing and is built from the vectors.", file.path)
         elif not (options.allow_foreign_index or is_trusted(file.sha256)):
@@ -269,7 +266,7 @@ def _read_index(
             try:
                 return _open_index(file, vectors, options), file.rows
             except KnowledgeBaseCorruptError as error:
-                if options.on_corrupt == "raise":
+                if options.on_error == "raise":
                     raise
                 logger.warning("%s The index is built from the vectors.", error)
     return index_options.build(vectors), 0
@@ -279,17 +276,17 @@ def _open_index(file: StoredFile, vectors: np.ndarray, options: OpenOptions) -> 
     verify_file(file, options.verify == "full")
     spec = file.fields.get("spec")
     if not isinstance(spec, dict):
-        raise broken(file, "the manifest does not say what it is")
+        raise unreadable(file, "the manifest does not say what it is")
     index = open_index(file.path, spec, vectors[: file.rows], mmap=file.rows == len(vectors))
     return index if file.rows == len(vectors) else index.grow(vectors)
 
 
-def _report_missing(generation: Generation, num_missing: int, num_listed: int) -> None:
+def _report_missing(version: Version, num_missing: int, num_listed: int) -> None:
     if num_missing == num_listed:
-        raise _unusable(generation.folder, f"none of its {num_listed} passages can be read")
+        raise _unusable(version.folder, f"none of its {num_listed} passages can be read")
     logger.warning(
         "%s: %d of %d passages are lost and were left out. Download or copy the knowledge base again.",
-        generation.folder,
+        version.folder,
         num_missing,
         num_listed,
     )

@@ -1,7 +1,11 @@
-"""Knows what a manifest says: which files belong to one state of a knowledge base, their sizes, rows and checksums.
+"""The manifest of a stored version: which files belong together, their sizes, rows and checksums.
 
 A manifest is data, perhaps a stranger's: names must have the form that we write, counts must be counts, and a format
 that is not known is refused before anything else is believed.
+
+Passages, vectors, tombstones and probe are what was given; every other file was made from files of the same version,
+an index from the vectors. It names them, holds as long as they are listed in the same place, and may be missing:
+it can be made again.
 """
 
 from __future__ import annotations
@@ -21,11 +25,14 @@ FORMAT = 2
 
 # A manifest of this size lists about 20,000 files.
 MAX_MANIFEST_BYTES = 8_000_000
-MAX_ROWS = 100_000_000
-SUFFIXES = ("parquet", "safetensors", "faiss")
+_MAX_ROWS = 100_000_000
+_SUFFIXES = ("parquet", "safetensors", "faiss")
+
+SOURCE_ROLES = ("passages", "vectors", "tombstones", "probe")
+_OWN_FIELDS = ("format", "generation", "parent", "files")
 
 MANIFEST_NAME = re.compile(r"gen-([0-9]{8,12})\.json")
-OBJECT_NAME = re.compile(rf"objects/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})\.({'|'.join(SUFFIXES)})")
+OBJECT_NAME = re.compile(rf"objects/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})\.({'|'.join(_SUFFIXES)})")
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class StoredFile:
     """A file that a manifest lists.
 
     Attributes:
-        role: What it is for: `"passages"`, `"vectors"`, `"tombstones"`, `"probe"`, `"index"`, `"lexical"`, ...
+        role: What it is for: `"passages"`, `"vectors"`, `"tombstones"`, `"probe"`, `"index"`, ...
         path: Where it lies.
         rows: How many rows it holds or covers.
         sha256: The checksum of its content, which is also its name.
@@ -50,14 +57,14 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
-class Generation:
+class Version:
     """One complete state of a stored knowledge base.
 
     Attributes:
         folder: The folder that holds `CURRENT`.
         name: Such as `"gen-00000002"`.
         manifest: The fields that were given to the writer, and `format`, `generation`, `parent`, `files`.
-        files: The files asked for, in the order in which they were written.
+        files: The files, in the order in which they were written.
         sha256: The checksum of the manifest: equal for equal states only.
         lease: Keeps the files from being removed while this object lives.
     """
@@ -69,13 +76,32 @@ class Generation:
     sha256: str = ""
     lease: Lease = field(default_factory=Lease, compare=False, repr=False)
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of the manifest that belong to the knowledge and not to one version."""
+        return {name: value for name, value in self.manifest.items() if name not in _OWN_FIELDS}
+
     def file_names(self) -> list[str]:
-        """The names of all files of this generation, relative to its folder: what is to be copied or published."""
+        """The names of all files, relative to the folder: what is to be copied or published."""
         return ["CURRENT", f"manifests/{self.name}.json", *(entry["name"] for entry in self.manifest["files"])]
 
     def files_of(self, role: str) -> list[StoredFile]:
         """The files with one role, in order."""
         return [file for file in self.files if file.role == role]
+
+    def derived_files(self, role: str) -> list[StoredFile]:
+        """The files with a derived role that were made from what now holds the first rows; not verified yet.
+
+        Rows are those of the stored table, removed passages included. A file covers the first `rows` of them.
+        """
+        return [file for file in self.files_of(role) if self._still_holds(file)]
+
+    def _still_holds(self, file: StoredFile) -> bool:
+        source, sources = file.fields.get("made_from"), file.fields.get("built_from")
+        if file.fields.get("first_row") != 0 or not isinstance(source, str) or not isinstance(sources, list):
+            return False
+        first = self.files_of(source)[: len(sources)]
+        return [other.sha256 for other in first] == sources and sum(other.rows for other in first) == file.rows
 
 
 def manifest_bytes(fields: Mapping[str, Any], number: int, parent: str | None, files: list[dict[str, Any]]) -> bytes:
@@ -99,8 +125,8 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
         if found == FORMAT and isinstance(found, int) and not isinstance(found, bool):
             for entry in manifest["files"]:
                 _check_entry(path, entry)
-            if sum(entry["rows"] for entry in manifest["files"] if entry["role"] == "passages") > MAX_ROWS:
-                raise corrupt(path, f"it lists more than {MAX_ROWS:,} passages")
+            if sum(entry["rows"] for entry in manifest["files"] if entry["role"] == "passages") > _MAX_ROWS:
+                raise corrupt(path, f"it lists more than {_MAX_ROWS:,} passages")
             return dict(manifest)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise corrupt(path, f"it is not a manifest ({str(error)[:200]!r})") from error

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ...errors import InvalidInputError, KnowledgeBaseMismatchError, KnowledgeBaseNotFoundError
 from ..passage import ids_digest, input_digest
-from .manifest import Generation
+from .manifest import Version
 
 
 PARTS = ("passages", "vectors")
@@ -35,51 +35,51 @@ def roles_of(parts: Collection[str]) -> set[str]:
     return {role for part in parts for role in _ROLES[part]}
 
 
-def check_parts(generation: Generation, needed: Sequence[str]) -> None:
+def check_parts(version: Version, needed: Sequence[str]) -> None:
     """Refuses a knowledge base that was published without a part that is needed now.
 
     Raises:
         KnowledgeBaseNotFoundError: With what to do instead.
     """
-    published = generation.manifest.get("parts", PARTS)
+    published = version.manifest.get("parts", PARTS)
     missing = [part for part in needed if isinstance(published, Sequence) and part not in published]
     if missing:
         raise KnowledgeBaseNotFoundError(
-            f"{generation.folder}: this knowledge base was published without its {missing[0]}. {_REMEDIES[missing[0]]}"
+            f"{version.folder}: this knowledge base was published without its {missing[0]}. {_REMEDIES[missing[0]]}"
         )
 
 
-def check_made_for(generation: Generation, table: pa.Table) -> None:
+def check_made_for(version: Version, table: pa.Table) -> None:
     """Refuses vectors that were made for other passages.
 
     Args:
-        generation: Holds the vectors.
+        version: Holds the vectors.
         table: The passages, from elsewhere.
 
     Raises:
         KnowledgeBaseMismatchError: If number, ids, order or (as far as the manifest says) content differ.
     """
-    reason = _difference(generation, table)
+    reason = _difference(version, table)
     if reason is not None:
         raise KnowledgeBaseMismatchError(
-            f"{generation.folder}: these vectors were made for other passages: {reason}. Read the passages again as "
+            f"{version.folder}: these vectors were made for other passages: {reason}. Read the passages again as "
             "whoever published the vectors did, from the same state of the source and in the same order."
         )
 
 
-def _difference(generation: Generation, table: pa.Table) -> str | None:
-    if generation.files_of("tombstones"):
+def _difference(version: Version, table: pa.Table) -> str | None:
+    if version.files_of("tombstones"):
         return "some of them were removed since (`compact` a knowledge base before its vectors are used alone)"
-    num_vectors = sum(file.rows for file in generation.files_of("vectors"))
+    num_vectors = sum(file.rows for file in version.files_of("vectors"))
     if num_vectors != len(table):
         return f"there are {num_vectors} vectors and {len(table)} passages"
     row = 0
-    for file in generation.files_of("vectors"):
+    for file in version.files_of("vectors"):
         expected = file.fields.get("ids_sha256")
         if expected is not None and ids_digest(table.slice(row, file.rows)) != expected:
             return "their ids, or the order of them, differ"
         row += file.rows
-    expected = generation.manifest.get("input_sha256")
+    expected = version.manifest.get("input_sha256")
     if expected is not None and input_digest(table) != expected:
         return "they have the same ids, but other texts or images"
     return None

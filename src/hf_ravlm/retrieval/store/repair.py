@@ -1,7 +1,7 @@
-"""Knows how a stored knowledge base is looked at, verified and repaired; every answer is a report of JSON values.
+"""Looking at, verifying and repairing a stored knowledge base; every answer is a report of JSON values.
 
 `store_info` reads the manifest alone, `verify_store` reads every byte; neither writes. `repair_store` writes: it finds
-a generation that is whole, makes again what was derived, and gives up lost passages only when told to. No report
+a version that is whole, makes again what was derived, and gives up lost passages only when asked to. No report
 names a path outside the folder.
 """
 
@@ -15,12 +15,11 @@ from typing import Any
 
 from ...errors import KnowledgeBaseCorruptError, KnowledgeBaseNotFoundError, RavlmError
 from .current import STAGING
-from .derived import SOURCE_ROLES, derived_files, kept_fields
 from .loading import OpenOptions, read_state
-from .manifest import Generation, StoredFile
+from .manifest import SOURCE_ROLES, StoredFile, Version
 from .saving import index_file, is_exact, trust_indexes, write_state
 from .trust import is_trusted
-from .versions import Commit, generation_names, point_to_generation, read_generation, update_generation, verify_file
+from .versions import Commit, point_to_version, read_version, update_version, verify_file, version_names
 
 
 def store_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -35,27 +34,27 @@ def store_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
         jobs in `staging`.
 
     Raises:
-        KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: See `read_generation`.
+        KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: See `read_version`.
     """
     root = Path(folder)
-    generation = read_generation(root)
-    removed = sum(file.rows for file in generation.files_of("tombstones"))
+    version = read_version(root)
+    removed = sum(file.rows for file in version.files_of("tombstones"))
     roles: dict[str, dict[str, int]] = {}
-    for file in generation.files:
+    for file in version.files:
         counts = roles.setdefault(file.role, {"files": 0, "rows": 0, "bytes": 0})
         counts["files"] += 1
         counts["rows"] += file.rows
         counts["bytes"] += file.num_bytes
-    encoder, index = (_dictionary(generation.manifest.get(name)) for name in ("encoder", "index"))
-    indexes = [derived.file for derived in derived_files(generation, "index")]
+    encoder, index = (_dictionary(version.manifest.get(name)) for name in ("encoder", "index"))
+    indexes = version.derived_files("index")
     return {
-        "generation": generation.name,
-        "format": generation.manifest["format"],
-        "passages": sum(file.rows for file in generation.files_of("passages")) - removed,
+        "generation": version.name,
+        "format": version.manifest["format"],
+        "passages": sum(file.rows for file in version.files_of("passages")) - removed,
         "removed": removed,
         "encoder": {
             **{name: encoder.get(name) for name in ("name", "fingerprint", "dim")},
-            "has_probe": bool(generation.files_of("probe")),
+            "has_probe": bool(version.files_of("probe")),
         },
         "index": {
             "kind": index.get("kind", "flat"),
@@ -63,14 +62,14 @@ def store_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
             "written_here": all(is_trusted(file.sha256) for file in indexes),
         },
         "files": roles,
-        "bytes": sum(file.num_bytes for file in generation.files),
-        "generations": generation_names(root),
+        "bytes": sum(file.num_bytes for file in version.files),
+        "generations": version_names(root),
         "staging": sorted(path.name for path in (root / STAGING).iterdir()) if (root / STAGING).is_dir() else [],
     }
 
 
 def verify_store(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads every byte of the current generation and says what is wrong; damage is reported, not raised.
+    """Reads every byte of the current version and says what is wrong; damage is reported, not raised.
 
     Args:
         folder: The folder that holds `CURRENT`.
@@ -84,18 +83,18 @@ def verify_store(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     report: dict[str, Any] = {"ok": False, "generation": None, "passages": 0, "missing": None, "files": []}
     try:
-        generation = read_generation(folder)
+        version = read_version(folder)
     except KnowledgeBaseCorruptError as error:
         return {**report, "problems": [_relative(error, folder)]}
-    report["generation"] = generation.name
-    problems = _problems_of(generation)
-    for file in generation.files:
+    report["generation"] = version.name
+    problems = _problems_of(version)
+    for file in version.files:
         problem = problems.get(file.path)
         entry = {"name": file.fields["name"], "role": file.role, "rows": file.rows, "bytes": file.num_bytes}
         report["files"].append({**entry, "problem": None if problem is None else _relative(problem, folder)})
     try:
         # Without its index, which was verified above: a stranger's would be built again here.
-        state = read_state(_exact(generation), OpenOptions(on_corrupt="skip_shard"))
+        state = read_state(_exact(version), OpenOptions(on_error="skip_shard"))
         report.update(passages=len(state.knowledge), missing=state.num_missing)
         faults: list[str] = []
     except RavlmError as error:
@@ -108,12 +107,12 @@ def repair_store(
 ) -> dict[str, Any]:
     """Makes a damaged knowledge base usable again.
 
-    A pointer or manifest that cannot be read is replaced by the newest generation that is whole. An index that is
+    A pointer or manifest that cannot be read is replaced by the newest version that is whole. An index that is
     damaged, missing or somebody else's is built from the vectors, other damaged derived files are dropped.
 
     Args:
         folder: The folder that holds `CURRENT`, or held it.
-        to: A generation to go back to, such as `"gen-00000006"`; `None` for the current one or, if that cannot be
+        to: A version to go back to, such as `"gen-00000006"`; `None` for the current one or, if that cannot be
             read, the newest that is whole.
         drop_damaged: Whether to give up passages whose files are damaged.
 
@@ -121,89 +120,89 @@ def repair_store(
         `actions`, sentences about what was done; and what `verify_store` says afterwards.
 
     Raises:
-        KnowledgeBaseNotFoundError: If there is no generation, or not that one.
-        KnowledgeBaseCorruptError: If no generation can be read.
+        KnowledgeBaseNotFoundError: If there is no version, or not that one.
+        KnowledgeBaseCorruptError: If no version can be read.
         KnowledgeBaseLockedError, OSError: If another process is writing, or the disk refuses.
     """
     actions: list[str] = []
-    generation = _readable_generation(Path(folder), to, actions)
-    problems = _problems_of(generation)
-    damaged = [file for file in generation.files if file.path in problems]
+    version = _readable_version(Path(folder), to, actions)
+    problems = _problems_of(version)
+    damaged = [file for file in version.files if file.path in problems]
     if any(file.role in ("passages", "vectors") for file in damaged):
         if drop_damaged:
-            state = read_state(generation, OpenOptions(on_corrupt="skip_shard"))
+            state = read_state(version, OpenOptions(on_error="skip_shard"))
             write_state(folder, state.knowledge, state.encoder)
             actions.append(f"gave up {state.num_missing} passages and kept {len(state.knowledge)}")
     elif not any(file.role == "tombstones" for file in damaged):
-        _renew_derived(folder, generation, damaged, actions)
+        _renew_derived(folder, version, damaged, actions)
     return {"actions": actions, **verify_store(folder)}
 
 
-def _readable_generation(root: Path, to: str | None, actions: list[str]) -> Generation:
-    """The generation to repair; CURRENT points to it afterwards."""
-    names = generation_names(root)
+def _readable_version(root: Path, to: str | None, actions: list[str]) -> Version:
+    """The version to repair; CURRENT points to it afterwards."""
+    names = version_names(root)
     if not names or (to is not None and to not in names):
-        raise KnowledgeBaseNotFoundError(f"{root}: there is no generation {to or 'here'}. There are: {names}.")
+        raise KnowledgeBaseNotFoundError(f"{root}: there is no version {to or 'here'}. There are: {names}.")
     if to is None:
         try:
-            return read_generation(root)
+            return read_version(root)
         except (KnowledgeBaseCorruptError, KnowledgeBaseNotFoundError) as error:
-            actions.append(f"found the current generation unreadable: {_relative(error, root)}")
+            actions.append(f"found the current version unreadable: {_relative(error, root)}")
         to = next((name for name in reversed(names) if _is_whole(root, name)), None)
         if to is None:
             raise KnowledgeBaseCorruptError(
-                f"{root}: none of the generations {names} is whole. Name one with `to`, and see `drop_damaged`."
+                f"{root}: none of the versions {names} is whole. Name one with `to`, and see `drop_damaged`."
             )
-    generation = point_to_generation(root, to)
-    actions.append(f"made {to} the current generation")
-    return generation
+    version = point_to_version(root, to)
+    actions.append(f"made {to} the current version")
+    return version
 
 
 def _is_whole(root: Path, name: str) -> bool:
     try:
-        generation = read_generation(root, name)
+        version = read_version(root, name)
     except KnowledgeBaseCorruptError:
         return False
-    problems = _problems_of(generation)
-    return not any(file.role in SOURCE_ROLES and file.path in problems for file in generation.files)
+    problems = _problems_of(version)
+    return not any(file.role in SOURCE_ROLES and file.path in problems for file in version.files)
 
 
 def _renew_derived(
-    folder: str | os.PathLike[str], generation: Generation, damaged: Sequence[StoredFile], actions: list[str]
+    folder: str | os.PathLike[str], version: Version, damaged: Sequence[StoredFile], actions: list[str]
 ) -> None:
     dropped = {file.path for file in damaged}
-    state = read_state(_without(generation, dropped), OpenOptions(on_corrupt="rebuild"))
+    state = read_state(_without(version, dropped), OpenOptions(on_error="rebuild"))
     needs_index = state.indexed_rows == 0 and not is_exact(state.knowledge)
     if needs_index:
-        dropped |= {file.path for file in generation.files_of("index")}
+        dropped |= {file.path for file in version.files_of("index")}
     if not dropped and not needs_index:
         return
 
-    def plan(current: Generation) -> Commit | None:
-        if current.sha256 != generation.sha256:
+    def plan(current: Version) -> Commit | None:
+        if current.sha256 != version.sha256:
             return None
         kept = [file for file in current.files if file.path not in dropped]
-        return Commit(kept_fields(current), [*kept, *([index_file(state.knowledge)] if needs_index else [])])
+        return Commit(current.fields, [*kept, *([index_file(state.knowledge)] if needs_index else [])])
 
-    written = update_generation(folder, plan)
+    written = update_version(folder, plan)
     if needs_index:
-        trust_indexes(written.files_of("index"))
+        trust_indexes(written)
         actions.append(f"built the index of {len(state.knowledge.table)} rows from the vectors")
     actions.extend(f"dropped a damaged file of the role {file.role!r}" for file in damaged if file.role != "index")
 
 
-def _exact(generation: Generation) -> Generation:
-    """The same generation, to be searched exactly: its index is neither read nor built."""
-    return replace(generation, manifest={**generation.manifest, "index": {"kind": "flat"}})
+def _exact(version: Version) -> Version:
+    """The same version, to be searched exactly: its index is neither read nor built."""
+    return replace(version, manifest={**version.manifest, "index": {"kind": "flat"}})
 
 
-def _without(generation: Generation, paths: set[Path]) -> Generation:
-    return replace(generation, files=tuple(file for file in generation.files if file.path not in paths))
+def _without(version: Version, paths: set[Path]) -> Version:
+    return replace(version, files=tuple(file for file in version.files if file.path not in paths))
 
 
-def _problems_of(generation: Generation) -> dict[Path, Exception]:
+def _problems_of(version: Version) -> dict[Path, Exception]:
     problems: dict[Path, Exception] = {}
-    for file in generation.files:
+    for file in version.files:
         try:
             verify_file(file)
         except KnowledgeBaseCorruptError as error:

@@ -40,7 +40,7 @@ class IndexOptions(NamedTuple):
         return build_index(vectors, self.kind, memory_budget=self.memory_budget, recall=self.recall)
 
 
-class VectorRoom:
+class GrowingArray:
     """An array with spare rows at its end, so that adding a few vectors does not copy all of them.
 
     States that follow each other share it: each sees the first rows, as many as it has, and these never change.
@@ -52,7 +52,7 @@ class VectorRoom:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (VectorRoom, ())
+        return (GrowingArray, ())
 
     def extended(self, vectors: np.ndarray, new: np.ndarray) -> np.ndarray:
         """Returns vectors (N, D) and new ones (m, D) end to end, (N + m, D)."""
@@ -68,7 +68,7 @@ class VectorRoom:
 
 
 @dataclass(frozen=True)
-class LivingKnowledge:
+class KnowledgeState:
     """One state: passages, what finds them, and which of them are alive.
 
     Attributes:
@@ -85,10 +85,10 @@ class LivingKnowledge:
     alive: np.ndarray
     options: IndexOptions = IndexOptions()
     lineage: object = field(default_factory=object, repr=False)
-    room: VectorRoom = field(default_factory=lambda: VectorRoom(), repr=False)
+    room: GrowingArray = field(default_factory=lambda: GrowingArray(), repr=False)
 
     @classmethod
-    def of(cls, table: pa.Table, vectors: np.ndarray, options: IndexOptions) -> LivingKnowledge:
+    def of(cls, table: pa.Table, vectors: np.ndarray, options: IndexOptions) -> KnowledgeState:
         """The state in which all rows are alive."""
         return cls(table, options.build(vectors), np.ones(len(table), bool), options)
 
@@ -121,7 +121,7 @@ class LivingKnowledge:
             equal = pc.and_(equal, pc.or_(both_missing, pc.fill_null(pc.equal(mine[name], table[name]), False)))
         return pc.invert(equal)
 
-    def continues(self, earlier: LivingKnowledge) -> bool:
+    def continues(self, earlier: KnowledgeState) -> bool:
         """Whether this state was made from another one by adding and removing alone."""
         return self.lineage is earlier.lineage and len(self.table) >= len(earlier.table)
 
@@ -169,7 +169,7 @@ class LivingKnowledge:
         rows[found >= 0] = self.live_rows[found[found >= 0]]
         return rows
 
-    def added(self, table: pa.Table, vectors: np.ndarray) -> LivingKnowledge:
+    def added(self, table: pa.Table, vectors: np.ndarray) -> KnowledgeState:
         """The state after passages were added at the end.
 
         Raises:
@@ -187,12 +187,12 @@ class LivingKnowledge:
                 f"{_some(taken)}. Use `update` to replace passages, or give the new ones other ids."
             )
 
-    def updated(self, table: pa.Table, vectors: np.ndarray) -> LivingKnowledge:
+    def updated(self, table: pa.Table, vectors: np.ndarray) -> KnowledgeState:
         """The state after passages with the same ids were replaced, and those with new ids added."""
         rows = self.rows_of(table["id"].to_pylist())
         return self._without(rows[rows >= 0]).appended(table, vectors)
 
-    def removed(self, ids: Sequence[str]) -> LivingKnowledge:
+    def removed(self, ids: Sequence[str]) -> KnowledgeState:
         """The state without passages.
 
         Raises:
@@ -207,13 +207,13 @@ class LivingKnowledge:
             )
         return self._without(rows)
 
-    def compacted(self) -> LivingKnowledge:
+    def compacted(self) -> KnowledgeState:
         """The state in which nothing is left of removed passages; itself, if there are none."""
         if self.all_alive:
             return self
-        return LivingKnowledge.of(self.live_table, self.vectors, self.options)
+        return KnowledgeState.of(self.live_table, self.vectors, self.options)
 
-    def appended(self, table: pa.Table, vectors: np.ndarray) -> LivingKnowledge:
+    def appended(self, table: pa.Table, vectors: np.ndarray) -> KnowledgeState:
         """The state with more rows at the end, whatever their ids.
 
         Raises:
@@ -243,15 +243,15 @@ class LivingKnowledge:
             return self.options.build(self.room.extended(self.index.vectors, vectors))
         return self.index.grow(self.room.extended(self.index.vectors, vectors))
 
-    def renewed(self) -> LivingKnowledge:
+    def renewed(self) -> KnowledgeState:
         """The same passages as a state of its own, compacted: all of its files are written again."""
-        return replace(self.compacted(), lineage=object(), room=VectorRoom())
+        return replace(self.compacted(), lineage=object(), room=GrowingArray())
 
-    def with_alive(self, alive: np.ndarray) -> LivingKnowledge:
+    def with_alive(self, alive: np.ndarray) -> KnowledgeState:
         """The same rows, of which others are alive."""
         return self if np.array_equal(alive, self.alive) else replace(self, alive=alive)
 
-    def _without(self, rows: np.ndarray) -> LivingKnowledge:
+    def _without(self, rows: np.ndarray) -> KnowledgeState:
         alive = self.alive.copy()
         alive[rows] = False
         return self.with_alive(alive)

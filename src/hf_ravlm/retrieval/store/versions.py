@@ -1,13 +1,13 @@
-"""Knows how a knowledge base lies on disk, so that a reader sees one whole generation or an error, never a mixture.
+"""The versions of a stored knowledge base: a reader sees one of them whole, or an error, never a mixture.
 
     CURRENT                       "gen-00000002 <sha256 of the manifest>", the one file that changes
     LOCK                          held by the single writer
     manifests/gen-00000002.json   which files belong together: sizes, row counts, checksums
-    objects/ab/ab12...parquet     content named by its SHA-256, shared by generations, never changed
+    objects/ab/ab12...parquet     content named by its SHA-256, shared by versions, never changed
     staging/...                   half-made work of long jobs, invisible to readers
 
 A commit writes new objects, then a manifest, then replaces CURRENT; everything is flushed before it is referred to.
-Whatever stops it earlier leaves the previous generation. No time, path, user or host is written.
+Whatever stops it earlier leaves the previous version. No time, path, user or host is written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import re
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,8 +38,8 @@ from .manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     OBJECT_NAME,
-    Generation,
     StoredFile,
+    Version,
     corrupt,
     manifest_bytes,
     parse_manifest,
@@ -63,11 +62,11 @@ class NewFile(NamedTuple):
 
     Attributes:
         role: What it is for.
-        suffix: One of `SUFFIXES`.
+        suffix: `"parquet"`, `"safetensors"` or `"faiss"`.
         rows: How many rows it holds or covers.
         write: Fills the (empty) file at a path.
         fields: What else the manifest says about it, JSON values.
-        made_from: The role of the files of the same generation that it was made from, all of them; they come before
+        made_from: The role of the files of the same version that it was made from, all of them; they come before
             it. `None` if it was not, or if `fields` says so already.
     """
 
@@ -80,36 +79,36 @@ class NewFile(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """What the next generation consists of: JSON fields of its manifest, and files that are new or kept."""
+    """What the next version consists of: JSON fields of its manifest, and files that are new or kept."""
 
     fields: Mapping[str, Any]
     files: Sequence[NewFile | StoredFile]
 
 
-def write_generation(
+def write_version(
     folder: str | os.PathLike[str],
     manifest_fields: Mapping[str, Any],
     files: Sequence[NewFile | StoredFile],
     lock_timeout_seconds: float = 60.0,
-) -> Generation:
-    """Stores files as the next generation of a knowledge base and makes it the current one, whatever was there.
+) -> Version:
+    """Stores files as the next version of a knowledge base and makes it the current one, whatever was there.
 
-    The previous generation is kept, and older ones that somebody reads; others and the remains of interrupted writers
+    The previous version is kept, and older ones that somebody reads; others and the remains of interrupted writers
     are removed.
 
     Args:
         folder: The folder of the knowledge base; created if needed.
         manifest_fields: JSON values to keep beside the list of files.
-        files: What to store, or to keep of the previous generation.
+        files: What to store, or to keep of the previous version.
         lock_timeout_seconds: How long to wait for another writer.
 
     Returns:
-        The generation. When the function returns, it survives a power cut.
+        The version. When the function returns, it survives a power cut.
 
     Raises:
         KnowledgeBaseLockedError: If another process goes on writing.
         KnowledgeBaseCorruptError: If the folder holds a knowledge base whose state cannot be read.
-        OSError: If the disk refuses; the previous generation is then still the current one.
+        OSError: If the disk refuses; the previous version is then still the current one.
     """
     root = Path(folder)
     make_folder(root)
@@ -119,35 +118,35 @@ def write_generation(
         return _commit(root, parent, Commit(manifest_fields, files))
 
 
-def update_generation(
+def update_version(
     folder: str | os.PathLike[str],
-    plan: Callable[[Generation], Commit | None],
+    plan: Callable[[Version], Commit | None],
     lock_timeout_seconds: float = 60.0,
-) -> Generation:
-    """Stores a generation that is made of the current one; no other writer can come between the two.
+) -> Version:
+    """Stores a version that is made of the current one; no other writer can come between the two.
 
     Args:
         folder: The folder of the knowledge base.
-        plan: Gets the current generation, whose files have not been verified, and says what the next one consists
+        plan: Gets the current version, whose files have not been verified, and says what the next one consists
             of; `None` leaves everything as it is.
         lock_timeout_seconds: How long to wait for another writer.
 
     Returns:
-        The new generation, or the current one if there was nothing to do.
+        The new version, or the current one if there was nothing to do.
 
     Raises:
         KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
-        KnowledgeBaseLockedError, KnowledgeBaseCorruptError, OSError: As `write_generation`.
+        KnowledgeBaseLockedError, KnowledgeBaseCorruptError, OSError: As `write_version`.
     """
     root = Path(folder)
     _read_pointer(root)  # before a lock file is made where no knowledge base is
     with exclusive_lock(root / "LOCK", lock_timeout_seconds):
-        current = read_generation(root)
+        current = read_version(root)
         commit = plan(current)
         return current if commit is None else _commit(root, current.name, commit)
 
 
-def _commit(root: Path, parent: str | None, commit: Commit) -> Generation:
+def _commit(root: Path, parent: str | None, commit: Commit) -> Version:
     for name in ("objects", "manifests"):
         make_folder(root / name)
     entries: list[dict[str, Any]] = []
@@ -156,7 +155,7 @@ def _commit(root: Path, parent: str | None, commit: Commit) -> Generation:
     # A writer that was stopped may have left folders whose names were never flushed.
     for made_folder in (root / "objects", root):
         sync_folder(made_folder)
-    number = 1 + max(_generation_numbers(root), default=0)
+    number = 1 + max(_version_numbers(root), default=0)
     name = f"gen-{number:08d}"
     data = manifest_bytes(commit.fields, number, parent, entries)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -170,7 +169,7 @@ def _commit(root: Path, parent: str | None, commit: Commit) -> Generation:
     except (OSError, KnowledgeBaseCorruptError) as error:  # The commit is done; what is left over only takes room.
         logger.warning("%s: old files could not be removed: %s", root, error)
     manifest = parse_manifest(path, data)
-    return Generation(root, name, manifest, stored_files(root, manifest), sha256, lease)
+    return Version(root, name, manifest, stored_files(root, manifest), sha256, lease)
 
 
 def _store_file(root: Path, file: NewFile, earlier: list[dict[str, Any]]) -> dict[str, Any]:
@@ -194,39 +193,39 @@ def _store_file(root: Path, file: NewFile, earlier: list[dict[str, Any]]) -> dic
     }
 
 
-def _generation_numbers(root: Path) -> list[int]:
+def _version_numbers(root: Path) -> list[int]:
     matches = (MANIFEST_NAME.fullmatch(path.name) for path in (root / "manifests").iterdir())
     return [int(match.group(1)) for match in matches if match]
 
 
-def generation_names(folder: str | os.PathLike[str]) -> list[str]:
-    """The generations that lie in a folder, oldest first."""
+def version_names(folder: str | os.PathLike[str]) -> list[str]:
+    """The versions that lie in a folder, oldest first."""
     if not (Path(folder) / "manifests").is_dir():
         return []
-    return [f"gen-{number:08d}" for number in sorted(_generation_numbers(Path(folder)))]
+    return [f"gen-{number:08d}" for number in sorted(_version_numbers(Path(folder)))]
 
 
-def point_to_generation(folder: str | os.PathLike[str], name: str, lock_timeout_seconds: float = 60.0) -> Generation:
-    """Makes a generation the current one that lies in a folder already; nothing is removed.
+def point_to_version(folder: str | os.PathLike[str], name: str, lock_timeout_seconds: float = 60.0) -> Version:
+    """Makes a version the current one that lies in a folder already; nothing is removed.
 
-    Errors are those of `read_generation`, and `KnowledgeBaseLockedError`.
+    Errors are those of `read_version`, and `KnowledgeBaseLockedError`.
     """
     root = Path(folder)
     with exclusive_lock(root / "LOCK", lock_timeout_seconds):
-        generation = read_generation(root, name)
-        replace_file(root / "CURRENT", f"{name} {generation.sha256}\n".encode())
-    return generation
+        version = read_version(root, name)
+        replace_file(root / "CURRENT", f"{name} {version.sha256}\n".encode())
+    return version
 
 
-def remove_old_generations(folder: str | os.PathLike[str], timeout_seconds: float) -> None:
-    """Removes every generation but the current one, with every file that only they hold.
+def remove_old_versions(folder: str | os.PathLike[str], timeout_seconds: float) -> None:
+    """Removes every version but the current one, with every file that only they hold.
 
     Args:
         folder: The folder of the knowledge base.
-        timeout_seconds: How long to wait for readers of the old generations, and for another writer.
+        timeout_seconds: How long to wait for readers of the old versions, and for another writer.
 
     Raises:
-        KnowledgeBaseLockedError: If somebody goes on reading; their generations and their files are then still there.
+        KnowledgeBaseLockedError: If somebody goes on reading; their versions and their files are then still there.
     """
     root = Path(folder)
     deadline = time.monotonic() + timeout_seconds
@@ -245,7 +244,7 @@ def remove_old_generations(folder: str | os.PathLike[str], timeout_seconds: floa
 
 
 def _remove_old_files(root: Path, kept: set[str | None]) -> list[str]:
-    """Removes what no kept generation refers to; returns the names of generations that somebody reads."""
+    """Removes what no kept version refers to; returns the names of versions that somebody reads."""
     manifests = [path for path in (root / "manifests").iterdir() if MANIFEST_NAME.fullmatch(path.name)]
     # All that stays is read before anything goes.
     referenced = set()
@@ -262,19 +261,19 @@ def _remove_old_files(root: Path, kept: set[str | None]) -> list[str]:
     return sorted(path.stem for path in leased)
 
 
-def current_generation_name(folder: str | os.PathLike[str]) -> str:
-    """The generation that CURRENT names, such as `"gen-00000002"`; errors as `read_generation`."""
+def current_version_name(folder: str | os.PathLike[str]) -> str:
+    """The version that CURRENT names, such as `"gen-00000002"`; errors as `read_version`."""
     return _read_pointer(Path(folder))[0]
 
 
-def read_generation(folder: str | os.PathLike[str], name: str | None = None) -> Generation:
+def read_version(folder: str | os.PathLike[str], name: str | None = None) -> Version:
     """Reads a manifest and keeps its files from being removed; the files are not verified, see `verify_file`.
 
     Nothing is written, so a read-only folder or a snapshot of the Hugging Face cache will do.
 
     Args:
         folder: The folder that holds `CURRENT`.
-        name: A generation that lies there, whose manifest then has no checksum to meet; `None` for the current one.
+        name: A version that lies there, whose manifest then has no checksum to meet; `None` for the current one.
 
     Raises:
         KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
@@ -294,45 +293,27 @@ def read_generation(folder: str | os.PathLike[str], name: str | None = None) -> 
     if sha256 is not None and found != sha256:
         raise corrupt(path, "its checksum differs from the one in CURRENT")
     manifest = parse_manifest(path, data)
-    return Generation(root, current, manifest, stored_files(root, manifest), found, lease)
+    return Version(root, current, manifest, stored_files(root, manifest), found, lease)
 
 
-def open_generation(folder: str | os.PathLike[str], roles: Sequence[str] | None = None) -> Generation:
-    """Finds the current generation and verifies the size and the SHA-256 of its files.
-
-    Args:
-        folder: The folder that holds `CURRENT`.
-        roles: Verify and return only files with these roles; `None` for all.
-
-    Raises:
-        KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
-        KnowledgeBaseCorruptError: If a file is missing, damaged, or of another format, with its name.
-    """
-    generation = read_generation(folder)
-    files = tuple(file for file in generation.files if roles is None or file.role in roles)
-    for file in files:
-        verify_file(file)
-    return replace(generation, files=files)
-
-
-def load_generation(folder: str | os.PathLike[str], load: Callable[[Generation], _Loaded]) -> _Loaded:
-    """Reads the current generation, again if a writer has replaced and removed it in the meantime.
+def load_version(folder: str | os.PathLike[str], load: Callable[[Version], _Loaded]) -> _Loaded:
+    """Reads the current version, again if a writer has replaced and removed it in the meantime.
 
     Args:
         folder: The folder that holds `CURRENT`.
-        load: Verifies and reads the files of a generation.
+        load: Verifies and reads the files of a version.
 
     Raises:
-        KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: As `open_generation`.
+        KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: As `read_version`, and what `load` raises.
     """
     for _ in range(_NUM_OPEN_ATTEMPTS - 1):
         before = _read_pointer(Path(folder))
         try:
-            return load(read_generation(folder))
+            return load(read_version(folder))
         except (KnowledgeBaseCorruptError, FileNotFoundError):
             if _read_pointer(Path(folder)) == before:
                 raise
-    return load(read_generation(folder))
+    return load(read_version(folder))
 
 
 def _read_pointer(root: Path) -> tuple[str, str]:
