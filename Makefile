@@ -8,6 +8,8 @@ VENV ?= .venv
 PIP_TORCH_ARGS ?=
 # Arguments for the programs: make train ARGS="--seed 1", make test ARGS="-m 'not slow'", make conformance ARGS="-k Gated"
 ARGS ?=
+# Which kernels `make kernels` takes: any but the processor's own.
+KERNELS ?= $(if $(shell grep -m1 avx512f /proc/cpuinfo 2>/dev/null),ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2,ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE)
 
 BIN := $(VENV)/bin
 # Apart from the rest: where torchao is installed, every program that imports transformers loads it.
@@ -18,7 +20,7 @@ PACKAGING := setup.py pyproject.toml constraints.txt tests/no-deps.txt
 CODE := src tests examples benchmarks docs setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance train docs lint clean
+.PHONY: help demo test kernels conformance train docs lint clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +32,11 @@ test: lint  ## lint, types, floors, then all tests and doctests
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto $(ARGS)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$(QUANTIZATION) $(BIN)/python -m pytest -q -k quantized \
 		tests/model/test_good_citizen.py tests/training/test_lora.py
+
+# What is computed may differ in its last bits from processor to processor; what the tests say of it may not.
+kernels: $(VENV)/.test-installed  ## the quick tests once more, with other kernels of PyTorch and MKL (KERNELS)
+	$(KERNELS) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow" $(ARGS) \
+		tests/explain tests/model tests/pipelines tests/retrieval tests/training
 
 # The suites come from the source archives of the installed versions, which are downloaded once into HARNESS.
 conformance: $(VENV)/.test-installed  ## common test suites of transformers and peft, run on our classes
