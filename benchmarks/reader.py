@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_ravlm import RavlmConfig, RavlmForConditionalGeneration
 from hf_ravlm.model.fusions.cross_attention import attach_cross_attention
-from hf_ravlm.model.reader.latent_passages import PassageLikelihoods
+from hf_ravlm.model.reader import reading
 
 
 SHAPES = {
@@ -176,18 +176,18 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
     language_model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     models = {way: make_model(way, shape, language_model, dtype) for way in WAYS}
     jobs = {(way, k): None for k in arguments.passages for way in WAYS if k or way == "in_context"}
-    share = PassageLikelihoods._can_share
+    share = reading.grouped_prefix
     for _ in range(arguments.rounds):
         for way, k in jobs:
             inputs = make_inputs(way, models[way], k, arguments.passage_tokens, dtype)
-            PassageLikelihoods._can_share = (lambda *_: False) if way.endswith("naive") else share
+            reading.grouped_prefix = (lambda *_: None) if way.endswith("naive") else share
             return_freed_memory()
             with PeakMemory() as memory:
                 seen = run(models[way], inputs, arguments.new_tokens)
             seen = (*seen, memory.bytes)
             best = jobs[way, k]
             jobs[way, k] = seen if best is None else (*map(min, best[:3], seen[:3]), max(best[3], seen[3]))
-    PassageLikelihoods._can_share = share
+    reading.grouped_prefix = share
     names = ("first_token_cpu_s", "first_token_wall_s", "next_token_cpu_s", "peak_bytes")
     return [{"way": way, "passages": k, **dict(zip(names, seen, strict=True))} for (way, k), seen in jobs.items()]
 

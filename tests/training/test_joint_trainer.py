@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hf_ravlm import InvalidInputError, RavlmEncoder
+from hf_ravlm.model.reader.likelihoods import passage_log_prior
 from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
 from hf_ravlm.training.batches.evidence_mixing import EvidenceMix
 from hf_ravlm.training.joint_trainer import JointSettings, RavlmJointTrainer
@@ -36,7 +37,9 @@ class OracleReader:
                 holds.append(0.0 if f": {answer}" in told else -5.0)
             shape = outputs.passage_log_likelihood.shape
             outputs.passage_log_likelihood = torch.tensor(holds).reshape(shape)
-            prior = model.get_log_prior(inputs["evidence_scores"], inputs.get("evidence_mask"))
+            prior = passage_log_prior(
+                inputs["evidence_scores"], inputs.get("evidence_mask"), model.model.get_logit_scale()
+            )
             outputs.loss = -(outputs.passage_log_likelihood + prior).logsumexp(dim=-1).mean()
             return outputs
 

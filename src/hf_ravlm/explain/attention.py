@@ -20,7 +20,7 @@ from torch import nn
 from ..errors import InvalidInputError
 from ..model.fusions.cross_attention import CrossReading
 from ..model.fusions.null_attention import NullAttend, split_heads
-from ..model.reader.placing import ENCODED_INPUTS
+from ..model.reader.inputs import encode_inputs, get_memory, split_inputs
 from .gradcam import evaluation_mode
 
 
@@ -125,8 +125,8 @@ def _read_by_queries(model: Any, inputs: Any, labels: torch.Tensor, keep: torch.
     fusion = model.fusion
     modules = [fusion.readout] if model.config.fusion == "gated" else [layer.attend for layer in fusion.layers]
     with _recorded(modules) as calls:
-        states = model.encode_inputs(**_encoded(inputs), evidence_mask=keep)
-        model.get_memory(states)
+        batch = split_inputs({**inputs, "evidence_mask": keep})[0]
+        get_memory(model, encode_inputs(model, batch))
     weights = [null_attention(module, *args).mean(dim=(2, 3)) for module, args in calls]
     mean = torch.stack(weights).mean(dim=0)  # (B, K, 1 + S)
     mean = torch.where(keep.unsqueeze(-1), mean, F.one_hot(torch.zeros_like(keep, dtype=torch.long), mean.shape[-1]))
@@ -176,10 +176,6 @@ def _mean_over(weights: torch.Tensor, writing: torch.Tensor) -> torch.Tensor:
     """Mean of weights `(B, heads, T, S)` over heads and the positions `(B, T)` that write: `(B, S)`."""
     share = writing.float() / writing.sum(dim=1, keepdim=True)
     return torch.einsum("bts,bt->bs", weights.mean(dim=1).nan_to_num(), share)
-
-
-def _encoded(inputs: Any) -> dict[str, torch.Tensor]:
-    return {name: inputs[name] for name in ENCODED_INPUTS if name in inputs}
 
 
 @contextlib.contextmanager

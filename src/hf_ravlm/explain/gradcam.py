@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InvalidInputError
+from ..model.reader.latent_passages import passages_are_latent
 from ..model.reader.likelihoods import answer_token_log_probs, passage_log_prior, rag_sequence_log_likelihood
 
 
@@ -136,7 +137,7 @@ def answer_score(model: Any, inputs: Any, labels: torch.Tensor, token: int | Non
         inputs, labels: what `processor(images, text, evidence, answers=...)` returns, labels apart.
         token (`int`, *optional*): which token; `None` for all of them, over latent passages, too.
     """
-    if not model.passages_are_latent(inputs.get("evidence_scores")):
+    if not passages_are_latent(model.config, inputs.get("evidence_scores")):
         log_probs, keep = answer_token_log_probs(model(**inputs, use_cache=False).logits, labels)  # (B, T)
         return log_probs.sum(dim=-1) if token is None else _picked(log_probs, keep, token)
     if token is not None:

@@ -17,7 +17,7 @@ from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..model.loading import without_adapters
 from ..model.outputs import RavlmAttribution
-from ..model.reader.prompt_attribution import attribute_prompts
+from ..model.reader.attribution import attribute_prompts
 from .answer import Answer
 from .policy.guarded_answering import answer_by_policy
 from .policy.watch import GenerationWatch

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
+from hf_ravlm.model.reader import reading
 from tiny import FUSIONS, picture, tiny_model, tiny_processor
 
 
@@ -92,7 +93,7 @@ def test_what_prompts_share_is_read_once_and_changes_no_logit(marginalization, m
         shared = model(**inputs)
         tokens_read = sum(rows * length for rows, length in seen)
         seen.clear()
-        monkeypatch.setattr(type(model), "_can_share", lambda *_: False)
+        monkeypatch.setattr(reading, "grouped_prefix", lambda *_: None)
         naive = model(**inputs)
     assert [rows for rows, _ in seen] == [6]
     assert tokens_read < 0.8 * seen[0][0] * seen[0][1]

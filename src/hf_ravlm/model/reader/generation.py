@@ -1,84 +1,135 @@
-"""How the reader generates: everything is encoded before the first step, and lives in the cache afterwards."""
+"""Generation: everything is encoded before the first step, and lives in the cache afterwards."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
+from transformers.generation import GenerationMixin
 
+from ..outputs import RavlmGenerateOutput
+from .inputs import EncodedInputs, check_evidence, encode_inputs, split_inputs
+from .latent_passages import passages_are_latent
 from .multimodal import generate_multimodal
-from .placing import ENCODED_INPUTS, STATES, check_evidence, cut_out_hidden, hide_passages
+from .placing import PromptTensors, cut_out_hidden, hide_passages
+from .proposals import best_proposals, generation_setting
+from .shared_prefix import BranchCache
 
 
-class ReaderGeneration:
-    """`generate` of [`RavlmForConditionalGeneration`], in front of that of `GenerationMixin`."""
+DECODINGS = ("thorough", "fast")
 
-    def generate(self, inputs=None, *args, **kwargs):
-        """`GenerationMixin.generate`, over all passages in one prompt or over latent passages.
 
-        Towers run once, before the first step; passages that `evidence_mask` leaves out stay invisible. With
-        `config.marginalization` see `generate_over_passages` for what is generated and the option `decoding`.
-        """
-        if inputs is None:
-            inputs = kwargs.pop("input_ids", None)
-        if self.reads_images:
-            return generate_multimodal(self.language_model, self.generation_config, inputs, *args, **kwargs)
-        if self.passages_are_latent(kwargs.get("evidence_scores")):
-            return self.generate_over_passages(inputs, *args, **kwargs)
-        if self.config.marginalization != "none":
-            kwargs.pop("decoding", None)  # closed-book: there is nothing to choose
-        if inputs is None:
-            return super().generate(None, *args, **kwargs)
-        kwargs, shown = self.prepare_reading(inputs, **kwargs), inputs
-        if self.counts_columns and kwargs.get("attention_mask") is not None:
-            names = ("attention_mask", "token_passages")
-            prompt = {"input_ids": inputs, **{name: kwargs.get(name) for name in names}}
-            prompt = cut_out_hidden(prompt, self.get_pad_id())
-            inputs = prompt.pop("input_ids")
-            kwargs |= {name: tensor for name, tensor in prompt.items() if tensor is not None}
-        outputs = super().generate(inputs, *args, **kwargs)
-        if inputs is not shown:  # the caller's prompt, with what was hidden, before what was generated
-            sequences = getattr(outputs, "sequences", outputs)
-            sequences[:, : shown.shape[1]] = shown.repeat_interleave(len(sequences) // len(shown), dim=0)
-        return outputs
+@torch.no_grad()
+def generate(model: Any, input_ids: torch.Tensor | None = None, *args, **kwargs) -> Any:
+    """`generate` of [`RavlmForConditionalGeneration`], see there."""
+    if model.reads_images:
+        return generate_multimodal(model.language_model, model.generation_config, input_ids, *args, **kwargs)
+    if passages_are_latent(model.config, kwargs.get("evidence_scores")):
+        return generate_over_passages(model, input_ids, *args, **kwargs)
+    if model.config.marginalization != "none":
+        kwargs.pop("decoding", None)  # closed-book: there is nothing to choose
+    if input_ids is None:
+        return GenerationMixin.generate(model, None, *args, **kwargs)
+    prompt, inputs, kwargs = encode_prompts(model, input_ids, kwargs, latent=False)
+    inputs = replace(inputs, evidence_scores=None, evidence_mask=None)
+    outputs = GenerationMixin.generate(model, prompt.input_ids, *args, **_rest(prompt), **inputs.given(), **kwargs)
+    if prompt.input_ids is not input_ids:  # the caller's prompt, with what was hidden, before what was generated
+        sequences = getattr(outputs, "sequences", outputs)
+        sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0)
+    return outputs
 
-    def get_pad_id(self) -> int:
-        """The token that stands for nothing."""
-        for token in (self.generation_config.pad_token_id, self.generation_config.eos_token_id):
-            if token is not None:
-                return token[0] if isinstance(token, list) else int(token)
-        return 0
 
-    def prepare_reading(self, input_ids: torch.LongTensor, **kwargs) -> dict:
-        """Arguments of `generate` with every input encoded and every hidden passage masked."""
-        kwargs.pop("evidence_scores", None)
-        evidence_mask = kwargs.pop("evidence_mask", None)
-        with torch.no_grad():
-            inputs = {name: kwargs.pop(name, None) for name in (*ENCODED_INPUTS, *STATES) if name in kwargs}
-            named = {**inputs, "evidence_mask": evidence_mask}
-            check_evidence(len(input_ids), False, {k: v for k, v in named.items() if k != "pixel_values"})
-            states = self.encode_inputs(**inputs, evidence_mask=evidence_mask)
-        mask = hide_passages(kwargs.get("attention_mask"), kwargs.get("token_passages"), evidence_mask)
-        if mask is not None:
-            kwargs["attention_mask"] = mask
-        if self.counts_columns and evidence_mask is not None and states["evidence_image_mask"] is not None:
-            states["evidence_image_mask"] = states["evidence_image_mask"].bool() & evidence_mask.bool()
-        return {**kwargs, **{name: value for name, value in states.items() if value is not None}}
+def encode_prompts(
+    model: Any, input_ids: torch.Tensor, kwargs: dict[str, Any], latent: bool
+) -> tuple[PromptTensors, EncodedInputs, dict[str, Any]]:
+    """Arguments of `generate`: prompts that show no hidden passage, every input encoded, and the rest.
 
-    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
-        """States are read at the prefill alone, and then live in the cache; only layers inside the model go on."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+    Args:
+        latent (`bool`): whether each passage has a prompt of its own.
+    """
+    inputs, rest = split_inputs(kwargs)
+    prompt = PromptTensors(input_ids, rest.pop("attention_mask", None), rest.pop("token_passages", None))
+    if latent:
+        _check_prompts(model, prompt, inputs)
+        prompt.attention_mask = torch.ones_like(input_ids) if prompt.attention_mask is None else prompt.attention_mask
+    check_evidence(inputs, len(input_ids), latent)
+    inputs = encode_inputs(model, inputs)
+    counts = inputs.evidence_mask
+    shown = counts if counts is None or not latent else counts.flatten().unsqueeze(1)  # (B * K, 1)
+    prompt.attention_mask = hide_passages(prompt.attention_mask, prompt.token_passages, shown)
+    if model.counts_columns and prompt.attention_mask is not None:
+        prompt = cut_out_hidden(prompt, _pad_id(model))
+        if counts is not None and inputs.evidence_image_mask is not None:
+            inputs.evidence_image_mask = inputs.evidence_image_mask.bool() & counts.bool()
+    return prompt, inputs, rest
+
+
+def generate_over_passages(
+    model: Any,
+    input_ids: torch.Tensor,
+    generation_config: Any = None,
+    *args,
+    decoding: str = "thorough",
+    **kwargs,
+) -> Any:
+    """`generate` over latent passages; `input_ids (B * K, L)`, one prompt per passage.
+
+    Args:
+        decoding (`"thorough"` or `"fast"`): for RAG-sequence. Both let every passage propose answers. `"thorough"`
+            scores each proposal under every passage and takes the largest `p(y | x)`; `"fast"` takes the largest
+            `p(z_k | x) p(y | x, z_k)` among what passage `k` itself proposed.
+
+    Returns:
+        Sequences `(B * num_return_sequences, L + T)`, best first for each query: the prompt of its first passage and
+        the answer; with RAG-sequence and sampling, the best of the samples. RAG-sequence with
+        `return_dict_in_generate=True` returns a [`RavlmGenerateOutput`].
+
+    Raises:
+        `ValueError`: if `decoding` is not known, the prompts are not one per passage, or a cache is given.
+    """
+    if decoding not in DECODINGS or (decoding != "thorough" and model.config.marginalization == "token"):
+        raise ValueError(f"decoding={decoding!r}: expected one of {list(DECODINGS)}, and for RAG-token none")
+    prompt, inputs, kwargs = encode_prompts(model, input_ids, kwargs, latent=True)
+    num_passages = inputs.evidence_scores.shape[1]
+    if model.config.marginalization == "sequence":
+        best = best_proposals(model, inputs, prompt, decoding, generation_config, *args, **kwargs)
+        first = input_ids.unflatten(0, (-1, num_passages))[:, 0].repeat_interleave(best.answers.shape[1], dim=0)
+        sequences = torch.cat([first, best.answers.flatten(0, 1)], dim=1)
+        as_dict = generation_setting(model, "return_dict_in_generate", kwargs, generation_config)
+        return RavlmGenerateOutput(sequences, best.scores.flatten()) if as_dict else sequences
+    if kwargs.get("past_key_values") is not None or kwargs.get("cache_implementation"):
+        raise ValueError(
+            "marginalization='token' keeps a cache of its own, with every passage's branch in it: leave out "
+            "past_key_values and cache_implementation"
         )
-        if (not is_first_iteration or self._continues(inputs)) and kwargs.get("use_cache", True):
-            kept = ("evidence_keys_values", "evidence_token_mask") if self.fusion.num_memory_tokens == 0 else ()
-            for name in (*ENCODED_INPUTS, *STATES, "token_passages"):
-                if name not in kept:
-                    inputs.pop(name, None)
-        return inputs
+    if generation_setting(model, "use_cache", kwargs, generation_config) is not False:
+        kwargs["past_key_values"] = BranchCache(model.config.get_text_config(), num_passages)
+    branches = {f"branch_{name}": tensor.unflatten(0, (-1, num_passages)) for name, tensor in prompt.given().items()}
+    first = branches["branch_input_ids"][:, 0]
+    mask = torch.ones_like(first)
+    given = {"attention_mask": mask, **branches, **inputs.given(), **kwargs}
+    return GenerationMixin.generate(model, first, generation_config, *args, **given)
 
-    def _continues(self, inputs: dict) -> bool:
-        """Whether the cache of an earlier call holds all places that states fill."""
-        cache, input_ids = inputs.get("past_key_values"), inputs.get("input_ids")
-        if cache is None or input_ids is None or not cache.get_seq_length():
-            return False
-        marks = torch.tensor([self.config.image_token_id, self.config.evidence_token_id], device=input_ids.device)
-        return not torch.isin(input_ids, marks).any()
+
+def _pad_id(model: Any) -> int:
+    """The token that stands for nothing."""
+    for token in (model.generation_config.pad_token_id, model.generation_config.eos_token_id):
+        if token is not None:
+            return token[0] if isinstance(token, list) else int(token)
+    return 0
+
+
+def _rest(prompt: PromptTensors) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in prompt.given().items() if name != "input_ids"}
+
+
+def _check_prompts(model: Any, prompt: PromptTensors, inputs: EncodedInputs) -> None:
+    rows, wanted = len(prompt.input_ids), inputs.evidence_scores.numel()
+    if rows != wanted or prompt.token_passages is None:
+        raise ValueError(
+            f"config.marginalization={model.config.marginalization!r} reads one prompt per passage: expected "
+            f"input_ids with B * K = {wanted} rows and token_passages of the same shape, got {rows} rows"
+            f"{'' if prompt.token_passages is not None else ' and no token_passages'}; make the inputs with "
+            "RavlmProcessor(..., passage_prompts=True)"
+        )

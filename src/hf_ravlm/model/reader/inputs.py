@@ -1,149 +1,212 @@
-"""From inputs to what the language model reads: towers and fusion run here, each once, and placeholders are filled."""
+"""The inputs of the reader beside its prompts: the keys of a batch, and what the towers make of them, each once."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
-from .placing import STATES, fill_memory, fill_placeholders, find_places, passage_columns
+
+@dataclass
+class EncodedInputs:
+    """What a batch of `B` queries with `K` passages holds beside its prompts; `None` for what is not there.
+
+    The first six are read by the towers ([`encode_inputs`]); the last seven are what comes out. All of them are
+    arguments of the reader's `forward`.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(B, 3, height, width)`): the image asked about.
+        question_input_ids, question_attention_mask (`(B, Lq)`): the question for the text encoder.
+        evidence_input_ids, evidence_attention_mask (`(B, K, T)`): the passages for the text encoder.
+        evidence_pixel_values (`(B, K, 3, height, width)`): images of passages.
+        evidence_image_mask (`(B, K)`): which passages have an image.
+        evidence_scores (`(B, K)`): retrieval scores.
+        evidence_mask (`(B, K)`): which passages count.
+        image_patches (`(B, P, C)`): of the image asked about.
+        question_states (`(B, Lq, C)`), question_mask (`(B, Lq)`): of the question.
+        evidence_states (`(B, K, S, C)`), evidence_token_mask (`(B, K, S)`): of the passages.
+        evidence_keys_values (`(B, K, S, ...)`): of the passages, for layers inside the language model.
+        evidence_patches (`(B, K, P, C)`): of the passages' images, where these stand in the prompt.
+    """
+
+    pixel_values: torch.Tensor | None = None
+    question_input_ids: torch.Tensor | None = None
+    question_attention_mask: torch.Tensor | None = None
+    evidence_input_ids: torch.Tensor | None = None
+    evidence_attention_mask: torch.Tensor | None = None
+    evidence_pixel_values: torch.Tensor | None = None
+    evidence_image_mask: torch.Tensor | None = None
+    evidence_scores: torch.Tensor | None = None
+    evidence_mask: torch.Tensor | None = None
+    image_patches: torch.Tensor | None = None
+    question_states: torch.Tensor | None = None
+    question_mask: torch.Tensor | None = None
+    evidence_states: torch.Tensor | None = None
+    evidence_token_mask: torch.Tensor | None = None
+    evidence_keys_values: torch.Tensor | None = None
+    evidence_patches: torch.Tensor | None = None
+
+    def given(self) -> dict[str, torch.Tensor]:
+        """What is there, by name."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+    def rows(self, index: torch.Tensor) -> EncodedInputs:
+        """The queries that `index` names."""
+        return EncodedInputs(**{name: tensor[index] for name, tensor in self.given().items()})
+
+    def per_passage(self) -> EncodedInputs:
+        """Inputs of `B` queries as those of `B * K` prompts with one passage each, passage by passage."""
+        num_passages = self.evidence_scores.shape[1]
+        flat = {}
+        for name, tensor in self.given().items():
+            if name.startswith("evidence"):
+                flat[name] = tensor.flatten(0, 1).unsqueeze(1)  # (B * K, 1, ...)
+            else:
+                flat[name] = tensor.repeat_interleave(num_passages, dim=0)
+        return EncodedInputs(**flat)
 
 
-class InputEncoding:
-    """The part of [`RavlmForConditionalGeneration`] before its language model."""
+NAMES = tuple(field.name for field in fields(EncodedInputs))
+FOR_TOWERS = NAMES[:6]
 
-    def encode_evidence(
-        self,
-        evidence_input_ids: torch.LongTensor,
-        evidence_attention_mask: torch.Tensor,
-        evidence_pixel_values: torch.FloatTensor | None = None,
-        evidence_image_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """States of passages, which depend on nothing else: encode a knowledge base once and keep them.
 
-        Args:
-            evidence_input_ids, evidence_attention_mask (`(B, K, L)`): passages for the text encoder.
-            evidence_pixel_values (`(B, K, 3, height, width)`, *optional*), evidence_image_mask (`(B, K)`):
-                their pictures; `P` states of the picture stand before those of the text.
+def split_inputs(given: Mapping[str, Any]) -> tuple[EncodedInputs, dict[str, Any]]:
+    """What of `given` belongs into [`EncodedInputs`], and the rest."""
+    rest = {name: value for name, value in given.items() if name not in NAMES}
+    return EncodedInputs(**{name: given[name] for name in NAMES if name in given}), rest
 
-        Returns:
-            `evidence_states` `(B, K, S, C)` and `evidence_token_mask` `(B, K, S)`, as `forward` takes them.
-        """
-        shape = evidence_input_ids.shape[:2]
-        states = self.model.get_text_states(evidence_input_ids.flatten(0, 1), evidence_attention_mask.flatten(0, 1))
-        states, mask = states.unflatten(0, shape), evidence_attention_mask.bool()
-        if evidence_pixel_values is not None:
-            patches = self._passage_patches(evidence_pixel_values)
-            pictures = self.evidence_image_projector(patches).to(states.dtype)
-            if evidence_image_mask is None:
-                evidence_image_mask = mask.new_ones(shape)
-            pictured = evidence_image_mask.bool().unsqueeze(-1).expand(*shape, pictures.shape[2])
-            states = torch.cat([pictures.masked_fill(~pictured.unsqueeze(-1), 0), states], dim=2)
-            mask = torch.cat([pictured, mask], dim=2)
-        return states, mask
 
-    def encode_inputs(
-        self,
-        pixel_values: torch.FloatTensor | None = None,
-        question_input_ids: torch.LongTensor | None = None,
-        question_attention_mask: torch.Tensor | None = None,
-        evidence_input_ids: torch.LongTensor | None = None,
-        evidence_attention_mask: torch.Tensor | None = None,
-        evidence_pixel_values: torch.FloatTensor | None = None,
-        evidence_image_mask: torch.Tensor | None = None,
-        evidence_mask: torch.Tensor | None = None,
-        **states: torch.Tensor | None,
-    ) -> dict[str, torch.Tensor | None]:
-        """Everything that towers compute, by the names under which `forward` takes it; what is given is kept."""
-        encoded = {name: states.get(name) for name in STATES}
-        if encoded["image_patches"] is None and pixel_values is not None:
-            grid = math.isqrt(self.config.num_image_tokens)
-            encoded["image_patches"] = self.model.get_image_patches(pixel_values, grid)
-        encoded["evidence_image_mask"] = evidence_image_mask
-        if not self.fusion.reads_evidence:
-            if encoded["evidence_patches"] is None and evidence_pixel_values is not None:
-                encoded["evidence_patches"] = self._passage_patches(evidence_pixel_values)
-            return encoded
-        if encoded["evidence_states"] is None and encoded["evidence_keys_values"] is None:
-            if evidence_input_ids is None or not evidence_input_ids.shape[1]:
-                return encoded
-            if evidence_attention_mask is None:
-                raise ValueError(
-                    "evidence_input_ids came without evidence_attention_mask; pass all outputs of RavlmProcessor"
-                )
-            encoded["evidence_states"], encoded["evidence_token_mask"] = self.encode_evidence(
-                evidence_input_ids, evidence_attention_mask, evidence_pixel_values, evidence_image_mask
-            )
-        elif encoded["evidence_states"] is not None:  # kept ones may be of another precision
-            encoded["evidence_states"] = encoded["evidence_states"].to(self.image_projector.weight.dtype)
-        if self.fusion.reads_question and encoded["question_states"] is None:
-            if question_input_ids is None or question_attention_mask is None:
-                raise ValueError(
-                    f"fusion={self.config.fusion!r} reads the evidence together with question_input_ids and "
-                    "question_attention_mask, and one of them is missing; pass all outputs of RavlmProcessor"
-                )
-            encoded["question_states"] = self.model.get_text_states(question_input_ids, question_attention_mask)
-            encoded["question_mask"] = question_attention_mask.bool()
-        if self.fusion.num_memory_tokens != 0:  # hidden with its place in the prompt
-            return encoded
-        if evidence_mask is not None:
-            encoded["evidence_token_mask"] = encoded["evidence_token_mask"].bool() & evidence_mask.bool().unsqueeze(-1)
-        if encoded["evidence_keys_values"] is None:
-            # All layers' keys and values at once; the language model is given these at every step.
-            evidence = (encoded["evidence_states"], encoded["evidence_token_mask"])
-            encoded["evidence_keys_values"] = self.fusion(None, None, None, *evidence)
-            encoded["evidence_states"] = None
+def encode_inputs(model: Any, inputs: EncodedInputs) -> EncodedInputs:
+    """Everything that the towers of a reader compute; what is encoded already is kept.
+
+    Args:
+        model ([`RavlmForConditionalGeneration`]): the reader.
+        inputs ([`EncodedInputs`]): of which nothing that only the towers read is left in what is returned.
+
+    Raises:
+        `ValueError`: if a tensor that its fusion reads is missing.
+    """
+    fusion = model.fusion
+    encoded = replace(inputs, **dict.fromkeys(FOR_TOWERS))
+    if encoded.image_patches is None and inputs.pixel_values is not None:
+        encoded.image_patches = model.model.get_image_patches(inputs.pixel_values, _grid(model))
+    if not fusion.reads_evidence:
+        if encoded.evidence_patches is None and inputs.evidence_pixel_values is not None:
+            encoded.evidence_patches = _passage_patches(model, inputs.evidence_pixel_values)
         return encoded
-
-    def _passage_patches(self, evidence_pixel_values: torch.Tensor) -> torch.Tensor:
-        grid = math.isqrt(self.config.num_image_tokens)
-        patches = self.model.get_image_patches(evidence_pixel_values.flatten(0, 1), grid)
-        return patches.unflatten(0, evidence_pixel_values.shape[:2])  # (B, K, P, C)
-
-    def embed_prompt(
-        self,
-        states: dict[str, torch.Tensor | None],
-        input_ids: torch.LongTensor,
-        token_passages: torch.LongTensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Embeddings `(B, L, H)` of a prompt with its placeholders filled; also image tokens and memory tokens."""
-        inputs_embeds = self.get_input_embeddings()(input_ids)
-        image_states = memory = None
-        image_places = find_places(input_ids, self.config.image_token_id, token_passages)
-        of_passages = torch.zeros_like(image_places)
-        if states["evidence_patches"] is not None and token_passages is not None:
-            of_passages = image_places & (passage_columns(token_passages, input_ids.shape[1]) >= 0)
-            pictures = self.image_projector(states["evidence_patches"]).flip(1)  # the best passage stands last
-            pictured = states["evidence_image_mask"]
-            pictures = pictures.flatten(0, 1) if pictured is None else pictures[pictured.bool().flip(1)]
-            inputs_embeds = fill_placeholders(inputs_embeds, of_passages, pictures, "image")
-        if states["image_patches"] is not None:
-            image_states = self.image_projector(states["image_patches"])
-            inputs_embeds = fill_placeholders(inputs_embeds, image_places & ~of_passages, image_states, "image")
-        if states["evidence_states"] is not None and self.fusion.num_memory_tokens != 0:
-            memory = self.get_memory(states)
-            places = find_places(input_ids, self.config.evidence_token_id, token_passages)
-            kept = None if self.fusion.num_memory_tokens else states["evidence_token_mask"].bool()
-            inputs_embeds = fill_memory(inputs_embeds, places, token_passages, memory, kept)
-        return inputs_embeds, image_states, memory
-
-    def get_memory(self, states: dict[str, torch.Tensor | None]) -> torch.Tensor:
-        """Memory tokens `(B, K, M, H)` that the fusion makes of encoded inputs."""
-        patches = states["image_patches"]
-        if patches is None:
-            evidence = states["evidence_states"]
-            patches = evidence.new_zeros(len(evidence), 0, self.config.vision_dim)
-        return self.fusion(
-            image_patches=patches,
-            question_states=states["question_states"],
-            question_mask=states["question_mask"],
-            evidence_states=states["evidence_states"],
-            evidence_token_mask=states["evidence_token_mask"],
+    if encoded.evidence_states is None and encoded.evidence_keys_values is None:
+        if inputs.evidence_input_ids is None or not inputs.evidence_input_ids.shape[1]:
+            return encoded
+        if inputs.evidence_attention_mask is None:
+            raise ValueError(
+                "evidence_input_ids came without evidence_attention_mask; pass all outputs of RavlmProcessor"
+            )
+        encoded.evidence_states, encoded.evidence_token_mask = encode_evidence(
+            model,
+            inputs.evidence_input_ids,
+            inputs.evidence_attention_mask,
+            inputs.evidence_pixel_values,
+            inputs.evidence_image_mask,
         )
+    elif encoded.evidence_states is not None:  # kept ones may be of another precision
+        encoded.evidence_states = encoded.evidence_states.to(model.image_projector.weight.dtype)
+    if fusion.reads_question and encoded.question_states is None:
+        if inputs.question_input_ids is None or inputs.question_attention_mask is None:
+            raise ValueError(
+                f"fusion={model.config.fusion!r} reads the evidence together with question_input_ids and "
+                "question_attention_mask, and one of them is missing; pass all outputs of RavlmProcessor"
+            )
+        question = (inputs.question_input_ids, inputs.question_attention_mask)
+        encoded.question_states, encoded.question_mask = model.model.get_text_states(*question), question[1].bool()
+    if fusion.num_memory_tokens != 0:  # a passage that does not count is hidden with its place in the prompt
+        return encoded
+    if encoded.evidence_mask is not None:
+        counts = encoded.evidence_mask.bool().unsqueeze(-1)
+        encoded.evidence_token_mask = encoded.evidence_token_mask.bool() & counts
+    if encoded.evidence_keys_values is None:
+        # All layers' keys and values at once; the language model is given these at every step.
+        encoded.evidence_keys_values = fusion(None, None, None, encoded.evidence_states, encoded.evidence_token_mask)
+        encoded.evidence_states = None
+    return encoded
 
-    def fusion_kwargs(self, states: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
-        """What layers of the fusion inside the language model read."""
-        if states["evidence_keys_values"] is None:
-            return {}
-        memory = self.fusion.reading(states["evidence_keys_values"], states["evidence_token_mask"])
-        return {"evidence_memory": memory}
+
+def encode_evidence(
+    model: Any,
+    evidence_input_ids: torch.LongTensor,
+    evidence_attention_mask: torch.Tensor,
+    evidence_pixel_values: torch.FloatTensor | None = None,
+    evidence_image_mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """States `(B, K, S, C)` of passages and their mask `(B, K, S)`; see `encode_evidence` of the reader."""
+    shape = evidence_input_ids.shape[:2]
+    states = model.model.get_text_states(evidence_input_ids.flatten(0, 1), evidence_attention_mask.flatten(0, 1))
+    states, mask = states.unflatten(0, shape), evidence_attention_mask.bool()
+    if evidence_pixel_values is None:
+        return states, mask
+    images = model.evidence_image_projector(_passage_patches(model, evidence_pixel_values)).to(states.dtype)
+    if evidence_image_mask is None:
+        evidence_image_mask = mask.new_ones(shape)
+    pictured = evidence_image_mask.bool().unsqueeze(-1).expand(*shape, images.shape[2])
+    states = torch.cat([images.masked_fill(~pictured.unsqueeze(-1), 0), states], dim=2)
+    return states, torch.cat([pictured, mask], dim=2)
+
+
+def get_memory(model: Any, inputs: EncodedInputs) -> torch.Tensor:
+    """Memory tokens `(B, K, M, H)` that the fusion makes of encoded inputs."""
+    patches = inputs.image_patches
+    if patches is None:
+        patches = inputs.evidence_states.new_zeros(len(inputs.evidence_states), 0, model.config.vision_dim)
+    return model.fusion(
+        image_patches=patches,
+        question_states=inputs.question_states,
+        question_mask=inputs.question_mask,
+        evidence_states=inputs.evidence_states,
+        evidence_token_mask=inputs.evidence_token_mask,
+    )
+
+
+def _grid(model: Any) -> int:
+    return math.isqrt(model.config.num_image_tokens)
+
+
+def _passage_patches(model: Any, evidence_pixel_values: torch.Tensor) -> torch.Tensor:
+    patches = model.model.get_image_patches(evidence_pixel_values.flatten(0, 1), _grid(model))
+    return patches.unflatten(0, evidence_pixel_values.shape[:2])  # (B, K, P, C)
+
+
+def check_evidence(inputs: EncodedInputs, num_prompts: int, latent: bool) -> None:
+    """Refuses evidence whose `B`, `K` or `L` disagree.
+
+    Args:
+        inputs ([`EncodedInputs`]): of a batch.
+        num_prompts (`int`): rows of `input_ids`.
+        latent (`bool`): whether each passage has a prompt of its own.
+
+    Raises:
+        `ValueError`: names the tensors, the shapes that came and the shape that fits.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in inputs.given().items()}
+    evidence = {name: shape for name, shape in shapes.items() if name.startswith("evidence")}
+    if not evidence:
+        return
+    batches = {name: shape[:2] for name, shape in evidence.items()}
+    if len(set(batches.values())) > 1:
+        raise ValueError(f"evidence tensors disagree about (B, K): {evidence}; all of them start with the same (B, K)")
+    for ids, mask in (("evidence_input_ids", "evidence_attention_mask"), ("evidence_states", "evidence_token_mask")):
+        if ids in shapes and mask in shapes and shapes[ids][:3] != shapes[mask]:
+            raise ValueError(f"{ids} {shapes[ids]} and {mask} {shapes[mask]} do not fit: expected one (B, K, L)")
+    rows, passages = next(iter(batches.values()))
+    wanted = rows * passages if latent and passages else rows
+    if num_prompts != wanted:
+        meaning = "B * K rows of input_ids, one prompt per passage" if latent else "one row of input_ids per query"
+        raise ValueError(
+            f"evidence comes for B={rows} queries with K={passages} passages, input_ids have {num_prompts} rows: "
+            f"expected {wanted} ({meaning}); RavlmProcessor(..., passage_prompts=...) decides it, and "
+            "config.marginalization must say the same"
+        )
+    questions = {name: shape[0] for name, shape in shapes.items() if name.startswith("question")}
+    if any(size != rows for size in questions.values()):  # images are not asked: some rows may have none
+        raise ValueError(f"inputs of the queries have {questions} rows, the evidence comes for {rows} queries")

@@ -1,35 +1,34 @@
-"""What the language model reads: placeholders filled with states, passages hidden, tensors that must fit together.
-
-Plain functions of tensors; they know neither towers nor language model.
-"""
+"""What the language model reads: placeholders filled with states, passages hidden. Plain functions of tensors."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 
-# Inputs of the reader that are encoded once and then live in the key/value cache.
-ENCODED_INPUTS = (
-    "pixel_values",
-    "question_input_ids",
-    "question_attention_mask",
-    "evidence_input_ids",
-    "evidence_attention_mask",
-    "evidence_pixel_values",
-    "evidence_image_mask",
-)
-STATES = (
-    "image_patches",
-    "question_states",
-    "question_mask",
-    "evidence_states",
-    "evidence_token_mask",
-    "evidence_keys_values",
-    "evidence_patches",
-    "evidence_image_mask",
-)
+@dataclass
+class PromptTensors:
+    """Prompts of a batch.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(N, L)`): token ids with placeholders.
+        attention_mask (`torch.Tensor` of shape `(N, L)`, *optional*): which tokens count; `None` for all.
+        token_passages (`torch.LongTensor` of shape `(N, L)`, *optional*): the passage of every token, -1 for none.
+    """
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None = None
+    token_passages: torch.Tensor | None = None
+
+    def given(self) -> dict[str, torch.Tensor]:
+        """What is there, by name."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+    def gather(self, order: torch.Tensor) -> PromptTensors:
+        """The same prompts with their columns in the `order (N, L)`."""
+        return PromptTensors(**{"input_ids": None, **{n: t.gather(1, order) for n, t in self.given().items()}})
 
 
 def fill_placeholders(
@@ -159,64 +158,11 @@ def flush_right(attention_mask: torch.Tensor) -> torch.Tensor:
     return attention_mask.long().argsort(dim=1, stable=True)
 
 
-def cut_out_hidden(prompt: dict[str, torch.Tensor | None], pad_token_id: int) -> dict[str, torch.Tensor | None]:
-    """A prompt whose hidden tokens have become padding on the left; they belong to no passage any more.
-
-    Args:
-        prompt (`dict`): `input_ids`, `attention_mask` and perhaps `token_passages`, `(B, L)`.
-    """
-    order = flush_right(prompt["attention_mask"])
-    moved = {name: None if tensor is None else tensor.gather(1, order) for name, tensor in prompt.items()}
-    gone = moved["attention_mask"] == 0
-    moved["input_ids"] = moved["input_ids"].masked_fill(gone, pad_token_id)
-    if moved["token_passages"] is not None:
-        moved["token_passages"] = moved["token_passages"].masked_fill(gone, -1)
+def cut_out_hidden(prompt: PromptTensors, pad_token_id: int) -> PromptTensors:
+    """Prompts whose hidden tokens have become padding on the left; these belong to no passage any more."""
+    moved = prompt.gather(flush_right(prompt.attention_mask))
+    gone = moved.attention_mask == 0
+    moved.input_ids = moved.input_ids.masked_fill(gone, pad_token_id)
+    if moved.token_passages is not None:
+        moved.token_passages = moved.token_passages.masked_fill(gone, -1)
     return moved
-
-
-def repeat_for_passages(states: dict[str, torch.Tensor | None], num_passages: int) -> dict[str, torch.Tensor | None]:
-    """States of `B` queries as those of `B * K` prompts with one passage each, passage by passage."""
-    flat: dict[str, torch.Tensor | None] = {}
-    for name, tensor in states.items():
-        if tensor is None:
-            flat[name] = None
-        elif name.startswith("evidence"):
-            flat[name] = tensor.flatten(0, 1).unsqueeze(1)  # (B * K, 1, ...)
-        else:
-            flat[name] = tensor.repeat_interleave(num_passages, dim=0)
-    return flat
-
-
-def check_evidence(prompts: int, marginal: bool, tensors: dict[str, Any]) -> None:
-    """Refuses evidence tensors whose `B`, `K` or `L` disagree.
-
-    Args:
-        prompts (`int`): rows of `input_ids`.
-        marginal (`bool`): whether each passage has a prompt of its own.
-        tensors (`dict`): the inputs that carry passages or questions, by name; `None` for missing ones.
-
-    Raises:
-        `ValueError`: names the tensors, the shapes that came and the shape that fits.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor is not None}
-    evidence = {name: shape for name, shape in shapes.items() if name.startswith("evidence")}
-    if not evidence:
-        return
-    batches = {name: shape[:2] for name, shape in evidence.items()}
-    if len(set(batches.values())) > 1:
-        raise ValueError(f"evidence tensors disagree about (B, K): {evidence}; all of them start with the same (B, K)")
-    for ids, mask in (("evidence_input_ids", "evidence_attention_mask"), ("evidence_states", "evidence_token_mask")):
-        if ids in shapes and mask in shapes and shapes[ids][:3] != shapes[mask]:
-            raise ValueError(f"{ids} {shapes[ids]} and {mask} {shapes[mask]} do not fit: expected one (B, K, L)")
-    rows, passages = next(iter(batches.values()))
-    wanted = rows * passages if marginal and passages else rows
-    if prompts != wanted:
-        meaning = "B * K rows of input_ids, one prompt per passage" if marginal else "one row of input_ids per query"
-        raise ValueError(
-            f"evidence comes for B={rows} queries with K={passages} passages, input_ids have {prompts} rows: expected "
-            f"{wanted} ({meaning}); RavlmProcessor(..., passage_prompts=...) decides it, and config.marginalization "
-            "must say the same"
-        )
-    queries = {name: shape[0] for name, shape in shapes.items() if not name.startswith("evidence")}
-    if any(size != rows for size in queries.values()):
-        raise ValueError(f"inputs of the queries have {queries} rows, the evidence comes for {rows} queries")

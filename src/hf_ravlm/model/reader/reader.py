@@ -10,29 +10,28 @@ import math
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from ..backbones import patch_grid, reads_images
+from ..backbones import AUTO_READERS, patch_grid, reader_kind, reads_images
 from ..configuration_ravlm import RavlmConfig
 from ..fusions.cross_attention import attach_cross_attention
 from ..fusions.registry import FUSIONS
 from ..modeling_ravlm import HEAD_KEYS, RavlmModel, RavlmPreTrainedModel, with_pooled
-from ..outputs import RavlmCausalLMOutputWithPast
-from .attribution import PassageAttribution
-from .generation import ReaderGeneration
-from .inputs import InputEncoding
-from .latent_passages import PassageLikelihoods
-from .multimodal import build_reader, read_multimodal
-from .placing import ENCODED_INPUTS, STATES, check_evidence, counts_columns, flush_right, hide_passages, positions_from
-from .shared_prefix import MAX_PADDING, has_plain_layers, read_rows
+from ..outputs import RavlmAttribution, RavlmCausalLMOutputWithPast
+from .attribution import attribute
+from .generation import generate
+from .inputs import NAMES, EncodedInputs, check_evidence, encode_evidence, encode_inputs, split_inputs
+from .latent_passages import passages_are_latent, read_branches, read_passages
+from .multimodal import read_multimodal
+from .placing import PromptTensors, counts_columns
+from .reading import read, read_states
 
 
-class RavlmForConditionalGeneration(
-    InputEncoding, ReaderGeneration, PassageLikelihoods, PassageAttribution, RavlmPreTrainedModel, GenerationMixin
-):
+class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
     """The reader: answers from image, question and evidence.
 
     `<image>` placeholders in `input_ids` are filled with the projected patches of images. With `fusion="in_context"`
@@ -40,7 +39,7 @@ class RavlmForConditionalGeneration(
     placeholders; with `fusion="cross_attention"` layers inside the language model read them. A passage that
     `evidence_mask` leaves out is invisible: no evidence at all gives the closed-book output. [`RavlmProcessor`] writes
     all of these inputs. With `config.marginalization` each passage has a prompt of its own and the answer's likelihood
-    is that over latent passages, see [`PassageLikelihoods`].
+    is that over latent passages. [`from_backbones`] makes a reader out of three pretrained models.
     """
 
     _can_compile_fullgraph = True
@@ -49,15 +48,15 @@ class RavlmForConditionalGeneration(
     def __init__(self, config: RavlmConfig):
         super().__init__(config)
         self.model = RavlmModel(config)
-        self.language_model = build_reader(config)
+        self.language_model = build_language_model(config)
         self.reads_images = reads_images(config.generator_config)
         self.counts_columns = counts_columns(config.generator_config)
-        if not self.reads_images:  # it sees pictures through our tower
+        if not self.reads_images:  # it sees images through our tower
             self.image_projector = nn.Linear(config.vision_dim, config.generator_dim)
         self.fusion = FUSIONS[config.fusion](config)
         if config.fusion == "cross_attention":
             attach_cross_attention(self.language_model)
-        if self.fusion.reads_evidence:  # pictures of passages join the states of their texts
+        if self.fusion.reads_evidence:  # images of passages join the states of their texts
             self.evidence_image_projector = nn.Linear(config.vision_dim, config.text_config.hidden_size)
         self.post_init()
 
@@ -76,12 +75,37 @@ class RavlmForConditionalGeneration(
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 
+    @property
+    def base_model(self) -> ReaderBody:
+        """The dual encoder that lies in the reader; called, it is the reader without its head."""
+        return ReaderBody(self)
+
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """The vision tower's output for images `(B, 3, h, w)`; `pooler_output` is image tokens, `(B, P, H)`."""
         outputs = self.model.vision_tower(pixel_values.to(self.image_projector.weight.dtype), **kwargs)
         patches = patch_grid(outputs.last_hidden_state, math.isqrt(self.config.num_image_tokens))
         return with_pooled(outputs, self.image_projector(patches))
+
+    def encode_evidence(
+        self,
+        evidence_input_ids: torch.LongTensor,
+        evidence_attention_mask: torch.Tensor,
+        evidence_pixel_values: torch.FloatTensor | None = None,
+        evidence_image_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """States of passages, which depend on nothing else: encode a knowledge base once and keep them.
+
+        Args:
+            evidence_input_ids, evidence_attention_mask (`(B, K, L)`): passages for the text encoder.
+            evidence_pixel_values (`(B, K, 3, height, width)`, *optional*), evidence_image_mask (`(B, K)`):
+                their images; `P` states of the image stand before those of the text.
+
+        Returns:
+            `evidence_states` `(B, K, S, C)` and `evidence_token_mask` `(B, K, S)`, as `forward` takes them.
+        """
+        passages = (evidence_input_ids, evidence_attention_mask, evidence_pixel_values, evidence_image_mask)
+        return encode_evidence(self, *passages)
 
     @can_return_tuple
     def forward(
@@ -122,176 +146,115 @@ class RavlmForConditionalGeneration(
                 evidence `(B * K, L)`, one prompt per passage.
             pixel_values (`(B, 3, height, width)`, *optional*): one image for every row that has placeholders.
             token_passages (`(B, L)`, *optional*): the passage of every token of the prompt, -1 for none.
-            question_input_ids, question_attention_mask (`(B, Lq)`): the question for the text encoder.
-            evidence_input_ids, evidence_attention_mask (`(B, K, T)`): the passages for the text encoder.
-            evidence_pixel_values (`(B, K, 3, height, width)`), evidence_image_mask (`(B, K)`): their pictures.
-            evidence_scores (`(B, K)`): retrieval scores, read where passages are latent.
-            evidence_mask (`(B, K)`): which passages count; `None` means all.
-            image_patches (`(B, P, C)`), question_states, question_mask, evidence_states (`(B, K, S, C)`),
-                evidence_token_mask (`(B, K, S)`), evidence_keys_values, evidence_patches (`(B, K, P, C)`):
-                what the towers make of the inputs, instead of these (`encode_inputs`, `encode_evidence`).
+            question_input_ids, question_attention_mask, evidence_input_ids, evidence_attention_mask,
+                evidence_pixel_values, evidence_image_mask, evidence_scores, evidence_mask, image_patches,
+                question_states, question_mask, evidence_states, evidence_token_mask, evidence_keys_values,
+                evidence_patches: as in [`EncodedInputs`]; `evidence_mask=None` means that all passages count.
             branch_input_ids, branch_attention_mask, branch_token_passages (`(B, K, L)`):
                 set by `generate` for RAG-token.
             labels (`(B, L)`, *optional*): aligned with `input_ids`; -100 is ignored.
+
+        Raises:
+            `ValueError`: if inputs are missing or do not fit together.
         """
+        reading = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
+        reading |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep, **kwargs}
         if self.reads_images:
-            return read_multimodal(
-                self.language_model,
-                input_ids=input_ids,
-                pixel_values=pixel_values,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                inputs_embeds=inputs_embeds,
-                labels=labels,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-                **kwargs,
-            )
+            asked = {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
+            return read_multimodal(self.language_model, **asked, labels=labels, **reading)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
-        given = {
-            "pixel_values": pixel_values,
-            "question_input_ids": question_input_ids,
-            "question_attention_mask": question_attention_mask,
-            "evidence_input_ids": evidence_input_ids,
-            "evidence_attention_mask": evidence_attention_mask,
-            "evidence_pixel_values": evidence_pixel_values,
-            "evidence_image_mask": evidence_image_mask,
-            "image_patches": image_patches,
-            "question_states": question_states,
-            "question_mask": question_mask,
-            "evidence_states": evidence_states,
-            "evidence_token_mask": evidence_token_mask,
-            "evidence_keys_values": evidence_keys_values,
-            "evidence_patches": evidence_patches,
-        }
-        latent = self.passages_are_latent(evidence_scores, branch_input_ids)
+        batch = EncodedInputs(
+            pixel_values=pixel_values,
+            question_input_ids=question_input_ids,
+            question_attention_mask=question_attention_mask,
+            evidence_input_ids=evidence_input_ids,
+            evidence_attention_mask=evidence_attention_mask,
+            evidence_pixel_values=evidence_pixel_values,
+            evidence_image_mask=evidence_image_mask,
+            evidence_scores=evidence_scores,
+            evidence_mask=evidence_mask,
+            image_patches=image_patches,
+            question_states=question_states,
+            question_mask=question_mask,
+            evidence_states=evidence_states,
+            evidence_token_mask=evidence_token_mask,
+            evidence_keys_values=evidence_keys_values,
+            evidence_patches=evidence_patches,
+        )
+        prompt = PromptTensors(input_ids, attention_mask, token_passages)
+        latent = branch_input_ids is None and passages_are_latent(self.config, evidence_scores)
         if input_ids is not None:
-            named = {**given, "evidence_scores": evidence_scores, "evidence_mask": evidence_mask}
-            del named["pixel_values"], named["image_patches"]  # rows without a picture may share a batch
-            check_evidence(len(input_ids), latent and branch_input_ids is None, named)
-        states = self.encode_inputs(**given, evidence_mask=evidence_mask)
-        reading = {
-            "input_ids": input_ids,
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "token_passages": token_passages,
-            "past_key_values": past_key_values,
-            "use_cache": use_cache,
-            "logits_to_keep": logits_to_keep,
-            "evidence_mask": evidence_mask,
-            **kwargs,
-        }
+            check_evidence(batch, len(input_ids), latent)
+        batch = encode_inputs(self, batch)
         if branch_input_ids is not None:
             branches = (branch_input_ids, branch_attention_mask, branch_token_passages)
-            return self.read_branches(branches, states, evidence_scores, **reading)
+            branches = PromptTensors(*(tensor.flatten(0, 1) for tensor in branches))
+            return read_branches(self, batch, branches, input_ids, past_key_values, logits_to_keep, use_cache)
         if latent:
-            return self.read_passages(states, evidence_scores, labels, **reading)
-        outputs = self.read(states, **reading)
+            return read_passages(self, batch, prompt, labels, **reading)
+        reading.pop("num_items_in_batch", None)
+        outputs = read(self, batch, prompt, **reading)
         if labels is not None:
             vocab_size = self.config.get_text_config().vocab_size
             outputs.loss = self.loss_function(logits=outputs.logits, labels=labels, vocab_size=vocab_size, **kwargs)
         return outputs
 
-    def read(
-        self,
-        states: dict[str, torch.Tensor | None],
-        input_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        token_passages: torch.LongTensor | None = None,
-        evidence_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs,
-    ) -> RavlmCausalLMOutputWithPast:
-        """The language model over prompts that see all of their passages; `states` as from `encode_inputs`."""
-        image_states = memory = None
-        if inputs_embeds is None:
-            inputs_embeds, image_states, memory = self.embed_prompt(states, input_ids, token_passages)
-            attention_mask = hide_passages(attention_mask, token_passages, evidence_mask)
-        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
-            position_ids = positions_from(attention_mask)[:, -inputs_embeds.shape[1] :]
-        order = None
-        if self.counts_columns and input_ids is not None and past_key_values is None and attention_mask is not None:
-            order = flush_right(attention_mask)
-            inputs_embeds = inputs_embeds.gather(1, order.unsqueeze(-1).expand_as(inputs_embeds))
-            attention_mask, position_ids = attention_mask.gather(1, order), position_ids.gather(1, order)
-            kwargs["logits_to_keep"], keep = 0, kwargs.get("logits_to_keep", 0)
-        if self._pads_much(attention_mask, past_key_values, kwargs):
-            given = (inputs_embeds, attention_mask, 0, 1, kwargs["logits_to_keep"], past_key_values)
-            return RavlmCausalLMOutputWithPast(
-                logits=read_rows(self.language_model, *given), past_key_values=past_key_values
-            )
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            **self.fusion_kwargs(states),
-            **{name: value for name, value in kwargs.items() if name != "num_items_in_batch"},
-        )
-        logits = outputs.logits
-        if order is not None:  # back to the columns that the labels stand in
-            logits = logits.gather(1, order.argsort(dim=1).unsqueeze(-1).expand_as(logits))
-            logits = logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
-        return RavlmCausalLMOutputWithPast(
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=image_states,
-            evidence_hidden_states=memory,
-        )
+    def generate(self, inputs=None, *args, **kwargs):
+        """`GenerationMixin.generate`, over all passages in one prompt or over latent passages.
 
-    def read_states(
+        Towers run once, before the first step; passages that `evidence_mask` leaves out stay invisible. With
+        `config.marginalization` see `generate_over_passages` for what is generated and the option `decoding`.
+        """
+        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        return generate(self, input_ids, *args, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
+        """States are read at the prefill alone, and then live in the cache; only layers inside the model go on."""
+        prepared = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if (not is_first_iteration or self._continues(prepared)) and kwargs.get("use_cache", True):
+            kept = {"evidence_scores", "evidence_mask"}
+            if self.fusion.num_memory_tokens == 0:
+                kept |= {"evidence_keys_values", "evidence_token_mask"}
+            for name in {"token_passages", *NAMES} - kept:
+                prepared.pop(name, None)
+        return prepared
+
+    def _continues(self, prepared: dict) -> bool:
+        """Whether the cache of an earlier call holds all places that states fill."""
+        cache, input_ids = prepared.get("past_key_values"), prepared.get("input_ids")
+        if cache is None or input_ids is None or not cache.get_seq_length():
+            return False
+        marks = torch.tensor([self.config.image_token_id, self.config.evidence_token_id], device=input_ids.device)
+        return not torch.isin(input_ids, marks).any()
+
+    def attribute(
         self,
         input_ids: torch.LongTensor,
+        labels: torch.LongTensor,
+        evidence_scores: torch.FloatTensor,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
         token_passages: torch.LongTensor | None = None,
-        evidence_mask: torch.Tensor | None = None,
-        evidence_scores: torch.Tensor | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPast:
-        """The reader without its head: `last_hidden_state` `(B, L, H)`, which the head turns into logits."""
-        inputs = {name: kwargs.pop(name, None) for name in (*ENCODED_INPUTS, *STATES)}
-        states = self.encode_inputs(**inputs, evidence_mask=evidence_mask)
-        inputs_embeds = self.embed_prompt(states, input_ids, token_passages)[0]
-        attention_mask = hide_passages(attention_mask, token_passages, evidence_mask)
-        if position_ids is None and attention_mask is not None:
-            position_ids = positions_from(attention_mask)
-        return self.get_decoder()(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **self.fusion_kwargs(states),
-            **kwargs,
-        )
+        **inputs: torch.Tensor | None,
+    ) -> RavlmAttribution:
+        """Which passage an answer rests on.
 
-    @property
-    def base_model(self) -> ReaderBody:
-        """The dual encoder that lies in the reader; called, it is the reader without its head."""
-        return ReaderBody(self)
+        Args: as of `forward`, the answer in `input_ids` and `labels`, with all passages in one prompt `(B, L)` or,
+            with `config.marginalization`, one prompt per passage `(B * K, L)`: what
+            `processor(images, text, evidence, answers=...)` returns.
 
-    def _pads_much(self, attention_mask: torch.Tensor | None, cache: Cache | None, kwargs: dict) -> bool:
-        """Whether `generate` begins with prompts of such different lengths that they are better read in groups."""
-        return (
-            not torch.compiler.is_compiling()
-            and not torch.is_grad_enabled()
-            and attention_mask is not None
-            and attention_mask.dim() == 2
-            and isinstance(keep := kwargs.get("logits_to_keep"), int)
-            and keep == 1
-            and cache is not None
-            and has_plain_layers(cache)
-            and not cache.get_seq_length()
-            and not (self.fusion.reads_evidence and self.fusion.num_memory_tokens == 0)
-            and not (kwargs.get("output_hidden_states") or kwargs.get("output_attentions"))
-            and bool(attention_mask.float().mean() < 1 - MAX_PADDING)
-        )
+        Returns:
+            [`RavlmAttribution`]: `posterior (B, K)`, the probability that a passage carries the answer; `leave_one_out
+            (B, K)`, by how much the answer's log-probability falls when a passage is taken away; `log_likelihood
+            (B,)`; `passage_log_likelihood (B, K)`. A passage that `evidence_mask` leaves out has 0 and 0.
+
+        Raises:
+            `ValueError`: for an image-text-to-text reader, which `attribute_prompts` is for.
+        """
+        batch = EncodedInputs(evidence_scores=evidence_scores, **inputs)
+        return attribute(self, batch, PromptTensors(input_ids, attention_mask, token_passages), labels)
 
 
 class ReaderBody:
@@ -300,13 +263,31 @@ class ReaderBody:
     def __init__(self, reader: RavlmForConditionalGeneration):
         self.reader = reader
 
-    def __call__(self, *args, **kwargs) -> BaseModelOutputWithPast:
-        return self.reader.read_states(*args, **kwargs)
+    def __call__(self, input_ids, attention_mask=None, token_passages=None, **kwargs) -> BaseModelOutputWithPast:
+        batch, rest = split_inputs(kwargs)
+        prompt = PromptTensors(input_ids, attention_mask, token_passages)
+        return read_states(self.reader, encode_inputs(self.reader, batch), prompt, **rest)
 
     def __getattr__(self, name: str):
         if name == "reader":  # not there yet, as in a copy under way
             raise AttributeError(name)
         return getattr(self.reader.model, name)
+
+
+def build_language_model(config: RavlmConfig) -> PreTrainedModel:
+    """The language model of a reader, with weights yet to be loaded.
+
+    Raises:
+        `ValueError`: if it cannot take the evidence in the way that `config.fusion` gives it.
+    """
+    asked = (config.fusion, config.marginalization)
+    if reads_images(config.generator_config) and asked != ("in_context", "none"):
+        raise ValueError(
+            f"fusion={config.fusion!r} and marginalization={config.marginalization!r} with a "
+            f"{config.generator_config.model_type!r} generator: an image-text-to-text model reads its passages in one "
+            "prompt; choose fusion='in_context' and marginalization='none', or a causal language model"
+        )
+    return AUTO_READERS[reader_kind(config.generator_config)].from_config(config.generator_config)
 
 
 __all__ = ["RavlmForConditionalGeneration"]

@@ -1,0 +1,171 @@
+"""One pass of the language model over prompts: they are filled, hidden passages are masked, and logits come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from ..outputs import RavlmCausalLMOutputWithPast
+from .inputs import EncodedInputs, get_memory
+from .placing import (
+    PromptTensors,
+    fill_memory,
+    fill_placeholders,
+    find_places,
+    flush_right,
+    hide_passages,
+    passage_columns,
+    positions_from,
+)
+from .shared_prefix import MAX_PADDING, has_plain_layers, read_rows, shared_prefix_length
+
+
+def read(
+    model: Any,
+    inputs: EncodedInputs,
+    prompt: PromptTensors,
+    num_passages: int = 1,
+    inputs_embeds: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    past_key_values: Cache | None = None,
+    logits_to_keep: int | torch.Tensor = 0,
+    **kwargs,
+) -> RavlmCausalLMOutputWithPast:
+    """The language model over prompts that see their passages.
+
+    Args:
+        model ([`RavlmForConditionalGeneration`]): the reader.
+        inputs ([`EncodedInputs`]): of the `N` prompts, as from `encode_inputs`.
+        prompt ([`PromptTensors`]): `N` rows; with `inputs_embeds`, its mask alone counts.
+        num_passages (`int`): so many rows in turn are prompts of one query, and what they share is read once wherever
+            that is exact.
+        inputs_embeds, position_ids, past_key_values, logits_to_keep, kwargs: as of the language model.
+    """
+    mask, image_states, memory = prompt.attention_mask, None, None
+    if inputs_embeds is None:
+        inputs_embeds, image_states, memory = embed_prompt(model, inputs, prompt)
+        mask = hide_passages(mask, prompt.token_passages, inputs.evidence_mask)
+    seen = {"image_hidden_states": image_states, "evidence_hidden_states": memory}
+    prefix = grouped_prefix(model, prompt, mask, num_passages, past_key_values, logits_to_keep, kwargs)
+    if prefix is not None:
+        cache = past_key_values
+        if cache is None:
+            cache = DynamicCache(config=model.config.get_text_config())
+        if mask is None:
+            mask = torch.ones_like(prompt.input_ids)
+        logits = read_rows(model.language_model, inputs_embeds, mask, prefix, num_passages, logits_to_keep, cache)
+        kept = None if kwargs.get("use_cache") is False else cache
+        return RavlmCausalLMOutputWithPast(logits=logits, past_key_values=kept, **seen)
+    if position_ids is None and mask is not None and mask.dim() == 2:
+        position_ids = positions_from(mask)[:, -inputs_embeds.shape[1] :]
+    order, keep = None, logits_to_keep
+    if model.counts_columns and prompt.input_ids is not None and past_key_values is None and mask is not None:
+        order, logits_to_keep = flush_right(mask), 0
+        inputs_embeds = inputs_embeds.gather(1, order.unsqueeze(-1).expand_as(inputs_embeds))
+        mask, position_ids = mask.gather(1, order), position_ids.gather(1, order)
+    outputs = model.language_model(
+        inputs_embeds=inputs_embeds,
+        attention_mask=mask,
+        position_ids=position_ids,
+        past_key_values=past_key_values,
+        logits_to_keep=logits_to_keep,
+        **evidence_memory(model, inputs),
+        **kwargs,
+    )
+    logits = outputs.logits
+    if order is not None:  # back to the columns that the labels stand in
+        logits = logits.gather(1, order.argsort(dim=1).unsqueeze(-1).expand_as(logits))
+        logits = logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
+    return RavlmCausalLMOutputWithPast(
+        logits=logits,
+        past_key_values=outputs.past_key_values,
+        hidden_states=outputs.hidden_states,
+        attentions=outputs.attentions,
+        **seen,
+    )
+
+
+def read_states(
+    model: Any, inputs: EncodedInputs, prompt: PromptTensors, position_ids: torch.Tensor | None = None, **kwargs
+) -> BaseModelOutputWithPast:
+    """The reader without its head: `last_hidden_state` `(N, L, H)`, which the head turns into logits."""
+    mask = hide_passages(prompt.attention_mask, prompt.token_passages, inputs.evidence_mask)
+    if position_ids is None and mask is not None:
+        position_ids = positions_from(mask)
+    return model.get_decoder()(
+        inputs_embeds=embed_prompt(model, inputs, prompt)[0],
+        attention_mask=mask,
+        position_ids=position_ids,
+        **evidence_memory(model, inputs),
+        **kwargs,
+    )
+
+
+def embed_prompt(
+    model: Any, inputs: EncodedInputs, prompt: PromptTensors
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Embeddings `(N, L, H)` of prompts with their placeholders filled; also image tokens and memory tokens."""
+    input_ids, token_passages, config = prompt.input_ids, prompt.token_passages, model.config
+    embeds = model.get_input_embeddings()(input_ids)
+    image_states = memory = None
+    image_places = find_places(input_ids, config.image_token_id, token_passages)
+    if inputs.evidence_patches is not None and token_passages is not None:
+        of_passages = image_places & (passage_columns(token_passages, input_ids.shape[1]) >= 0)
+        image_places = image_places & ~of_passages
+        images = model.image_projector(inputs.evidence_patches).flip(1)  # the best passage stands last
+        pictured = inputs.evidence_image_mask
+        images = images.flatten(0, 1) if pictured is None else images[pictured.bool().flip(1)]
+        embeds = fill_placeholders(embeds, of_passages, images, "image")
+    if inputs.image_patches is not None:
+        image_states = model.image_projector(inputs.image_patches)
+        embeds = fill_placeholders(embeds, image_places, image_states, "image")
+    if inputs.evidence_states is not None and model.fusion.num_memory_tokens != 0:
+        memory = get_memory(model, inputs)
+        places = find_places(input_ids, config.evidence_token_id, token_passages)
+        kept = None if model.fusion.num_memory_tokens else inputs.evidence_token_mask.bool()
+        embeds = fill_memory(embeds, places, token_passages, memory, kept)
+    return embeds, image_states, memory
+
+
+def evidence_memory(model: Any, inputs: EncodedInputs) -> dict[str, Any]:
+    """What layers of the fusion inside the language model read, as an argument of the language model."""
+    if inputs.evidence_keys_values is None:
+        return {}
+    return {"evidence_memory": model.fusion.reading(inputs.evidence_keys_values, inputs.evidence_token_mask)}
+
+
+def grouped_prefix(
+    model: Any,
+    prompt: PromptTensors,
+    mask: torch.Tensor | None,
+    num_passages: int,
+    cache: Cache | None,
+    keep: int | torch.Tensor,
+    kwargs: dict[str, Any],
+) -> int | None:
+    """Leading columns that the prompts of a query share if a batch is better read by `read_rows`, else `None`."""
+    unfit = (
+        torch.compiler.is_compiling()
+        or not isinstance(keep, int)
+        or keep == 0
+        or (model.fusion.reads_evidence and model.fusion.num_memory_tokens == 0)  # the prefix sees passages, too
+        or kwargs.get("output_hidden_states")
+        or kwargs.get("output_attentions")
+        or (cache is not None and not isinstance(cache, DynamicCache))
+        or (cache is not None and cache.get_seq_length() > 0)
+    )
+    if unfit:
+        return None
+    if num_passages == 1:  # `generate` begins with prompts of very different lengths
+        padded = mask is not None and mask.dim() == 2 and bool(mask.float().mean() < 1 - MAX_PADDING)
+        return 0 if padded and keep == 1 and not torch.is_grad_enabled() and has_plain_layers(cache) else None
+    parts = model.language_model.modules()
+    recomputes = model.training and any(getattr(part, "gradient_checkpointing", False) for part in parts)
+    if prompt.input_ids is None or prompt.token_passages is None or model.counts_columns or recomputes:
+        return None
+    mask = torch.ones_like(prompt.input_ids) if mask is None else mask
+    prefix = shared_prefix_length(prompt.input_ids, mask, prompt.token_passages, num_passages)
+    return prefix if 0 < prefix <= prompt.input_ids.shape[1] - keep else None
