@@ -265,7 +265,7 @@ def test_pictures_of_a_chat_come_in_every_usual_form(folder, tmp_path):
         assert answer["evidence"][0]["id"] == "1"
     with pytest.raises(UnsafeInputError, match="cannot be decoded"):
         pipe({"images": "data:image/png;base64,abcde", "text": "red ?"})
-    with pytest.raises(InvalidInputError, match="image part of the conversation has no picture"):
+    with pytest.raises(InvalidInputError, match="image part of the conversation has no image"):
         pipe(text=[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "red ?"}]}])
 
 
@@ -289,7 +289,7 @@ def test_an_answer_longer_than_the_context_is_still_attributed(describe):
 
 
 def test_a_list_of_questions_is_explained(describe):
-    with pytest.raises(InvalidInputError, match="expected one string, which is asked about every picture"):
+    with pytest.raises(InvalidInputError, match="expected one string, which is asked about every image"):
         describe([picture(0), picture(1)], question=["red ?", "white ?"])
 
 
@@ -300,7 +300,7 @@ def test_a_data_set_of_pictures_is_described_row_by_row(describe):
 
 
 def test_an_address_that_does_not_answer_is_named(describe):
-    with pytest.raises(InvalidInputError, match=r"http://127\.0\.0\.1:9/bird\.png: the picture could not be fetched"):
+    with pytest.raises(InvalidInputError, match=r"http://127\.0\.0\.1:9/bird\.png: the image could not be fetched"):
         describe("http://127.0.0.1:9/bird.png", timeout=5)
 
 

@@ -68,9 +68,9 @@ def test_device_and_dtype_reach_the_model(folder):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"question": QUESTION}, "no picture given"),
-        ({"image": picture(0)}, "a picture came without a question"),
-        ({"image": {"image": picture(0), "question": None}}, "a picture came without a question"),
+        ({"question": QUESTION}, "no image given"),
+        ({"image": picture(0)}, "an image came without a question"),
+        ({"image": {"image": picture(0), "question": None}}, "an image came without a question"),
         ({"image": picture(0), "question": 5}, "question= came as int"),
         ({"image": picture(0), "question": QUESTION, "retriever": "folder"}, "retriever= came as str"),
         ({"image": [picture(0), picture(1)], "question": [QUESTION, "red ?"]}, "which belongs to which"),

@@ -15,7 +15,7 @@ from hf_ravlm.evaluation import auroc
 from hf_ravlm.pipelines.answer import Answer
 from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
 from hf_ravlm.pipelines.policy.decision_heads import DRAFT_FEATURES
-from hf_ravlm.pipelines.policy.guarded_answering import answer_by_policy, columns_of
+from hf_ravlm.pipelines.policy.steps import answer_by_policy, columns_of
 from hf_ravlm.retrieval import Evidence
 from hf_ravlm.training import policy_fitting
 from hf_ravlm.training.policy_fitting import (
@@ -69,7 +69,7 @@ def read(model, processor, images, questions, evidence, **options):
 
 @pytest.fixture
 def fit(monkeypatch):
-    monkeypatch.setattr(policy_fitting, "read_watched", read)
+    monkeypatch.setattr(policy_fitting, "read_with_confidence", read)
     model = SimpleNamespace(config=SimpleNamespace(num_passages=K))
 
     def fitted(number: int = 240, **options) -> AnswerPolicy:

@@ -24,7 +24,7 @@ from transformers import LogitsProcessorList
 from ..errors import InvalidInputError
 from ..images import safe_image
 from ..pipelines.answering import answer_questions
-from ..pipelines.policy.watch import GenerationWatch
+from ..pipelines.policy.token_confidence import TokenConfidence
 from .questions import AnswerFunction, Question, Reply
 
 
@@ -241,9 +241,9 @@ def _watched(
     images: Sequence[Any],
     search: Any,
     options: Mapping[str, Any],
-) -> tuple[Any, GenerationWatch]:
+) -> tuple[Any, TokenConfidence]:
     """The answers to all questions at once, and what was watched while they were written."""
-    watch = GenerationWatch(model, processor.tokenizer)
+    watch = TokenConfidence(model, processor.tokenizer)
     answers = answer_questions(
         model,
         processor,

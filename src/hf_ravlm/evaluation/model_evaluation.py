@@ -168,7 +168,7 @@ def _load(
     import torch
 
     from ..model import RavlmForConditionalGeneration, RavlmProcessor
-    from ..pipelines.image_to_text import find_retriever
+    from ..pipelines.model_folder import find_retriever
 
     reader = RavlmForConditionalGeneration.from_pretrained(str(source)).eval()
     processor = RavlmProcessor.from_pretrained(str(source))

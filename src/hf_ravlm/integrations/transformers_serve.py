@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InvalidInputError, RavlmError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..pipelines.image_text_to_text import question_of_chat
-from ..pipelines.image_to_text import find_retriever
+from ..pipelines.model_folder import find_retriever
 
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Pipelines: the retriever and the reader joined behind the calls that users of transformers know."""
+"""Pipelines of transformers that answer with evidence: retriever, processor and reader behind one call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from .answer import Answer, Decision
 from .answering import answer_questions
 from .image_text_to_text import RavlmImageTextToTextPipeline
-from .image_to_text import ImageCaptionPipeline, RavlmImageToTextPipeline, find_policy, find_retriever
+from .image_to_text import ImageCaptionPipeline, RavlmImageToTextPipeline
+from .model_folder import find_policy, find_retriever
 from .visual_question_answering import RavlmVisualQuestionAnsweringPipeline
 
 

@@ -1,7 +1,7 @@
 """The path of one batch of questions: retriever -> processor -> model -> answers with their evidence.
 
-Every pipeline goes through `answer_questions`; nothing here knows what a pipeline is. With an `AnswerPolicy` the path
-has three gates: before the search, before the reader, and before the answer leaves the house.
+Every pipeline goes through `answer_questions`. With an `AnswerPolicy` three decisions are made on the way: whether to
+search (gate), which passages to read (critic), and whether to give the answer (abstention).
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from transformers import LogitsProcessorList
 from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..model.loading import without_adapters
-from ..model.outputs import RavlmAttribution
 from ..model.reader.attribution import attribute_prompts
 from .answer import Answer
-from .policy.guarded_answering import answer_by_policy
-from .policy.watch import GenerationWatch
+from .policy.steps import answer_by_policy
+from .policy.token_confidence import TokenConfidence
 
 
 if TYPE_CHECKING:
@@ -77,16 +76,13 @@ def answer_questions(
             evidence = retriever.retrieve(images, list(questions), k=k) if find else [[] for _ in questions]
         return read_answers(model, processor, images, questions, evidence, **reading)
 
-    def some(places: list[int]) -> tuple[list[Image.Image] | None, list[str]]:
-        return None if images is None else [images[place] for place in places], [questions[place] for place in places]
-
     def search(places: list[int]) -> Sequence[Sequence[Any]]:
         if evidence is not None:
             return [evidence[place] for place in places]
-        return retriever.retrieve(*some(places), k=max(k, policy.num_candidates or k))
+        return retriever.retrieve(*_some(images, questions, places), k=max(k, policy.num_candidates or k))
 
     def read(places: list[int], passages: list[list[Any]]) -> tuple[list[Answer], dict[str, torch.Tensor]]:
-        return read_watched(model, processor, *some(places), passages, **reading)
+        return read_with_confidence(model, processor, *_some(images, questions, places), passages, **reading)
 
     may_search = find or (evidence is not None and k > 0)
     answers = answer_by_policy(policy, len(questions), k, search if may_search else None, read)
@@ -105,12 +101,8 @@ def read_answers(
     **generate_kwargs,
 ) -> list[list[Answer]]:
     """Answers questions from the evidence that is given; arguments as of `answer_questions`."""
-    inputs = processor(images=images, text=list(questions), evidence=evidence).to(model.device)
-    if encoded_knowledge is not None:
-        encoded_knowledge.replace_inputs(inputs, evidence)
-    for name in ("pixel_values", "evidence_pixel_values"):
-        if name in inputs:
-            inputs[name] = inputs[name].to(model.dtype)
+    inputs = processor(images=images, text=list(questions), evidence=evidence)
+    inputs = _as_the_model_takes(inputs, model, evidence, encoded_knowledge)
     sequences = model.generate(**inputs, **generate_kwargs)
     sequences = getattr(sequences, "sequences", sequences)  # with `return_dict_in_generate`
     new_tokens = sequences[:, inputs["input_ids"].shape[1] :]
@@ -119,13 +111,12 @@ def read_answers(
     rows = [row for row in range(len(questions)) for _ in range(per_question)]
     answers = [Answer(text, list(evidence[row])) for text, row in zip(texts, rows, strict=True)]
     if with_posterior:
-        pictures = None if images is None else [images[row] for row in rows]
-        add_attributions(model, processor, pictures, [questions[row] for row in rows], answers, encoded_knowledge)
+        add_attributions(model, processor, *_some(images, questions, rows), answers, encoded_knowledge)
     return [answers[start : start + per_question] for start in range(0, len(answers), per_question)]
 
 
 @torch.inference_mode()
-def read_watched(
+def read_with_confidence(
     model: RavlmForConditionalGeneration,
     processor: RavlmProcessor,
     images: Sequence[Image.Image] | None,
@@ -141,11 +132,11 @@ def read_watched(
     greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
     if wrong := {name: options[name] for name, value in greedy.items() if options.get(name) not in (value, None)}:
         raise InvalidInputError(f"A policy judges one greedy answer per question; came: {wrong}. Leave that out.")
-    watch = GenerationWatch(model, processor.tokenizer)
-    processors = LogitsProcessorList([*(options.pop("logits_processor", None) or []), watch])
+    confidence = TokenConfidence(model, processor.tokenizer)
+    processors = LogitsProcessorList([*(options.pop("logits_processor", None) or []), confidence])
     options = {**options, **greedy, "logits_processor": processors}
     answers = read_answers(model, processor, images, questions, evidence, **options)
-    features = watch.features(len(questions))
+    features = confidence.features(len(questions))
     if features is None:
         raise InvalidInputError(
             "A policy has to see how sure the reader is of each token, and this reader writes from several prompts at "
@@ -170,36 +161,40 @@ def add_attributions(
     # What was generated came on top of a full prompt; it may stand there once more when it is scored.
     longest = max(map(len, processor.encode_text([answer.text for answer in answers]))) + 1
     reader = without_adapters(model)
+    images, questions = _some(images, questions, rows)
+    evidence, texts = [answers[row].evidence for row in rows], [answers[row].text for row in rows]
+    max_length = processor.max_length + longest
     if reader.reads_images:
-        told = attribute_prompts(
-            model,
-            processor,
-            None if images is None else [images[row] for row in rows],
-            [questions[row] for row in rows],
-            [answers[row].evidence for row in rows],
-            [answers[row].text for row in rows],
-            processor.max_length + longest,
+        found = attribute_prompts(model, processor, images, questions, evidence, texts, max_length)
+    else:
+        inputs = processor(
+            images=images,
+            text=questions,
+            evidence=evidence,
+            answers=texts,
+            padding_side="left",
+            max_length=max_length,
         )
-        fill_attributions(rows, told, answers)
-        return
-    inputs = processor(
-        images=None if images is None else [images[row] for row in rows],
-        text=[questions[row] for row in rows],
-        evidence=[answers[row].evidence for row in rows],
-        answers=[answers[row].text for row in rows],
-        padding_side="left",
-        max_length=processor.max_length + longest,
-    ).to(model.device)
+        found = reader.attribute(**_as_the_model_takes(inputs, model, evidence, encoded_knowledge))
+    for row, posterior, without in zip(rows, found.posterior.tolist(), found.leave_one_out.tolist(), strict=True):
+        number = len(answers[row].evidence)
+        answers[row].posterior, answers[row].leave_one_out = posterior[:number], without[:number]
+
+
+def _some(
+    images: Sequence[Image.Image] | None, questions: Sequence[str], places: Sequence[int]
+) -> tuple[list[Image.Image] | None, list[str]]:
+    return None if images is None else [images[place] for place in places], [questions[place] for place in places]
+
+
+def _as_the_model_takes(
+    inputs: Any, model: Any, evidence: Sequence[Sequence[Any]], encoded_knowledge: EncodedKnowledge | None
+) -> Any:
+    """The processor's output on the device and in the precision of the model, with stored states where there are."""
+    inputs = inputs.to(model.device)
     if encoded_knowledge is not None:
-        encoded_knowledge.replace_inputs(inputs, [answers[row].evidence for row in rows])
+        encoded_knowledge.replace_inputs(inputs, evidence)
     for name in ("pixel_values", "evidence_pixel_values"):
         if name in inputs:
             inputs[name] = inputs[name].to(model.dtype)
-    fill_attributions(rows, reader.attribute(**inputs), answers)
-
-
-def fill_attributions(rows: Sequence[int], told: RavlmAttribution, answers: Sequence[Answer]) -> None:
-    """Writes what was told of the answers in `rows` to them."""
-    for row, posterior, without in zip(rows, told.posterior.tolist(), told.leave_one_out.tolist(), strict=True):
-        number = len(answers[row].evidence)
-        answers[row].posterior, answers[row].leave_one_out = posterior[:number], without[:number]
+    return inputs

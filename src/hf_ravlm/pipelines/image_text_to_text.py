@@ -12,8 +12,7 @@ from transformers.utils.chat_template_utils import Chat
 
 from ..errors import InvalidInputError
 from ..model import RavlmConfig
-from .answering import answer_questions
-from .image_to_text import _ANSWER_KEYS, RavlmPipelineMixin, open_picture
+from .image_to_text import ANSWER_KEYS, RavlmPipelineMixin, open_image
 
 
 class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
@@ -21,8 +20,8 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
     Answers chat messages, or `images=` with `text=`, as the built-in pipeline does; adds `evidence` and `posterior`.
 
     Takes the arguments of [`~transformers.ImageTextToTextPipeline`] and `k`, `retriever`, `with_posterior` and
-    `policy` of [`RavlmImageToTextPipeline`]. Of a conversation, the last user message is the question and the last
-    picture its image.
+    `policy` of [`RavlmImageToTextPipeline`]. The last user message of a conversation is the question, and its
+    last image the image.
     """
 
     _load_processor = None  # a model object brings its folder's own
@@ -34,7 +33,7 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
         return super().__new__(cls)
 
     def _sanitize_parameters(self, **kwargs):
-        extra = {key: kwargs.pop(key) for key in _ANSWER_KEYS if key in kwargs}
+        extra = {key: kwargs.pop(key) for key in ANSWER_KEYS if key in kwargs}
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         return preprocess, {**forward, **extra}, postprocess
 
@@ -46,35 +45,21 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
         else:
             questions = _listed(inputs)
             images = [None] * len(questions)
-        pictures = None if all(image is None for image in images) else [open_picture(i, timeout) for i in images]
-        return {"pictures": pictures, "questions": list(questions), "text": inputs}
+        opened = None if all(image is None for image in images) else [open_image(image, timeout) for image in images]
+        return {"images": opened, "questions": list(questions), "text": inputs}
 
-    def _forward(self, model_inputs, generate_kwargs=None, retriever=None, **options):
-        pictures, questions = model_inputs["pictures"], model_inputs["questions"]
+    def _forward(self, model_inputs, **options):
+        images, questions = model_inputs["images"], model_inputs["questions"]
         batched = isinstance(questions[0], list)  # with `batch_size`: one list of questions per input
         if not batched:
-            pictures, questions = [pictures], [questions]
-
-        def ask(pictures, questions):
-            return answer_questions(
-                self.model,
-                self.processor,
-                retriever if retriever is not None else self.retriever,
-                pictures,
-                questions,
-                **{"policy": self.policy, **options},
-                **self._prepare_generate_kwargs(dict(generate_kwargs or {})),
-            )
-
-        with_pictures = [row is not None for row in pictures]
-        if len(set(with_pictures)) > 1:  # the reader takes batches with a picture everywhere, or nowhere
-            answers = [ask(shown, asked) for shown, asked in zip(pictures, questions, strict=True)]
+            images, questions = [images], [questions]
+        with_images = {row is not None for row in images}
+        if len(with_images) > 1:  # the reader takes batches with an image everywhere, or nowhere
+            answers = [self._answer(shown, asked, **options) for shown, asked in zip(images, questions, strict=True)]
         else:
-            together = ask(
-                [picture for row in pictures for picture in row] if with_pictures[0] else None,
-                [question for row in questions for question in row],
-            )
-            answers = [[together.pop(0) for _ in row] for row in questions]
+            flat = [image for row in images for image in row] if True in with_images else None
+            together = iter(self._answer(flat, [question for row in questions for question in row], **options))
+            answers = [[next(together) for _ in row] for row in questions]
         return {
             "answers": answers if batched else answers[0],
             "text": model_inputs["text"],
@@ -95,7 +80,7 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
 
 
 def question_of_chat(messages: list[dict[str, Any]]) -> tuple[Any, str]:
-    """The last picture and the last user message's words of a conversation.
+    """The last image and the last user message's words of a conversation.
 
     >>> parts = [{"type": "image", "url": "a.png"}, {"type": "text", "text": "Who?"}]
     >>> question_of_chat([{"role": "user", "content": parts}])
@@ -110,7 +95,7 @@ def question_of_chat(messages: list[dict[str, Any]]) -> tuple[Any, str]:
         question = " ".join(part["text"] for part in parts if part["type"] == "text")
         for part in parts:
             if part["type"] in ("image", "image_url"):
-                image = _picture_of_part(part)
+                image = _image_of_part(part)
     if not question:
         raise InvalidInputError(
             "the conversation has no words from the user; add a text part to the last user message"
@@ -118,20 +103,20 @@ def question_of_chat(messages: list[dict[str, Any]]) -> tuple[Any, str]:
     return image, question
 
 
-def _picture_of_part(part: dict[str, Any]) -> Any:
+def _image_of_part(part: dict[str, Any]) -> Any:
     if "base64" in part:
         return f"data:image/any;base64,{part['base64'].rpartition(',')[2]}"
     for key in ("image", "url", "path", "image_url"):
         if part.get(key) is not None:
             return part[key].get("url") if key == "image_url" and isinstance(part[key], dict) else part[key]
     raise InvalidInputError(
-        f"an image part of the conversation has no picture: it has the keys {sorted(part)}, expected one of "
+        f"an image part of the conversation has no image: it has the keys {sorted(part)}, expected one of "
         "image, url, path, base64 or image_url"
     )
 
 
 def _only(image: Any) -> Any:
-    """The picture of one question, which chat models take as a list of pictures."""
+    """The image of one question, which chat models take as a list of images."""
     return image[0] if isinstance(image, (list, tuple)) and len(image) == 1 else image
 
 

@@ -1,4 +1,4 @@
-"""`pipeline("visual-question-answering")`: a picture and a question in, an answer with its evidence out.
+"""`pipeline("visual-question-answering")`: an image and a question in, an answer with its evidence out.
 
 transformers 5 removed this task; `import hf_ravlm` serves it again for our models (`hub/registration.py`), with the
 calls that the removed pipeline took.
@@ -18,12 +18,12 @@ from .image_to_text import RavlmImageToTextPipeline
 
 class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
     """
-    Answers questions about pictures with evidence from a knowledge base.
+    Answers questions about images with evidence from a knowledge base.
 
     `pipeline("visual-question-answering", model=FOLDER_OR_MODEL)` after `import hf_ravlm`, or `"vqa"`. Calls:
 
-    - `pipe(image=..., question="...")`; several pictures (a list, a generator, a dataset) with one question; several
-      questions about one picture.
+    - `pipe(image=..., question="...")`; several images (a list, a generator, a dataset) with one question; several
+      questions about one image.
     - `pipe({"image": ..., "question": ...})`, or many of these.
 
     Everything else is as in [`RavlmImageToTextPipeline`], with `answer` in place of `generated_text`.
@@ -44,7 +44,7 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
     def preprocess(self, inputs, question=None, timeout=None):
         if not isinstance(inputs, dict) or "image" not in inputs or inputs.get("question") is None:
             raise InvalidInputError(
-                "a picture came without a question: expected `image=` and `question=`, or dictionaries "
+                "an image came without a question: expected `image=` and `question=`, or dictionaries "
                 "{'image': ..., 'question': ...}"
             )
         return super().preprocess(inputs, timeout=timeout)
@@ -55,14 +55,14 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
 
 
 def with_questions(images: Any, questions: Any) -> Any:
-    """Puts pictures and questions together into what a pipeline takes.
+    """Puts images and questions together into what a pipeline takes.
 
     Args:
-        images: A picture, several of them in a list, or whatever can be iterated over.
-        questions: A question, or several, about one picture; `None` where `images` has the questions, too.
+        images: An image, several of them in a list, or whatever can be iterated over.
+        questions: A question, or several, about one image; `None` where `images` has the questions, too.
 
     Raises:
-        InvalidInputError: There are several of both, so that it is not said which belongs to which.
+        InvalidInputError: There are several of both: which question belongs to which image is unknown.
 
     >>> with_questions("a.png", ["Who?", "Where?"])
     [{'image': 'a.png', 'question': 'Who?'}, {'image': 'a.png', 'question': 'Where?'}]
@@ -70,7 +70,7 @@ def with_questions(images: Any, questions: Any) -> Any:
     [{'image': 'a.png', 'question': 'Who?'}, {'image': 'b.png', 'question': 'Who?'}]
     """
     if images is None:
-        raise InvalidInputError("no picture given: call the pipeline with `image=` and `question=`")
+        raise InvalidInputError("no image given: call the pipeline with `image=` and `question=`")
     if questions is None:
         return images
     several = isinstance(images, (Sequence, Iterator, Dataset)) and not isinstance(images, (str, bytes))
@@ -86,13 +86,13 @@ def with_questions(images: Any, questions: Any) -> Any:
     if not several:
         raise InvalidInputError(f"question= came as {type(questions).__name__}: expected a string, or a list of them")
     raise InvalidInputError(
-        "several pictures came with several questions, and it is not said which belongs to which: pass dictionaries "
+        "several images came with several questions, and which belongs to which is unknown: pass dictionaries "
         "{'image': ..., 'question': ...}, one per answer"
     )
 
 
 class _Asked(Dataset):
-    """A dataset of pictures with one question about each, read picture by picture."""
+    """A dataset of images with one question about each, read one by one."""
 
     def __init__(self, images: Any, question: str):
         self.images, self.question = images, question

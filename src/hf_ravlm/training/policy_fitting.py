@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from ..errors import InvalidInputError
 from ..metrics.calibration import auroc, fit_isotonic, fit_temperature
 from ..metrics.decisions import best_threshold
-from ..pipelines.answering import read_watched
+from ..pipelines.answering import read_with_confidence
 from ..pipelines.policy.answer_policy import AnswerPolicy
 from ..pipelines.policy.decision_heads import (
     ANSWER_FEATURES,
@@ -34,7 +34,7 @@ from ..pipelines.policy.decision_heads import (
     stack_features,
 )
 from ..pipelines.policy.features import passage_features, quoting_features, word_shares
-from ..pipelines.policy.guarded_answering import columns_of, rows_of
+from ..pipelines.policy.steps import columns_of, rows_of
 
 
 logger = logging.getLogger(__name__)
@@ -278,7 +278,9 @@ def _read(model, processor, questions, evidence, batch_size: int, options: Mappi
         images = None if all(question.image is None for question in batch) else [q.image for q in batch]
         given = [list(passages) for passages in evidence[start : start + batch_size]]
         asked = [question.question for question in batch]
-        answers, features = read_watched(model, processor, images, asked, given, with_posterior=False, **options)
+        answers, features = read_with_confidence(
+            model, processor, images, asked, given, with_posterior=False, **options
+        )
         for question, answer, row in zip(batch, answers, rows_of(features), strict=True):
             rows.append({**row, "text": answer.text, "right": float(question.is_right(answer.text))})
     return rows

@@ -1,1 +1,1 @@
-"""When to search, which passages to read, and when to say nothing."""
+"""Policies of answering: the gate (search or not), the critic (which passages), abstention (say nothing)."""

@@ -1,4 +1,4 @@
-"""Knows when to search, which passages to read, and when to say nothing: the gate, the critic and the last word.
+"""When to search, which passages to read, and when to say nothing: gate, critic and abstention.
 
 One `AnswerPolicy` goes with one system of model and knowledge base. It is made by hand out of rules that need no
 training (an uncertainty rule, a floor for the similarity), or fitted on questions whose answers are known

@@ -1,6 +1,6 @@
-"""Retrieve or not? Keep this passage? Trust this answer? Knows how a few named numbers become one probability.
+"""Search or not? Read this passage? Give this answer? A few named numbers become one probability.
 
-Three decisions, one interface: `decide(features) -> probability`, with `features` a dictionary of tensors of one
+Three decisions, one interface: `head(features) -> probability`, with `features` a dictionary of tensors of one
 shape. `UncertaintyRule` needs no training; `DecisionHead` is a logistic regression, or a network with one hidden
 layer, that is fitted on what retrieval did for answers that are known (`hf_ravlm.training.fit_decision_head`).
 

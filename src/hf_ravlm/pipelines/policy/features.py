@@ -1,4 +1,4 @@
-"""Knows what can be told cheaply of passages and answers: the numbers that gate, critic and confidence judge by.
+"""Features of passages and answers: the numbers that gate, critic and confidence judge by.
 
 Plain functions of texts and scores. What each feature means stands in `decision_heads.py`.
 """

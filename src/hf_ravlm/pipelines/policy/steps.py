@@ -1,6 +1,6 @@
-"""The order of decisions of an `AnswerPolicy`: draft, gate, search, critic, read, confidence, abstention.
+"""The steps of answering by an `AnswerPolicy`: draft, gate, search, critic, read, confidence, abstention.
 
-Whoever calls brings the search and the reader as functions of places in the batch; nothing here knows a model.
+The caller brings the search and the reader as functions of places in the batch; nothing here knows a model.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def answer_by_policy(
     """
     places = list(range(num_questions))
     answers: dict[int, Answer] = {}
-    told: dict[int, dict[str, float]] = {}
+    features: dict[int, dict[str, float]] = {}
 
     def answer(chosen: list[int], evidence: list[list[Any]]) -> None:
         if chosen:
-            written, features = read(chosen, evidence)
+            written, columns = read(chosen, evidence)
             answers.update(zip(chosen, written, strict=True))
-            told.update(zip(chosen, rows_of(features), strict=True))
+            features.update(zip(chosen, rows_of(columns), strict=True))
 
     need: list[float | None] = [None] * num_questions
     if policy.gate is not None and search is not None:
         answer(places, [[] for _ in places])
-        need = [*policy.needs_search(columns_of([told[place] for place in places]))]
+        need = [*policy.needs_search(columns_of([features[place] for place in places]))]
     searched = [place for place, value in enumerate(need) if value is None or value >= policy.gate_threshold]
     sifted: dict[int, SiftedEvidence] = {}
     if searched and search is not None:
@@ -60,7 +60,7 @@ def answer_by_policy(
     for place in places:
         judged = sifted.get(place) or policy.sift([])
         rows.append(
-            told[place] | judged.features | quoting_features(answers[place].text, judged.kept[:k], judged.kept)
+            features[place] | judged.features | quoting_features(answers[place].text, judged.kept[:k], judged.kept)
         )
     for place, confidence in enumerate(policy.judge(columns_of(rows)) if rows else []):
         policy.decide(answers[place], sifted.get(place), need[place], confidence)

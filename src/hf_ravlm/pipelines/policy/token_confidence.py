@@ -1,6 +1,6 @@
-"""Watches a model write: how many tokens, and how sure it was of each.
+"""How many tokens a model reads and writes, and how sure it was of each that it wrote.
 
-It stands among the logits processors of `generate` and changes nothing. What it tells per answer are the
+`TokenConfidence` stands among the logits processors of `generate` and changes nothing. Per answer it gives the
 `DRAFT_FEATURES` of `decision_heads.py`.
 """
 
@@ -13,10 +13,10 @@ import torch
 from transformers import LogitsProcessor
 
 
-class GenerationWatch(LogitsProcessor):
+class TokenConfidence(LogitsProcessor):
     """Counts tokens while a model generates, and remembers how probable the likeliest next ones were.
 
-    What it tells of single answers holds for greedy decoding, where the likeliest token is the one that is written.
+    The features of single answers hold for greedy decoding, where the likeliest token is the one that is written.
 
     Args:
         model: Its generation config says what ends an answer.

@@ -1,0 +1,99 @@
+"""What lies in the folder or repository of a model: its processor, its knowledge base and its policy."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoProcessor
+
+from ..errors import InvalidInputError
+from ..model import RavlmProcessor
+from ..model.loading import origin_of, without_adapters
+from ..saving.commit import hub_failure
+
+
+if TYPE_CHECKING:
+    from ..retrieval import RavlmRetriever
+    from .policy.answer_policy import AnswerPolicy
+
+logger = logging.getLogger(__name__)
+
+KNOWLEDGE_FOLDER = "knowledge_base"
+
+
+def find_processor(model: Any) -> RavlmProcessor:
+    """The processor that was saved with the model.
+
+    Raises:
+        InvalidInputError: The model was made here and not loaded from anywhere.
+    """
+    source = model.name_or_path
+    if not source:
+        raise InvalidInputError(
+            "this model object was not loaded from a folder, so its processor cannot be found; pass processor="
+        )
+    return AutoProcessor.from_pretrained(source, trust_remote_code=False, **origin_of(without_adapters(model)))
+
+
+def find_retriever(model: Any, processor: RavlmProcessor) -> RavlmRetriever | None:
+    """The knowledge base beside the model, or `None`.
+
+    A model in reduced precision does not embed exactly as the one that built the base; its folder's dual encoder is
+    then loaded once more as it was saved.
+    """
+    source = model.name_or_path
+    origin = origin_of(without_adapters(model))
+    if not source or not _has_knowledge(source, origin):
+        return None
+    from ..retrieval import RavlmEncoder, RavlmRetriever  # FAISS and pyarrow come only when needed
+
+    if str(model.dtype) == "torch.float32":
+        encoder = RavlmEncoder(without_adapters(model).model, processor)
+        return RavlmRetriever.from_pretrained(source, encoder=encoder, **origin)
+    retriever = RavlmRetriever.from_pretrained(source, **origin)
+    retriever.encoder.model.to(model.device)
+    return retriever
+
+
+def find_policy(model: Any) -> AnswerPolicy | None:
+    """The policy beside the model, or `None`."""
+    from .policy.answer_policy import AnswerPolicy, find_policy_files
+
+    origin = origin_of(without_adapters(model))
+    try:
+        if find_policy_files(model.name_or_path, **origin) is None:
+            return None
+        return AnswerPolicy.from_pretrained(model.name_or_path, **origin)
+    except OSError as error:
+        _warn_unknown(model.name_or_path, "a policy", "Nothing is withheld", "policy", error)
+        return None
+
+
+def _has_knowledge(source: str, origin: dict[str, Any]) -> bool:
+    if os.path.isdir(source):
+        return os.path.isfile(os.path.join(source, KNOWLEDGE_FOLDER, "CURRENT"))
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(source, f"{KNOWLEDGE_FOLDER}/CURRENT", **origin)
+        return True
+    except HFValidationError:  # a folder that is no longer there
+        return False
+    except Exception as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return False
+        if hub_failure(error) is None:
+            raise
+        _warn_unknown(source, "a knowledge base", "Answers are closed-book", "retriever", error)
+        return False
+
+
+def _warn_unknown(source: str, part: str, until_then: str, argument: str, error: Exception) -> None:
+    logger.warning(
+        "%s: whether %s lies beside this model could not be found out (%s). %s until you pass `%s=`, or load the "
+        "model again when the Hub can be reached.",
+        *(source, part, str(error).partition("\n")[0], until_then, argument),
+    )
