@@ -40,15 +40,15 @@ def png_header(width: int, height: int, depth: int = 1, colour_type: int = 0) ->
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_every_allowed_format_opens_from_path_bytes_and_dictionary(tmp_path, image_format):
     data = encoded(photo(), image_format)
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(data)
     sources = [path, str(path), data, {"bytes": data, "path": None}, {"bytes": None, "path": str(path)}]
-    pictures = [safe_image(source) for source in sources]
-    assert all(picture.mode == "RGB" and picture.size == (16, 12) for picture in pictures)
-    assert len({picture.tobytes() for picture in pictures}) == 1
+    images = [safe_image(source) for source in sources]
+    assert all(image.mode == "RGB" and image.size == (16, 12) for image in images)
+    assert len({image.tobytes() for image in images}) == 1
 
 
-def test_a_lossless_picture_keeps_its_pixels():
+def test_a_lossless_image_keeps_its_pixels():
     assert safe_image(encoded(photo())).tobytes() == photo().tobytes()
     assert safe_image(np.asarray(photo())).tobytes() == photo().tobytes()
 
@@ -99,8 +99,8 @@ def test_an_image_may_come_as_text():
     buffer = io.BytesIO()
     Image.new("RGB", (5, 3), "lime").save(buffer, "PNG")
     text = base64.b64encode(buffer.getvalue()).decode()
-    picture = safe_image(f"data:image/png;base64,{text}")
-    assert (picture.size, picture.getpixel((0, 0))) == ((5, 3), (0, 255, 0))
+    image = safe_image(f"data:image/png;base64,{text}")
+    assert (image.size, image.getpixel((0, 0))) == ((5, 3), (0, 255, 0))
     refused = {
         f"data:image/png;base64,{text[:-2]}?!": "cannot be decoded",
         f"data:image/png,{text}": "expected data:image/png;base64",
@@ -152,13 +152,13 @@ def test_limits_are_arguments_and_named_in_the_message():
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
 def test_sixteen_bit_grey_keeps_its_levels(image_format):
     levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
-    picture = safe_image(encoded(Image.fromarray(levels), image_format))
-    grey = np.asarray(picture)[:, :, 0]
+    image = safe_image(encoded(Image.fromarray(levels), image_format))
+    grey = np.asarray(image)[:, :, 0]
     assert len(np.unique(grey)) == 64
     np.testing.assert_array_equal(grey, np.rint(levels / 257))
 
 
-def test_wide_integer_and_float_pictures_are_scaled():
+def test_wide_integer_and_float_images_are_scaled():
     wide = Image.fromarray(np.array([[0, 32768, 65535]], np.int32))
     assert np.asarray(safe_image(wide))[0, :, 0].tolist() == [0, 128, 255]
     eight_bit = Image.fromarray(np.array([[0, 128, 255]], np.int32))
@@ -175,10 +175,10 @@ def test_transparency_is_composited_on_white():
     rgba = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     rgba.putpixel((0, 0), (0, 0, 255, 255))
     rgba.putpixel((1, 0), (0, 0, 0, 128))
-    picture = safe_image(encoded(rgba))
-    assert picture.getpixel((0, 0)) == (0, 0, 255)
-    assert picture.getpixel((1, 0)) == pytest.approx((127, 127, 127), abs=1)
-    assert picture.getpixel((3, 3)) == (255, 255, 255)
+    image = safe_image(encoded(rgba))
+    assert image.getpixel((0, 0)) == (0, 0, 255)
+    assert image.getpixel((1, 0)) == pytest.approx((127, 127, 127), abs=1)
+    assert image.getpixel((3, 3)) == (255, 255, 255)
     assert safe_image(encoded(Image.new("LA", (4, 4), (0, 0)))).getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -186,18 +186,18 @@ def test_a_palette_with_a_transparent_colour_becomes_white():
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([255, 0, 0, 0, 255, 0])
     palette.putpixel((0, 0), 0)
-    picture = safe_image(encoded(palette, "PNG", transparency=1))
-    assert picture.getpixel((0, 0)) == (255, 0, 0)
-    assert picture.getpixel((2, 2)) == (255, 255, 255)
+    image = safe_image(encoded(palette, "PNG", transparency=1))
+    assert image.getpixel((0, 0)) == (255, 0, 0)
+    assert image.getpixel((2, 2)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
 def test_other_colour_modes_become_rgb(mode):
     image = Image.new("RGB", (6, 4), "white").convert(mode)
     image_format = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
-    picture = safe_image(encoded(image, image_format))
-    assert picture.mode == "RGB"
-    assert picture.getpixel((3, 2)) == pytest.approx((255, 255, 255), abs=3)
+    opened = safe_image(encoded(image, image_format))
+    assert opened.mode == "RGB"
+    assert opened.getpixel((3, 2)) == pytest.approx((255, 255, 255), abs=3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -218,14 +218,14 @@ def test_exif_orientation_is_applied_once(orientation):
         stored = stored.transpose(step)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = safe_image(encoded(stored, "PNG", exif=exif))
-    assert picture.tobytes() == upright.tobytes()
-    assert safe_image(picture).tobytes() == upright.tobytes()
-    assert safe_image(encoded_image(picture)).tobytes() == upright.tobytes()
+    image = safe_image(encoded(stored, "PNG", exif=exif))
+    assert image.tobytes() == upright.tobytes()
+    assert safe_image(image).tobytes() == upright.tobytes()
+    assert safe_image(encoded_image(image)).tobytes() == upright.tobytes()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_broken_exif_does_not_lose_the_picture():
+def test_broken_exif_does_not_lose_the_image():
     data = encoded(photo(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert safe_image(data).size == (16, 12)
 
@@ -284,16 +284,16 @@ def test_anything_else_is_refused_with_what_was_expected(source):
         safe_image(source)
 
 
-def test_a_plain_rgb_picture_is_not_copied_and_a_lazy_one_is_loaded(tmp_path):
+def test_a_plain_rgb_image_is_not_copied_and_a_lazy_one_is_loaded(tmp_path):
     plain = photo()
     assert safe_image(plain) is plain
     plain.save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as lazy:
-        picture = safe_image(lazy)
-    assert picture.tobytes() == plain.tobytes()
+        image = safe_image(lazy)
+    assert image.tobytes() == plain.tobytes()
 
 
-def test_encoded_images_keep_their_bytes_and_pictures_are_stored_without_loss(tmp_path):
+def test_encoded_images_keep_their_bytes_and_images_are_stored_without_loss(tmp_path):
     data = encoded(photo(), "JPEG")
     (tmp_path / "a.jpg").write_bytes(data)
     assert encoded_image(data) == encoded_image(tmp_path / "a.jpg") == encoded_image({"bytes": data}) == data
@@ -311,11 +311,11 @@ def test_mutated_files_open_or_raise_one_class_of_error():
         for _ in range(int(random.integers(1, 6))):
             data[int(random.integers(len(data) if case % 2 else min(64, len(data))))] = int(random.integers(256))
         try:
-            picture = safe_image(bytes(data))
+            image = safe_image(bytes(data))
         except UnsafeInputError:
             continue
-        assert picture.mode == "RGB"
-        assert picture.width * picture.height <= 50_000_000
+        assert image.mode == "RGB"
+        assert image.width * image.height <= 50_000_000
 
 
 def test_paths_may_be_any_path_like(tmp_path):
@@ -325,10 +325,10 @@ def test_paths_may_be_any_path_like(tmp_path):
 
 
 def icon(drawing: tuple[int, int, int, int], size: tuple[int, int] = (72, 72), colour="navy") -> Image.Image:
-    """A white picture with a box of one colour."""
-    picture = Image.new("RGB", size, "white")
-    picture.paste(colour, drawing)
-    return picture
+    """A white image with a box of one colour."""
+    image = Image.new("RGB", size, "white")
+    image.paste(colour, drawing)
+    return image
 
 
 def test_a_framed_icon_is_cut_to_its_frame():
@@ -347,13 +347,13 @@ def test_margins_of_any_depth_are_cut(margin):
     assert trim_margins(icon((x, y, 120 - x, 80 - y), size=(120, 80))).size == (120 - 2 * x, 80 - 2 * y)
 
 
-def test_tight_pictures_with_white_edges_are_left_alone():
+def test_tight_images_with_white_edges_are_left_alone():
     japan = Image.new("RGB", (90, 60), "white")
     ImageDraw.Draw(japan).ellipse((27, 12, 63, 48), fill="red")
     poland = icon((0, 30, 90, 60), (90, 60), "red")
     sideways = icon((45, 0, 90, 60), (90, 60), "red")
-    for picture in (japan, poland, sideways, photo()):
-        assert trim_margins(picture) is picture
+    for image in (japan, poland, sideways, photo()):
+        assert trim_margins(image) is image
 
 
 @pytest.mark.parametrize(
@@ -367,15 +367,15 @@ def test_tight_pictures_with_white_edges_are_left_alone():
     ],
 )
 def test_what_is_no_whole_drawing_in_the_middle_is_left_alone(drawing):
-    picture = icon(drawing)
-    assert trim_margins(picture) is picture
+    image = icon(drawing)
+    assert trim_margins(image) is image
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 50), (50, 1), (3000, 2)])
-def test_tiny_and_extreme_pictures_do_not_break_trimming(size):
+def test_tiny_and_extreme_images_do_not_break_trimming(size):
     for colour in ("white", "black", (248, 248, 248), (247, 255, 255)):
-        picture = Image.new("RGB", size, colour)
-        assert trim_margins(picture) is picture
+        image = Image.new("RGB", size, colour)
+        assert trim_margins(image) is image
     dotted = Image.new("RGB", size, "white")
     dotted.putpixel((size[0] // 2, size[1] // 2), (0, 0, 0))
     assert trim_margins(dotted).mode == "RGB"

@@ -103,7 +103,7 @@ def test_what_is_no_retriever_is_refused():
         RavlmLangchainRetriever(retriever="my_folder")
 
 
-def test_a_picture_finds_passages(tmp_path):
+def test_a_image_finds_passages(tmp_path):
     import numpy as np
     from PIL import Image
 

@@ -30,8 +30,8 @@ def text_task_rows():
     return [{"id": f"q{n}", "text": f"topic{n % 7} asked {n}"} for n in range(NUM_QUERIES)], passages
 
 
-def picture_task_rows():
-    """Pictures with words on both sides."""
+def image_task_rows():
+    """Images with words on both sides."""
     passages = [{"id": str(n), "text": f"red {n}", "image": picture(n)} for n in range(NUM_PASSAGES)]
     queries = [{"id": f"q{n}", "text": f"what is {n} ?", "image": picture(n, (20, 20))} for n in range(NUM_QUERIES)]
     return queries, passages
@@ -72,7 +72,7 @@ def tiny_encoder():
     ("rows", "make_encoder", "modalities", "category"),
     [
         (text_task_rows, HashEncoder, ["text"], "t2t"),
-        (picture_task_rows, tiny_encoder, ["text", "image"], "it2it"),
+        (image_task_rows, tiny_encoder, ["text", "image"], "it2it"),
     ],
 )
 def test_its_figures_are_ours(rows, make_encoder, modalities, category):
@@ -91,8 +91,8 @@ def test_its_figures_are_ours(rows, make_encoder, modalities, category):
     theirs = results.task_results[0].scores["test"][0]
 
     retriever = RavlmRetriever.build(KnowledgeBase.from_dicts(passages), encoder)
-    pictures = [row["image"] for row in queries] if "image" in modalities else None
-    found = retriever.retrieve(pictures, [row["text"] for row in queries], k=NUM_PASSAGES)
+    images = [row["image"] for row in queries] if "image" in modalities else None
+    found = retriever.retrieve(images, [row["text"] for row in queries], k=NUM_PASSAGES)
     relevant = relevance_from_ids(
         [[passage.id for passage in row] for row in found], [set(GOLD[q["id"]]) for q in queries]
     )

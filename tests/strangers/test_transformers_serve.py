@@ -1,4 +1,4 @@
-"""The server of transformers answers OpenAI's client about a picture: closed-book by itself, with evidence by us."""
+"""The server of transformers answers OpenAI's client about an image: closed-book by itself, with evidence by us."""
 
 from __future__ import annotations
 

@@ -14,8 +14,7 @@ from .encoding.encoders import Encoder
 from .passage import Passage
 from .ranking.channels import Query, encode_queries
 from .ranking.fusion import Ranking
-from .ranking.search import SearchOptions
-from .store.state import KnowledgeState
+from .ranking.search import SearchedKnowledge, SearchOptions
 from .unit_vectors import unit_vectors
 
 
@@ -101,8 +100,8 @@ def cosines_of(encoder: Encoder, queries: Sequence[Query], vectors: np.ndarray, 
     return cosines
 
 
-def evidence_of(knowledge: KnowledgeState, ranking: Ranking, cosines: np.ndarray) -> list[list[Evidence]]:
-    """Returns the passages of a ranking over the rows of a state, a list per query; `cosines` as of `cosines_of`."""
+def evidence_of(knowledge: SearchedKnowledge, ranking: Ranking, cosines: np.ndarray) -> list[list[Evidence]]:
+    """Returns the passages of a ranking over rows, a list per query; `cosines` as of `cosines_of`."""
     valid = ranking.rows >= 0
     unique, places = np.unique(ranking.rows[valid], return_inverse=True)
     passages = [_fields_of(passage) for passage in knowledge.passages(unique.tolist())]

@@ -132,16 +132,16 @@ def test_images_of_any_size_that_fits_come_back(backend):
     from PIL import Image
 
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3)).astype(np.uint8)  # 360 KB as PNG: six parts
-    pictures = KnowledgeBase.from_dicts(
+    images = KnowledgeBase.from_dicts(
         [
             {"id": "noise", "image": Image.fromarray(noise)},
             {"id": "dot", "text": "dot", "image": Image.new("L", (1, 1))},
         ]
     )
-    backend.write(pictures, units(2, 9))
-    assert backend.passages(["noise", "dot", "bird 1"])[:2] == list(pictures)
+    backend.write(images, units(2, 9))
+    assert backend.passages(["noise", "dot", "bird 1"])[:2] == list(images)
     found = backend.search_vectors(units(2, 9), 2)
-    assert [result[0][0] for result in found] == list(pictures)
+    assert [result[0][0] for result in found] == list(images)
     assert np.array_equal(np.asarray(found[0][0][0].image), noise)
     assert found[0][0][0].text is None
 

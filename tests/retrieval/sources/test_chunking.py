@@ -129,8 +129,8 @@ def test_chunks_of_a_row_keep_what_belongs_to_all_of_it():
 
 
 def test_the_image_of_a_row_stays_with_its_first_chunk():
-    picture = Image.new("RGB", (2, 2))
-    rows = [{"id": "a", "text": "One is. Two is.", "image": picture}, {"id": "b", "image": picture}]
+    image = Image.new("RGB", (2, 2))
+    rows = [{"id": "a", "text": "One is. Two is.", "image": image}, {"id": "b", "image": image}]
     chunks = KnowledgeBase.from_dicts(rows, chunking=Chunking(10))
     assert [(chunk.id, chunk.image is not None) for chunk in chunks] == [("a-0", True), ("a-1", False), ("b", True)]
 

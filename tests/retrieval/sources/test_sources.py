@@ -38,7 +38,7 @@ def write_table(path, rows):
     return path
 
 
-def save_picture(path, colour="red"):
+def save_image(path, colour="red"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (6, 4), colour).save(path)
     return path
@@ -54,9 +54,9 @@ def read(table_format, path, **options):
 
 
 def test_a_table_gives_its_standard_columns_and_the_rest_as_metadata(table_format, tmp_path):
-    save_picture(tmp_path / "pictures" / "a.png", "blue")
+    save_image(tmp_path / "images" / "a.png", "blue")
     rows = [
-        {"id": "007", "text": "Zoë, the\nfirst", "image": "pictures/a.png", "license": "MIT", "family": "corvid"},
+        {"id": "007", "text": "Zoë, the\nfirst", "image": "images/a.png", "license": "MIT", "family": "corvid"},
         {"id": "b", "text": "second", "title": "T"},
     ]
     knowledge_base = read(table_format, write_table(tmp_path / f"birds.{table_format}", rows))
@@ -105,7 +105,7 @@ def test_an_unknown_argument_is_answered_with_those_that_exist(table_format, tmp
 
 @pytest.mark.parametrize("name", ["../secret.png", "{absolute}", "link.png", "a/../../secret.png"])
 def test_an_image_path_never_leaves_the_folder_of_its_table(table_format, tmp_path, name):
-    secret = save_picture(tmp_path / "secret.png")
+    secret = save_image(tmp_path / "secret.png")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "link.png").symlink_to(secret)
     rows = [{"id": "a", "text": "t", "image": name.format(absolute=secret)}]
@@ -166,7 +166,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
 
 
 def test_parquet_may_hold_the_images_themselves(tmp_path):
-    data = save_picture(tmp_path / "a.png", "blue").read_bytes()
+    data = save_image(tmp_path / "a.png", "blue").read_bytes()
     for cell in (data, {"bytes": data, "path": None}, {"bytes": None, "path": "a.png"}):
         pq.write_table(pa.table({"id": [1], "image": [cell]}), tmp_path / "t.parquet")
         passage = KnowledgeBase.from_parquet(tmp_path / "t.parquet")[0]
@@ -186,7 +186,7 @@ def test_a_broken_parquet_file_is_named(tmp_path):
 
 @pytest.fixture
 def dataset(tmp_path):
-    path = save_picture(tmp_path / "a.jpg", "blue")
+    path = save_image(tmp_path / "a.jpg", "blue")
     second = tmp_path / "b.png"
     Image.new("RGB", (3, 2), "green").save(second)
     images = [str(path), {"bytes": second.read_bytes(), "path": None}]
@@ -240,7 +240,7 @@ def test_a_stream_that_does_not_know_its_columns_is_read_by_its_first_row():
 
 
 def test_a_stream_may_name_images_inside_an_archive(tmp_path):
-    data = save_picture(tmp_path / "a.png", "blue").read_bytes()
+    data = save_image(tmp_path / "a.png", "blue").read_bytes()
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         archive.writestr("a.png", data)
     paths = [f"zip://a.png::{tmp_path}/images.zip", f"zip://gone.png::{tmp_path}/images.zip"]
@@ -291,7 +291,7 @@ def test_every_broken_item_of_a_jsonl_file_is_left_out_and_reported(tmp_path):
     ]
     (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines))
     (tmp_path / "broken.png").write_bytes(b"no image")
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     with pytest.raises(InvalidInputError, match="t.jsonl line 2 is not JSON.*on_error"):
         KnowledgeBase.from_jsonl(tmp_path / "t.jsonl")
     report = tmp_path / "report.jsonl"
@@ -338,8 +338,8 @@ def test_files_are_read_in_bounded_memory(tmp_path):
 
 
 def test_a_folder_gives_images_with_the_texts_beside_them_and_texts_alone(tmp_path):
-    save_picture(tmp_path / "birds" / "robin.png", "orange")
-    save_picture(tmp_path / "fish.JPG")
+    save_image(tmp_path / "birds" / "robin.png", "orange")
+    save_image(tmp_path / "fish.JPG")
     (tmp_path / "birds" / "robin.txt").write_text("A robin.\n")
     (tmp_path / "notes.md").write_text("Notes.")
     (tmp_path / "ignored.bin").write_bytes(b"\0")
@@ -355,7 +355,7 @@ def test_a_folder_gives_images_with_the_texts_beside_them_and_texts_alone(tmp_pa
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_a_metadata_file_describes_the_images_of_its_folder(tmp_path, suffix):
     for name in ("a.png", "sub/b.png", "c.png"):
-        save_picture(tmp_path / "train" / name)
+        save_image(tmp_path / "train" / name)
     (tmp_path / "train" / "c.txt").write_text("sidecar")
     rows = [
         {"file_name": "a.png", "text": "An a.", "license": "MIT", "colour": "red"},
@@ -378,8 +378,8 @@ def test_a_metadata_file_describes_the_images_of_its_folder(tmp_path, suffix):
     ],
 )
 def test_a_metadata_row_that_fits_no_file_is_named(tmp_path, row, error, message):
-    save_picture(tmp_path / "secret.png")
-    save_picture(tmp_path / "data" / "a.png")
+    save_image(tmp_path / "secret.png")
+    save_image(tmp_path / "data" / "a.png")
     write_table(tmp_path / "data" / "metadata.jsonl", [row])
     with pytest.raises(error, match=message):
         KnowledgeBase.from_folder(tmp_path / "data")
@@ -387,7 +387,7 @@ def test_a_metadata_row_that_fits_no_file_is_named(tmp_path, row, error, message
 
 def test_a_folder_does_not_show_what_lies_outside(tmp_path):
     (tmp_path / "secret.txt").write_text("secret")
-    save_picture(tmp_path / "data" / "a.png")
+    save_image(tmp_path / "data" / "a.png")
     (tmp_path / "data" / "a.txt").symlink_to(tmp_path / "secret.txt")
     with pytest.raises(UnsafeInputError, match="a.txt.*leads out of the folder"):
         KnowledgeBase.from_folder(tmp_path / "data")
@@ -398,8 +398,8 @@ def test_images_with_one_stem_and_empty_or_missing_folders_are_refused(tmp_path)
         KnowledgeBase.from_folder(tmp_path / "gone")
     with pytest.raises(InvalidInputError, match="no passage"):
         KnowledgeBase.from_folder(tmp_path)
-    save_picture(tmp_path / "a.png")
-    save_picture(tmp_path / "a.jpg")
+    save_image(tmp_path / "a.png")
+    save_image(tmp_path / "a.jpg")
     with pytest.raises(InvalidInputError, match="more than once: 'a'"):
         KnowledgeBase.from_folder(tmp_path)
     (tmp_path / "a.jpg").write_bytes(b"broken")
@@ -407,7 +407,7 @@ def test_images_with_one_stem_and_empty_or_missing_folders_are_refused(tmp_path)
 
 
 def test_every_broken_item_of_a_folder_is_left_out(tmp_path):
-    save_picture(tmp_path / "data" / "a.png")
+    save_image(tmp_path / "data" / "a.png")
     (tmp_path / "data" / "b.png").write_bytes(b"broken")
     (tmp_path / "data" / "c.txt").write_bytes(b"\xff")
     (tmp_path / "secret.txt").write_text("secret")

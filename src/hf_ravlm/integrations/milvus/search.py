@@ -6,8 +6,8 @@ reranked and thinned out as rows of a local knowledge base are. So both give the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,24 +33,43 @@ def search_collection(
     """
     if options.k > MAX_RESULTS:
         raise InvalidInputError(f"k={options.k}: Milvus returns at most {MAX_RESULTS:,} passages per query.")
-    found: Any = _FoundPassages(backend, options.where)
-    words: Any = _WordSearch(found)
+    found = _FoundPassages()
+
+    def by_vectors(vectors: np.ndarray, k: int) -> Ranking:
+        return ranking_from_lists(found.numbered(backend.search_vectors(vectors, k, options.where)))
+
+    def by_words(texts: Sequence[str | None], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        return found.numbered(backend.search_texts(texts, k, options.where))
+
+    words: Any = _ServerIndex(by_words)
+    vectors: Any = _FoundVectors(backend, found)
     channels: dict[str, Channel] = {
-        "dense": DenseChannel(encoder, _VectorSearch(found)),
+        "dense": DenseChannel(encoder, _ServerIndex(by_vectors)),
         "bm25": LexicalChannel(words),
     }
-    vectors: Any = _FoundVectors(found)
     ranking = search(channels, queries, replace(options, where=None), found, vectors)
     cosines = ranking.scores if options.ranks_by_cosine else cosines_of(encoder, queries, vectors, ranking)
     return evidence_of(found, ranking, cosines)
 
 
+@dataclass
+class _ServerIndex:
+    """What a channel asks of an index, asked of the server."""
+
+    ask: Callable[[Any, int], Any]
+
+    def __len__(self) -> int:
+        return MAX_RESULTS
+
+    def search(self, queries: Any, k: int, allowed: None = None) -> Any:
+        return self.ask(queries, min(k, MAX_RESULTS))
+
+
 class _FoundPassages:
     """Passages numbered in the order in which the server gave them."""
 
-    def __init__(self, backend: MilvusBackend, where: Mapping[str, Any] | None) -> None:
-        self.backend, self.where = backend, where
-        self._row_of_id: dict[str, int] = {}
+    def __init__(self) -> None:
+        self.row_of_id: dict[str, int] = {}
         self._passages: list[Passage] = []
 
     @property
@@ -59,14 +78,11 @@ class _FoundPassages:
         sources = [passage.source for passage in self._passages]
         return pa.table({"source": pa.array(sources + [None] * (MAX_RESULTS - len(sources)), pa.string())})
 
-    @property
-    def ids(self) -> list[str]:
-        return list(self._row_of_id)
-
     def passages(self, rows: Sequence[int]) -> list[Passage]:
         return [self._passages[row] for row in rows]
 
-    def scores_and_rows(self, results: Sequence[Found]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def numbered(self, results: Sequence[Found]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Scores and rows of the passages found for each query."""
         return [
             (
                 np.array([score for _, score in result], np.float32),
@@ -76,51 +92,26 @@ class _FoundPassages:
         ]
 
     def _row(self, passage: Passage) -> int:
-        if passage.id not in self._row_of_id:
-            self._row_of_id[passage.id] = len(self._passages)
+        if passage.id not in self.row_of_id:
+            self.row_of_id[passage.id] = len(self._passages)
             self._passages.append(passage)
-        return self._row_of_id[passage.id]
-
-
-class _VectorSearch:
-    """What `DenseChannel` asks of an index."""
-
-    def __init__(self, found: _FoundPassages) -> None:
-        self.found = found
-
-    def __len__(self) -> int:
-        return MAX_RESULTS
-
-    def search(self, vectors: np.ndarray, k: int) -> Ranking:
-        results = self.found.backend.search_vectors(vectors, min(k, MAX_RESULTS), self.found.where)
-        return ranking_from_lists(self.found.scores_and_rows(results))
-
-
-class _WordSearch:
-    """What `LexicalChannel` asks of an index."""
-
-    def __init__(self, found: _FoundPassages) -> None:
-        self.found = found
-
-    def search(self, texts: Sequence[str | None], k: int, allowed: None) -> list[tuple[np.ndarray, np.ndarray]]:
-        results = self.found.backend.search_texts(texts, min(k, MAX_RESULTS), self.found.where)
-        return self.found.scores_and_rows(results)
+        return self.row_of_id[passage.id]
 
 
 class _FoundVectors:
     """The vectors of found passages, by their rows, fetched when they are compared."""
 
-    def __init__(self, found: _FoundPassages) -> None:
-        self.found = found
-        self.fetched = np.zeros((0, found.backend.dim), np.float32)
+    def __init__(self, backend: MilvusBackend, found: _FoundPassages) -> None:
+        self.backend, self.found = backend, found
+        self.fetched = np.zeros((0, backend.dim), np.float32)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.fetched.shape
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        new = self.found.ids[len(self.fetched) :]
+        new = list(self.found.row_of_id)[len(self.fetched) :]
         if new:
-            self.fetched = np.concatenate([self.fetched, self.found.backend.vectors(new)])
+            self.fetched = np.concatenate([self.fetched, self.backend.vectors(new)])
         vectors: np.ndarray = self.fetched[rows]
         return vectors
