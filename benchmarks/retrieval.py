@@ -90,7 +90,7 @@ def auto_index(data: SearchData, arguments: argparse.Namespace) -> list[Finding]
     batch_times = interleaved(batch, arguments.rounds)
     best = min(rivals, key=lambda name: times[name].cpu)
     ratio = times["ours"].cpu / times[best].cpu
-    size, graph = _size(index._index), _size(_built("HNSW32,Flat", data, arguments))
+    size, graph = _size(index._filled.index), _size(_built("HNSW32,Flat", data, arguments))
     singles = {name: round(1e3 * times[name].cpu / NUM_SINGLE, 4) for name in sides}
     rates = {name: round(len(data.queries) / batch_times[name].cpu) for name in sides}
     details = {"single_cpu_ms": singles, "batch_queries_per_cpu_s": rates, "spec": index.spec}

@@ -206,7 +206,7 @@ def test_a_description_that_cannot_be_is_refused(indexes, tmp_path, change):
 
 def test_a_row_that_does_not_exist_is_an_error_and_not_another_passage(indexes):
     index = indexes["ivf_flat"]
-    beyond = faiss.deserialize_index(faiss.serialize_index(index._index))
+    beyond = faiss.deserialize_index(faiss.serialize_index(index._filled.index))
     beyond.reset()
     beyond.add_with_ids(VECTORS, np.arange(len(VECTORS)) + 1_000_000)
     damaged = ApproximateIndex(beyond, VECTORS, index._table, index.spec)

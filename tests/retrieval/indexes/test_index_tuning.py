@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clustered_vectors import clustered
-from hf_ravlm.retrieval.indexes.approximate_search import exact_is_cheaper
+from hf_ravlm.retrieval.indexes.approximate_search import FilledIndex, exact_is_cheaper
 from hf_ravlm.retrieval.indexes.exact_search import exact_search
 from hf_ravlm.retrieval.indexes.index_building import add_rows, trained_index
 from hf_ravlm.retrieval.indexes.index_tuning import EffortTable, found_share, perturbed_passages, tune
@@ -19,6 +19,12 @@ def test_effort_and_cost_lie_on_lines_between_what_was_measured():
     assert TABLE.cost(11.0) == float("inf")
 
 
+def filled_index(vectors, kind):
+    index = trained_index(vectors, kind, seed=0)
+    add_rows(index, vectors)
+    return FilledIndex(index, kind, vectors)
+
+
 def test_made_queries_are_unit_vectors_away_from_every_passage_and_seeded():
     vectors = clustered(2000)
     made = perturbed_passages(vectors, 300, seed=0)
@@ -31,20 +37,18 @@ def test_made_queries_are_unit_vectors_away_from_every_passage_and_seeded():
 
 def test_passages_as_queries_would_flatter_the_index():
     vectors = clustered(3000)
-    index = trained_index(vectors, "ivf_sq8", seed=0)
-    add_rows(index, vectors)
+    index = filled_index(vectors, "ivf_sq8")
     made = perturbed_passages(vectors, 600, seed=1)
-    honest = tune(index, "ivf_sq8", vectors, 0.95, made, seed=0)
-    flattered = tune(index, "ivf_sq8", vectors, 0.95, vectors[:600], seed=0)
+    honest = tune(index, 0.95, made, seed=0)
+    flattered = tune(index, 0.95, vectors[:600], seed=0)
     assert flattered.efforts[0] <= honest.efforts[0]
     assert flattered.efforts[0] < honest.efforts[-1]
 
 
 def test_deeper_answers_take_no_less_effort_and_more_recall_takes_more():
     vectors = clustered(3000)
-    index = trained_index(vectors, "ivf_flat", seed=0)
-    add_rows(index, vectors)
-    tables = [tune(index, "ivf_flat", vectors, recall, None, seed=0) for recall in (0.8, 0.99)]
+    index = filled_index(vectors, "ivf_flat")
+    tables = [tune(index, recall, None, seed=0) for recall in (0.8, 0.99)]
     for table in tables:
         assert list(table.efforts) == sorted(table.efforts)
     assert tables[0].efforts[0] < tables[1].efforts[0]

@@ -84,11 +84,9 @@ def inputs_digest() -> str:
 
 
 def encode_probes(encoder: Encoder, kinds: Sequence[str] = PROBE_KINDS) -> dict[str, np.ndarray]:
-    """Returns the unit vectors of the probes, (8, D) for texts and (4, D) for images.
+    """Returns the unit vectors of the probes by kind, (8, D) for texts and (4, D) for images.
 
-    Args:
-        encoder: The encoder. What it cannot take, such as images if it is one of texts, is left out.
-        kinds: Which probes to encode.
+    What the encoder cannot take, such as images if it is one of texts, is left out.
     """
     texts, images = probe_texts(), probe_images()
     ways = {

@@ -7,7 +7,8 @@ encoders for other people's models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -150,33 +151,34 @@ class RavlmEncoder:
         if num_rows == 0:
             return np.zeros((0, 0), np.float32)
         with self._inference_model.running() as model:
-            get_features = getattr(model, method)
-
-            def features(inputs: Mapping[str, Any]) -> np.ndarray:
-                device = self._inference_model.device
-                encoded = get_features(**{name: tensor.to(device) for name, tensor in inputs.items()})  # (n, D)
-                return np.asarray(encoded.float().cpu().numpy())
-
-            def encode_rows(rows: list[int]) -> np.ndarray:
-                return features(self.processor.for_retrieval(images=pick(images, rows), texts=pick(texts, rows)))
-
-            def encode_texts(some: Texts) -> list[np.ndarray]:
-                # Tokenized once; then each batch takes rows of one length, without their padding.
-                inputs = self.processor.for_retrieval(images=None, texts=list(some))
-                packed = model is not self._inference_model.model
-                limits = {"max_tokens": self.batch_size * _TOKENS_PER_ROW} if packed else {"max_rows": self.batch_size}
-                lengths = inputs["attention_mask"].sum(dim=1).tolist()
-                return encode_in_batches(
-                    lambda rows: features(_rows_of(inputs, rows)), lengths, "Encoding texts", **limits
-                )
-
+            features = partial(self._features, getattr(model, method))
             if texts is not None and pick(images, range(num_rows)) is None:
-                starts = range(0, num_rows, _TEXTS_PER_TOKENIZATION)
-                chunks = [encode_texts(texts[start : start + _TEXTS_PER_TOKENIZATION]) for start in starts]
-                return np.stack([vector for chunk in chunks for vector in chunk])
+                packed = model is not self._inference_model.model
+                chunks = (
+                    texts[start : start + _TEXTS_PER_TOKENIZATION]
+                    for start in range(0, num_rows, _TEXTS_PER_TOKENIZATION)
+                )
+                return np.concatenate([self._encode_texts(features, chunk, packed) for chunk in chunks])
             # Rows of similar length share a batch, so that little is spent on padding.
             lengths = [len(text or "") for text in texts] if texts is not None else [0] * num_rows
-            return np.stack(encode_in_batches(encode_rows, lengths, "Encoding", max_rows=self.batch_size))
+
+            def encode(rows: list[int]) -> np.ndarray:
+                return features(self.processor.for_retrieval(images=pick(images, rows), texts=pick(texts, rows)))
+
+            return np.stack(encode_in_batches(encode, lengths, "Encoding", max_rows=self.batch_size))
+
+    def _encode_texts(self, features: Callable[[Any], np.ndarray], texts: Texts, packed: bool) -> np.ndarray:
+        """Texts alone are tokenized once; then each batch takes rows of one length, without their padding."""
+        inputs = self.processor.for_retrieval(images=None, texts=list(texts))
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        limits = {"max_tokens": self.batch_size * _TOKENS_PER_ROW} if packed else {"max_rows": self.batch_size}
+        encoded = encode_in_batches(lambda rows: features(_rows_of(inputs, rows)), lengths, "Encoding texts", **limits)
+        return np.stack(encoded)
+
+    def _features(self, get_features: Callable[..., Any], inputs: Mapping[str, Any]) -> np.ndarray:
+        device = self._inference_model.device
+        features = get_features(**{name: tensor.to(device) for name, tensor in inputs.items()})  # (n, D)
+        return np.asarray(features.float().cpu().numpy())
 
 
 def count_rows(images: Sequence[Any] | None, texts: Sequence[Any] | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,17 @@ _LIST, _LIST_TEST = 0.45, 0.1
 _FAST_SCAN = {"ivf_pq": 0.08, "ivf_opq_pq": 0.08, "ivf_rabitq": 0.27}
 
 
+@dataclass(frozen=True)
+class FilledIndex:
+    """A FAISS index, its kind (a key of `INDEX_TYPES`), and the unit vectors (N, D) that were added to it."""
+
+    index: Any
+    kind: str
+    vectors: np.ndarray
+
+
 def approximate_search(
-    index: Any,
-    kind: str,
-    vectors: np.ndarray,
+    filled: FilledIndex,
     queries: np.ndarray,
     k: int,
     effort: int,
@@ -41,9 +49,7 @@ def approximate_search(
     """Returns the best rows that an index finds, with exact scores, best first; equal scores in the order of rows.
 
     Args:
-        index: A FAISS index of this kind over `vectors`.
-        kind: A key of `INDEX_TYPES`.
-        vectors: Unit vectors (N, D) in float32, contiguous.
+        filled: The index, over vectors in float32, contiguous.
         queries: Unit vectors (n, D) in float32, contiguous.
         k: How many rows per query, at most as many as are allowed.
         effort: The value of the index's one setting, `efSearch` or `nprobe`.
@@ -57,11 +63,13 @@ def approximate_search(
     Raises:
         KnowledgeBaseCorruptError: If the index names a row that does not exist.
     """
+    vectors = filled.vectors
     count = min(k * candidates, len(vectors))
-    if index_type(kind).effort == "efSearch":
+    if index_type(filled.kind).effort == "efSearch":
         effort = max(effort, count)
     selector = None if allowed is None else import_faiss().IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-    _, rows = index.search(queries, count, params=search_parameters(kind, effort, selector))  # (n, count)
+    parameters = search_parameters(filled.kind, effort, selector)
+    _, rows = filled.index.search(queries, count, params=parameters)  # (n, count)
     if rows.max(initial=-1) >= len(vectors) or rows.min(initial=0) < -1:  # -1 where nothing was found
         raise KnowledgeBaseCorruptError(
             f"The index returned a row outside 0..{len(vectors) - 1}: it is damaged or belongs to other vectors. "
@@ -85,14 +93,7 @@ def _nearest(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray, count: 
 
 
 def search_cost(comparisons: float, candidates: int, kind: str, share: float = 1.0) -> float:
-    """The cost of a query to an index, in comparisons of exact search.
-
-    Args:
-        comparisons: With how many vectors the index compares a query, allowed or not.
-        candidates: How many of them get exact scores.
-        kind: The kind of the index, a key of `INDEX_TYPES`.
-        share: The share of the vectors that is allowed.
-    """
+    """The cost of a query that an index compares with so many vectors, `share` of them allowed."""
     if index_type(kind).effort == "efSearch":
         return _GRAPH * comparisons + _CANDIDATE * candidates
     return _FAST_SCAN.get(kind, _LIST_TEST + share * _LIST) * comparisons + _CANDIDATE * candidates

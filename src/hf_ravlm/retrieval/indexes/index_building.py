@@ -46,14 +46,10 @@ def own_copy(index: Any) -> Any:
 
 
 def read_faiss_index(path: str | os.PathLike[str], kind: str, num_rows: int, dim: int, mmap: bool) -> Any:
-    """Reads an index file within limits of memory and refuses one of another kind, size or metric.
+    """Reads or maps an index file, within limits of memory.
 
-    Args:
-        path: The file; the caller has compared its checksum.
-        kind: A key of `INDEX_TYPES`: no other type of index is accepted from the file.
-        num_rows: How many vectors it must hold.
-        dim: How wide they must be.
-        mmap: Whether to map the file into memory instead of reading it.
+    The file must be one whose checksum was compared. It must hold `num_rows` vectors of width `dim` in an index of
+    this kind that compares by inner products; no other class is accepted from it.
 
     Raises:
         KnowledgeBaseCorruptError: If the file is missing, damaged, or does not fit.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import KnowledgeBaseCorruptError
-from .approximate_search import approximate_search, search_cost
+from .approximate_search import FilledIndex, approximate_search, search_cost
 from .exact_search import exact_search
 from .faiss_settings import import_faiss
 from .index_types import index_type, inverted_lists
@@ -97,21 +97,13 @@ class EffortTable:
 
 
 def perturbed_passages(vectors: np.ndarray, num_queries: int, seed: int) -> np.ndarray:
-    """Makes queries for vectors that came without any: passages plus noise with the covariance of the passages.
+    """Makes queries (num_queries, D) for vectors (N, D): passages plus noise with the covariance of the passages.
 
     Passages themselves would flatter the index, for every passage is a place that the index was built around. With
     MiniLM vectors of WordNet glosses, lists of bytes with nprobe 32 / 64 / 128 find .951 / .972 / .986 of the
     neighbours of passages, .911 / .953 / .978 of those of real questions, and .919 / .953 / .978 with this noise; a
     graph with ef 32 / 64 finds .988 / .991, .949 / .976, and .959 / .980. Equal noise in all directions flatters, too
     (.943 / .968 / .984): it leaves the passage's neighbours in their order.
-
-    Args:
-        vectors: Unit vectors (N, D).
-        num_queries: How many to make.
-        seed: Seed of the choice and the noise.
-
-    Returns:
-        Unit vectors of shape (num_queries, D) in float32.
     """
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(len(vectors), min(_NOISE_VECTORS, len(vectors)), replace=False))
@@ -124,24 +116,21 @@ def perturbed_passages(vectors: np.ndarray, num_queries: int, seed: int) -> np.n
     return np.ascontiguousarray(np.where(norms > 1e-6, moved / np.maximum(norms, 1e-6), passages), np.float32)
 
 
-def tune(
-    index: Any, kind: str, vectors: np.ndarray, recall: float, queries: np.ndarray | None, seed: int
-) -> EffortTable:
+def tune(filled: FilledIndex, recall: float, queries: np.ndarray | None, seed: int) -> EffortTable:
     """Chooses the effort for every depth on one half of the queries and measures the recall on the other.
 
     Args:
-        index: A FAISS index of this kind over `vectors`.
-        kind: A key of `INDEX_TYPES`.
-        vectors: Unit vectors (N, D), at least one.
+        filled: The index, over at least one vector.
         recall: The wanted share of the exact ten best.
         queries: Unit vectors (n, D) of typical queries, at least 2; `None` makes some of the passages.
         seed: Seed of made queries and of the filters that are tried.
     """
+    vectors = filled.vectors
     if queries is None:
         queries = perturbed_passages(vectors, 2 * _NUM_QUERIES, seed)
     chosen, held_out = (np.ascontiguousarray(queries[start : 2 * _NUM_QUERIES : 2]) for start in (0, 1))
     k = min(TUNED_K, len(vectors))
-    grid = _grid(index, len(vectors))
+    grid = _grid(filled)
     rng = np.random.default_rng(seed)
     candidates = 0
     found: list[tuple[float, int, float]] = []  # depth, effort, cost
@@ -149,7 +138,7 @@ def tune(
         allowed = None if depth == 1 else rng.random(len(vectors)) < 1 / depth
         if allowed is not None and np.count_nonzero(allowed) < k:
             break
-        trial = _Trial(index, kind, vectors, chosen if depth == 1 else chosen[:_NUM_FILTERED_QUERIES], k, allowed)
+        trial = _Trial(filled, chosen if depth == 1 else chosen[:_NUM_FILTERED_QUERIES], k, allowed)
         effort: int | None
         if depth == 1:
             candidates, effort = _cheapest(trial, grid, recall)
@@ -160,31 +149,20 @@ def tune(
         effort = max(effort, 1, *(effort for _, effort, _ in found))
         found.append((depth, effort, trial.cost(effort, candidates)))
     depths, efforts, costs = zip(*found, strict=True)
-    measured = _Trial(index, kind, vectors, held_out, k).shares(efforts[0], candidates).mean()
+    measured = _Trial(filled, held_out, k).shares(efforts[0], candidates).mean()
     return EffortTable(candidates, depths, efforts, costs, float(measured))
 
 
 class _Trial:
     """Queries with their exact answers, put to an index at several efforts."""
 
-    def __init__(
-        self,
-        index: Any,
-        kind: str,
-        vectors: np.ndarray,
-        queries: np.ndarray,
-        k: int,
-        allowed: np.ndarray | None = None,
-    ) -> None:
-        self.index, self.kind, self.vectors, self.queries, self.k = index, kind, vectors, queries, k
-        self.allowed = allowed
-        self.exact = exact_search(queries, vectors, k, allowed)[1]
+    def __init__(self, filled: FilledIndex, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> None:
+        self.filled, self.queries, self.k, self.allowed = filled, queries, k, allowed
+        self.exact = exact_search(queries, filled.vectors, k, allowed)[1]
 
     def shares(self, effort: int, candidates: int) -> np.ndarray:
         """The recall (n,) of each query."""
-        _, rows = approximate_search(
-            self.index, self.kind, self.vectors, self.queries, self.k, effort, candidates, self.allowed
-        )
+        _, rows = approximate_search(self.filled, self.queries, self.k, effort, candidates, self.allowed)
         return _shares(rows, self.exact)
 
     def reaches(self, recall: float, effort: int, candidates: int) -> bool:
@@ -194,9 +172,9 @@ class _Trial:
 
     def cost(self, effort: int, candidates: int) -> float:
         """How many vectors one query is compared with."""
-        lists = inverted_lists(self.index)
+        lists = inverted_lists(self.filled.index)
         if lists is not None:
-            return float(lists.nlist + len(self.vectors) * min(effort / lists.nlist, 1.0))
+            return float(lists.nlist + len(self.filled.vectors) * min(effort / lists.nlist, 1.0))
         statistics = import_faiss().cvar.hnsw_stats
         before = statistics.ndis
         self.shares(effort, candidates)
@@ -220,22 +198,22 @@ def _shares(rows: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return shares
 
 
-def _grid(index: Any, num_vectors: int) -> list[int]:
+def _grid(filled: FilledIndex) -> list[int]:
     """Efforts to try: steps of a fifth."""
-    lists = inverted_lists(index)
-    least, most = (1, lists.nlist) if lists is not None else (16, min(max(num_vectors, 16), 2048))
+    lists = inverted_lists(filled.index)
+    least, most = (1, lists.nlist) if lists is not None else (16, min(max(len(filled.vectors), 16), 2048))
     steps = np.geomspace(least, most, max(int(np.ceil(np.log(most / least) / np.log(1.2))) + 1, 1))
     return sorted({int(round(step)) for step in steps})
 
 
 def _cheapest(trial: _Trial, grid: list[int], recall: float) -> tuple[int, int]:
     """The number of candidates and the effort that reach the recall at the least cost, or come nearest to it."""
-    choices = index_type(trial.kind).candidates
+    choices = index_type(trial.filled.kind).candidates
     options = []
     for candidates in choices:
         effort = _least_effort(trial, grid, candidates, recall)
         if effort is not None:
-            cost = search_cost(trial.cost(effort, candidates), trial.k * candidates, trial.kind)
+            cost = search_cost(trial.cost(effort, candidates), trial.k * candidates, trial.filled.kind)
             options.append((cost, candidates, effort))
     if options:
         return min(options)[1:]

@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 Tokenise = Callable[[str], list[str]]
 
-K1, B = 1.5, 0.75  # the defaults of bm25s and rank-bm25
+# The defaults of bm25s and rank-bm25: how soon repeating a word stops counting, and how much long passages lose.
+K1, B = 1.5, 0.75
 # Compiling takes about 4.5 seconds per process and saves about 2 ns per passage and query (measured on 118,000
 # passages: 7,000 queries a second instead of 3,000). A call with less work than this does not earn it back.
 _WORK_WORTH_COMPILING = 2_000_000_000
@@ -51,12 +52,7 @@ class LexicalIndex:
         rows: The rows that hold a token, rising within each token; shape (P,), int32.
         counts: How often the token stands in the row; shape (P,), int32.
         lengths: The number of tokens of every passage, shape (N,), int32.
-        k1: How soon repeating a word stops counting, at least 0; 0 counts presence only.
-        b: How much long passages are discounted, from 0 (not at all) to 1.
         tokenise: What made the tokens, for queries and added passages.
-
-    Raises:
-        InvalidInputError: If `k1` or `b` is out of range.
 
     Example:
 
@@ -74,32 +70,23 @@ class LexicalIndex:
         rows: np.ndarray,
         counts: np.ndarray,
         lengths: np.ndarray,
-        *,
-        k1: float = K1,
-        b: float = B,
         tokenise: Tokenise = lexical_tokens,
     ) -> None:
-        if not (k1 >= 0 and 0 <= b <= 1):
-            raise InvalidInputError(f"k1={k1}, b={b}: expected k1 of at least 0 and b from 0 to 1.")
         self.vocabulary = dict(vocabulary)
         self.indptr, self.rows, self.counts, self.lengths = indptr, rows, counts, lengths
-        self.k1, self.b, self.tokenise = k1, b, tokenise
+        self.tokenise = tokenise
         self._compiled = False
 
     @classmethod
-    def build(
-        cls, texts: Sequence[str | None], *, k1: float = K1, b: float = B, tokenise: Tokenise = lexical_tokens
-    ) -> LexicalIndex:
+    def build(cls, texts: Sequence[str | None], tokenise: Tokenise = lexical_tokens) -> LexicalIndex:
         """Indexes one text per passage.
 
         Args:
             texts: In the order of the knowledge base; `None` where a passage has no text, which is then never found.
-            k1: See the class.
-            b: See the class.
             tokenise: Splits a text into tokens; used for queries as well.
         """
         none = np.zeros(0, np.int32)
-        return cls({}, np.zeros(1, np.int64), none, none, none, k1=k1, b=b, tokenise=tokenise).add(texts)
+        return cls({}, np.zeros(1, np.int64), none, none, none, tokenise).add(texts)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -129,9 +116,7 @@ class LexicalIndex:
             rows.astype(np.int32),
             np.concatenate([self.counts, new_counts.astype(np.int32)])[order],
             np.concatenate([self.lengths, new_lengths.astype(np.int32)]),
-            k1=self.k1,
-            b=self.b,
-            tokenise=self.tokenise,
+            self.tokenise,
         )
 
     def search(
@@ -197,7 +182,7 @@ class LexicalIndex:
     def _scorer(self) -> Any:
         """A bm25s searcher over our postings; made when first asked for, as the weights take memory."""
         bm25s = _import_bm25s()
-        scorer = bm25s.BM25(method="lucene", k1=self.k1, b=self.b, backend="numpy")
+        scorer = bm25s.BM25(method="lucene", k1=K1, b=B, backend="numpy")
         scorer.nonoccurrence_array = None
         scorer.vocab_dict = self.vocabulary
         scorer.scores = {
@@ -213,7 +198,7 @@ class LexicalIndex:
         num_texts = np.count_nonzero(self.lengths)  # passages without text make no word rarer
         rarity = np.log1p((num_texts - frequencies + 0.5) / (frequencies + 0.5))  # (V,)
         relative_length = self.lengths / max(self.lengths.sum() / max(num_texts, 1), 1e-9)  # (N,)
-        saturation = self.k1 * (1 - self.b + self.b * relative_length)  # (N,)
+        saturation = K1 * (1 - B + B * relative_length)  # (N,)
         weights: np.ndarray = np.repeat(rarity, frequencies) * self.counts / (self.counts + saturation[self.rows])
         return weights.astype(np.float32)  # (P,)
 

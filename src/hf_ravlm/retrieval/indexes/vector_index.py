@@ -16,7 +16,7 @@ import numpy as np
 
 from ...errors import InvalidInputError, KnowledgeBaseCorruptError
 from ..unit_vectors import check_unit_vectors, unit_vectors
-from .approximate_search import approximate_search, exact_is_cheaper
+from .approximate_search import FilledIndex, approximate_search, exact_is_cheaper
 from .exact_search import exact_search
 from .faiss_settings import import_faiss, thread_limit
 from .index_building import add_rows, own_copy, read_faiss_index, trained_index
@@ -134,12 +134,13 @@ class ApproximateIndex:
     """
 
     def __init__(self, index: Any, vectors: np.ndarray, table: EffortTable, spec: Mapping[str, Any]) -> None:
-        self._index = index
-        self._table = table
-        self._facts = dict(spec)
-        self._num_lists = None if (lists := inverted_lists(index)) is None else int(lists.nlist)
         self.kind = str(spec["kind"])
         self.vectors = _read_only(vectors)
+        self._filled = FilledIndex(index, self.kind, self.vectors)
+        self._table = table
+        self._facts = dict(spec)
+        lists = inverted_lists(index)
+        self._num_lists = None if lists is None else int(lists.nlist)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -174,34 +175,27 @@ class ApproximateIndex:
             ):
                 return exact_search(checked, self.vectors, k, allowed)
             effort = self._table.effort(depth)
-            scores, rows = approximate_search(
-                self._index,
-                self.kind,
-                self.vectors,
-                checked,
-                k,
-                effort if self._num_lists is None else min(effort, self._num_lists),
-                self._table.candidates,
-                allowed if num_allowed < len(self) else None,
-            )
+            effort = effort if self._num_lists is None else min(effort, self._num_lists)
+            some = allowed if num_allowed < len(self) else None
+            scores, rows = approximate_search(self._filled, checked, k, effort, self._table.candidates, some)
             short = np.flatnonzero(rows[:, -1] < 0)
             if len(short):
                 scores[short], rows[short] = exact_search(checked[short], self.vectors, k, allowed)
             return scores, rows
 
-    def finds_own(self, rows: np.ndarray) -> np.ndarray:
-        """Whether each of these rows (n,) is found by its own vector, with the least effort; bool (n,)."""
-        probes = np.ascontiguousarray(self.vectors[rows])
-        _, found = self._index.search(probes, _PROBE_CANDIDATES, params=search_parameters(self.kind, 1, None))
-        own = (found == rows[:, None]).any(axis=1)
-        if not own.any():  # more equal vectors than candidates: is the first one found equal?
-            first = np.where((found[:, 0] >= 0) & (found[:, 0] < len(self)), found[:, 0], rows)
-            own = (first != rows) & (self.vectors[first] == probes).all(axis=1)
-        return np.asarray(own)
+    def finds_itself(self) -> bool:
+        """Whether the vector in the middle is found at its own row, with the least effort; if not, it has others."""
+        # A single row: every further one reads all centres of a mapped index again.
+        row = len(self) // 2
+        probe = np.ascontiguousarray(self.vectors[row : row + 1])
+        found = self._filled.index.search(probe, _PROBE_CANDIDATES, params=search_parameters(self.kind, 1, None))[1][0]
+        # There may be more equal vectors than candidates.
+        first = found[0] if 0 <= found[0] < len(self) else row
+        return row in found or bool(first != row and (self.vectors[first] == probe[0]).all())
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the index, without the vectors, as one FAISS file; `open_index` reads it."""
-        import_faiss().write_index(self._index, os.fspath(path))
+        import_faiss().write_index(self._filled.index, os.fspath(path))
 
     def grow(self, vectors: Any) -> VectorIndex:
         """Returns an index over a longer array (N + m, D) that begins with the vectors of this one.
@@ -213,7 +207,7 @@ class ApproximateIndex:
         if len(longer) > _MAX_GROWTH * self._facts["built_rows"]:
             recall = self._facts["recall"]["wanted"]
             return build_index(longer, self.kind, recall=recall, seed=self._facts["seed"])
-        index = own_copy(self._index)
+        index = own_copy(self._filled.index)
         add_rows(index, longer[len(self) :])
         return ApproximateIndex(index, longer, self._table, self._facts)
 
@@ -307,8 +301,7 @@ def open_index(
     table, facts = EffortTable.from_spec(spec, path)
     index = read_faiss_index(path, facts["kind"], len(array), array.shape[1], mmap)
     opened = ApproximateIndex(index, array, table, facts)
-    # A single row is tried: every further one reads all centres of a mapped index again.
-    if not opened.finds_own(np.array([len(opened) // 2])).all():
+    if not opened.finds_itself():
         raise KnowledgeBaseCorruptError(
             f"{path}: the index does not find the vector of row {len(opened) // 2}. It was built of others: build it "
             "again with `build_index`."
@@ -323,7 +316,7 @@ def _tuned_index(
     sample = None if queries is None else unit_vectors(queries, "query vectors", vectors.shape[1])
     if sample is not None and len(sample) < 2:
         raise InvalidInputError(f"{len(sample)} queries: expected at least 2, half to tune with and half to measure.")
-    table = tune(index, kind, vectors, recall, sample, seed)
+    table = tune(FilledIndex(index, kind, vectors), recall, sample, seed)
     origin = "made" if sample is None else "given"
     report = "The %s index finds %.3f of the exact %d best (wanted: %.3f) for %s queries, with %s %d."
     level = logging.INFO if table.recall >= recall - _RECALL_TOLERANCE else logging.WARNING
