@@ -22,9 +22,10 @@ import numpy as np
 from ..errors import InvalidInputError
 from .encoding.encoders import Encoder
 from .indexes.lexical_index import LexicalIndex, searchable_texts
-from .indexes.vector_index import FlatIndex, unit_vectors
+from .indexes.vector_index import FlatIndex
 from .ranking.channels import Channel, DenseChannel, LexicalChannel, Query
 from .ranking.fusion import Normalisation, learn_weights
+from .unit_vectors import unit_vectors
 
 
 if TYPE_CHECKING:

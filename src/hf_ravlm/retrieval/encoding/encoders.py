@@ -171,8 +171,13 @@ class RavlmEncoder:
         """Texts alone are tokenized once; then each batch takes rows of one length, without their padding."""
         inputs = self.processor.for_retrieval(images=None, texts=list(texts))
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        limits = {"max_tokens": self.batch_size * _TOKENS_PER_ROW} if packed else {"max_rows": self.batch_size}
-        encoded = encode_in_batches(lambda rows: features(_rows_of(inputs, rows)), lengths, "Encoding texts", **limits)
+        encoded = encode_in_batches(
+            lambda rows: features(_rows_of(inputs, rows)),
+            lengths,
+            "Encoding texts",
+            max_rows=None if packed else self.batch_size,
+            max_tokens=self.batch_size * _TOKENS_PER_ROW if packed else None,
+        )
         return np.stack(encoded)
 
     def _features(self, get_features: Callable[..., Any], inputs: Mapping[str, Any]) -> np.ndarray:
