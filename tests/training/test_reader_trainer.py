@@ -143,7 +143,7 @@ def test_the_model_of_the_best_answers_is_kept_and_not_the_last(tmp_path, monkey
         seen.append({name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad})
         return {"num_rows": 4.0, "exact_match": 4 * next(measured)}
 
-    monkeypatch.setattr("hf_ravlm.training.reader_evaluation.reader_sums", sums)
+    monkeypatch.setattr("hf_ravlm.training.measures.reader_sums", sums)
     steps = {f"{name}_steps": 1 for name in ("eval", "save")} | dict.fromkeys(
         ("eval_strategy", "save_strategy"), "steps"
     )

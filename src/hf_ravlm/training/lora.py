@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,6 @@ from ..errors import InvalidInputError
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-
-logger = logging.getLogger(__name__)
 
 # What a reader has beside its language model and the dual encoder; it is new, and small enough to be trained whole.
 OWN_PARTS = ("image_projector", "evidence_image_projector", "fusion")

@@ -22,7 +22,6 @@ from ..errors import InvalidInputError
 from ..model.heads.matching import SIDE
 from ..model.modeling_ravlm import MAX_LOGIT_SCALE, RavlmModel
 from .arguments import RavlmPreTrainingArguments
-from .corpus_recall import corpus_recall
 from .losses.grad_cache import Chunk, RandomState, pull, split_batch
 from .losses.joined_batch import (
     BatchLayout,
@@ -46,6 +45,7 @@ from .losses.objectives import (
     weighted_sum,
 )
 from .losses.pairs import Pairs, draw_pairs, no_pairs, pair_inputs
+from .measures import corpus_recall
 from .trainers import RavlmTrainer
 
 

@@ -26,8 +26,8 @@ from .batches.rows import NumberedRows, check_gold_ids, gold_ids_of
 from .checkpoints.checkpoints import checkpoint_to_resume, mark_complete
 from .checkpoints.whole_weights import holds_whole_model, load_weights
 from .lora import add_adapters
+from .measures import measure_answers
 from .processes import allow_idle_parameters, check_idle_parameters, check_processes, shard_language_model
-from .reader_evaluation import measure_answers
 
 
 if TYPE_CHECKING:

@@ -33,18 +33,14 @@ ROW_NUMBER = "row_number"
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """What one row says. Everything after `parse` reads these fields and never the user's row again.
+    """What one row says, under the names of the table above. Nothing after `parse` reads the user's row again.
 
     Attributes:
         name: How messages call the row: its id, or its place in the data set.
-        number: Its place in the data set, by which random draws are made; `None` where nobody numbered it.
-        question: The words of the question.
+        number: Its place in the data set, on which random draws depend; `None` if it has none.
         image: As it came, and once a batch has opened it a `PIL.Image.Image`.
-        answers: All accepted answers, stripped, each once, the label first.
-        gold_ids, negative_ids, exclude_ids: Ids of passages.
-        known: See the table above.
-        evidence: Passages to read as they are; `None` for those that are retrieved.
-        columns: What the user's row has, for messages.
+        answers: Stripped, each once, the label first.
+        columns: Those of the user's row, for messages.
     """
 
     name: str = "row ?"

@@ -75,8 +75,7 @@ def matching(logits: torch.Tensor, labels: torch.Tensor, num_pairs: int) -> torc
 
 def hidden_words(logits: torch.Tensor, labels: torch.Tensor, num_words: int) -> torch.Tensor:
     """Cross-entropy of this process's hidden words, of `num_words` in all; `labels (n, L)` are -100 elsewhere."""
-    words = labels[labels != -100]
-    return F.cross_entropy(logits, words, reduction="sum") * world_size() / max(num_words, 1)
+    return F.cross_entropy(logits, labels[labels != -100], reduction="sum") * world_size() / max(num_words, 1)
 
 
 def total_over_processes(number: int, device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""Accuracy of a reader while it trains: its answers with retrieved evidence beside those without.
+"""Measures while training: the recall of towers, and a reader's answers with and without evidence.
 
 The number without evidence always stands beside the one with it: only both together say what retrieval does.
 """
@@ -11,18 +11,46 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.accelerator import Accelerator
 from accelerate.utils import gather_object
-
-from accelerate import Accelerator
+from transformers import EvalPrediction
 
 from ..metrics.answers import exact_match, token_f1
-from ..metrics.ranking import hit_at_k, reciprocal_rank, relevance_from_ids
+from ..metrics.ranking import hit_at_k, reciprocal_rank, relevance_from_ids, relevance_from_scores
 from ..model.reader.reader import RavlmForConditionalGeneration
 from .batches.reader_batches import ROW_NAMES, ReaderBatches
 from .batches.rows import TrainingRow
 
 
-_RANKS = 10  # how far a ranking is looked at
+_CUTOFFS = (1, 5, 10)
+_BLOCK = 1024  # queries that are ranked at once
+_RANKS = 10  # how far the ranking for a reader is looked at
+
+
+def corpus_recall(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of queries whose passage is among the first k, and the mean reciprocal rank, as `compute_metrics`.
+
+    Args:
+        prediction (`EvalPrediction`):
+            `predictions` are query and passage vectors `(n, D)`, `label_ids` their labels `(n,)`; passages with one
+            label count as one, by the first of them.
+
+    Example:
+
+    >>> vectors, labels = np.eye(2), np.arange(2)
+    >>> corpus_recall(EvalPrediction((vectors, vectors), (labels, labels)))["recall@1"]
+    1.0
+    """
+    (queries, passages), (query_labels, passage_labels) = prediction.predictions, prediction.label_ids
+    labels, first = np.unique(passage_labels, return_index=True)
+    sums = {f"recall@{k}": 0.0 for k in _CUTOFFS} | {"mrr": 0.0}
+    for start in range(0, len(queries), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        relevant = relevance_from_scores(queries[block] @ passages[first].T, query_labels[block, None] == labels)
+        for k in _CUTOFFS:
+            sums[f"recall@{k}"] += float(hit_at_k(relevant, k).sum())
+        sums["mrr"] += float(reciprocal_rank(relevant).sum())
+    return {name: value / len(queries) for name, value in sums.items()}
 
 
 @torch.no_grad()
