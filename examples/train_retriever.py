@@ -59,10 +59,10 @@ class WithPassages:
     """Rows whose gold and mined passages are looked up in a knowledge base when they are needed."""
 
     def __init__(self, rows: Dataset, knowledge_base: KnowledgeBase, num_negatives: int):
-        self.gold_ids = gold_ids_of(rows) or [[]]
+        self.gold_ids = gold_ids_of(rows) or [()]
         check_gold_ids(self.gold_ids, knowledge_base)
-        if [] in self.gold_ids:
-            raise SystemExit(f"row {self.gold_ids.index([])} has no gold passage: expected an id in --gold_column")
+        if () in self.gold_ids:
+            raise SystemExit(f"row {self.gold_ids.index(())} has no gold passage: expected an id in --gold_column")
         self.rows, self.knowledge_base, self.num_negatives = rows, knowledge_base, num_negatives
         self.row_of = {name: row for row, name in enumerate(knowledge_base.ids)}
         mined = (
