@@ -106,20 +106,20 @@ def test_mined_negatives_train_a_retriever(model_folder, questions, tmp_path, mo
     assert AutoModelForImageTextToText.from_pretrained(out).config.architectures == ["RavlmForConditionalGeneration"]
 
 
-def test_towers_alone_learn_captions_from_a_folder_of_pictures(model_folder, tmp_path, monkeypatch, capsys):
-    (tmp_path / "pictures").mkdir()
+def test_towers_alone_learn_captions_from_a_folder_of_images(model_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "images").mkdir()
     lines = []
     for number, colour in enumerate(COLOURS):
-        picture(number).save(tmp_path / "pictures" / f"{number}.png")
+        picture(number).save(tmp_path / "images" / f"{number}.png")
         lines.append(json.dumps({"file_name": f"{number}.png", "caption": f"it is {colour}"}))
-    (tmp_path / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
+    (tmp_path / "images" / "metadata.jsonl").write_text("\n".join(lines))
     hf_ravlm.RavlmModel.from_pretrained(model_folder).save_pretrained(tmp_path / "towers")
     tiny_processor().save_pretrained(tmp_path / "towers")
     options = [
         "--model",
         str(tmp_path / "towers"),
         "--dataset",
-        str(tmp_path / "pictures"),
+        str(tmp_path / "images"),
         "--passage_column",
         "caption",
     ]
@@ -134,7 +134,7 @@ def test_reader_and_retriever_are_trained_together(model_folder, questions, tmp_
     out = str(tmp_path / "out")
     options = ["--model", model_folder, "--output_dir", out, "--num_passages", "3", "--side", "passage"]
     run(monkeypatch, "train_joint.py", *columns(questions), *options, "--refresh_every", "1", *QUIET)
-    assert "generation 2 of the index" in capsys.readouterr().out
+    assert "version 2 of the index" in capsys.readouterr().out
     (answer,) = pipeline("image-to-text", model=out, max_new_tokens=2)(picture(0), question="kite ?")
     assert len(answer["posterior"]) == len(answer["evidence"])
 
