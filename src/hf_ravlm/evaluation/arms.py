@@ -1,4 +1,4 @@
-"""Makes the arms of an evaluation from a model, its processor and a retriever.
+"""The arms of an evaluation, made of a model, its processor and a retriever.
 
 | arm | evidence |
 |---|---|
@@ -73,19 +73,18 @@ def model_arms(
     if policy is None and "guarded" in arms:
         raise InvalidInputError("The arm guarded needs a policy. Pass `policy`, or leave the arm out.")
     number = model.config.num_passages if k is None else k
-    options = {"do_sample": False, "num_beams": 1, **generate_kwargs}
+    searching = dict(retrieve_options or {})
+    reading = {"do_sample": False, "num_beams": 1, "with_posterior": False, **generate_kwargs}
 
     def arm(name: str) -> AnswerFunction:
         def answer(questions: Sequence[Question]) -> list[Reply]:
-            images = [None if q.image is None else safe_image(q.image) for q in questions]
+            images = [None if question.image is None else safe_image(question.image) for question in questions]
             if name == "guarded" and retriever is not None:
-                search = SimpleNamespace(retrieve=partial(retriever.retrieve, **(retrieve_options or {})))
-                guarded = {**options, "policy": policy, "k": number}
-                return _guarded(model, processor, questions, images, search, guarded)
-            evidence, num_searches = _evidence(
-                name, questions, images, retriever, number, retrieve_options or {}, seed
-            )
-            return _read(model, processor, questions, images, evidence, num_searches, options)
+                search = SimpleNamespace(retrieve=partial(retriever.retrieve, **searching))
+                return _replies(model, processor, search, questions, images, policy=policy, k=number, **reading)
+            evidence = _evidence(name, questions, images, retriever, number, searching, seed)
+            num_searches = int(number > 0 and name not in ("closed_book", "gold"))
+            return _replies(model, processor, None, questions, images, num_searches, evidence=evidence, **reading)
 
         return answer
 
@@ -144,21 +143,19 @@ def _evidence(
     k: int,
     options: Mapping[str, Any],
     seed: int,
-) -> tuple[list[list[Passage]], int]:
-    """The passages of each question, and how many searches each took."""
+) -> list[list[Passage]]:
+    """The passages that each question is answered with."""
     if name == "closed_book" or retriever is None or k == 0:
-        return [[] for _ in questions], 0
+        return [[] for _ in questions]
     texts = [question.question for question in questions]
     if name == "retrieved":
-        return [list(found) for found in retriever.retrieve(images, texts, k=k, **options)], 1
+        return [list(found) for found in retriever.retrieve(images, texts, k=k, **options)]
     gold = [_gold(question, retriever) for question in questions]
     if name == "gold":
-        return gold, 0
-    deep = k + max(map(len, gold))
+        return gold
     evidence = []
-    for question, wanted, found in zip(
-        questions, gold, retriever.retrieve(images, texts, k=deep, **options), strict=True
-    ):
+    found_passages = retriever.retrieve(images, texts, k=k + max(map(len, gold)), **options)
+    for question, wanted, found in zip(questions, gold, found_passages, strict=True):
         others: list[Passage] = [passage for passage in found if passage.id not in question.gold_ids]
         if name == "distractors_only":
             evidence.append(others[:k])
@@ -168,7 +165,7 @@ def _evidence(
         for passage in wanted[:k]:
             mixed.insert(places.randint(0, len(mixed)), passage)
         evidence.append(mixed)
-    return evidence, 1
+    return evidence
 
 
 def _gold(question: Question, retriever: RavlmRetriever) -> list[Passage]:
@@ -185,73 +182,37 @@ def _gold(question: Question, retriever: RavlmRetriever) -> list[Passage]:
     return [knowledge_base[gold] for gold in question.gold_ids]
 
 
-def _read(
+def _replies(
     model: RavlmForConditionalGeneration,
     processor: RavlmProcessor,
+    retriever: Any,
     questions: Sequence[Question],
     images: Sequence[Any],
-    evidence: Sequence[Sequence[Passage]],
-    num_searches: int,
-    options: Mapping[str, Any],
+    num_searches: int = 0,
+    **options: Any,
 ) -> list[Reply]:
-    answers, watch = _watched(model, processor, questions, images, None, {"evidence": evidence, **options})
-    greedy = not options.get("do_sample") and options.get("num_beams") == 1
-    confidences = watch.confidences(len(questions)) if greedy else [None] * len(questions)
-    return [
-        Reply(
-            text=answer[0].text,
-            confidence=confidence,
-            evidence_ids=tuple(passage.id for passage in passages),
-            evidence_texts=tuple(passage.text or "" for passage in passages),
-            num_retrievals=num_searches,
-            num_tokens=round(watch.num_tokens / len(questions)),
-        )
-        for answer, confidence, passages in zip(answers, confidences, evidence, strict=True)
-    ]
-
-
-def _guarded(
-    model: RavlmForConditionalGeneration,
-    processor: RavlmProcessor,
-    questions: Sequence[Question],
-    images: Sequence[Any],
-    search: Any,
-    options: Mapping[str, Any],
-) -> list[Reply]:
-    rows, watch = _watched(model, processor, questions, images, search, options)
-    return [
-        Reply(
-            text=answer.text,
-            confidence=answer.decision.confidence,
-            evidence_ids=tuple(passage.id for passage in answer.evidence),
-            evidence_texts=tuple(passage.text or "" for passage in answer.evidence),
-            num_retrievals=int(answer.decision.retrieved),
-            num_tokens=round(watch.num_tokens / len(questions)),
-            withheld=answer.decision.withheld,
-            need=answer.decision.need,
-        )
-        for (answer,) in rows
-    ]
-
-
-def _watched(
-    model: RavlmForConditionalGeneration,
-    processor: RavlmProcessor,
-    questions: Sequence[Question],
-    images: Sequence[Any],
-    search: Any,
-    options: Mapping[str, Any],
-) -> tuple[Any, TokenConfidence]:
-    """The answers to all questions at once, and what was watched while they were written."""
-    watch = TokenConfidence(model, processor.tokenizer)
-    answers = answer_questions(
+    """The answers to all questions at once; what a policy decided stands above what is known without one."""
+    confidence_of = TokenConfidence(model, processor.tokenizer)
+    rows = answer_questions(
         model,
         processor,
-        search,
+        retriever,
         None if all(image is None for image in images) else images,
         [question.question for question in questions],
-        with_posterior=False,
-        logits_processor=LogitsProcessorList([watch]),
+        logits_processor=LogitsProcessorList([confidence_of]),
         **options,
     )
-    return answers, watch
+    greedy = not options["do_sample"] and options["num_beams"] == 1
+    confidences = confidence_of.confidences(len(questions)) if greedy else [None] * len(questions)
+    replies = []
+    for (answer, *_), confidence in zip(rows, confidences, strict=True):
+        decided: dict[str, Any] = {"confidence": confidence, "num_retrievals": num_searches}
+        if (decision := answer.decision) is not None:
+            decided = {"confidence": decision.confidence, "num_retrievals": int(decision.retrieved)}
+            decided |= {"withheld": decision.withheld, "need": decision.need}
+        ids, texts = [passage.id for passage in answer.evidence], [passage.text or "" for passage in answer.evidence]
+        num_tokens = round(confidence_of.num_tokens / len(questions))
+        replies.append(
+            Reply(answer.text, evidence_ids=tuple(ids), evidence_texts=tuple(texts), num_tokens=num_tokens, **decided)
+        )
+    return replies

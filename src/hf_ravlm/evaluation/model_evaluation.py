@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InvalidInputError
+from .arms import growing_arm, model_arms
 from .evaluator import Evaluator
 from .growth import GrowthReport, measure_growth, without_answers
 from .questions import QuestionRows, questions_from
@@ -60,7 +61,7 @@ def evaluate_model(
         data: Questions: a file with one JSON object per line, a Parquet, CSV or JSON table, a folder of
             `Dataset.save_to_disk` or of images with metadata, a Hub id, or what `questions_from` takes.
         output: The folder for `report.json`, `report.md`, `report.png` and the replies; those of `growth` too.
-        arms (`list[str]`, *optional*): Of `answering_arms.ARMS`; by default `closed_book`, `retrieved`, and `gold`
+        arms (`list[str]`, *optional*): Of `arms.ARMS`; by default `closed_book`, `retrieved`, and `gold`
             where every question has `gold_ids`, and `guarded` where there is a policy. `closed_book` is always there.
         columns (`dict`, *optional*): See `questions_from`.
         split (`str`): Of a data set with several.
@@ -68,7 +69,7 @@ def evaluate_model(
         metrics (`list[str]`): Of `ANSWER_METRICS`; the first decides what is right.
         knowledge: The folder of the knowledge base, if it is not in that of the model.
         k (`int`, *optional*), channels (`list[str]`, *optional*): Passages per question and how they are found.
-        batch_size, seed, device: As one would think; the device is `cuda` where there is one.
+        batch_size, seed, device: The device is `cuda` where there is one.
         distractors: A folder of WordNet, a JSONL file of passages, or passages: with it the questions are asked once
             more at each of the sizes in `factors`. Passages that hold an accepted answer are left out.
         policy: The folder or Hub id of an `AnswerPolicy`, by default that of the model, if there is one there.
@@ -77,10 +78,7 @@ def evaluate_model(
     Raises:
         InvalidInputError: Whatever is wrong with data, columns, arms or metrics; see `Evaluator`.
     """
-    from .arms import growing_arm, model_arms
-
-    output = Path(output)
-    questions = read_questions(data, columns, split)
+    output, questions = Path(output), read_questions(data, columns, split)
     if limit is not None:
         questions = questions.first(limit)
     reader, processor, retriever = _load(model, knowledge, device)
@@ -88,46 +86,47 @@ def evaluate_model(
         raise InvalidInputError(f"There is no knowledge base in {model} that could grow. Pass `knowledge`.")
     if isinstance(distractors, (str, os.PathLike)) and not Path(distractors).exists():
         raise InvalidInputError(f"{distractors}: there are no distractors. Expected WordNet or a JSONL file.")
-    guard = _load_policy(policy, model)
-    if arms is None:
-        gold = all(question.gold_ids for question in questions.without_images())
-        with_knowledge = ["retrieved", *(["gold"] if gold else []), *(["guarded"] if guard is not None else [])]
-        arms = ["closed_book", *(with_knowledge if retriever is not None else [])]
-    options = {"k": k, "seed": seed, "max_new_tokens": 32, **generate_kwargs}
+    answer_policy = _load_policy(policy, model)
+    names = _arm_names(arms, questions, retriever is not None, answer_policy is not None)
+    options: dict[str, Any] = {"k": k, "seed": seed, "max_new_tokens": 32, **generate_kwargs}
     if channels is not None:
         options["retrieve_options"] = {"channels": list(channels)}
-    settings = {
+    settings: dict[str, Any] = {
         "model": _weights_digest(reader),
         "knowledge": None if retriever is None else _knowledge_digest(retriever),
         "options": {name: value for name, value in sorted(options.items()) if value is not None},
     }
-    names = list(dict.fromkeys(["closed_book", *arms]))
-    if guard is not None and "guarded" in names:
-        settings["policy"] = guard.fingerprint
-    named = model_arms(reader, processor, retriever, names, policy=guard, **options)
-    evaluator = Evaluator(named, metrics, batch_size=batch_size, seed=seed, settings=settings)
-    report = evaluator.run(questions, output)
+    if answer_policy is not None and "guarded" in names:
+        settings["policy"] = answer_policy.fingerprint
+    named = model_arms(reader, processor, retriever, names, policy=answer_policy, **options)
+    report = Evaluator(named, metrics, batch_size=batch_size, seed=seed, settings=settings).run(questions, output)
     files = report.save(output)
     if distractors is None:
         return ModelEvaluation(report, None, files)
+    others = without_answers(_passages(distractors), questions.without_images())
+    settings["distractors"] = Path(distractors).name if isinstance(distractors, (str, os.PathLike)) else None
     growth = measure_growth(
         questions,
         named["closed_book"],
-        growing_arm(
-            reader,
-            processor,
-            retriever,
-            without_answers(_passages(distractors), questions.without_images()),
-            **options,
-        ),
+        growing_arm(reader, processor, retriever, others, **options),
         len(retriever),
         factors,
         output / "growth",
         metrics[:1],
         batch_size,
-        {**settings, "distractors": Path(distractors).name if isinstance(distractors, (str, os.PathLike)) else None},
+        settings,
     )
     return ModelEvaluation(report, growth, files + growth.save(output))
+
+
+def _arm_names(
+    arms: Sequence[str] | None, questions: QuestionRows, has_knowledge: bool, has_policy: bool
+) -> list[str]:
+    """The arms that are asked for, by default all that can be; closed-book always."""
+    if arms is None and has_knowledge:
+        has_gold = all(question.gold_ids for question in questions.without_images())
+        arms = ["retrieved", *(["gold"] if has_gold else []), *(["guarded"] if has_policy else [])]
+    return list(dict.fromkeys(["closed_book", *(arms or [])]))
 
 
 def read_questions(data: Any, columns: Mapping[str, str] | None = None, split: str = "test") -> QuestionRows:
