@@ -55,7 +55,6 @@ class Evaluator:
 
     Example:
 
-    ```python
     >>> questions = [Question(str(n), f"What is {n} + 1?", (str(n + 1),)) for n in range(4)]
     >>> arms = {
     ...     "closed_book": lambda batch: ["2" for question in batch],
@@ -64,8 +63,6 @@ class Evaluator:
     >>> report = Evaluator(arms, metrics=["exact_match"]).run(questions)
     >>> report.arms["retrieved"].effect.rescue_rate.mean, report.arms["retrieved"].effect.harm_rate.mean
     (0.75, 0.0)
-
-    ```
     """
 
     arms: Mapping[str, AnswerFunction]

@@ -50,7 +50,6 @@ def measure_growth(
 
     Example: an oracle that finds what it needs among few passages only.
 
-    ```python
     >>> questions = [Question(str(n), "Which colour?", ("red",)) for n in range(4)]
     >>> report = measure_growth(
     ...     questions,
@@ -60,8 +59,6 @@ def measure_growth(
     ... )
     >>> [(point.num_passages, point.accuracy.mean) for point in report.points]
     [(10, 1.0), (100, 0.0), (1000, 0.0)]
-
-    ```
     """
     sizes = list(factors)
     if not sizes or sizes[0] < 1 or sizes != sorted(set(sizes)) or num_passages < 1:
@@ -87,13 +84,10 @@ def without_answers(
 
     Example:
 
-    ```python
     >>> questions = [Question("1", "Which colour?", ("red",))]
     >>> passages = [{"text": "A red flag."}, {"text": "It is rendered."}]
     >>> [passage["text"] for passage in without_answers(passages, questions)]
     ['It is rendered.']
-
-    ```
     """
     answers = {_words(answer) for question in questions for answer in question.answers} - {()}
     lengths = sorted({len(answer) for answer in answers})

@@ -144,13 +144,10 @@ def questions_from(rows: Any, columns: Mapping[str, str] | None = None) -> Quest
 
     Example:
 
-    ```python
     >>> rows = [{"q": "Which colour is the sun?", "answers": ["yellow", "white"], "type": "colour"}]
     >>> questions_from(rows, {"question": "q", "kind": "type"})[0]
     Question(id='0', question='Which colour is the sun?', answers=('yellow', 'white'), image=None, gold_ids=(),
         kind='colour', cluster=None)
-
-    ```
     """
     if isinstance(rows, (str, Path)):
         rows = _read_json_lines(Path(rows))

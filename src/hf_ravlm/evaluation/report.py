@@ -219,11 +219,8 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[s
 
     Example:
 
-    ```python
     >>> markdown_table(["arm", "n"], [["gold", "3"]])
     ['| arm | n |', '|---|---:|', '| gold | 3 |']
-
-    ```
     """
     lines = [" | ".join(row) for row in [head, *rows]]
     return [f"| {lines[0]} |", "|---" + "|---:" * (len(head) - 1) + "|", *(f"| {line} |" for line in lines[1:])]

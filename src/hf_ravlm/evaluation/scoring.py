@@ -72,12 +72,9 @@ def score_answers(
 
     Example:
 
-    ```python
     >>> question = Question("1", "Which colour?", ("red", "crimson"))
     >>> score_answers("exact_match", ["Red!"], [question]).value
     1.0
-
-    ```
     """
     if len(predictions) != len(questions):
         raise InvalidInputError(
@@ -108,14 +105,11 @@ def retrieval_scores(
 
     Example:
 
-    ```python
     >>> questions = [Question("1", "Which colour?", ("red",), gold_ids=("a",))]
     >>> replies = [Reply("red", evidence_ids=("b", "a"), evidence_texts=("Blue.", "It is red."))]
     >>> {name: values.tolist() for name, values in retrieval_scores(replies, questions, ks=(2,)).items()}
     {'hit@2': [1.0], 'recall@2': [1.0], 'mrr@2': [0.5], 'map@2': [0.5], 'ndcg@2': [0.6309297535714575],
         'pseudo_recall@2': [1.0]}
-
-    ```
     """
     longest = max((len(reply.evidence_ids) for reply in replies), default=0)
     found: dict[str, npt.NDArray[np.float64]] = {}

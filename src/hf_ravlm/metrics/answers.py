@@ -64,13 +64,10 @@ def normalize_answer(text: str) -> str:
 
     Example:
 
-    ```python
     >>> normalize_answer("The  U.S.   dollar!")
     'us dollar'
     >>> normalize_answer("São Tomé and Príncipe")
     'são tomé and príncipe'
-
-    ```
     """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
 
@@ -87,13 +84,10 @@ def normalize_vqa_answer(text: str, official_quirks: bool = True) -> str:
 
     Example:
 
-    ```python
     >>> normalize_vqa_answer("The  T-shirt: two dont match")
     "t shirt: 2 don't match"
     >>> normalize_vqa_answer("$1,000.00.")
     '$1000.00'
-
-    ```
     """
     delete_marks = _DIGIT_COMMA_DIGIT.search(text) is not None
     kept = text
@@ -115,13 +109,10 @@ def normalize_encyclopedic_answer(text: str) -> str:
 
     Example:
 
-    ```python
     >>> normalize_encyclopedic_answer("The answer is: the two well-known L’Oréals")
     '2 wellknown loréals'
     >>> normalize_encyclopedic_answer("True"), normalize_encyclopedic_answer("they dont")
     ('yes', "they don't")
-
-    ```
     """
     text = text.lower().replace("\n", " ").replace("\t", " ").strip()
     if text.startswith(_T5_PREFIX):
@@ -157,13 +148,10 @@ def exact_match(prediction: str, answers: str | Sequence[str]) -> float:
 
     Example:
 
-    ```python
     >>> exact_match("the Euro.", ["Euro", "euros"])
     1.0
     >>> exact_match("Euro, Swiss franc", "Euro")
     0.0
-
-    ```
     """
     said = normalize_answer(prediction)
     return float(any(said == normalize_answer(answer) for answer in _accepted(answers)))
@@ -184,11 +172,8 @@ def token_f1(prediction: str, answers: str | Sequence[str]) -> float:
 
     Example: two of three words predicted are among the four of the answer, so precision 2/3, recall 1/2.
 
-    ```python
     >>> round(token_f1("red means blood", ["red: blood of heroes"]), 4)
     0.5714
-
-    ```
     """
     said = normalize_answer(prediction).split()
     return max(_f1(said, normalize_answer(answer).split()) for answer in _accepted(answers))

@@ -1,4 +1,4 @@
-"""Knows when an answer counts as right in a benchmark: VQA accuracy, InfoSeek, Encyclopedic-VQA.
+"""When an answer counts as right in a benchmark: VQA accuracy, InfoSeek, Encyclopedic-VQA.
 
 Every function judges one prediction, as the official script of its benchmark does: `vqaEval.py` of
 https://github.com/GT-Vision-Lab/VQA, `infoseek_eval.py` of https://github.com/edchengg/infoseek_eval,
@@ -49,11 +49,8 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], official_quirks: bool 
     Example: three of ten people said "grey". Leaving out one of them, two others remain; leaving out one of the seven,
     three: `(3 * 2 / 3 + 7 * 1) / 10`.
 
-    ```python
     >>> round(vqa_accuracy("Grey.", ["grey"] * 3 + ["blue"] * 7), 6)
     0.9
-
-    ```
     """
     if isinstance(answers, str) or len(answers) < 4:
         raise InvalidInputError(
@@ -97,15 +94,12 @@ def infoseek_score(
 
     Example:
 
-    ```python
     >>> infoseek_score("about 9-10 metres", [9.5, 11.5], kind="numerical")
     0.0
     >>> infoseek_score("10-11 metres", [9.5, 11.5], kind="numerical")
     1.0
     >>> infoseek_score("in 1889", ["1889"], kind="time"), infoseek_score("1889.", ["1889"], kind="time")
     (0.0, 1.0)
-
-    ```
     """
     kind = _choice(kind.lower(), INFOSEEK_KINDS, "kind")
     if isinstance(answers, str) or len(answers) == 0:
@@ -126,11 +120,8 @@ def infoseek_final(unseen_question: float, unseen_entity: float) -> float:
 
     Example:
 
-    ```python
     >>> round(infoseek_final(0.2, 0.3), 4), round(infoseek_final(0.0, 0.3), 4)
     (0.24, 0.0)
-
-    ```
     """
     first, second = max(unseen_question, 1e-12), max(unseen_entity, 1e-12)
     return 2 / (1 / first + 1 / second)
@@ -163,15 +154,12 @@ def encyclopedic_match(
 
     Example:
 
-    ```python
     >>> encyclopedic_match("red and white", ["white && red && green"], kind="multi_answer")
     1.0
     >>> encyclopedic_match("the Alps mountains", ["Alps"])
     0.0
     >>> encyclopedic_match("the Alps mountains", ["Alps"], equivalence=lambda question, right, said: right in said)
     1.0
-
-    ```
     """
     kind = _choice(kind, ENCYCLOPEDIC_KINDS, "kind")
     if isinstance(answers, str) or len(answers) == 0:

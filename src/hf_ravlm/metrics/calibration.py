@@ -1,10 +1,11 @@
 """Confidence against what was right: calibration error, AUROC, accuracy and risk by coverage, and calibrators.
 
-A confidence is a number in 0..1 that a model gives with its answer; right and wrong are what came of it. All functions
-take one of each per question. A fitted calibrator maps confidences to probabilities of being right and never changes
-their order, so that AUROC stays as it is (isotonic regression may make neighbours equal). Fit on questions that
-neither the model nor the report has seen. NumPy; scikit-learn, whose isotonic regression is the same, would be a large
-dependency for one page.
+All functions take one confidence, in 0..1, and one value for what came of it per question, both `(Q,)`: 1 for right, 0
+for wrong, or a score between. Other shapes and values are an `InvalidInputError`.
+
+A fitted calibrator maps confidences to probabilities of being right and never changes their order, so that AUROC stays
+as it is (isotonic regression may make neighbours equal). Fit on questions that neither the model nor the report has
+seen. NumPy; scikit-learn, whose isotonic regression is the same, would be a large dependency for one page.
 """
 
 from __future__ import annotations
@@ -43,17 +44,9 @@ class ReliabilityBin:
 def reliability_bins(confidences: npt.ArrayLike, correct: npt.ArrayLike, num_bins: int = 15) -> list[ReliabilityBin]:
     """Confidence beside accuracy in `num_bins` intervals of one width: what a reliability diagram draws.
 
-    Raises:
-        InvalidInputError: The two differ in shape, or a confidence is not in 0..1.
-
-    Example:
-
-    ```python
     >>> bins = reliability_bins([0.25, 0.75, 1.0], [0, 1, 1], num_bins=2)
     >>> [(bin.count, bin.confidence, bin.accuracy) for bin in bins]
     [(1, 0.25, 0.0), (2, 0.875, 1.0)]
-
-    ```
     """
     certain, right = _checked(confidences, correct)
     if num_bins < 1:
@@ -71,23 +64,13 @@ def reliability_bins(confidences: npt.ArrayLike, correct: npt.ArrayLike, num_bin
 def expected_calibration_error(confidences: npt.ArrayLike, correct: npt.ArrayLike, num_bins: int = 15) -> float:
     """ECE: the gap between confidence and accuracy per bin, weighted by the questions in it; 0 is perfect.
 
-    Guo et al. 2017, https://huggingface.co/papers/1706.04599, with their 15 bins of one width.
-
-    Args:
-        confidences (`np.ndarray` of shape `(Q,)`): In 0..1.
-        correct (`np.ndarray` of shape `(Q,)`): 1 for right, 0 for wrong, or a score between.
-        num_bins (`int`): More bins see more, and are noisier.
-
-    Raises:
-        InvalidInputError: There is no question, the two differ in shape, or a confidence is not in 0..1.
+    Guo et al. 2017, https://huggingface.co/papers/1706.04599, with their 15 bins of one width; more see more, and are
+    noisier. There must be a question.
 
     Example: 90 % sure each time, right half of the times.
 
-    ```python
     >>> round(expected_calibration_error([0.9, 0.9], [1, 0]), 6)
     0.4
-
-    ```
     """
     bins = reliability_bins(confidences, correct, num_bins)
     total = sum(bin.count for bin in bins)
@@ -107,11 +90,8 @@ def auroc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
 
     Example: of the four pairs, three are in order.
 
-    ```python
     >>> auroc([0.1, 0.4, 0.35, 0.8], [False, False, True, True])
     0.75
-
-    ```
     """
     values, marks = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=np.bool_)
     if values.ndim != 1 or values.shape != marks.shape:
@@ -134,12 +114,9 @@ def accuracy_by_coverage(confidences: npt.ArrayLike, correct: npt.ArrayLike) -> 
 
     Example:
 
-    ```python
     >>> coverage, accuracy = accuracy_by_coverage([0.9, 0.2, 0.8, 0.1], [1, 0, 1, 1])
     >>> coverage.tolist(), accuracy.round(2).tolist()
     ([0.25, 0.5, 0.75, 1.0], [1.0, 1.0, 0.67, 0.75])
-
-    ```
     """
     certain, right = _checked(confidences, correct)
     order = np.argsort(-certain, kind="stable")
@@ -154,18 +131,13 @@ def accuracy_by_coverage(confidences: npt.ArrayLike, correct: npt.ArrayLike) -> 
 def area_under_risk_coverage(confidences: npt.ArrayLike, correct: npt.ArrayLike) -> float:
     """AURC: the mean share of wrong answers over all coverages, surest answers first; lower is better.
 
-    Geifman, El-Yaniv 2017, https://huggingface.co/papers/1705.08500; one number for `accuracy_by_coverage`.
-
-    Raises:
-        InvalidInputError: There is no answer, the two differ in shape, or a confidence is not in 0..1.
+    Geifman, El-Yaniv 2017, https://huggingface.co/papers/1705.08500; one number for `accuracy_by_coverage`. There must
+    be an answer.
 
     Example: risks 0, 1/2 and 1/3 at a coverage of 1/3, 2/3 and 1.
 
-    ```python
     >>> round(area_under_risk_coverage([0.9, 0.8, 0.7], [1, 0, 1]), 4)
     0.2778
-
-    ```
     """
     _, accuracy = accuracy_by_coverage(confidences, correct)
     if len(accuracy) == 0:
@@ -226,21 +198,11 @@ def fit_temperature(confidences: npt.ArrayLike, correct: npt.ArrayLike) -> Tempe
 
     One number, so a few dozen answers are enough; it cannot mend a confidence that is wrong at one end only.
 
-    Args:
-        confidences (`np.ndarray` of shape `(Q,)`): In 0..1.
-        correct (`np.ndarray` of shape `(Q,)`): 1 for right, 0 for wrong.
-
-    Raises:
-        InvalidInputError: There is no answer, the two differ in shape, or a value is not in 0..1.
-
     Example: 90 % sure each time, right three times of four; `sigmoid(logit(0.9) / 2) = 0.75`.
 
-    ```python
     >>> calibrate = fit_temperature([0.9, 0.9, 0.9, 0.9], [1, 1, 1, 0])
     >>> round(calibrate.temperature, 4), calibrate([0.9]).round(4).tolist()
     (2.0, [0.75])
-
-    ```
     """
     certain, right = _checked(confidences, correct, is_fit=True)
     logits = _logits(certain)
@@ -262,20 +224,10 @@ def fit_isotonic(confidences: npt.ArrayLike, correct: npt.ArrayLike) -> Isotonic
     Barlow et al. 1972; for probabilities Zadrozny, Elkan 2002, https://doi.org/10.1145/775047.775151. Fits any rising
     shape, and wants some hundred answers: with few it follows chance.
 
-    Args:
-        confidences (`np.ndarray` of shape `(Q,)`): In 0..1.
-        correct (`np.ndarray` of shape `(Q,)`): 1 for right, 0 for wrong, or a score between.
-
-    Raises:
-        InvalidInputError: There is no answer, the two differ in shape, or a value is not in 0..1.
-
     Example: the middle pair is in the wrong order and shares its mean.
 
-    ```python
     >>> fit_isotonic([0.1, 0.4, 0.6, 0.9], [0, 1, 0, 1])([0.1, 0.4, 0.6, 0.75, 0.9]).tolist()
     [0.0, 0.5, 0.5, 0.75, 1.0]
-
-    ```
     """
     certain, right = _checked(confidences, correct, is_fit=True)
     points, places, counts = np.unique(certain, return_inverse=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""Knows the words of a caption as caption metrics count them: Penn-Treebank tokens in lower case, no punctuation.
+"""The words of a caption as caption metrics count them: Penn-Treebank tokens in lower case, no punctuation.
 
 The official COCO scores are computed on the output of a Java program (the `PTBTokenizer` of Stanford CoreNLP 3.4.1
 with `-preserveLines -lowerCase`), from which a list of punctuation marks is then dropped. Here is the same without
@@ -85,13 +85,10 @@ def caption_tokens(text: str, official_quirks: bool = True) -> list[str]:
 
     Example:
 
-    ```python
     >>> caption_tokens("A man's dog can't jump (yet), won't he?")
     ['a', 'man', "'s", 'dog', 'ca', "n't", 'jump', '-lrb-', 'yet', '-rrb-', 'wo', "n't", 'he']
     >>> caption_tokens('Black-and-white T-shirt (U.S.), 10:30 p.m.', official_quirks=False)
     ['black-and-white', 't-shirt', 'u.s.', '10:30', 'p.m.']
-
-    ```
     """
     if not isinstance(text, str):
         raise InvalidInputError(f"A caption must be a string; came: {type(text).__name__}.")

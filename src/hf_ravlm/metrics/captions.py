@@ -1,12 +1,13 @@
-"""Knows how close captions are to those of people: BLEU, ROUGE-L and CIDEr-D, over tokens. Pure Python and NumPy.
+"""How close captions are to those of people: BLEU, ROUGE-L and CIDEr-D, over tokens. Pure Python and NumPy.
 
 All three take captions that are already tokens (`caption_tokens`), one candidate and several references per image, and
 give a `CaptionScore`: a value for the corpus and one per image. Definitions: Papineni et al. 2002
 (https://aclanthology.org/P02-1040); Lin 2004 (https://aclanthology.org/W04-1013); Vedantam et al. 2015
-(https://huggingface.co/papers/1411.5726); in the details as `pycocoevalcap` computes them, as papers do.
+(https://huggingface.co/papers/1411.5726); in the details as `pycocoevalcap` computes them, as papers do. METEOR and
+SPICE need Java programs and their data, and are not here; https://github.com/salaniz/pycocoevalcap has them.
 
-METEOR and SPICE need Java programs and their data, and are not here; https://github.com/salaniz/pycocoevalcap has
-them.
+`candidates` are `Q` lists of tokens, `references` `Q` lists of lists of tokens. Another number of one than of the
+other, an image without a reference, or a caption that is no list of tokens is an `InvalidInputError`.
 """
 
 from __future__ import annotations
@@ -48,24 +49,14 @@ class CaptionScore:
 def bleu(candidates: Sequence[Tokens], references: References, order: int = 4) -> CaptionScore:
     """BLEU over the corpus, with the reference length that is closest to the candidate's (the shorter of two).
 
-    `exp(min(0, 1 - r / c)) * (prod_n p_n) ** (1 / order)`, where `p_n` is the clipped precision of n-grams summed over
-    the corpus, `c` and `r` the summed lengths of candidates and closest references.
-
-    Args:
-        candidates (`Q` lists of tokens), references (`Q` lists of lists of tokens): See `caption_tokens`.
-        order (`int`): The longest n-gram that counts.
-
-    Raises:
-        InvalidInputError: The two differ in number, an image has no reference, or a caption is not a list of tokens.
+    `exp(min(0, 1 - r / c)) * (prod_n p_n) ** (1 / order)`, where `p_n` is the clipped precision of n-grams of up to
+    `order` tokens summed over the corpus, `c` and `r` the summed lengths of candidates and closest references.
 
     Example: "the" occurs twice in the reference, so two of four count (Papineni et al.: clipping).
 
-    ```python
     >>> score = bleu([["the", "the", "the", "the"]], [[["the", "cat", "the", "mat"]]], order=1)
     >>> round(score.corpus, 6)
     0.5
-
-    ```
     """
     _check(candidates, references)
     if order < 1:
@@ -89,21 +80,15 @@ def rouge_l(candidates: Sequence[Tokens], references: References, official_quirk
     """ROUGE-L: the F-measure, with beta = 1.2, of the longest common subsequence, averaged over the images.
 
     Args:
-        candidates (`Q` lists of tokens), references (`Q` lists of lists of tokens): See `caption_tokens`.
+        candidates, references: See above.
         official_quirks (`bool`): The COCO implementation takes the best precision and the best recall over the
             references apart, so that the two may come from different ones; and it splits an empty caption into one
             empty token. `False` takes the reference with the best F.
 
-    Raises:
-        InvalidInputError: The two differ in number, an image has no reference, or a caption is not a list of tokens.
-
     Example: two of two words in two of four.
 
-    ```python
     >>> round(rouge_l([["a", "cat"]], [[["a", "cat", "sat", "down"]]]).corpus, 4)
     0.6289
-
-    ```
     """
     _check(candidates, references)
     scores = []
@@ -131,23 +116,17 @@ def cider_d(
     gets 0, since then every idf is 0.
 
     Args:
-        candidates (`Q` lists of tokens), references (`Q` lists of lists of tokens): See `caption_tokens`.
+        candidates, references: See above.
         document_references (like `references`, *optional*): Where document frequencies are counted, such as those of
             the whole data set when only a part of it is scored; `references` by default, as the official code does.
         official_quirks (`bool`): "Length" is the number of bigrams, so a caption of one word and an empty one are both
             0 long. `False` counts words.
 
-    Raises:
-        InvalidInputError: The two differ in number, an image has no reference, or a caption is not a list of tokens.
-
     Example:
 
-    ```python
     >>> references = [[["a", "red", "flag"]], [["a", "blue", "flag"]]]
     >>> cider_d([["a", "red", "flag"], ["a", "red", "flag"]], references).per_image.round(3).tolist()
     [7.5, 0.0]
-
-    ```
     """
     _check(candidates, references)
     documents = references if document_references is None else document_references

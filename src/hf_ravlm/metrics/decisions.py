@@ -1,7 +1,6 @@
-"""Knows what a decision by a threshold is worth: to retrieve or not, to answer or to abstain. NumPy.
+"""Decisions by a threshold, and what they are worth: to retrieve or not, to answer or to abstain. NumPy.
 
-A decision says yes where a score reaches a threshold. `best_threshold` finds the threshold by what yes and no are
-worth for each question; the rest tells what came of it.
+A decision says yes where a score reaches a threshold.
 """
 
 from __future__ import annotations
@@ -64,11 +63,8 @@ def best_threshold(scores: npt.ArrayLike, value_of_yes: npt.ArrayLike, value_of_
 
     Example: answer from 0.65 on; a wrong answer costs what a right one earns.
 
-    ```python
     >>> best_threshold([0.2, 0.5, 0.8, 0.9], [-1, -1, 1, 1])
     Threshold(value=0.65, utility=0.5)
-
-    ```
     """
     values = np.asarray(scores, np.float64)
     if values.ndim != 1 or values.size == 0:
@@ -103,11 +99,8 @@ def abstention(answered: npt.ArrayLike, correct: npt.ArrayLike) -> Abstention:
 
     Example: two of three withheld answers would have been wrong, and one wrong answer was given.
 
-    ```python
     >>> abstention([True, True, False, False, False], [True, False, False, False, True])
     Abstention(coverage=0.4, accuracy=0.5, precision=0.6666666666666666, recall=0.6666666666666666)
-
-    ```
     """
     given, right = np.asarray(answered), np.asarray(correct)
     if given.dtype != np.bool_ or right.dtype != np.bool_ or given.ndim != 1 or given.shape != right.shape:

@@ -1,4 +1,4 @@
-"""Knows how sure a mean is: percentile bootstrap intervals over questions, and paired ones for differences. NumPy.
+"""Percentile bootstrap intervals of means over questions, and paired ones of differences. NumPy.
 
 Efron, Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 13 and 16. Questions that belong together (about
 one image, say) are drawn together: pass `clusters`, or the interval is too narrow.
@@ -56,12 +56,9 @@ def bootstrap_interval(
 
     Example:
 
-    ```python
     >>> interval = bootstrap_interval([1, 0, 1, 1] * 25)
     >>> interval.mean, round(interval.lower, 2), round(interval.upper, 2)
     (0.75, 0.67, 0.84)
-
-    ```
     """
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or numbers.size == 0 or np.isnan(numbers).any():

@@ -1,4 +1,4 @@
-"""Knows which passages hold an answer, for data sets that do not say which passage is the right one. Strings only.
+"""Which passages hold an answer, for data sets that do not say which passage is the right one. Strings only.
 
 `relevance_from_answers` makes the matrix that all ranking metrics start from. `hit_at_k` of it is what the papers on
 OK-VQA call PRRecall@K, pseudo-relevance recall; `precision_at_k` is their precision. "Pseudo", since a passage may
@@ -48,15 +48,12 @@ def relevance_from_answers(
 
     Example:
 
-    ```python
     >>> relevance_from_answers([["A contract.", "It lies on top."]], [["on"]])
     array([[ True,  True]])
     >>> relevance_from_answers([["A contract.", "It lies on top."]], [["on"]], match="word")
     array([[False,  True]])
     >>> relevance_from_answers([["It is 1,052 m high.", "Built in 1889."]], [["1000"]], match="numeric")
     array([[ True, False]])
-
-    ```
     """
     if match not in _MATCHERS:
         raise InvalidInputError(f"match={match!r} is not known. Choose one of {', '.join(_MATCHERS)}.")

@@ -1,9 +1,12 @@
-"""Knows how well a ranking puts what is wanted on top: hit, recall and precision at k, MRR, mAP, nDCG, ranks. NumPy.
+"""How well a ranking puts what is wanted on top: hit, recall and precision at k, MRR, mAP, nDCG, ranks. NumPy.
 
 All metrics start from one boolean matrix `relevant (Q, K)`: is the result of query `q` at rank `j + 1` a wanted one?
 `relevance_from_ids` and `relevance_from_scores` make it, and `relevance_from_answers` where nobody knows which
-passages are wanted. Metrics return one value per query, so that the caller can average per group; only `mean_rank` and
-`median_rank` are one number.
+passages are wanted. `num_gold` says how many wanted things exist per query, found or not: an `int` or `(Q,)`, at least
+1; where it matters, no id may be listed twice in a row. `k` is at least 1; `None`, and more than `K`, count all
+results. Metrics return one value per query, `(Q,)` in float64, so that the caller can average per group; only
+`mean_rank` and `median_rank` are one number. Other shapes, and a `num_gold` that is too small, are an
+`InvalidInputError`.
 
 Two different things are called "Recall@K" in papers. Image-text retrieval and most knowledge-based VQA mean *hit* rate
 (anything wanted among the first K: `hit_at_k`); information retrieval means the found *fraction* (`recall_at_k`). With
@@ -44,12 +47,9 @@ def relevance_from_ids(
 
     Example:
 
-    ```python
     >>> relevance_from_ids([["fr", "nl"], ["nl", "fr"]], [{"fr"}, {"fr", "mf"}])
     array([[ True, False],
            [False,  True]])
-
-    ```
     """
     if len(ranked_ids) != len(gold_ids):
         raise InvalidInputError(f"{len(ranked_ids)} rankings came with {len(gold_ids)} sets of gold ids.")
@@ -79,11 +79,8 @@ def relevance_from_scores(scores: npt.ArrayLike, gold: npt.ArrayLike) -> BoolArr
 
     Example:
 
-    ```python
     >>> relevance_from_scores([[0.1, 0.9, 0.5]], [[True, False, False]])
     array([[False, False,  True]])
-
-    ```
     """
     values, wanted = np.asarray(scores, dtype=np.float64), np.asarray(gold, dtype=np.bool_)
     if values.ndim != 2 or values.shape != wanted.shape:
@@ -97,69 +94,31 @@ def relevance_from_scores(scores: npt.ArrayLike, gold: npt.ArrayLike) -> BoolArr
 
 
 def hit_at_k(relevant: npt.ArrayLike, k: int) -> FloatArray:
-    """1.0 for every query with anything wanted among its first `k` results, else 0.0.
+    """1.0 for every query with anything wanted among its first `k` results, else 0.0: `(Q, K)` to `(Q,)`.
 
-    Args:
-        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`.
-        k (`int`): At least 1; more than `K` counts all results.
-
-    Returns:
-        `np.ndarray` of shape `(Q,)`.
-
-    Example:
-
-    ```python
     >>> hit_at_k([[False, True, True], [False, False, True]], k=2)
     array([1., 0.])
-
-    ```
     """
     return np.asarray(_checked(relevant, k)[:, :k].any(axis=1), dtype=np.float64)
 
 
 def recall_at_k(relevant: npt.ArrayLike, num_gold: npt.ArrayLike, k: int) -> FloatArray:
-    """The fraction of all wanted things that stand among the first `k` results: `|gold ∩ top k| / |gold|`.
+    """The fraction of all wanted things among the first `k` results, `|gold ∩ top k| / |gold|`: `(Q, K)` to `(Q,)`.
 
-    Args:
-        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`. No id may be listed twice in a row.
-        num_gold (`int` or `np.ndarray` of shape `(Q,)`): How many wanted things exist per query, found or not.
-        k (`int`): At least 1; more than `K` counts all results.
+    Example: one of two wanted things stands among the first two.
 
-    Returns:
-        `np.ndarray` of shape `(Q,)`, each in 0..1.
-
-    Raises:
-        InvalidInputError: A query wants nothing, or more wanted results were found than exist.
-
-    Example: four things are wanted; one is found among two results, two among three.
-
-    ```python
-    >>> recall_at_k([[False, True, True]], num_gold=4, k=2), recall_at_k([[False, True, True]], num_gold=4, k=3)
-    (array([0.25]), array([0.5]))
-
-    ```
+    >>> recall_at_k([[True, False, True]], num_gold=2, k=2)
+    array([0.5])
     """
     marks = _checked(relevant, k)
     return np.asarray(marks[:, :k].sum(axis=1) / _checked_totals(num_gold, marks), dtype=np.float64)
 
 
 def precision_at_k(relevant: npt.ArrayLike, k: int) -> FloatArray:
-    """The fraction of the first `k` results that are wanted; a ranking shorter than `k` is not excused.
+    """The fraction of the first `k` places that hold something wanted; a ranking shorter than `k` is not excused.
 
-    Args:
-        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`.
-        k (`int`): At least 1.
-
-    Returns:
-        `np.ndarray` of shape `(Q,)`.
-
-    Example:
-
-    ```python
     >>> precision_at_k([[True, False, True]], k=2), precision_at_k([[True, False, True]], k=4)
     (array([0.5]), array([0.5]))
-
-    ```
     """
     return np.asarray(_checked(relevant, k)[:, :k].sum(axis=1) / k, dtype=np.float64)
 
@@ -173,25 +132,14 @@ def average_precision(
     """The precision at each rank with a wanted result, summed and divided by how many there could be; mean: mAP@k.
 
     Args:
-        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`. No id may be listed twice in a row.
-        num_gold (`int` or `np.ndarray` of shape `(Q,)`): How many wanted things exist per query, found or not.
-        k (`int`, *optional*): Only the first `k` results count; `None` counts all.
+        relevant, num_gold, k: See above.
         divide_by (`str`): `"reachable"` divides by `min(k, num_gold)`, so that 1.0 can be reached (ranx, meerqat);
             `"gold"` by `num_gold` (trec_eval). The same without `k`.
 
-    Returns:
-        `np.ndarray` of shape `(Q,)`, each in 0..1.
-
-    Raises:
-        InvalidInputError: A query wants nothing, or more wanted results were found than exist.
-
     Example: found at ranks 1 and 3, of two: `(1/1 + 2/3) / 2`.
 
-    ```python
     >>> average_precision([[True, False, True]], num_gold=2).round(4)
     array([0.8333])
-
-    ```
     """
     marks = _checked(relevant, k)
     totals = _checked_totals(num_gold, marks)
@@ -209,24 +157,10 @@ def ndcg_at_k(relevant: npt.ArrayLike, num_gold: npt.ArrayLike, k: int | None = 
 
     What is wanted is wanted to one degree here; then the gains `rel` and `2 ** rel - 1` are the same.
 
-    Args:
-        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`. No id may be listed twice in a row.
-        num_gold (`int` or `np.ndarray` of shape `(Q,)`): How many wanted things exist per query, found or not.
-        k (`int`, *optional*): Only the first `k` ranks count; `None` counts all.
-
-    Returns:
-        `np.ndarray` of shape `(Q,)`, each in 0..1.
-
-    Raises:
-        InvalidInputError: A query wants nothing, or more wanted results were found than exist.
-
     Example: one wanted thing, at rank 3: `1 / log2(4)`.
 
-    ```python
     >>> ndcg_at_k([[False, False, True]], num_gold=1, k=5)
     array([0.5])
-
-    ```
     """
     marks = _checked(relevant, k)
     totals = np.broadcast_to(_checked_totals(num_gold, marks), marks.shape[:1])
@@ -239,19 +173,8 @@ def ndcg_at_k(relevant: npt.ArrayLike, num_gold: npt.ArrayLike, k: int | None = 
 def first_relevant_rank(relevant: npt.ArrayLike) -> FloatArray:
     """The 1-based rank of the first wanted result per query; `inf` where none is listed.
 
-    Args:
-        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`.
-
-    Returns:
-        `np.ndarray` of shape `(Q,)`.
-
-    Example:
-
-    ```python
     >>> first_relevant_rank([[False, True, True], [False, False, False]])
     array([ 2., inf])
-
-    ```
     """
     marks = _checked(relevant)
     if marks.shape[1] == 0:
@@ -263,23 +186,17 @@ def mean_rank(relevant: npt.ArrayLike, official_quirks: bool = False) -> float:
     """Mean over the queries of the 1-based rank of the first wanted result; 1.0 is perfect.
 
     Rank *all* candidates before calling this: a query whose wanted result is not listed has an unknown rank, and the
-    mean is then `inf` rather than flattering.
+    mean is then `inf` rather than flattering. There must be a query.
 
     Args:
         relevant (`np.ndarray` of shape `(Q, N)`, bool): See `relevance_from_scores`.
         official_quirks (`bool`): Count from 0, as the "average rank" of DPR does: one less. (DPR also ranks against
             the passages of its validation batches only, so its figures do not compare with ranks in a knowledge base.)
 
-    Raises:
-        InvalidInputError: There is no query.
-
     Example: ranks 2 and 1.
 
-    ```python
     >>> mean_rank([[False, True, False], [True, False, False]])
     1.5
-
-    ```
     """
     return float(_ranks(relevant, "mean").mean()) - official_quirks
 
@@ -289,16 +206,10 @@ def median_rank(relevant: npt.ArrayLike, official_quirks: bool = False) -> float
 
     Unlike the mean it stays finite while less than half of the queries have an unknown rank.
 
-    Raises:
-        InvalidInputError: There is no query.
-
     Example: ranks 2, 1 and unknown.
 
-    ```python
     >>> median_rank([[False, True], [True, False], [False, False]])
     2.0
-
-    ```
     """
     return float(np.median(_ranks(relevant, "median"))) - official_quirks
 
@@ -306,20 +217,8 @@ def median_rank(relevant: npt.ArrayLike, official_quirks: bool = False) -> float
 def reciprocal_rank(relevant: npt.ArrayLike, k: int | None = None) -> FloatArray:
     """`1 / rank` of the first wanted result per query, 0.0 where none stands among the first `k`; its mean is MRR@k.
 
-    Args:
-        relevant (`np.ndarray` of shape `(Q, K)`, bool): See `relevance_from_ids`.
-        k (`int`, *optional*): Only the first `k` results count; `None` counts all.
-
-    Returns:
-        `np.ndarray` of shape `(Q,)`.
-
-    Example:
-
-    ```python
     >>> reciprocal_rank([[False, True, True], [True, False, False], [False, False, False]])
     array([0.5, 1. , 0. ])
-
-    ```
     """
     marks = _checked(relevant, k)
     return np.reciprocal(first_relevant_rank(marks[:, :k]))

@@ -1,4 +1,4 @@
-"""Knows what evidence did to the answers: how often it rescued one and how often it harmed one. NumPy.
+"""What evidence did to the answers: how often it rescued one and how often it harmed one. NumPy.
 
 An accuracy with retrieval says little beside one without: the same gain may be many rescued answers and few harmed
 ones, or many of both, and only the first is a system to trust.
@@ -45,11 +45,8 @@ def retrieval_effect(without: npt.ArrayLike, with_evidence: npt.ArrayLike) -> Re
 
     Example: of the two wrong ones one was rescued, of the two right ones one was harmed.
 
-    ```python
     >>> retrieval_effect([True, True, False, False], [True, False, True, False])
     RetrievalEffect(rescue_rate=0.25, harm_rate=0.25, net_gain=0.0, rescued_of_wrong=0.5, harmed_of_right=0.5)
-
-    ```
     """
     before, after = _checked(without=without, with_evidence=with_evidence)
     rescued, harmed = after & ~before, before & ~after
@@ -79,11 +76,8 @@ def reader_given_retrieval(correct: npt.ArrayLike, hit: npt.ArrayLike) -> dict[s
 
     Example:
 
-    ```python
     >>> reader_given_retrieval([True, True, False, False], [True, False, True, True])
     {'successful_hit': 0.25, 'successful_no_hit': 0.25, 'failed_hit': 0.5, 'failed_no_hit': 0.0}
-
-    ```
     """
     right, found = _checked(correct=correct, hit=hit)
     return {
