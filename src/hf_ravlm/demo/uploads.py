@@ -1,4 +1,4 @@
-"""Files that somebody uploads become a knowledge base: images, texts, a table, or a ZIP archive of these.
+"""Files that a visitor uploads become a knowledge base: images, texts, a table, or a ZIP archive of these.
 
 They are strangers' files. Names are checked before anything is written, an archive is unpacked with limits on what
 comes out of it, links and other kinds of files stay in it, and what cannot be read is left out and named.

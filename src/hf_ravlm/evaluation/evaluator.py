@@ -56,11 +56,9 @@ class Evaluator:
     Example:
 
     >>> questions = [Question(str(n), f"What is {n} + 1?", (str(n + 1),)) for n in range(4)]
-    >>> arms = {
-    ...     "closed_book": lambda batch: ["2" for question in batch],
-    ...     "retrieved": lambda batch: [Reply(question.answers[0], num_retrievals=1) for question in batch],
-    ... }
-    >>> report = Evaluator(arms, metrics=["exact_match"]).run(questions)
+    >>> closed_book = lambda batch: ["2" for question in batch]
+    >>> retrieved = lambda batch: [Reply(question.answers[0], num_retrievals=1) for question in batch]
+    >>> report = Evaluator({"closed_book": closed_book, "retrieved": retrieved}).run(questions)
     >>> report.arms["retrieved"].effect.rescue_rate.mean, report.arms["retrieved"].effect.harm_rate.mean
     (0.75, 0.0)
     """

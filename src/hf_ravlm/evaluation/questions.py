@@ -1,4 +1,4 @@
-"""Knows what is asked in an evaluation and what comes back: one question with its accepted answers, one reply.
+"""What is asked in an evaluation and what comes back: one question with its accepted answers, one reply.
 
 `questions_from` reads them from rows of any kind (a `datasets.Dataset`, a list of dictionaries), decoding an image
 only when its question is asked.
@@ -21,14 +21,13 @@ class Question:
     """One question of a data set.
 
     Attributes:
-        id: Unique in the data set; what is finished is remembered by it.
+        id: Unique in the data set; replies are kept by it.
         question: The words.
         answers: The accepted answers; for VQA accuracy, what each person said.
-        image: Anything that the answering function takes; `None` for a question without one.
+        image: Anything that the answering function takes, or `None`.
         gold_ids: The passages that hold the answer, if that is known.
         kind: Results are also reported per kind; the metrics of InfoSeek and Encyclopedic-VQA read it as the type.
-        cluster: Questions of one cluster (about one image, say) are drawn together in bootstrap intervals; by
-            default every question stands alone.
+        cluster: Questions of one cluster (about one image, say) are drawn together in bootstrap intervals.
     """
 
     id: str
@@ -57,7 +56,7 @@ class Reply:
         confidence: The probability, 0..1, that the answer is right, as the model sees it; `None` if it does not say.
         evidence_ids, evidence_texts: What was read, best first.
         num_retrievals: How many searches were made.
-        num_tokens: How many tokens the reader read and wrote; `None` if nobody counted.
+        num_tokens: How many tokens the reader read and wrote; `None` if they were not counted.
         withheld: What would have been said, where a policy abstained and left `text` empty; `None` elsewhere.
         need: What a gate said before the search: the probability that it helps; `None` without a gate.
     """

@@ -1,9 +1,9 @@
 """Attention over passages: how much of what is read while an answer is written comes from which passage.
 
-Where a fusion reads passages by attention with a null key (`attention`, `gated`, `cross_attention`), its weights are
-told, with what fell on the null key, which is the fusion's way to read nothing. Where the language model itself reads
-them (`in_context`, `concat`, `product`), it is the language model's own attention. Attention says where a model
-looked; what an answer rests on is told by `posterior` and `leave_one_out`.
+Where a fusion reads passages by attention with a null key (`attention`, `gated`, `cross_attention`), its weights
+count, and what fell on the null key, which is the fusion's way to read nothing. Where the language model itself reads
+them (`in_context`, `concat`, `product`), it is its own attention. Attention says where a model looked;
+`posterior` and `leave_one_out` say what an answer rests on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import InvalidInputError
 from ..model.fusions.cross_attention import CrossReading
 from ..model.fusions.null_attention import NullAttend, split_heads
 from ..model.reader.inputs import encode_inputs, get_memory, split_inputs
-from .gradcam import evaluation_mode
+from .gradcam import evaluation_mode, on_device
 
 
 @dataclass
@@ -63,7 +63,7 @@ def passage_attention(
 
     Raises:
         `InvalidInputError`: if there is no passage; for an image-text-to-text reader, and where each passage is read
-            in a prompt of its own and nothing competes: there `posterior` tells.
+            in a prompt of its own and nothing competes: there `posterior` says it.
     """
     if not any(len(row) for row in evidence):
         raise InvalidInputError("there is no passage to look at; give evidence for at least one question")
@@ -75,16 +75,8 @@ def passage_attention(
             f"with {what} the reader has no attention that passages share and that could be told apart; "
             "look at posterior and leave_one_out instead"
         )
-    inputs = processor(
-        images=None if images is None else list(images),
-        text=list(questions),
-        evidence=evidence,
-        answers=list(answers),
-        padding_side="left",
-    ).to(model.device)
-    for name in ("pixel_values", "evidence_pixel_values"):
-        if name in inputs:
-            inputs[name] = inputs[name].to(model.dtype)
+    asked = {"images": None if images is None else list(images), "text": list(questions), "answers": list(answers)}
+    inputs = on_device(processor(**asked, evidence=evidence, padding_side="left"), model)
     labels, keep = inputs.pop("labels"), inputs["evidence_mask"].bool()
     read = _read_by_queries if own else _read_by_layers if fusion == "cross_attention" else _read_by_language_model
     with evaluation_mode(model), torch.no_grad():

@@ -43,8 +43,7 @@ def answer_grad_cam(
     """Where in each image the log-probability of its answer comes from.
 
     Args:
-        model, processor: a [`RavlmForConditionalGeneration`] that sees images through its own tower, and its
-            processor.
+        model, processor: a [`RavlmForConditionalGeneration`] with a vision tower of ours, and its processor.
         images, questions, answers, evidence: of one length; evidence as the processor takes it, `None` is closed-book.
         token (`int`, *optional*): explain this token of the answer, from 0; negative numbers count from its end, which
             is the mark that closes it. `None` explains the whole answer.
@@ -52,8 +51,8 @@ def answer_grad_cam(
         method (`str`): `"grad_cam"` or `"hires_cam"`.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, height, width)` in 0..1, as large as the image that the tower sees; a map
-        of zeros where nothing in the image speaks for the answer.
+        `torch.FloatTensor` of shape `(B, height, width)` in 0..1, as large as the image that the tower sees; a map of
+        zeros where nothing in the image speaks for the answer.
 
     Raises:
         `InvalidInputError`: for an image-text-to-text reader, a token that is not there, a layer that does not run.
@@ -81,13 +80,8 @@ def retrieval_grad_cam(
     Args:
         model, processor: a [`RavlmModel`] (of a reader, `reader.model`) and its processor.
         images, texts: the queries, of one length; `texts` may be `None` or hold it in single places.
-        passage_vectors (`torch.Tensor` of shape `(B, D)`): of the passage of each query, as the knowledge base keeps
-            them (`retriever.vectors`).
-        layer (`nn.Module`, *optional*): of the vision tower; its last output by default.
-        method (`str`): `"grad_cam"` or `"hires_cam"`.
-
-    Returns:
-        `torch.FloatTensor` of shape `(B, height, width)` in 0..1, as of `answer_grad_cam`.
+        passage_vectors (`torch.Tensor` of shape `(B, D)`): of the passage of each query (`retriever.vectors`).
+        layer, method: as of `answer_grad_cam`, and so are the maps that are returned.
 
     Raises:
         `InvalidInputError`: if queries and passages differ in number, or the layer does not run.
@@ -96,7 +90,7 @@ def retrieval_grad_cam(
         raise InvalidInputError(
             f"{len(images)} images came with {len(passage_vectors)} vectors of passages; give one each"
         )
-    inputs = _on_device(processor.for_retrieval(images=list(images), texts=texts), model)
+    inputs = on_device(processor.for_retrieval(images=list(images), texts=texts), model)
     passages = torch.as_tensor(passage_vectors, dtype=torch.float32, device=model.device)
 
     def score() -> torch.Tensor:
@@ -114,14 +108,10 @@ def image_worth(
     answers: Sequence[str],
     evidence: Sequence[Sequence[Any]] | None = None,
 ) -> torch.Tensor:
-    """What each image gives to the log-probability of its answer, against its mean colour in its place, in nats.
+    """What each image, against its mean colour in its place, gives to the answer's log-probability, in nats: `(B,)`.
 
-    A map says where, never how much: a reader that has the right passage may hardly need the image any more.
-
-    Args: as of `answer_grad_cam`.
-
-    Returns:
-        `torch.FloatTensor` of shape `(B,)`; below 0 where the image speaks against the answer.
+    A map says where, never how much: a reader that has the right passage may hardly need the image any more. Below 0
+    where the image speaks against the answer. Arguments as of `answer_grad_cam`.
     """
     inputs, labels = _answer_inputs(model, processor, images, questions, answers, evidence)
     covered = inputs["pixel_values"].mean(dim=(2, 3), keepdim=True).expand_as(inputs["pixel_values"])
@@ -308,7 +298,7 @@ def _answer_inputs(
             "and a score of your own"
         )
     inputs = processor(images=list(images), text=list(questions), evidence=evidence, answers=list(answers))
-    inputs = _on_device(inputs, model)
+    inputs = on_device(inputs, model)
     return inputs, inputs.pop("labels")
 
 
@@ -345,7 +335,7 @@ def _picked(log_probs: torch.Tensor, keep: torch.Tensor, token: int) -> torch.Te
     return log_probs.gather(1, places.unsqueeze(1)).squeeze(1)
 
 
-def _on_device(inputs: Any, model: nn.Module) -> Any:
+def on_device(inputs: Any, model: nn.Module) -> Any:
     inputs = inputs.to(model.device)
     for name in ("pixel_values", "evidence_pixel_values"):
         if name in inputs:

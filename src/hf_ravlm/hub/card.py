@@ -1,5 +1,4 @@
-"""Knows what the card of a measured model says: closed-book beside retrieved beside gold, what evidence rescued and
-harmed, which knowledge lies beside it under which licences, how it was trained, what it cannot do.
+"""The card of a measured model: its figures in every arm, what evidence rescued and harmed, the knowledge beside it.
 
 Figures come from the report of an `Evaluator`, never by hand. The part between the two marks is written anew each
 time; what a person writes before or after it stays, and so do the fields of the head that are not ours.
@@ -47,9 +46,8 @@ class CardFacts:
     Args:
         name (`str`): of the model.
         licence (`str`, *optional*): of the weights, by the Hub's name (`"apache-2.0"`); `"other"` if it has none.
-        language (`list[str]`): codes of the languages it speaks.
-        base_models (`list[str]`): Hub ids of what it was assembled from or trained on from.
-        datasets (`list[str]`): Hub ids of what it was trained on.
+        language (`list[str]`): codes of its languages.
+        base_models, datasets (`list[str]`): Hub ids of what it was assembled from and trained on.
         command (`str`, *optional*): what trained it.
         limits (`str`, *optional*): what it cannot do, as Markdown.
         questions (`str`): what it was evaluated on.
@@ -70,19 +68,19 @@ class CardFacts:
 def write_card(
     folder: str | os.PathLike[str], facts: CardFacts, report: Mapping[str, Any] | None = None
 ) -> tuple[Path, str]:
-    """Writes the card of a saved model into its folder, over what we wrote there before.
+    """Writes the card of a saved model into its folder, over what was written there before.
 
     Args:
         folder: model, and knowledge base if there is one.
         facts (`CardFacts`): what only people know.
         report (`dict`, *optional*): `EvaluationReport.to_dict()`, or `report.json` as read; without it the card says
-            that nobody has measured.
+            that the model is not evaluated.
 
     Returns:
         The path and the text.
 
     Raises:
-        InvalidInputError: There is no model, the report is none, or the metadata would not be accepted by the Hub.
+        InvalidInputError: There is no model, the report is none, or the Hub would not accept the metadata.
     """
     from ..model import RavlmConfig
     from ..retrieval import KnowledgeBase
