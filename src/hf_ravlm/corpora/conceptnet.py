@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -78,15 +78,6 @@ class _Term(NamedTuple):
     words: str
 
 
-class _Assertion(NamedTuple):
-    uri: str
-    relation: str
-    start_uri: str
-    start: _Term
-    end: _Term
-    details: str
-
-
 def from_conceptnet(
     path: str | os.PathLike[str],
     *,
@@ -136,38 +127,53 @@ def from_conceptnet(
     version = found[1] if found else None
 
     def row_of(line: str, where: str) -> SourceRow | None:
-        assertion = _assertion(line, where)
-        if not _is_wanted(assertion, languages, relations):
+        uri, relation, start_uri, end_uri, details_json = _columns(line, where)
+        start, end = _term(start_uri), _term(end_uri)
+        is_sentence = relation != _NO_SENTENCE and start.words and end.words
+        if not is_sentence or (relations is not None and relation not in relations):
             return None
-        details = _details(assertion.details, where)
-        return _row(where, assertion, details, version) if details["weight"] >= min_weight else None
+        if languages is not None and not (start.language in languages and end.language in languages):
+            return None
+        details = _details(details_json, where)
+        if details["weight"] < min_weight:
+            return None
+        values = {
+            "id": uri,
+            "text": _written_sentence(details.get("surfaceText")) or _made_sentence(relation, start, end),
+            "title": start.words,
+            "url": "https://conceptnet.io" + quote(start_uri),
+            "source": "ConceptNet",
+            "revision": version,
+            "licence": _licence(details.get("license")),
+        }
+        metadata = {
+            "relation": relation,
+            "start": start.words,
+            "end": end.words,
+            "weight": details["weight"],
+            "language": "/".join(dict.fromkeys([start.language, end.language])),
+            "dataset": details.get("dataset"),
+        }
+        return SourceRow(where, values, metadata)
 
     return KnowledgeBase(*table_from_rows(parsed_lines(file, row_of), on_error, report_file))
 
 
-def _assertion(line: str, where: str) -> _Assertion:
+def _columns(line: str, where: str) -> list[str]:
     columns = line.split("\t")
     if len(columns) != 5 or not columns[0].startswith("/a/") or not columns[1].startswith("/r/"):
         raise InvalidInputError(
             f"{where} is not an assertion: {line[:60]!r}. Expected five columns between tabs: URI, relation, start, "
             "end, JSON."
         )
-    uri, relation, start, end, details = columns
-    return _Assertion(uri, relation.removeprefix("/r/"), start, _term(start), _term(end), details)
+    columns[1] = columns[1].removeprefix("/r/")
+    return columns
 
 
 def _term(uri: str) -> _Term:
     """`/c/en/ice_cream/n/wn/food` is the English `ice cream`; the rest names the sense."""
     parts = uri.split("/")
     return _Term(parts[2], parts[3].replace("_", " ")) if len(parts) > 3 and parts[1] == "c" else _Term("", "")
-
-
-def _is_wanted(assertion: _Assertion, languages: Collection[str] | None, relations: Collection[str] | None) -> bool:
-    if assertion.relation == _NO_SENTENCE or not assertion.start.words or not assertion.end.words:
-        return False
-    if relations is not None and assertion.relation not in relations:
-        return False
-    return languages is None or (assertion.start.language in languages and assertion.end.language in languages)
 
 
 def _details(text: str, where: str) -> dict[str, Any]:
@@ -178,29 +184,6 @@ def _details(text: str, where: str) -> dict[str, Any]:
         raise InvalidInputError(
             f"{where}: the last column is not a JSON object with a weight ({type(error).__name__}: {error})."
         ) from error
-
-
-def _row(where: str, assertion: _Assertion, details: Mapping[str, Any], revision: str | None) -> SourceRow:
-    start, end = assertion.start, assertion.end
-    values = {
-        "id": assertion.uri,
-        "text": _written_sentence(details.get("surfaceText")) or _made_sentence(assertion.relation, start, end),
-        "title": start.words,
-        "url": "https://conceptnet.io" + quote(assertion.start_uri),
-        "source": "ConceptNet",
-        "revision": revision,
-        "licence": _licence(details.get("license")),
-    }
-    is_one_language = start.language == end.language
-    metadata = {
-        "relation": assertion.relation,
-        "start": start.words,
-        "end": end.words,
-        "weight": details["weight"],
-        "language": start.language if is_one_language else f"{start.language}/{end.language}",
-        "dataset": details.get("dataset"),
-    }
-    return SourceRow(where, values, metadata)
 
 
 def _written_sentence(surface: Any) -> str:

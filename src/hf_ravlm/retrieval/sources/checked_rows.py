@@ -80,8 +80,7 @@ def table_from_rows(
         The table, and the items left out.
 
     Raises:
-        InvalidInputError: If an item cannot be used and `on_error="raise"`, or if there is no row.
-            That ids are unique is checked by `unique_rows`.
+        InvalidInputError: If an item cannot be used or an id comes again and `on_error="raise"`; if there is no row.
         UnsafeInputError: If an image or a file name cannot be used and `on_error="raise"`.
     """
     if on_error not in ("raise", "skip"):
@@ -109,7 +108,7 @@ def table_from_rows(
                 batches.append(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
                 pending, num_image_bytes = [], 0
         batches.append(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
-        table, repeated = unique_rows(pa.Table.from_batches(batches), on_error)
+        table, repeated = _unique_rows(pa.Table.from_batches(batches), on_error)
         _write_skipped(report, repeated)
     skipped += repeated
     if skipped:
@@ -134,21 +133,14 @@ def _checked_item(item: SourceItem) -> dict[str, Any] | SourceFault:
         return item
     passage_id: str | None = None
     try:
-        passage_id = checked_id(item.values.get("id"), item.where)
+        passage_id = _checked_id(item.values.get("id"), item.where)
         return _checked_row(passage_id, item)
     except (InvalidInputError, UnsafeInputError) as error:
         return SourceFault(item.where, error, passage_id)
 
 
-def unique_rows(table: pa.Table, on_error: OnError = "raise") -> tuple[pa.Table, list[SkippedItem]]:
-    """Keeps the first row of each id (`"skip"`) or refuses a table in which one comes again (`"raise"`).
-
-    Returns:
-        The table, and the rows left out.
-
-    Raises:
-        InvalidInputError: If an id comes again and `on_error="raise"`.
-    """
+def _unique_rows(table: pa.Table, on_error: OnError) -> tuple[pa.Table, list[SkippedItem]]:
+    """Keeps the first row of each id (`"skip"`) or refuses a table in which one comes again (`"raise"`)."""
     if len(pc.unique(table["id"])) == table.num_rows:
         return table, []
     if on_error == "raise":
@@ -165,8 +157,8 @@ def unique_rows(table: pa.Table, on_error: OnError = "raise") -> tuple[pa.Table,
     return table.filter(pa.array(is_first)), repeated
 
 
-def checked_id(value: Any, where: str) -> str:
-    """Returns a passage id as text; whole numbers are converted, nothing else is."""
+def _checked_id(value: Any, where: str) -> str:
+    """A passage id as text; whole numbers are converted, nothing else is."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
@@ -188,21 +180,17 @@ def _checked_row(passage_id: str, row: SourceRow) -> dict[str, Any]:
             f"{where}: the passage has neither text nor image. Columns with a value: {keys}. Give it a `text`, an "
             "`image`, or both."
         )
-    checked = {name: _checked_string(row.values.get(name), name, where) for name in TEXT_COLUMNS}
+    try:
+        image = None if image is None else encoded_image(image)
+    except UnsafeInputError as error:
+        raise UnsafeInputError(f"{row.where}: the image of passage {passage_id!r} cannot be used: {error}") from error
     return {
         "id": passage_id,
         "text": text,
-        "image": None if image is None else _checked_image(image, passage_id, row.where),
-        **checked,
+        "image": image,
+        **{name: _checked_string(row.values.get(name), name, where) for name in TEXT_COLUMNS},
         "metadata": _metadata_json(row.metadata, where),
     }
-
-
-def _checked_image(image: Any, passage_id: str, where: str) -> bytes:
-    try:
-        return encoded_image(image)
-    except UnsafeInputError as error:
-        raise UnsafeInputError(f"{where}: the image of passage {passage_id!r} cannot be used: {error}") from error
 
 
 def _checked_text(value: Any, where: str) -> str | None:
@@ -219,13 +207,11 @@ def _checked_text(value: Any, where: str) -> str | None:
 
 
 def _checked_string(value: Any, name: str, where: str) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         raise InvalidInputError(
             f"{where}: `{name}` is {str(value)[:80]!r} of type {type(value).__name__}. Expected a string or None."
         )
-    return _checked_unicode(value, name, where)
+    return None if value is None else _checked_unicode(value, name, where)
 
 
 def _checked_unicode(value: str, name: str, where: str) -> str:
