@@ -1,8 +1,8 @@
 """What is known and how it is found: knowledge bases, encoders, indexes, rankings, and the retriever that joins them.
 
-The rooms: `reading` (sources become passages), `encoding` (passages become vectors), `indexes` (vectors are searched),
-`ranking` (candidates are filtered, joined and ordered), `passages` (what readers keep of a passage), `store` (the
-folder that survives interruptions), `backends` (engines on other machines).
+The rooms: `sources` (files, tables and data sets become passages), `encoding` (passages become vectors), `indexes`
+(vectors and words are searched), `ranking` (candidates are filtered, joined and ordered), `store` (the folder that
+survives interruptions), `hub` (publishing and downloading).
 """
 
 from __future__ import annotations

@@ -37,15 +37,16 @@ if TYPE_CHECKING:
 class KnowledgeBase:
     """Passages in a fixed order, found by position or by id.
 
-    The `from_...` methods read a source as a stream. They share these arguments:
+    The `from_...` methods read a source as a stream; the functions of `hf_ravlm.corpora` read WordNet, ConceptNet and
+    Wikipedia. They share these arguments:
 
     * `id_column`, `text_column`, `image_column`, `source_column`, `licence_column`, `url_column`, `revision_column`,
       `title_column` name the columns of a table; the defaults are `"id"`, `"text"` and so on. A default column that a
       table lacks is taken as empty, a named one must exist. `id_column=None` numbers the rows. `"license"` is found
       as well.
     * `metadata_columns` lists the columns kept as metadata; `None` keeps all the others.
-    * `chunking` cuts long texts into several passages, see `hf_ravlm.Chunking`: passage `"12-3"`
-      is the fourth chunk of `"12"`, with its title, url, licence and metadata. `None` takes texts as they are.
+    * `chunking` cuts long texts into several passages, see `hf_ravlm.Chunking`: passage `"12-3"` is the fourth chunk
+      of `"12"`, with its title, url, licence and metadata. `None` takes texts as they are.
     * `on_error` says what happens to an item that cannot be used: a line that is not JSON, a row without id, a text
       over 64 KiB, a broken image, a damaged page, an id that comes again. `"raise"` stops; `"skip"` leaves it out,
       logs a warning and lists it in `skipped`. A file that is missing, cut or of another kind stops in either case.
