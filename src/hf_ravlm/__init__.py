@@ -61,42 +61,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LAZY = {  # the room: what comes from it when it is first used
-    "model": (
-        "ConflictAwareLogitsProcessor",
-        "RavlmConfig",
-        "RavlmForConditionalGeneration",
-        "RavlmForImageTextRetrieval",
-        "RavlmForPreTraining",
-        "RavlmModel",
-        "RavlmPreTrainedModel",
-        "RavlmProcessor",
-        "from_backbones",
-    ),
-    "retrieval": (
-        "Chunking",
-        "Evidence",
-        "KnowledgeBase",
-        "Passage",
-        "RavlmEncoder",
-        "RavlmRetriever",
-        "embed_corpus",
-        "load_encoder",
-    ),
-    "training": (
-        "AnswerCollator",
-        "EvidenceMix",
-        "JointSettings",
-        "MineNegativesCallback",
-        "RavlmJointTrainer",
-        "RavlmPreTrainer",
-        "RavlmPreTrainingArguments",
-        "RavlmTrainer",
-        "RetrievalCollator",
-        "mine_hard_negatives",
-    ),
+# What comes from each folder when it is first used.
+_LAZY = {
+    "model": "ConflictAwareLogitsProcessor RavlmConfig RavlmForConditionalGeneration RavlmForImageTextRetrieval "
+    "RavlmForPreTraining RavlmModel RavlmPreTrainedModel RavlmProcessor from_backbones",
+    "retrieval": "Chunking Evidence KnowledgeBase Passage RavlmEncoder RavlmRetriever embed_corpus load_encoder",
+    "training": "AnswerCollator EvidenceMix JointSettings MineNegativesCallback RavlmJointTrainer RavlmPreTrainer "
+    "RavlmPreTrainingArguments RavlmTrainer RetrievalCollator mine_hard_negatives",
 }
-_ROOM_OF = {name: room for room, names in _LAZY.items() for name in names}
+_ROOM_OF = {name: room for room, names in _LAZY.items() for name in names.split()}
 
 
 def __getattr__(name: str):

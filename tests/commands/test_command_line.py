@@ -12,7 +12,7 @@ import pytest
 
 import hf_ravlm
 from hf_ravlm import cli
-from hf_ravlm.commands import command_line
+from hf_ravlm.commands import argument_types, command_line
 from hf_ravlm.retrieval import INDEX_KINDS
 from hf_ravlm.retrieval.encoding.encoder_adapters import ENCODER_KINDS
 from hf_ravlm.retrieval.knowledge_channels import CHANNEL_NAMES
@@ -82,7 +82,7 @@ def test_only_the_command_itself_registers_later(program, started, expected, mon
 def test_choices_are_those_of_the_rooms():
     assert command_line.INDEX_KINDS == INDEX_KINDS
     assert command_line.ENCODER_KINDS == ENCODER_KINDS
-    assert command_line.CHANNEL_NAMES == CHANNEL_NAMES
+    assert argument_types.CHANNEL_NAMES == CHANNEL_NAMES
     assert command_line.PARTS == PARTS
 
 

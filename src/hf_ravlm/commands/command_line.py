@@ -8,16 +8,24 @@ compares with the constants of the folders that they come from.
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
-from .outcome import one_line
+from .argument_types import (
+    CHANNEL_NAMES,
+    bytes_of,
+    channels,
+    factors,
+    names,
+    passage_count,
+    port,
+    positive,
+    torch_device,
+)
 
 
 INDEX_KINDS = ("flat", "hnsw", "hnsw_sq8", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_opq_pq", "ivf_rabitq", "auto")
 ENCODER_KINDS = ("auto", "ravlm", "dual", "text", "sentence-transformers")
-CHANNEL_NAMES = ("dense", "bm25", "dense_text", "dense_image")
 PARTS = ("passages", "vectors")
 # The options that each format understands beside those of all formats, by their names in the arguments.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -33,7 +41,6 @@ COLUMNS = ("id", "text", "image", "source", "licence", "url", "revision", "title
 
 _RESUMES = "Stopped. Finished work is kept: the same command goes on where it stopped."
 _UNCHANGED = "Stopped. What was not finished was not begun; the knowledge base is whole."
-_SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 INDEX_EXAMPLES = """examples:
   hf-ravlm index build my_pictures my_knowledge --model google/siglip2-base-patch16-224
@@ -48,115 +55,31 @@ INDEX_EXAMPLES = """examples:
 """
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return number
-
-
-def port(text: str) -> int:
-    """A port of TCP."""
-    if (number := positive(text)) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a port, 1 to 65535")
-    return number
-
-
-def torch_device(text: str) -> str:
-    """A device that torch has on this machine.
-
-    >>> torch_device("cpu")
-    'cpu'
-    """
-    import torch
-
-    try:
-        torch.empty(0, device=text)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = one_line(str(error))[:200]
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used on this machine: {reason}") from error
-    return text
-
-
-def names(text: str) -> list[str]:
-    """Names with commas between them.
-
-    >>> names("dense,bm25")
-    ['dense', 'bm25']
-    """
-    found = [name.strip() for name in text.split(",") if name.strip()]
-    if not found:
-        raise argparse.ArgumentTypeError("expected names with commas between them")
-    return found
-
-
-def bytes_of(text: str) -> int:
-    """A number of bytes, as people write it.
-
-    >>> bytes_of("1.5GB"), bytes_of("800 MB"), bytes_of("4096")
-    (1500000000, 800000000, 4096)
-    """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match.group(2).upper() not in _SIZES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected one such as 800MB or 2GB")
-    return int(float(match.group(1)) * _SIZES[match.group(2).upper()])
-
-
-def _channels(text: str) -> list[str]:
-    unknown = [name for name in names(text) if name not in CHANNEL_NAMES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}; choose from {', '.join(CHANNEL_NAMES)}")
-    return names(text)
-
-
-def _factors(text: str) -> list[int]:
-    return [positive(name) for name in names(text)]
-
-
-def _number(text: str) -> int:
-    return 0 if text.strip() == "0" else positive(text)
-
-
-# Options of several commands: their flags, and what argparse is to know of them.
-_SHARED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "model": (("model",), {"metavar": "MODEL", "help": "a folder or Hub id of a RAVLM with its processor"}),
-    "folder": (
-        ("folder",),
-        {
-            "metavar": "FOLDER",
-            "type": Path,
-            "help": "the folder of the knowledge base, or of the model it lies beside",
-        },
-    ),
-    "device": (
-        ("--device",),
-        {"type": torch_device, "help": "such as cuda or cpu (default: the graphics card, if there is one)"},
-    ),
-    "knowledge": (
-        ("--knowledge",),
-        {"metavar": "FOLDER", "help": "the knowledge base, if it is not in that of the model"},
-    ),
-    "k": (("-k", "--k"), {"type": positive, "help": "passages per question (default: as the model says)"}),
-    "port": (("--port",), {"type": port}),
-    "max_new_tokens": (
-        ("--max_new_tokens",),
-        {"type": positive, "help": "the longest answer (default: %(default)s)"},
-    ),
-    "batch_size": (
-        ("--batch_size",),
-        {"type": int, "default": 64, "help": "images encoded at once (default: 64)"},
-    ),
+# Arguments of several commands, by their first flag.
+_SHARED: dict[str, dict[str, Any]] = {
+    "model": {"metavar": "MODEL", "help": "a folder or Hub id of a RAVLM with its processor"},
+    "folder": {"metavar": "FOLDER", "help": "the folder of the knowledge base, or of the model it lies beside"},
+    "--device": {"help": "such as cuda or cpu (default: the graphics card, if there is one)"},
+    "--knowledge": {"metavar": "FOLDER", "help": "the knowledge base, if it is not in that of the model"},
+    "-k": {"dest": "k", "help": "passages per question (default: as the model says)"},
+    "--port": {},
+    "--max_new_tokens": {"help": "the longest answer (default: %(default)s)"},
+    "--batch_size": {"default": 64, "help": "images encoded at once (default: 64)"},
+}
+_TYPES: dict[str, Any] = {
+    "folder": Path,
+    "--device": torch_device,
+    "-k": positive,
+    "--port": port,
+    "--max_new_tokens": positive,
+    "--batch_size": int,
 }
 
 
-def _add(parser: Any, name: str, **changes: Any) -> None:
-    """Declares an option of `_SHARED`, with what differs here."""
-    flags, settings = _SHARED[name]
-    parser.add_argument(*flags, **{**settings, **changes})
+def _add(parser: Any, flag: str, **changes: Any) -> None:
+    """Declares an argument of `_SHARED`, with what differs here."""
+    flags = ("-k", "--k") if flag == "-k" else (flag,)
+    parser.add_argument(*flags, **{"type": _TYPES.get(flag), **_SHARED[flag], **changes})
 
 
 def _add_encoder(parser: argparse.ArgumentParser, required: bool = False) -> None:
@@ -171,7 +94,7 @@ def _add_encoder(parser: argparse.ArgumentParser, required: bool = False) -> Non
     group.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16", "int8"], help="default: as the model is stored"
     )
-    _add(group, "device")
+    _add(group, "--device")
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -284,7 +207,7 @@ def _add_index(commands: _Commands) -> None:
     _add_encoder(parser)
     replacing = "replace passages with the same ids instead of refusing them"
     parser.add_argument("--update", action="store_true", help=replacing)
-    _add(parser, "batch_size")
+    _add(parser, "--batch_size")
     parser = add("remove", "care", "remove passages by their ids")
     _add(parser, "folder")
     parser.add_argument("ids", metavar="ID", nargs="*", help="ids of passages")
@@ -313,7 +236,7 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--memory_budget", type=bytes_of, metavar="SIZE", help="memory for searching, such as 2GB")
     share = "share of the exact ten best to find (default: 0.95)"
     group.add_argument("--recall", type=float, default=0.95, help=share)
-    _add(group, "batch_size")
+    _add(group, "--batch_size")
     staging = "for unfinished work, which is removed at the end (default: in OUT)"
     group.add_argument("--staging", type=Path, metavar="FOLDER", help=staging)
     group.add_argument("--overwrite", action="store_true", help="replace the knowledge base in OUT, in one step")
@@ -328,7 +251,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--channels",
         nargs="+",
-        type=_channels,
+        type=channels,
         default=[["dense"]],
         metavar="NAME",
         help=f"how to find: {', '.join(CHANNEL_NAMES)}; several, such as dense,bm25, are joined (default: dense)",
@@ -377,13 +300,13 @@ def _add_evaluate(commands: _Commands) -> None:
     group = parser.add_argument_group("answering")
     arms = "such as closed_book,retrieved,gold (default: these and guarded, where they can be)"
     group.add_argument("--arms", type=names, metavar="NAMES", help=arms)
-    _add(group, "knowledge")
-    _add(group, "k")
+    _add(group, "--knowledge")
+    _add(group, "-k")
     group.add_argument("--policy", metavar="FOLDER", help="an answer policy, if it is not in that of the model")
     group.add_argument("--channels", type=names, metavar="NAMES", help="how they are found, such as dense,bm25")
-    _add(group, "max_new_tokens", default=32)
-    _add(group, "batch_size", type=positive, default=8, help="questions answered at once (default: 8)")
-    _add(group, "device")
+    _add(group, "--max_new_tokens", default=32)
+    _add(group, "--batch_size", type=positive, default=8, help="questions answered at once (default: 8)")
+    _add(group, "--device")
     group = parser.add_argument_group("the report")
     group.add_argument(
         "--metrics",
@@ -396,8 +319,8 @@ def _add_evaluate(commands: _Commands) -> None:
     group.add_argument("--seed", type=int, default=0, help=seeded)
     distractors = "WordNet or a JSONL file: what answers bear when the base grows by it"
     group.add_argument("--distractors", metavar="SOURCE", help=distractors)
-    factors = "how many times larger it gets (default: 1,10,100)"
-    group.add_argument("--factors", type=_factors, default=[1, 10, 100], help=factors)
+    growth = "how many times larger it gets (default: 1,10,100)"
+    group.add_argument("--factors", type=factors, default=[1, 10, 100], help=growth)
 
 
 def _add_card(commands: _Commands) -> None:
@@ -449,10 +372,10 @@ gave to the answer (posterior, attention, what is lost without it), and which ce
     parser.add_argument("--question", metavar="TEXT", help="what is asked (default: the model's own question)")
     parser.add_argument("--out", required=True, metavar="PNG", type=Path, help="where the figure is written")
     group = parser.add_argument_group("answering")
-    _add(group, "knowledge")
-    _add(group, "k", type=_number, help="passages; 0 is closed-book (default: as the model says)")
-    _add(group, "max_new_tokens", default=64)
-    _add(group, "device")
+    _add(group, "--knowledge")
+    _add(group, "-k", type=passage_count, help="passages; 0 is closed-book (default: as the model says)")
+    _add(group, "--max_new_tokens", default=64)
+    _add(group, "--device")
     group = parser.add_argument_group("explaining")
     group.add_argument("--answer", metavar="TEXT", help="explain this answer instead of the model's own")
     group.add_argument("--token", type=int, metavar="NUMBER", help="explain this token of it alone, counted from 0")
@@ -477,15 +400,15 @@ pip install "hf_ravlm[demo]".
         "Stopped.",
     )
     _add(parser, "model")
-    _add(parser, "knowledge")
-    _add(parser, "port", default=7860, help="where it listens (default: 7860)")
+    _add(parser, "--knowledge")
+    _add(parser, "--port", default=7860, help="where it listens (default: 7860)")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
         help="the address it listens on (default: 127.0.0.1, this machine alone; whoever reaches another one can use "
         "the page, there is no password)",
     )
-    _add(parser, "device")
+    _add(parser, "--device")
 
 
 def _add_serve(commands: _Commands) -> None:
@@ -507,9 +430,9 @@ Then ask it as you would ask any such server, with pictures as data:image/png;ba
     _add(parser, "model")
     who = "who may ask (default: localhost, this machine alone; it asks no password)"
     parser.add_argument("--host", default="localhost", help=who)
-    _add(parser, "port", default=8000, help="default: 8000")
-    _add(parser, "k")
-    _add(parser, "device")
+    _add(parser, "--port", default=8000, help="default: 8000")
+    _add(parser, "-k")
+    _add(parser, "--device")
 
 
 def _add_export(commands: _Commands) -> None:
