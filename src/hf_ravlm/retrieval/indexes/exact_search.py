@@ -81,7 +81,8 @@ def exact_scores(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> 
 def best_first(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The best `k` of candidates (n, c), best first; equal scores in the order of rows."""
     order = np.lexsort((rows, -scores), axis=-1)[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    queries = np.arange(len(rows))[:, None]
+    return scores[queries, order], rows[queries, order]
 
 
 def _search_block(

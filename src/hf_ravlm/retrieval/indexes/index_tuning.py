@@ -86,14 +86,18 @@ class EffortTable:
 
     def effort(self, depth: float) -> int:
         """The effort for a depth: on a straight line between logarithms, in proportion beyond the last one."""
-        inside = np.exp(np.interp(np.log(max(depth, 1.0)), np.log(self.depths), np.log(self.efforts)))
+        if depth <= 1:  # what most searches ask for
+            return self.efforts[0]
+        inside = np.exp(np.interp(np.log(depth), np.log(self.depths), np.log(self.efforts)))
         return int(np.ceil(inside * max(depth / self.depths[-1], 1.0) - 1e-9))
 
     def cost(self, depth: float) -> float:
         """The number of vectors that a query is compared with at a depth; infinite where it was not measured."""
+        if depth <= 1:
+            return self.costs[0]
         if depth > self.depths[-1] * 1.001:
             return float("inf")
-        return float(np.exp(np.interp(np.log(max(depth, 1.0)), np.log(self.depths), np.log(self.costs))))
+        return float(np.exp(np.interp(np.log(depth), np.log(self.depths), np.log(self.costs))))
 
 
 def perturbed_passages(vectors: np.ndarray, num_queries: int, seed: int) -> np.ndarray:
