@@ -237,7 +237,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     ("load", "model", "message"),
     [
         (load_generator, lambda: text_model("bert"), "BertModel, which has no head"),
-        (load_generator, lambda: vision_model("vit"), "'vit' model, which neither generates text nor reads pictures"),
+        (load_generator, lambda: vision_model("vit"), "'vit' model, which neither generates text nor reads images"),
         (load_generator, lambda: AutoModel.from_config(T5Config(d_model=8, d_ff=8, num_layers=1)), "encoder-decoder"),
         (load_vision_tower, lambda: text_model("bert"), "BertModel, which reads input_ids"),
         (load_text_encoder, lambda: vision_model("vit"), "ViTModel, which reads pixel_values"),
@@ -255,7 +255,7 @@ def test_an_object_from_no_folder_needs_what_prepares_its_inputs():
         from_backbones(vision_model("vit"), text_model("bert"), causal_model("llama"))
 
 
-def test_types_in_both_mappings_read_pictures_by_themselves():
+def test_types_in_both_mappings_read_images_by_themselves():
     assert reader_kind(multimodal_model("gemma3")[0].config) == "image_text"
     assert reader_kind(causal_model("gemma3_text").config) == "causal"
 

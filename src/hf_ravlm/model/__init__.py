@@ -1,4 +1,4 @@
-"""The network and its processor. Knows no retriever, no index and no trainer."""
+"""The network and its processor: tensors only, no retriever, no index, no trainer."""
 
 from __future__ import annotations
 

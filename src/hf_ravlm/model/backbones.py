@@ -37,7 +37,7 @@ POOLERS = ("pooler",)  # we pool ourselves, so a checkpoint may lack these
 
 
 def reader_kind(config: PreTrainedConfig) -> Reader:
-    """How a generator reads: `"image_text"` sees pictures by itself, `"causal"` sees those that we project for it.
+    """How a generator reads: `"image_text"` sees images by itself, `"causal"` sees those that we project for it.
 
     A type that is in both mappings of transformers (Gemma 3, Llama 4) is an image-text-to-text model.
 
@@ -61,7 +61,7 @@ def reader_kind(config: PreTrainedConfig) -> Reader:
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return "causal"
     raise InvalidInputError(
-        f"the generator is a {config.model_type!r} model, which neither generates text nor reads pictures; expected a "
+        f"the generator is a {config.model_type!r} model, which neither generates text nor reads images; expected a "
         "type of AutoModelForCausalLM (llama, qwen3, gpt2, gemma3_text, opt, ...) or of AutoModelForImageTextToText "
         "(qwen2_5_vl, llava, smolvlm, gemma3, ...)"
     )
@@ -97,16 +97,16 @@ def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
 
 
 def load_vision_tower(source: Backbone, **loading: Any) -> PreTrainedModel:
-    """The vision tower: any model that turns pictures into patch features; the vision half of a dual tower.
+    """The vision tower: any model that turns images into patch features; the vision half of a dual tower.
 
     Raises:
-        `InvalidInputError`: if it takes no fixed-size pictures, or its checkpoint lacks weights.
+        `InvalidInputError`: if it takes no fixed-size images, or its checkpoint lacks weights.
     """
     tower = _load_half(source, "vision", **loading)
     if tower.config.model_type == "siglip2_vision_model":
         raise InvalidInputError(
             "the vision tower is a SigLIP 2 of flexible resolution (NaFlex), which takes patches with their shapes "
-            "and no pictures; choose a SigLIP 2 of fixed resolution (siglip2-base-patch16-224, ...), which loads as "
+            "and no images; choose a SigLIP 2 of fixed resolution (siglip2-base-patch16-224, ...), which loads as "
             "SigLIP"
         )
     if tower.main_input_name != "pixel_values":

@@ -37,7 +37,7 @@ class RavlmConfig(PublishedConfig):
             `D`, width of the space that images, questions and passages share.
         pooling_grid (`int`, *optional*, defaults to 1):
             The image embedding is one linear map of the patch features averaged over a `grid x grid` raster; 1 is the
-            plain mean, 2 and more keep the layout of the picture.
+            plain mean, 2 and more keep the layout of the image.
         logit_scale_init (`float`, *optional*, defaults to 2.6592):
             Natural log of `1 / temperature` at the start (2.6592 is temperature 0.07). Kept within [0, ln 100].
         text_weight_init (`float`, *optional*, defaults to 1.0):
@@ -146,7 +146,7 @@ class RavlmConfig(PublishedConfig):
         if round(self.num_image_tokens**0.5) ** 2 != self.num_image_tokens:
             raise ValueError(
                 f"num_image_tokens={self.num_image_tokens}: expected a square number (1, 4, 9, 16, ...), "
-                "because the image tokens are a square raster of the picture"
+                "because the image tokens are a square raster of the image"
             )
 
     def validate_fusion_heads(self):

@@ -1,4 +1,4 @@
-"""What we add to loading: damaged weights are named, and a model knows where it came from.
+"""What we add to loading: where a model came from, new weights beside loaded ones, the model without its wrappers.
 
 transformers remembers the name of the repository alone. With the name, a pinned model would get the processor and the
 knowledge base of the default branch; with its `Origin` it gets those of its own commit, by the same right.
@@ -6,17 +6,13 @@ knowledge base of the default branch; with its `Origin` it gets those of its own
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
-
-from ..errors import UnsafeInputError
 
 
 @dataclass(frozen=True)
@@ -83,22 +79,6 @@ def initialize_new(
         if id(module) not in kept:
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
-
-
-@contextmanager
-def naming_damage(source: Any) -> Iterator[None]:
-    """Says whose weights cannot be read, which `safetensors` does not know.
-
-    Raises:
-        UnsafeInputError: A file of weights is cut off or overwritten.
-    """
-    try:
-        yield
-    except SafetensorError as error:
-        raise UnsafeInputError(
-            f"{source}: a file of weights (*.safetensors) is damaged and was not loaded ({error}). Download it again "
-            "(`force_download=True`), or take it from a copy."
-        ) from error
 
 
 def without_adapters(model: Any) -> Any:

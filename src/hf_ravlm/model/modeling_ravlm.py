@@ -1,9 +1,8 @@
 """The dual encoder that finds passages, and what both models share: loading, saving, initialisation.
 
 Any vision tower gives patch features, as a map `(B, C, h, w)` or as tokens `(B, T, C)`; any text encoder gives token
-states. [`RavlmModel`] pools each, projects it to `D` and normalises it; a query or a passage that has picture and text
-is the normalised weighted sum of the two, so that a search by picture, by words or by both is one inner product. It
-does not know how the passages are stored or searched.
+states. [`RavlmModel`] pools each, projects it to `D` and normalises it; a query or a passage that has image and text
+is the normalised weighted sum of the two, so that a search by image, by words or by both is one inner product.
 """
 
 from __future__ import annotations
@@ -12,17 +11,19 @@ import math
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from ..errors import UnsafeInputError
 from ..saving.folders import PublishMixin
 from .backbones import masked_mean, patch_grid
 from .configuration_ravlm import RavlmConfig
 from .fusions.registry import init_fusion_weights
-from .loading import naming_damage, remember_origin
+from .loading import remember_origin
 from .outputs import RavlmEmbeddingOutput
 
 
@@ -49,9 +50,18 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As in transformers; the model also notes its `origin`, for what lies beside it in a repository."""
-        with naming_damage(pretrained_model_name_or_path):
+        """As in transformers; the model also notes its `origin`, for what lies beside it in a repository.
+
+        Raises:
+            `UnsafeInputError`: if a file of weights is cut off or overwritten.
+        """
+        try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:  # which does not say whose weights they are
+            raise UnsafeInputError(
+                f"{pretrained_model_name_or_path}: a file of weights (*.safetensors) is damaged and was not loaded "
+                f"({error}). Download it again (`force_download=True`), or take it from a copy."
+            ) from error
         remember_origin(loaded, kwargs)
         return loaded
 
@@ -305,9 +315,9 @@ def info_nce(
     scores = query_embeds.float() @ passage_embeds.float().mT * logit_scale  # (B, N)
     positives = torch.arange(len(query_embeds), device=scores.device)
     if query_labels is not None and passage_labels is not None:
-        killed = query_labels[:, None] == passage_labels[None, :]  # (B, N)
-        killed[positives, positives] = False
-        scores = scores.masked_fill(killed, float("-inf"))
+        same = query_labels[:, None] == passage_labels[None, :]  # (B, N)
+        same[positives, positives] = False
+        scores = scores.masked_fill(same, float("-inf"))
     return F.cross_entropy(scores, positives)
 
 

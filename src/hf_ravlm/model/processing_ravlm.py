@@ -1,7 +1,7 @@
-"""From image, question and evidence to the tensors of the model: the one place where inputs are made safe.
+"""The processor: from image, question and evidence to the tensors of the model, made safe.
 
 The processor holds an image processor, the tokenizer of the language model (`tokenizer`) and that of the text encoder
-(`text_tokenizer`). It knows no retriever: evidence is whatever has a text and, if it likes, a score and a picture.
+(`text_tokenizer`). Evidence is whatever has a text and perhaps a score and an image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..images import safe_image, trim_margins
 from ..saving.folders import PublishMixin
 from .configuration_ravlm import DESCRIBE_PROMPT
 from .prompts.chat import GeneratorProcessorMixin
-from .prompts.evidence import EvidenceItem, pad_prompts, pad_rows, read_evidence
+from .prompts.evidence import EvidenceItem, evidence_tensors, pad_prompts, pad_rows, read_answers, read_evidence
 from .prompts.layout import SPECIAL_TOKENS, PassagePart, Prompt, PromptMarkers, clean_text, layout_prompt
 from .prompts.literal import add_marks, literal_ids
 
@@ -65,7 +65,7 @@ class RavlmProcessor(PublishedProcessor):
             once. A reader answers well only in the layout that it was trained in.
         passage_prompts (`bool`, *optional*, defaults to `False`):
             one prompt per passage, as `config.marginalization` other than `"none"` needs.
-        passage_images (`bool`, *optional*, defaults to `False`): whether the reader sees the pictures of passages.
+        passage_images (`bool`, *optional*, defaults to `False`): whether the reader sees the images of passages.
         max_length (`int`, *optional*, defaults to 1024): tokens of a prompt; what the language model was trained for.
         max_passage_length (`int`, *optional*, defaults to 256): tokens of one passage in a prompt.
         max_text_length (`int`, *optional*, defaults to 256):
@@ -155,12 +155,12 @@ class RavlmProcessor(PublishedProcessor):
             `token_passages` `(B, L)`, the passage that a token of the prompt belongs to (-1 for none). With one prompt
             per passage, `L`-wide rows are `B * K`, passage by passage. With a fusion that reads evidence also
             `evidence_input_ids` and `evidence_attention_mask` `(B, K, T)`, `question_input_ids` and
-            `question_attention_mask` `(B, Lq)`; with pictures of passages `evidence_pixel_values`
+            `question_attention_mask` `(B, Lq)`; with images of passages `evidence_pixel_values`
             `(B, K, 3, height, width)` and `evidence_image_mask` `(B, K)`.
 
         Raises:
             `InvalidInputError`: empty question, lists of different lengths, a question longer than `max_length`.
-            `UnsafeInputError`: a picture that cannot be used.
+            `UnsafeInputError`: an image that cannot be used.
         """
         if images is None and text is None:
             raise InvalidInputError("nothing to ask: expected images, text or both, got neither")
@@ -168,22 +168,27 @@ class RavlmProcessor(PublishedProcessor):
         settings = self._merge_kwargs(RavlmProcessorKwargs, **kwargs)
         layout = settings["text_kwargs"]
         max_length = layout.get("max_length") or self.max_length
-        pictures = None if images is None else self._load_images(images)
-        questions = self._questions(text, pictures)
-        if pictures is not None and len(pictures) != len(questions):
+        images = None if images is None else self._load_images(images)
+        questions = self._questions(text, images)
+        if images is not None and len(images) != len(questions):
             raise InvalidInputError(
-                f"got {len(pictures)} images and {len(questions)} questions; give one image per question, or none"
+                f"got {len(images)} images and {len(questions)} questions; give one image per question, or none"
             )
-        passages = read_evidence(evidence, len(questions))
+        passages, answers = read_evidence(evidence, len(questions)), read_answers(answers, len(questions))
         num_passages = max(len(row) for row in passages)
         each = bool(num_passages) and (self.passage_prompts if passage_prompts is None else passage_prompts)
         side = layout.get("padding_side") or ("right" if answers is not None else "left")
         if self.generator_processor is not None:
+            if each:
+                raise InvalidInputError(
+                    "passage_prompts=True with an image-text-to-text generator: it reads all passages in one prompt; "
+                    "pass passage_prompts=False, or choose a causal language model as the generator"
+                )
             given = layout.get("max_length")
-            data = self.multimodal_inputs(questions, pictures, passages, answers, each, side, given)
+            data = self.multimodal_inputs(questions, images, passages, answers, side, given)
             return BatchFeature(data, tensor_type=None)
         tower = self._evidence_tensors(questions, passages, num_passages)
-        prompts = self._prompts(questions, passages, each, pictures is not None, answers, max_length, tower)
+        prompts = self._prompts(questions, passages, each, images is not None, answers, max_length, tower)
         if num_passages and self.fusion != "cross_attention":  # what had no room in the prompt is not there
             shown = [[k in prompt.passages for k in range(1 if each else num_passages)] for prompt in prompts]
             tower["evidence_mask"] &= torch.tensor(shown).reshape(-1, num_passages)
@@ -200,8 +205,8 @@ class RavlmProcessor(PublishedProcessor):
         )
         if not num_passages:
             del data["token_passages"]
-        if pictures is not None:
-            data["pixel_values"] = self._pixels(pictures, **settings["images_kwargs"])
+        if images is not None:
+            data["pixel_values"] = self._pixels(images, **settings["images_kwargs"])
         return BatchFeature({**data, **tower}, tensor_type=None)
 
     def for_retrieval(self, images: Sequence[Any] | None = None, texts: Sequence[str | None] | None = None):
@@ -275,17 +280,17 @@ class RavlmProcessor(PublishedProcessor):
         return flat
 
     def _load_image(self, image: Any) -> Image.Image:
-        picture = safe_image(image)
-        return trim_margins(picture) if self.trim_image_margins else picture
+        image = safe_image(image)
+        return trim_margins(image) if self.trim_image_margins else image
 
-    def _pixels(self, pictures: list[Image.Image], **settings: Any) -> torch.Tensor:
-        return self.image_processor(images=pictures, **{**settings, "return_tensors": "pt"})["pixel_values"]
+    def _pixels(self, images: list[Image.Image], **settings: Any) -> torch.Tensor:
+        return self.image_processor(images=images, **{**settings, "return_tensors": "pt"})["pixel_values"]
 
-    def _questions(self, text: str | Sequence[str] | None, pictures: list | None) -> list[str]:
+    def _questions(self, text: str | Sequence[str] | None, images: list | None) -> list[str]:
         if text is None:
-            text = [DESCRIBE_PROMPT] * (len(pictures) if pictures is not None else 1)
+            text = [DESCRIBE_PROMPT] * (len(images) if images is not None else 1)
         questions = [text] if isinstance(text, str) else list(text)
-        if pictures is not None:  # chat templates and habit put the placeholder before the words
+        if images is not None:  # chat templates and habit put the placeholder before the words
             questions = [q.removeprefix(self.image_token) if isinstance(q, str) else q for q in questions]
         for row, question in enumerate(questions):
             if not isinstance(question, str) or not clean_text(question):
@@ -299,16 +304,13 @@ class RavlmProcessor(PublishedProcessor):
         passages: list[list[EvidenceItem]],
         each: bool,
         with_image: bool,
-        answers: str | Sequence[str] | None,
+        answers: list[str] | None,
         max_length: int,
         tower: dict[str, torch.Tensor],
     ) -> list[Prompt]:
         """One prompt per question, or per question and passage (`each`), in which a missing passage has no place."""
         targets: list[list[int] | None] = [None] * len(questions)
         if answers is not None:
-            answers = [answers] if isinstance(answers, str) else list(answers)
-            if len(answers) != len(questions):
-                raise InvalidInputError(f"got {len(answers)} answers and {len(questions)} questions")
             targets = [*self.encode_text(answers)]
         parts = self._passage_parts(passages, tower)
         return [
@@ -330,8 +332,8 @@ class RavlmProcessor(PublishedProcessor):
     ) -> list[list[PassagePart]]:
         """What of each passage stands in the prompt; rows are filled up to `K` with empty parts."""
         num_passages = max(len(row) for row in passages)
-        pictured = tower.get("evidence_image_mask", torch.zeros(len(passages), num_passages, dtype=torch.bool))
-        pictures = (pictured * self.num_image_tokens).tolist()
+        with_image = tower.get("evidence_image_mask", torch.zeros(len(passages), num_passages, dtype=torch.bool))
+        images = (with_image * self.num_image_tokens).tolist()
         if self.fusion == "in_context":
             texts = sorted({item.text for row in passages for item in row})
             encoded = dict(zip(texts, self.encode_text(texts), strict=True))
@@ -341,12 +343,12 @@ class RavlmProcessor(PublishedProcessor):
                     for item, place in zip(row, places, strict=False)
                 ]
                 + [PassagePart()] * (num_passages - len(row))
-                for row, places in zip(passages, pictures, strict=True)
+                for row, places in zip(passages, images, strict=True)
             ]
         if not num_passages:
             return [[] for _ in passages]
         if self.fusion == "concat":  # as many places as the passage has states
-            counts = tower["evidence_attention_mask"].sum(-1) + pictured * self.num_image_tokens  # (B, K)
+            counts = tower["evidence_attention_mask"].sum(-1) + with_image * self.num_image_tokens  # (B, K)
         else:
             places = {"cross_attention": 0, "product": 1}.get(self.fusion, self.num_memory_tokens)
             counts = torch.full_like(tower["evidence_mask"], places, dtype=torch.long)
@@ -371,19 +373,16 @@ class RavlmProcessor(PublishedProcessor):
             return {}
         shape = (len(questions), num_passages)
         filled = [item for row in passages for item in [*row, *[EvidenceItem("")] * (num_passages - len(row))]]
-        data = {
-            "evidence_scores": torch.tensor([item.score for item in filled]).reshape(shape),
-            "evidence_mask": torch.tensor([[k < len(row) for k in range(num_passages)] for row in passages]),
-        }
+        data = evidence_tensors(passages)
         if self.fusion != "in_context":
             tower = self._encode_for_tower([item.text for item in filled])
             data.update({f"evidence_{name}": tensor.unflatten(0, shape) for name, tensor in tower.items()})
             question = self._encode_for_tower(questions)
             data.update({f"question_{name}": tensor for name, tensor in question.items()})
         if self.passage_images and any(item.image is not None for item in filled):
-            pictured = self.for_retrieval(images=[item.image for item in filled])
-            data["evidence_pixel_values"] = pictured["pixel_values"].unflatten(0, shape)
-            data["evidence_image_mask"] = pictured["image_mask"].reshape(shape)
+            with_image = self.for_retrieval(images=[item.image for item in filled])
+            data["evidence_pixel_values"] = with_image["pixel_values"].unflatten(0, shape)
+            data["evidence_image_mask"] = with_image["image_mask"].reshape(shape)
         return data
 
 

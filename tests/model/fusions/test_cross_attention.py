@@ -67,7 +67,7 @@ class Reader(PreTrainedModel, GenerationMixin):
 
     def forward(self, input_ids=None, evidence=None, evidence_mask=None, **kwargs):
         if evidence is not None:
-            memory = self.fusion(None, None, None, evidence, evidence_mask)
+            memory = self.fusion(evidence_states=evidence)
             kwargs["evidence_memory"] = self.fusion.reading(memory, evidence_mask)
         return self.language_model(input_ids=input_ids, **kwargs)
 

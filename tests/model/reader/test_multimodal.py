@@ -216,7 +216,7 @@ def test_too_long_a_prompt_loses_the_worst_passage_first(readers, family):
     assert worst == sorted(worst, reverse=True)
     assert all(b >= m >= w for b, m, w in zip(best, middle, worst, strict=True))
     assert worst[-1] == 0
-    with pytest.raises(InvalidInputError, match="its picture, the chat template, question and answer take"):
+    with pytest.raises(InvalidInputError, match="its image, the chat template, question and answer take"):
         prompt(8)
 
 

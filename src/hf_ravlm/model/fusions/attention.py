@@ -1,4 +1,4 @@
-"""Attention fusion: learned queries, told by image and question what to look for, read each passage into `M` tokens.
+"""Attention fusion: learned queries read image and question, then each passage, into `M` memory tokens.
 
 The cheapest fusion whose memory depends on the question: the passages themselves are projected once and never
 rewritten, only `M` queries per passage are.
@@ -11,7 +11,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_ravlm import RavlmConfig
-from .null_attention import NullAttend
+from .null_attention import NullAttend, feed_forward
 
 
 class AttentionFusion(nn.Module):
@@ -61,15 +61,13 @@ class AttentionFusion(nn.Module):
 
 
 class PassageReading(GradientCheckpointingLayer):
-    """The queries of each passage read it, then think."""
+    """The queries of each passage read it; then an MLP."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.query_norm = nn.LayerNorm(width)
         self.attend = NullAttend(width, heads)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
+        self.feed_forward = feed_forward(width, 4 * width, width)
 
     def forward(self, queries: torch.Tensor, evidence: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """`queries (B, K or 1, M, width)` read `evidence (B, K, L, width)`."""

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_ravlm import RavlmConfig
-from .null_attention import split_heads
+from .null_attention import feed_forward, split_heads
 
 
 class CrossAttentionFusion(nn.Module):
@@ -53,20 +53,11 @@ class CrossAttentionFusion(nn.Module):
             {str(place): CrossReading(decoder.hidden_size, width, config.fusion_heads) for place in self.places}
         )
 
-    def forward(
-        self,
-        image_patches: torch.Tensor,
-        question_states: torch.Tensor,
-        question_mask: torch.Tensor,
-        evidence_states: torch.Tensor,
-        evidence_token_mask: torch.Tensor,
-    ) -> torch.Tensor:
-        """Keys and values of every passage for every layer.
-
-        Image and question are in the prompt, where the language model sees them; only the evidence is read here.
+    def forward(self, evidence_states: torch.Tensor, **_: torch.Tensor | None) -> torch.Tensor:
+        """Keys and values of every passage for every layer; image and question are in the prompt.
 
         Args:
-            evidence_states (`torch.Tensor` of shape `(B, K, L, width)`), evidence_token_mask (`(B, K, L)`).
+            evidence_states (`torch.Tensor` of shape `(B, K, L, width)`): of the passages.
 
         Returns:
             `torch.Tensor` of shape `(B, K, L, 2 * width * number of layers)`. Batch first, so that `generate` can
@@ -110,9 +101,7 @@ class CrossReading(GradientCheckpointingLayer):
         self.query = nn.Linear(hidden_dim, width)
         self.null_key = nn.Parameter(torch.zeros(width))
         self.output = nn.Linear(width, hidden_dim, bias=False)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, 4 * width), nn.GELU(), nn.Linear(4 * width, hidden_dim)
-        )
+        self.feed_forward = feed_forward(hidden_dim, 4 * width, hidden_dim)
         self.read_gate = nn.Parameter(torch.zeros(1))
         self.feed_forward_gate = nn.Parameter(torch.zeros(1))
 

@@ -1,7 +1,7 @@
 """Attention that always has something to read: a learned null key and value stand beside every source.
 
-So an empty source (no image, no question, a masked passage) is legal and gives finite numbers and gradients. It knows
-that many passages share one image and one question, and computes what is shared once.
+So an empty source (no image, no question, a masked passage) is legal and gives finite numbers and gradients. What
+passages share (one image, one question) is computed once.
 """
 
 from __future__ import annotations
@@ -56,6 +56,11 @@ class NullAttend(nn.Module):
             *(split_heads(states, self.heads) for states in (query, key, value)), attn_mask=keep[:, None, None, :]
         )  # (N, heads, T or K * T, width / heads)
         return self.output(read.transpose(1, 2).reshape(batch, passages, length, width))
+
+
+def feed_forward(width: int, inner: int, out: int) -> nn.Sequential:
+    """`LayerNorm` and two linear layers with a GELU between them."""
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, out))
 
 
 def split_heads(states: torch.Tensor, heads: int) -> torch.Tensor:

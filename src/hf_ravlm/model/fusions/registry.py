@@ -1,9 +1,9 @@
-"""How evidence reaches the language model: one registry, one interface.
+"""The fusions by name: how evidence reaches the language model.
 
-A fusion turns image, question and passage states into `M` memory tokens per passage, which take the places of the
-`<evidence>` placeholders in the prompt. `in_context` makes none (`M = 0`): there the passages are text of the prompt,
-which the processor writes; `cross_attention` makes none either, it reads the evidence inside the language model. A
-fusion does not know where the passages came from.
+A fusion turns image, question and passage states (keywords of its `forward`, of which it takes what it reads) into
+`M` memory tokens per passage, which take the places of the `<evidence>` placeholders in the prompt. `in_context` makes
+none (`M = 0`): there the passages are text of the prompt, which the processor writes; `cross_attention` makes none
+either, it reads the evidence inside the language model.
 
 | fusion | placeholders per passage | reads |
 |---|---|---|
@@ -26,7 +26,7 @@ from ..configuration_ravlm import RavlmConfig
 from .attention import AttentionFusion
 from .cross_attention import CrossAttentionFusion, CrossReading
 from .gated import GatedFusion
-from .null_attention import NullAttend
+from .null_attention import NullAttend, feed_forward
 
 
 class InContextFusion(nn.Module):
@@ -50,19 +50,10 @@ class ConcatFusion(nn.Module):
     def __init__(self, config: RavlmConfig):
         super().__init__()
         width, hidden_dim = config.text_config.hidden_size, config.generator_dim
-        self.projector = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim)
-        )
+        self.projector = feed_forward(width, hidden_dim, hidden_dim)
 
-    def forward(
-        self,
-        image_patches: torch.Tensor,
-        question_states: torch.Tensor,
-        question_mask: torch.Tensor,
-        evidence_states: torch.Tensor,
-        evidence_token_mask: torch.Tensor,
-    ) -> torch.Tensor:
-        """Memory tokens `(B, K, L, H)`, of which those that `evidence_token_mask (B, K, L)` keeps mean something."""
+    def forward(self, evidence_states: torch.Tensor, **_: torch.Tensor | None) -> torch.Tensor:
+        """Memory tokens `(B, K, L, H)`, of which those that `evidence_token_mask (B, K, L)` keeps count."""
         return self.projector(evidence_states)
 
 
@@ -87,12 +78,7 @@ class ProductFusion(nn.Module):
         self.output = nn.Linear(width, config.generator_dim)
 
     def forward(
-        self,
-        image_patches: torch.Tensor,
-        question_states: torch.Tensor,
-        question_mask: torch.Tensor,
-        evidence_states: torch.Tensor,
-        evidence_token_mask: torch.Tensor,
+        self, image_patches: torch.Tensor, evidence_states: torch.Tensor, evidence_token_mask: torch.Tensor, **_
     ) -> torch.Tensor:
         """Memory tokens `(B, K, 1, H)` of every passage; the arguments are those of [`GatedFusion`]."""
         shape = evidence_states.shape[:2]

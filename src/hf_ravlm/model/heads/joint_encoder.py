@@ -1,7 +1,7 @@
-"""Reads a query and a passage together: what the dot product of two towers cannot see.
+"""The joint encoder: reads a query and a passage together, which the dot product of two towers cannot.
 
-The states of the towers are the input; the towers do not know that they are read together. The passage's tokens, and
-one learned state before them that stands for the pair, read the query and the picture of the passage.
+The states of the towers are the input. The passage's tokens, and one learned state before them that stands for the
+pair, read the query and the image of the passage.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_ravlm import RavlmConfig
-from ..fusions.null_attention import NullAttend
+from ..fusions.null_attention import NullAttend, feed_forward
 
 
 class JointEncoder(nn.Module):
-    """Layers in which a passage reads itself, then its query and its own picture.
+    """Layers in which a passage reads itself, then its query and its own image.
 
     `config.fusion_layers` layers with `config.fusion_heads` heads, at the width of the text encoder. A null key beside
-    every source makes queries without a picture and passages without a text legal.
+    every source makes queries without an image and passages without a text legal.
     """
 
     def __init__(self, config: RavlmConfig):
         super().__init__()
         width = config.text_config.hidden_size
         self.image_input = nn.Linear(config.vision_dim, width)
-        self.source_embeddings = nn.Parameter(torch.zeros(3, width))  # query picture, query text, passage picture
+        self.source_embeddings = nn.Parameter(torch.zeros(3, width))  # query image, query text, passage image
         self.pair_state = nn.Parameter(torch.zeros(width))
         self.context_norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(JointLayer(width, config.fusion_heads) for _ in range(config.fusion_layers))
@@ -69,7 +69,7 @@ class JointEncoder(nn.Module):
 
 
 class JointLayer(GradientCheckpointingLayer):
-    """States read themselves, then the context, then think; each on top of what they were."""
+    """States read themselves, then the context, then pass an MLP; each on top of what they were."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -77,9 +77,7 @@ class JointLayer(GradientCheckpointingLayer):
         self.read_own = NullAttend(width, heads)
         self.context_query_norm = nn.LayerNorm(width)
         self.read_context = NullAttend(width, heads)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
+        self.feed_forward = feed_forward(width, 4 * width, width)
 
     def forward(
         self, states: torch.Tensor, mask: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor

@@ -1,7 +1,6 @@
 """Heads on the dual encoder: does this passage belong to this query, and which word is hidden in it.
 
-Both read the states of the two towers together ([`JointEncoder`]). They know pairs by their rows and draw none: who
-is compared with whom is an input.
+Both read the states of the two towers together ([`JointEncoder`]). Which rows are compared as pairs is an input.
 """
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from ..configuration_ravlm import RavlmConfig
 from ..loading import initialize_new
 from ..modeling_ravlm import READER_KEYS, RavlmModel, RavlmPreTrainedModel, info_nce
+from ..outputs import RavlmEmbeddingOutput
 from .joint_encoder import JointEncoder, init_joint_weights
 
 
@@ -25,25 +25,17 @@ SIDE = ("pixel_values", "image_mask", "input_ids", "attention_mask", "text_mask"
 
 
 @dataclass
-class RavlmMatchingOutput(ModelOutput):
-    """What [`RavlmForImageTextRetrieval`] and [`RavlmForPreTraining`] return.
+class RavlmMatchingOutput(RavlmEmbeddingOutput):
+    """What [`RavlmForImageTextRetrieval`] and [`RavlmForPreTraining`] return: that of the dual encoder, and more.
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             the sum of InfoNCE, of the matching loss where `match_labels` are given, and of the masked words where
             `mlm_labels` are given; present when `return_loss=True`.
-        query_embeds (`torch.FloatTensor` of shape `(B, D)`), passage_embeds (`(N, D)`): unit length.
-        scores (`torch.FloatTensor` of shape `(B, N)`): cosine of every query with every passage.
-        logit_scale (`torch.FloatTensor`): `1 / temperature`.
         match_logits (`torch.FloatTensor` of shape `(n,)`, *optional*): log-odds that a pair belongs together.
         mlm_logits (`torch.FloatTensor` of shape `(m, V)`, *optional*): scores at the `m` masked places, row by row.
     """
 
-    loss: torch.FloatTensor | None = None
-    query_embeds: torch.FloatTensor | None = None
-    passage_embeds: torch.FloatTensor | None = None
-    scores: torch.FloatTensor | None = None
-    logit_scale: torch.FloatTensor | None = None
     match_logits: torch.FloatTensor | None = None
     mlm_logits: torch.FloatTensor | None = None
 
@@ -77,7 +69,7 @@ class SideStates:
 class RavlmForImageTextRetrieval(RavlmPreTrainedModel):
     """The dual encoder with a second look: a joint encoder says how surely a query and a passage belong together.
 
-    The towers find candidates, `match_logits` orders them anew. A query and a passage may each have picture, text or
+    The towers find candidates, `match_logits` orders them anew. A query and a passage may each have image, text or
     both.
 
     Example:
@@ -288,7 +280,7 @@ class RavlmForImageTextRetrieval(RavlmPreTrainedModel):
 class RavlmForPreTraining(RavlmForImageTextRetrieval):
     """The dual encoder with all heads that align it: contrast, matching, and words hidden in the passage.
 
-    A hidden word is guessed from the rest of the passage and from the query, usually a picture.
+    A hidden word is guessed from the rest of the passage and from the query, usually an image.
     """
 
     _keys_to_ignore_on_load_unexpected = READER_KEYS

@@ -1,12 +1,12 @@
 """Prompts for image-text-to-text models, written by their own processor and chat template.
 
-Pictures, template and expansion of image tokens are the processor's business. The words of questions and passages are
+Images, template and expansion of image tokens are the processor's business. The words of questions and passages are
 not: they never enter the template. It is filled with one reserved token per text, which is a token only in a copy of
 the tokenizer; the processor's output is then cut at these tokens, and the texts' ids, tokenised apart as literal text,
 are put there. So no text can produce a control token, whatever the template does.
 
-The layout is picture, passages (with their pictures), question; the best passage stands last, next to the question.
-Too long a prompt loses passages, the worst first; the question and its picture are never cut.
+The layout is image, passages (with their images), question; the best passage stands last, next to the question.
+Too long a prompt loses passages, the worst first; the question and its image are never cut.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
 from PIL import Image
 from tokenizers import AddedToken
 from transformers.processing_utils import ProcessorMixin
 
 from ...errors import InvalidInputError
 from .chat_processor import load_generator_processor
-from .evidence import EvidenceItem
+from .evidence import EvidenceItem, evidence_tensors, pad_rows
 from .literal import control_tokens, literal_ids
 
 
@@ -39,12 +38,12 @@ _WORD = re.compile(r"ravlmtext(\d+)end")  # what the chat template sees of a tex
 
 @dataclass
 class MultimodalRow:
-    """One prompt: token ids of its texts, and its pictures; passages best first."""
+    """One prompt: token ids of its texts, and its images; passages best first."""
 
     question: list[int]
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     passages: list[list[int]] = field(default_factory=list)
-    passage_pictures: list[Image.Image | None] = field(default_factory=list)
+    passage_images: list[Image.Image | None] = field(default_factory=list)
     answer: list[int] | None = None
 
 
@@ -61,7 +60,7 @@ class MultimodalPrompt:
 
     >>> prompt = MultimodalPrompt(processor.generator_processor)  # doctest: +SKIP
     >>> question, passage = literal_ids(processor.tokenizer, ["What is this?", "A red kite."])  # doctest: +SKIP
-    >>> inputs = prompt([MultimodalRow(question, picture, [passage])], max_length=4096)  # doctest: +SKIP
+    >>> inputs = prompt([MultimodalRow(question, image, [passage])], max_length=4096)  # doctest: +SKIP
     >>> model.generate(**inputs)  # doctest: +SKIP
     """
 
@@ -82,14 +81,14 @@ class MultimodalPrompt:
 
         Args:
             rows (`Sequence[MultimodalRow]`): the prompts; either all have an answer (for training) or none.
-            max_length (`int`): tokens of a prompt with its answer and the tokens of its pictures.
+            max_length (`int`): tokens of a prompt with its answer and the tokens of its images.
             padding_side (`str`): `"left"` to generate, `"right"` to train.
 
         Returns:
             `dict`: `input_ids`, `attention_mask` `(B, L)` and what the processor adds; with answers also `labels`.
 
         Raises:
-            `InvalidInputError`: if pictures, question and answer alone are longer than `max_length`.
+            `InvalidInputError`: if images, question and answer alone are longer than `max_length`.
         """
         kept = [len(row.passages) for row in rows]
         while True:
@@ -101,13 +100,13 @@ class MultimodalPrompt:
             ]
             if fitting == kept:
                 break
-            kept = fitting  # a passage that leaves takes its picture along, so there may be more room than thought
+            kept = fitting  # a passage that leaves takes its image along, so there may be more room than thought
         for row, room in zip(rows, rooms, strict=True):
             if room < 0:
                 raise InvalidInputError(
-                    f"the question is too long: its picture, the chat template, question and answer take "
+                    f"the question is too long: its image, the chat template, question and answer take "
                     f"{max_length - room} tokens ({len(row.question)} of them the question), the limit is "
-                    f"{max_length}; shorten the question, let the generator's image processor make smaller pictures, "
+                    f"{max_length}; shorten the question, let the generator's image processor make smaller images, "
                     "or raise the processor's max_length up to what the generator was trained for"
                 )
         texts = [
@@ -135,7 +134,7 @@ class MultimodalPrompt:
 
     def _template_inputs(self, rows: Sequence[MultimodalRow], kept: Sequence[int]) -> tuple[dict, list[list[int]]]:
         """The processor's output for templates with slots, and per row which text each slot stands for, in order."""
-        written, order, pictures = [], [], []
+        written, order, images = [], [], []
         for row, count in zip(rows, kept, strict=True):
             content, shown = self.content(row, count)
             text = self.processor.apply_chat_template(
@@ -149,27 +148,27 @@ class MultimodalPrompt:
                 )
             written.append(_WORD.sub(SLOT, text))
             order.append(slots)
-            pictures.append(shown)
+            images.append(shown)
         options = {"padding": True, "return_tensors": "pt"}
         bos = self.processor.tokenizer.bos_token
         if bos is not None and written[0].startswith(bos):
             options["add_special_tokens"] = False  # the template wrote it
-        inputs = self.with_slots(text=written, images=pictures if any(pictures) else None, **options)
+        inputs = self.with_slots(text=written, images=images if any(images) else None, **options)
         return dict(inputs), order
 
     def content(self, row: MultimodalRow, num_passages: int) -> tuple[list[dict[str, str]], list[Image.Image]]:
-        """The parts of the user's message, texts as words of ours, and its pictures in the order of the parts."""
+        """The parts of the user's message, texts as words of ours, and its images in the order of the parts."""
         parts, shown, text = [], [], ""
-        passage_pictures = (row.passage_pictures or [None] * num_passages)[:num_passages]
-        if row.picture is not None:
+        passage_images = (row.passage_images or [None] * num_passages)[:num_passages]
+        if row.image is not None:
             parts.append({"type": "image"})
-            shown.append(row.picture)
-            text = ASKED_ABOUT if any(picture is not None for picture in passage_pictures) else ""
+            shown.append(row.image)
+            text = ASKED_ABOUT if any(image is not None for image in passage_images) else ""
         for k in reversed(range(num_passages)):  # the best stands last
-            if (picture := passage_pictures[k]) is not None:
+            if (image := passage_images[k]) is not None:
                 parts += [{"type": "text", "text": text}] if text else []
                 parts.append({"type": "image"})
-                shown.append(picture)
+                shown.append(image)
                 text = ""
             text += f"{PASSAGE}{_word(k)}\n\n"
         text += f"{QUESTION if num_passages else ''}{_word(num_passages)}"
@@ -186,7 +185,7 @@ class MultimodalPrompt:
     ) -> dict[str, Any]:
         """Cuts the template's ids at the slots and joins them with the texts' ids, and the answer's.
 
-        What else the processor says of each token (its type, the pictures that it may see) is said of a text's tokens
+        What else the processor says of each token (its type, the images that it may see) is said of a text's tokens
         as it was of their slot, and of an answer's tokens as of the prompt's last one.
         """
         shape = inputs["input_ids"].shape
@@ -208,13 +207,10 @@ class MultimodalPrompt:
         spread = {name for name, value in inputs.items() if getattr(value, "shape", ())[:2] == shape}
         out = {name: value for name, value in inputs.items() if name not in spread}
         for name in spread - {"input_ids"}:
-            rows_of_it = [inputs[name][i, source] for i, source in enumerate(sources)]
-            out[name] = pad_rows(rows_of_it, 0, side)
-        out["input_ids"] = pad_rows(
-            [torch.tensor(ids) for ids in sequences], self.processor.tokenizer.pad_token_id, side
-        )
+            out[name] = pad_rows([inputs[name][i, source] for i, source in enumerate(sources)], 0, side)
+        out["input_ids"] = pad_rows(sequences, self.processor.tokenizer.pad_token_id, side)
         if rows[0].answer is not None:
-            labels = [torch.tensor([-100] * start + ids[start:]) for ids, start in zip(sequences, starts, strict=True)]
+            labels = [[-100] * start + ids[start:] for ids, start in zip(sequences, starts, strict=True)]
             out["labels"] = pad_rows(labels, -100, side)
         return out
 
@@ -225,7 +221,7 @@ def num_fitting(lengths: Sequence[int], room: int) -> int:
     >>> num_fitting([3, 3, 3], 7), num_fitting([3, 3, 3], 6), num_fitting([3, 3, 3], -1), num_fitting([], -1)
     (3, 2, 2, 0)
     """
-    if room < 0:  # not even the template fits: try with one passage, and its picture, less
+    if room < 0:  # not even the template fits: try with one passage, and its image, less
         return max(len(lengths) - 1, 0)
     for count, length in enumerate(lengths):
         if length and room <= 0:
@@ -247,15 +243,6 @@ def share_room(passages: Sequence[Sequence[int]], room: int) -> list[list[int]]:
     return shared
 
 
-def pad_rows(rows: Sequence[torch.Tensor], value: int, side: str) -> torch.Tensor:
-    """Rows `(L_i, ...)` of different lengths as one tensor `(n, L, ...)`.
-
-    >>> pad_rows([torch.tensor([1, 2]), torch.tensor([3])], 0, "left").tolist()
-    [[1, 2], [0, 3]]
-    """
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
-
-
 def _word(number: int) -> str:
     return f"ravlmtext{number}end"
 
@@ -273,36 +260,20 @@ class GeneratorProcessorMixin:
     def multimodal_inputs(
         self,
         questions: Sequence[str],
-        pictures: Sequence[Image.Image] | None,
+        images: Sequence[Image.Image] | None,
         passages: Sequence[Sequence[EvidenceItem]],
-        answers: str | Sequence[str] | None,
-        each: bool,
+        answers: Sequence[str] | None,
         padding_side: str,
         max_length: int | None,
     ) -> dict[str, Any]:
-        """Inputs of an image-text-to-text generator.
-
-        Args:
-            questions (`Sequence[str]`), pictures (`Sequence[Image.Image]`, *optional*): of one length.
-            passages (`Sequence[Sequence[EvidenceItem]]`): per question, best first.
-            answers (`Sequence[str]`, *optional*): for training.
-            each (`bool`): one prompt per passage, which an image-text-to-text generator cannot be asked for yet.
-            padding_side (`str`), max_length (`int`, *optional*): as in `RavlmProcessor.__call__`.
+        """Inputs of an image-text-to-text generator; arguments as in `RavlmProcessor.__call__`.
 
         Raises:
-            `InvalidInputError`: if a question with its picture is longer than `max_length`; with `each`.
+            `InvalidInputError`: if a question with its image is longer than `max_length`.
         """
-        if each:
-            raise InvalidInputError(
-                "passage_prompts=True with an image-text-to-text generator: it reads all passages in one prompt; "
-                "pass passage_prompts=False, or choose a causal language model as the generator"
-            )
         prompt, tokenizer = self.multimodal_prompt, self.tokenizer
         targets: Sequence[list[int] | None] = [None] * len(questions)
         if answers is not None:
-            answers = [answers] if isinstance(answers, str) else list(answers)
-            if len(answers) != len(questions):
-                raise InvalidInputError(f"got {len(answers)} answers and {len(questions)} questions")
             targets = literal_ids(tokenizer, answers, lead=prompt.answer_frame[0])
         texts = iter(literal_ids(tokenizer, [item.text for row in passages for item in row]))
         rows = []
@@ -311,19 +282,13 @@ class GeneratorProcessorMixin:
             rows.append(
                 MultimodalRow(
                     question=question,
-                    picture=None if pictures is None else pictures[i],
+                    image=None if images is None else images[i],
                     passages=[next(texts)[: self.max_passage_length] for _ in passages[i]],
-                    passage_pictures=[None if item.image is None else self._load_image(item.image) for item in shown],
+                    passage_images=[None if item.image is None else self._load_image(item.image) for item in shown],
                     answer=targets[i],
                 )
             )
-        data = prompt(rows, max_length or self.max_length, padding_side)
-        num_passages = max(len(row) for row in passages)
-        if num_passages:
-            scores = [[*(item.score for item in row), *[0.0] * (num_passages - len(row))] for row in passages]
-            data["evidence_scores"] = torch.tensor(scores)
-            data["evidence_mask"] = torch.tensor([[k < len(row) for k in range(num_passages)] for row in passages])
-        return data
+        return {**prompt(rows, max_length or self.max_length, padding_side), **evidence_tensors(passages)}
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
         """As every processor; the generator's goes to a folder in it."""

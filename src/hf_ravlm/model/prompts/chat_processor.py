@@ -56,7 +56,7 @@ def load_generator_processor(
         loading: passed to `from_pretrained` (`subfolder`, `trust_remote_code`, ...).
 
     Raises:
-        `InvalidInputError`: if what is there is no processor of pictures and texts.
+        `InvalidInputError`: if what is there is no processor of images and texts.
     """
     cls = processor_class_from_name(kind) if isinstance(kind, str) else PROCESSOR_MAPPING.get(type(kind))
     if cls is None or is_torchvision_available():

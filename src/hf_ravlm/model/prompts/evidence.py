@@ -1,4 +1,4 @@
-"""How evidence comes in, whatever it is, and how rows of token ids and prompts become padded tensors."""
+"""Evidence and answers as the user gives them, read once; rows of token ids and prompts as padded tensors."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import InvalidInputError
 from .layout import Prompt
 
 
 class EvidenceItem(NamedTuple):
-    """One passage as the processor reads it: words, retrieval score, and a picture or `None`."""
+    """One passage as the processor reads it: words, retrieval score, and an image or `None`."""
 
     text: str
     score: float = 0.0
@@ -60,18 +61,42 @@ def _read_item(item: Any) -> EvidenceItem:
     return EvidenceItem(text or title or "", float(score or 0.0), image)
 
 
-def pad_rows(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
-    """Rows of different lengths as one tensor `(n, L)`, filled up with `value` on the `side` named.
+def read_answers(answers: str | Sequence[str] | None, num_questions: int) -> list[str] | None:
+    """One answer per question, or `None`.
+
+    Raises:
+        `InvalidInputError`: if the numbers differ.
+    """
+    if answers is None:
+        return None
+    answers = [answers] if isinstance(answers, str) else list(answers)
+    if len(answers) != num_questions:
+        raise InvalidInputError(f"got {len(answers)} answers and {num_questions} questions")
+    return answers
+
+
+def evidence_tensors(passages: Sequence[Sequence[EvidenceItem]]) -> dict[str, torch.Tensor]:
+    """`evidence_scores` and `evidence_mask` `(B, K)`; nothing where there is no passage at all.
+
+    >>> evidence_tensors(read_evidence([["a kite", "a bird"], []], 2))["evidence_mask"].tolist()
+    [[True, True], [False, False]]
+    """
+    if not any(passages):
+        return {}
+    return {
+        "evidence_scores": pad_sequence([torch.tensor([item.score for item in row]) for row in passages], True),
+        "evidence_mask": pad_rows([[1] * len(row) for row in passages], 0, "right").bool(),
+    }
+
+
+def pad_rows(rows: Sequence[Sequence[int] | torch.Tensor], value: int, side: str) -> torch.Tensor:
+    """Rows `(L_i, ...)` of different lengths as one tensor `(n, L, ...)`, filled up with `value` on the `side` named.
 
     >>> pad_rows([[1, 2, 3], [4]], 0, "left").tolist()
     [[1, 2, 3], [0, 0, 4]]
     """
-    length = max((len(row) for row in rows), default=0)
-    padded = [
-        [*row, *[value] * (length - len(row))] if side == "right" else [*[value] * (length - len(row)), *row]
-        for row in rows
-    ]
-    return torch.tensor(padded, dtype=torch.long).reshape(len(rows), length)
+    tensors = [row if torch.is_tensor(row) else torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
 
 def pad_prompts(

@@ -52,7 +52,7 @@ def clean_text(text: str) -> str:
 
 
 class PassagePart(NamedTuple):
-    """One passage as a prompt shows it: its words, places for its picture, places for its memory tokens."""
+    """One passage as a prompt shows it: its words, places for its image, places for its memory tokens."""
 
     text: Sequence[int] = ()
     image_tokens: int = 0
@@ -85,9 +85,9 @@ def layout_prompt(
     Args:
         markers (`PromptMarkers`): ids of the marks.
         question, answer: token ids; an answer, for training, is closed by `<eos>`.
-        passages: in the retriever's order, best first. Words are cut, worst passage first; places for pictures and
+        passages: in the retriever's order, best first. Words are cut, worst passage first; places for images and
             memory tokens are never cut through: a passage that has no room for them is left out whole.
-        num_image_tokens (`int`): places for the picture asked about; 0 for none.
+        num_image_tokens (`int`): places for the image asked about; 0 for none.
         max_length (`int`): tokens in all, the answer included.
         question_first (`bool`): whether the question stands before the passages.
 
@@ -135,7 +135,7 @@ def layout_prompt(
 
 
 def _passage_texts(markers: PromptMarkers, passages: Sequence[PassagePart], room: int) -> tuple[list[int], list[int]]:
-    """Words and pictures of the passages in `room` tokens, worst passage first, and the passage of every token."""
+    """Words and images of the passages in `room` tokens, worst passage first, and the passage of every token."""
     ids: list[int] = []
     owners: list[int] = []
     for k, passage in enumerate(passages):

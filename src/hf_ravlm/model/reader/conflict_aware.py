@@ -114,7 +114,7 @@ class ConflictAwareLogitsProcessor(LogitsProcessor):
         times, device = num_rows // rows, self.model.device
         inputs = {"attention_mask": torch.ones_like(self.closed_book["input_ids"]), **self.closed_book}
         if times > 1 and any(len(value) != rows for value in inputs.values()):
-            raise ValueError("beams need inputs with one row per question; this reader packs its pictures otherwise")
+            raise ValueError("beams need inputs with one row per question; this reader packs its images otherwise")
         return {name: value.to(device).repeat_interleave(times, dim=0) for name, value in inputs.items()}
 
     def _parents(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -140,15 +140,15 @@ def lean_on_evidence(
 
     Example, where the language model says the first token by itself and the passage the second:
 
-    >>> told, believed = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.8, 0.1, 0.1]]).log()
-    >>> lean_on_evidence(told, believed, beta=1.0, plausibility=0.3).softmax(-1).argmax().item()
+    >>> read, believed = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.8, 0.1, 0.1]]).log()
+    >>> lean_on_evidence(read, believed, beta=1.0, plausibility=0.3).softmax(-1).argmax().item()
     1
     """
-    told = scores.float().log_softmax(dim=-1)
-    leaning = told + beta * (told - closed_book.float().log_softmax(dim=-1)) if beta else told
+    read = scores.float().log_softmax(dim=-1)
+    leaning = read + beta * (read - closed_book.float().log_softmax(dim=-1)) if beta else read
     if plausibility:
-        least = told.max(dim=-1, keepdim=True).values + math.log(plausibility)
-        leaning = leaning.masked_fill(told < least, float("-inf"))
+        least = read.max(dim=-1, keepdim=True).values + math.log(plausibility)
+        leaning = leaning.masked_fill(read < least, float("-inf"))
     return leaning.to(scores.dtype)
 
 

@@ -128,7 +128,7 @@ def encode_inputs(model: Any, inputs: EncodedInputs) -> EncodedInputs:
         encoded.evidence_token_mask = encoded.evidence_token_mask.bool() & counts
     if encoded.evidence_keys_values is None:
         # All layers' keys and values at once; the language model is given these at every step.
-        encoded.evidence_keys_values = fusion(None, None, None, encoded.evidence_states, encoded.evidence_token_mask)
+        encoded.evidence_keys_values = fusion(evidence_states=encoded.evidence_states)
         encoded.evidence_states = None
     return encoded
 
@@ -149,9 +149,9 @@ def encode_evidence(
     images = model.evidence_image_projector(_passage_patches(model, evidence_pixel_values)).to(states.dtype)
     if evidence_image_mask is None:
         evidence_image_mask = mask.new_ones(shape)
-    pictured = evidence_image_mask.bool().unsqueeze(-1).expand(*shape, images.shape[2])
-    states = torch.cat([images.masked_fill(~pictured.unsqueeze(-1), 0), states], dim=2)
-    return states, torch.cat([pictured, mask], dim=2)
+    with_image = evidence_image_mask.bool().unsqueeze(-1).expand(*shape, images.shape[2])
+    states = torch.cat([images.masked_fill(~with_image.unsqueeze(-1), 0), states], dim=2)
+    return states, torch.cat([with_image, mask], dim=2)
 
 
 def get_memory(model: Any, inputs: EncodedInputs) -> torch.Tensor:

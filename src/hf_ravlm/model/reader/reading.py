@@ -116,8 +116,8 @@ def embed_prompt(
         of_passages = image_places & (passage_columns(token_passages, input_ids.shape[1]) >= 0)
         image_places = image_places & ~of_passages
         images = model.image_projector(inputs.evidence_patches).flip(1)  # the best passage stands last
-        pictured = inputs.evidence_image_mask
-        images = images.flatten(0, 1) if pictured is None else images[pictured.bool().flip(1)]
+        with_image = inputs.evidence_image_mask
+        images = images.flatten(0, 1) if with_image is None else images[with_image.bool().flip(1)]
         embeds = fill_placeholders(embeds, of_passages, images, "image")
     if inputs.image_patches is not None:
         image_states = model.image_projector(inputs.image_patches)
