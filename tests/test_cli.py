@@ -268,6 +268,42 @@ def test_passages_without_a_licence_are_not_pushed(tmp_path, text_model, run):
     assert "error: publishing to the dataset repository me/birds: the Hub did not deliver" in err
 
 
+# --- Folders of others, terminals, and several spellings
+
+
+@pytest.fixture
+def strange(tmp_path):
+    """Passages whose signs steer terminals, in a file whose name says nothing."""
+    path = tmp_path / "birds.dat"
+    rows = [{"id": "owl\x1b]0;x\x07", "text": "big \x1b[31meyes"}, {"id": "möwe", "text": "große Augen, eyes too"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_a_folder_for_unfinished_work_keeps_what_others_put_there(tmp_path, strange, own_model, run):
+    staging = tmp_path / "scratch"
+    (staging / "build").mkdir(parents=True)
+    (staging / "notes.txt").write_text("mine")
+    words = ("--model", own_model, "--kind", "jsonl", "--staging", staging, "--quiet")
+    assert run("build", strange, tmp_path / "out", *words)[0] == 0
+    assert sorted(path.name for path in staging.iterdir()) == ["build", "notes.txt"]
+
+
+def test_passages_cannot_steer_the_terminal_and_channels_may_have_commas(tmp_path, strange, own_model, run):
+    out, model = tmp_path / "out", ("--model", own_model, "--quiet")
+    assert run("build", strange, out, "--format", "jsonl", *model)[0] == 0
+    words = (*model, "--channels", "dense,bm25", "-k", "2")
+    code, shown, _ = run("search", out, "eyes", *words)
+    assert code == 0
+    assert "big [31meyes" in shown
+    assert all(letter.isprintable() for letter in shown.replace("\n", ""))
+    _, written, _ = run("search", out, "eyes", *words, "--json")
+    assert written.isascii()
+    record = json.loads(written)
+    assert record["channels"] == ["dense", "bm25"]
+    assert {one["id"] for one in record["results"]} == {"möwe", "owl\x1b]0;x\x07"}
+
+
 # --- Mistakes
 
 
@@ -320,13 +356,19 @@ def test_a_mistake_is_one_line_that_says_what_to_do(words, message, built, tmp_p
 
 
 @pytest.mark.parametrize(
-    "words", [["index"], ["index", "build", "a"], ["index", "build", "a", "b", "--model", "m", "--memory_budget", "x"]]
+    ("words", "message"),
+    [
+        ([], "usage: hf-ravlm index"),
+        (["build", "a"], "usage: hf-ravlm index"),
+        (["build", "a", "b", "--model", "m", "--memory_budget", "x"], "'x' is not a size"),
+        (["search", "out", "eyes", "--channels", "dense,smell"], "there is no smell; choose from dense"),
+    ],
 )
-def test_a_command_line_that_is_not_understood_ends_with_2(words, capsys):
+def test_a_command_line_that_is_not_understood_ends_with_2(words, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(words)
+        main(["index", *words])
     assert stopped.value.code == 2
-    assert "usage: hf-ravlm index" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def shown_commands(text: str) -> list[list[str]]:

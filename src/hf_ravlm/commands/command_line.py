@@ -219,7 +219,7 @@ def _add_index(commands: _Commands) -> None:
     _add(add("verify", "care", "read every byte and tell what is damaged; the exit code is 1 if any is"), "folder")
     parser = add("repair", "care", "make a damaged knowledge base usable again")
     _add(parser, "folder")
-    parser.add_argument("--to", metavar="GENERATION", help="go back to this one, such as gen-00000006")
+    parser.add_argument("--to", metavar="VERSION", help="go back to this one, such as gen-00000006")
     parser.add_argument("--drop_damaged", action="store_true", help="give up passages whose files are damaged")
     _add_search_options(add("search", "searching", "find passages by text, by image, or by both"))
     _add_push_options(add("push", "care", "publish a knowledge base on the Hub, with a card", _RESUMES))
@@ -245,7 +245,7 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
 def _add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="the folder of the knowledge base, or its id on the Hub")
     parser.add_argument("text", metavar="TEXT", nargs="?", help="the question")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to ask with")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="an image to ask with")
     parser.add_argument("-k", "--k", type=int, default=5, help="how many passages (default: 5)")
     parser.add_argument("--where", metavar="JSON", help='only passages such as \'{"licence": "CC0-1.0"}\'')
     parser.add_argument(
@@ -355,20 +355,20 @@ def _add_explain(commands: _Commands) -> None:
     parser = commands.add(
         "explain",
         "explaining.explain",
-        "answer a question about a picture, and show where the answer comes from",
-        "Answers a question about a picture and draws where the answer comes from, as a PNG.",
+        "answer a question about an image, and show where the answer comes from",
+        "Answers a question about an image and draws where the answer comes from, as a PNG.",
         """examples:
   hf-ravlm explain my_model --image kite.png --question "What is this?" --out explained.png
   hf-ravlm explain my_model --image kite.png --answer "A wren." --k 4 --out why_no_wren.png
   hf-ravlm explain my_model --image kite.png --layer vision_tower.encoder.stages.1 --out finer.png --json
 
-The figure shows where the picture speaks for the answer (Grad-CAM), where it found each passage, what each passage
+The figure shows where the image speaks for the answer (Grad-CAM), where it found each passage, what each passage
 gave to the answer (posterior, attention, what is lost without it), and which cells and words matched.
 """,
         "Stopped. Nothing was written.",
     )
     _add(parser, "model")
-    parser.add_argument("--image", required=True, metavar="FILE", help="the picture")
+    parser.add_argument("--image", required=True, metavar="FILE", help="the image")
     parser.add_argument("--question", metavar="TEXT", help="what is asked (default: the model's own question)")
     parser.add_argument("--out", required=True, metavar="PNG", type=Path, help="where the figure is written")
     group = parser.add_argument_group("answering")
@@ -388,8 +388,8 @@ def _add_demo(commands: _Commands) -> None:
     parser = commands.add(
         "demo",
         "demonstrating.demonstrate",
-        "open a page on which a model answers questions about pictures, with its evidence",
-        "Opens a page: a picture and a question in; the answer, its evidence and its reasons out.",
+        "open a page on which a model answers questions about images, with its evidence",
+        "Opens a page: an image and a question in; the answer, its evidence and its reasons out.",
         """examples:
   hf-ravlm demo my_model
   hf-ravlm demo my_model --knowledge birds --port 7861
@@ -405,8 +405,8 @@ pip install "hf_ravlm[demo]".
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="the address it listens on (default: 127.0.0.1, this machine alone; whoever reaches another one can use "
-        "the page, there is no password)",
+        help="the address it listens on (default: 127.0.0.1, this machine alone; anyone who reaches another one can "
+        "use the page, there is no password)",
     )
     _add(parser, "--device")
 
@@ -422,7 +422,7 @@ def _add_serve(commands: _Commands) -> None:
   hf-ravlm serve my_model
   hf-ravlm serve my_model --port 9000 --k 3 --device cuda
 
-Then ask it as you would ask any such server, with pictures as data:image/png;base64,... in the messages:
+Then ask it as you would ask any such server, with images as data:image/png;base64,... in the messages:
   openai.OpenAI(base_url="http://localhost:8000/v1", api_key="none").chat.completions.create(model="my_model", ...)
 """,
         "Stopped.",

@@ -72,7 +72,7 @@ class AnswerPolicy:
             mean of its tokens' probabilities, which often is too high.
         calibrator (*optional*): Of `fit_temperature` or `fit_isotonic`, applied to the confidence.
         answer_threshold (`float`): Answers whose confidence is lower are withheld; 0 withholds none.
-        common_words (`dict[str, float]`): Of `word_shares`: words that say little of a passage.
+        common_words (`dict[str, float]`): Of `word_shares`: words that many passages have.
 
     Example: search where the draft is unsure, read nothing unlike the question, and say nothing below even odds.
 
@@ -102,7 +102,7 @@ class AnswerPolicy:
             head = getattr(self, role)
             if head is not None and (unknown := sorted(set(head.features) - set(known))):
                 raise InvalidInputError(
-                    f"The {role} asks for the features {', '.join(unknown)}, which nobody computes for it. There are "
+                    f"The {role} asks for the features {', '.join(unknown)}, which are not computed for it. There are "
                     f"{', '.join(known)}."
                 )
 

@@ -22,8 +22,8 @@ from torch import nn
 # How sure the reader was while it wrote: geometric mean and minimum of the probabilities of its tokens, in 0..1; their
 # mean entropy as a share of the highest possible; the lead of the likeliest token over the second, mean and at first.
 DRAFT_FEATURES = ("mean_probability", "min_probability", "entropy", "margin", "first_margin")
-# The passage's cosine; how far it is below the best and above the last one; how much of what is rare in it the others
-# say as well, in 0..1, and that as a share of the most that any passage reaches.
+# The passage's cosine; how far it is below the best and above the last one; how many of the others share a rare word
+# with it, in 0..1, and that as a share of the most that any passage reaches.
 PASSAGE_FEATURES = ("score", "below_best", "above_last", "agreement", "relative_agreement")
 # Of the passages that were read: the best cosine, what the critic said of the first and at most, the agreement of the
 # first. Of all that were found: by how much the last one's cosine is lower than the best, and the share that was kept.

@@ -17,11 +17,11 @@ from .decision_heads import EVIDENCE_FEATURES, rival_features
 
 
 RARE = 0.01  # words in no more than this share of all passages count in full, those in all passages not at all
-CLOSE = 0.1  # of cosine; a passage so far below the best one has 1/e of its say in what is agreed on
+CLOSE = 0.1  # of cosine; a passage so far below the best one has 1/e of its weight in what is agreed on
 
 
 def word_shares(texts: Iterable[str], least_share: float = RARE) -> dict[str, float]:
-    """The words that are in more than `least_share` of the texts, with that share: what says little of a passage.
+    """The words that are in more than `least_share` of the texts, with that share: they tell passages least apart.
 
     Example:
 
@@ -39,11 +39,11 @@ def word_shares(texts: Iterable[str], least_share: float = RARE) -> dict[str, fl
 
 
 def passage_agreement(texts: Sequence[str], scores: Sequence[float], shares: Mapping[str, float]) -> list[float]:
-    """How far the others speak of what each passage speaks of: 0 (nobody) to 1 (all, with a rare word).
+    """How many of the other passages share a rare word with each passage: 0 (none) to 1 (all).
 
-    Over the words of a passage, the highest product of the word's rarity and the share of the other passages that
-    have it; passages far below the best have little say. Passages found for one question mostly are about one thing,
-    and name it; the stranger among them names something else.
+    Over the words of a passage, the highest product of the word's rarity and the weighted share of the other passages
+    that have it; passages far below the best weigh little. Passages found for one question mostly are about one
+    thing, and name it; a passage about something else names that.
 
     Args:
         texts (`list[str]`), scores (`list[float]`): Of the passages that were found for one question.
@@ -60,16 +60,16 @@ def passage_agreement(texts: Sequence[str], scores: Sequence[float], shares: Map
     """
     from ...retrieval.indexes.lexical_tokens import lexical_tokens
 
-    held = [set(lexical_tokens(text)) for text in texts]
-    says = [math.exp((score - max(scores)) / CLOSE) for score in scores]
-    having: dict[str, float] = {}
-    for words, say in zip(held, says, strict=True):
+    words_of = [set(lexical_tokens(text)) for text in texts]
+    weights = [math.exp((score - max(scores)) / CLOSE) for score in scores]
+    weight_with: dict[str, float] = {}  # of all passages that have a word
+    for words, weight in zip(words_of, weights, strict=True):
         for word in words:
-            having[word] = having.get(word, 0.0) + say
+            weight_with[word] = weight_with.get(word, 0.0) + weight
     agreed = []
-    for words, say in zip(held, says, strict=True):
-        others = sum(says) - say
-        most = max((_rarity(word, shares) * (having[word] - say) for word in words), default=0.0)
+    for words, weight in zip(words_of, weights, strict=True):
+        others = sum(weights) - weight
+        most = max((_rarity(word, shares) * (weight_with[word] - weight) for word in words), default=0.0)
         agreed.append(most / others if others > 0 else 0.0)
     return agreed
 
@@ -78,7 +78,7 @@ def passage_features(passages: Sequence[Any], shares: Mapping[str, float]) -> di
     """`PASSAGE_FEATURES` of the passages found for one question, each `(K,)`.
 
     Raises:
-        InvalidInputError: A passage has no score, so that nobody retrieved it.
+        InvalidInputError: A passage has no score: it was not retrieved.
     """
     if unscored := [passage for passage in passages if not hasattr(passage, "score")]:
         raise InvalidInputError(
