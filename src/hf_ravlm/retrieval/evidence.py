@@ -1,4 +1,4 @@
-"""Knows what goes into a search and what comes out of it: checked questions and images, passages with scores."""
+"""What goes into a search and what comes out of it: checked questions and images, passages with scores."""
 
 from __future__ import annotations
 

@@ -84,11 +84,19 @@ def check_unique_ids(table: pa.Table) -> None:
         return
     counts = pc.value_counts(table["id"])
     repeated = [entry["values"] for entry in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]
-    shown = ", ".join(map(repr, repeated[:5])) + (", ..." if len(repeated) > 5 else "")
     raise InvalidInputError(
-        f"Passage ids must be unique, but {len(repeated)} of them occur more than once: {shown}. Rename or drop the "
-        "repeated rows."
+        f"Passage ids must be unique, but {len(repeated)} of them occur more than once: {first_few(repeated)}. Rename "
+        "or drop the repeated rows."
     )
+
+
+def first_few(ids: Sequence[str], most: int = 5) -> str:
+    """The first ids of a list, for messages.
+
+    >>> first_few(["a", "b", "c"], 2)
+    "'a', 'b', ..."
+    """
+    return ", ".join(map(repr, ids[:most])) + (", ..." if len(ids) > most else "")
 
 
 def ids_digest(table: pa.Table) -> str:

@@ -1,26 +1,22 @@
-"""Knows how arrays lie in a safetensors file, and maps them into memory instead of copying them.
-
-The format is a length, a JSON header and the bytes of the arrays, end to end. It has no checksum, which the store
-adds, and its own numpy reader copies; so the header is read here, with every offset checked against shape, type and
-file size before an array is made. Files are written by safetensors itself.
-"""
+"""Arrays in a safetensors file, mapped into memory instead of copied."""
 
 from __future__ import annotations
 
 import json
-import struct
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from ..errors import KnowledgeBaseCorruptError
 
 
 _TYPES = {"F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "|u1", "I8": "|i1", "U16": "<u2"}
 _DESCRIPTION = "hf_ravlm"
-_MAX_HEADER_BYTES = 1_000_000
 # Mapping saves nothing for small arrays.
 _MIN_MAPPED_BYTES = 1_000_000
 
@@ -34,8 +30,6 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], description: Mapp
         description: JSON values to keep beside them. They stand in one key, for safetensors writes several in random
             order.
     """
-    from safetensors.numpy import save_file
-
     metadata = None if description is None else {_DESCRIPTION: json.dumps(description, sort_keys=True)}
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, metadata)
 
@@ -71,37 +65,32 @@ def open_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     ```
     """
     try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MAX_HEADER_BYTES:
-                raise ValueError(f"its header would have {length:,} bytes")
-            header = json.loads(file.read(length))
-        start, size = 8 + length, path.stat().st_size
-        metadata = header.pop("__metadata__", None) or {}
-        arrays = {str(name): _map_array(path, start, size, entry) for name, entry in header.items()}
+        with safe_open(path, "numpy") as file:  # which checks header, offsets and size
+            metadata = file.metadata() or {}
+            slices = {name: file.get_slice(name) for name in file.offset_keys()}
+        kinds = {name: (np.dtype(_TYPES[part.get_dtype()]), part.get_shape()) for name, part in slices.items()}
         description = json.loads(metadata.get(_DESCRIPTION, "{}"))
         if not isinstance(description, dict):
             raise ValueError("its description is no dictionary")
+        # safetensors would copy what it reads. The arrays stand end to end at the end of the file, so we map them.
+        start = path.stat().st_size - sum(dtype.itemsize * math.prod(shape) for dtype, shape in kinds.values())
+        arrays = {}
+        for name, (dtype, shape) in kinds.items():
+            arrays[name] = _mapped(path, start, dtype, tuple(shape))
+            start += arrays[name].nbytes
         return arrays, description
     except FileNotFoundError:
         raise
-    except (struct.error, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise KnowledgeBaseCorruptError(
             f"{path}: the stored arrays cannot be read: {str(error)[:200]}. Download or copy the knowledge base again."
         ) from error
 
 
-def _map_array(path: Path, start: int, size: int, entry: Mapping[str, Any]) -> np.ndarray:
-    dtype, shape, (first, last) = np.dtype(_TYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
-    if not all(type(number) is int and 0 <= number <= size for number in (first, last, *shape)):
-        raise ValueError(f"an array has the shape {str(shape)[:80]} and the place {str((first, last))[:80]}")
-    num_bytes = dtype.itemsize
-    for number in shape:
-        num_bytes *= number
-    if last - first != num_bytes or start + last > size:
-        raise ValueError(f"an array of shape {shape} needs {num_bytes:,} bytes and has {last - first:,}")
-    if num_bytes < _MIN_MAPPED_BYTES:
-        array = np.fromfile(path, dtype, num_bytes // dtype.itemsize, offset=start + first).reshape(shape)
+def _mapped(path: Path, start: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    count = math.prod(shape)
+    if count * dtype.itemsize < _MIN_MAPPED_BYTES:
+        array = np.fromfile(path, dtype, count, offset=start).reshape(shape)
         array.flags.writeable = False
         return array
-    return np.memmap(path, dtype, "r", start + first, shape)
+    return np.memmap(path, dtype, "r", start, shape)

@@ -1,4 +1,4 @@
-"""Knows how a file survives a power cut: written under a new name, flushed, renamed, and its folder flushed as well.
+"""Files that survive a power cut: written under a new name, flushed, renamed, and their folder flushed as well.
 
 A rename is atomic, but neither the new content nor the new name is on the disk before `fsync` of the file and of the
 folder that holds it. An `fsync` that fails is never repeated: the kernel may have dropped the data.

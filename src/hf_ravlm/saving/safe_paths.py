@@ -1,4 +1,4 @@
-"""Knows which file names found in data may be opened: relative ones that stay inside their folder.
+"""File names found in data that may be opened: relative ones that stay inside their folder.
 
 A table row, a manifest or a downloaded folder is data written by somebody else; `../../secret.png` in it must not
 reach the disk. Two questions are asked: is the *name* harmless on every system, and does the *file* it leads to, with

@@ -12,14 +12,12 @@ import pyarrow.compute as pc
 from ...errors import InvalidInputError
 from ...saving.commit import Destination, commit_files
 from ..encoding.encoder_probe import EncoderRecord
+from ..passage import first_few
 from ..store.parts import PARTS, roles_of
 from ..store.saving import write_published
 from ..store.state import KnowledgeState
 from .card import dataset_card
 from .download import check_repo_type
-
-
-_MAX_SHOWN = 10
 
 
 def publish(
@@ -53,18 +51,17 @@ def publish(
 
 
 def check_licences(table: pa.Table) -> None:
-    """Refuses passages without a licence, for whoever finds them cannot know what they may do with them.
+    """Refuses passages without a licence, for their readers would not know what they may do with them.
 
     Raises:
         InvalidInputError: With how many there are, and the first ids.
     """
     missing = table["id"].filter(without_licence(table)).to_pylist()
     if missing:
-        shown = ", ".join(map(repr, missing[:_MAX_SHOWN])) + (", ..." if len(missing) > _MAX_SHOWN else "")
         raise InvalidInputError(
-            f"{len(missing)} of {len(table)} passages say nothing about their licence: {shown}. Publishing them, or "
-            "vectors made of them, without a licence leaves readers without rights. Give each a `licence`, or pass "
-            "`allow_missing_licence=True` if you may publish them all the same."
+            f"{len(missing)} of {len(table)} passages say nothing about their licence: {first_few(missing, 10)}. "
+            "Publishing them, or vectors made of them, without a licence leaves readers without rights. Give each a "
+            "`licence`, or pass `allow_missing_licence=True` if you may publish them all the same."
         )
 
 

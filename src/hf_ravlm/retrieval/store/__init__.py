@@ -1,1 +1,1 @@
-"""How knowledge is kept on disk: whole or not at all, checked when it is opened."""
+"""Knowledge bases on disk: stored whole or not at all, and checked when they are opened."""

@@ -1,8 +1,8 @@
-"""Knows who still reads an old version, so that nobody removes its files from under them.
+"""Leases of versions that are being read: their files are not removed.
 
-A reader holds a shared lock on the manifest of its version; whoever clears up asks for an exclusive one first. The
-kernel frees the lock when the reader ends, however it ends. Where a disk has no locks there are no leases; a reader
-that then finds a file gone reads again.
+A reader holds a shared lock on the manifest of its version; a writer that removes old ones asks for an exclusive lock
+first. The kernel frees a lock when its process ends, however it ends. Where a disk has no locks there are no leases; a
+reader that then finds a file gone reads again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Knows that passages and vectors may be published apart, and whether the parts that came together belong together.
+"""Passages and vectors published apart, and the check that what came together belongs together.
 
 The manifest says what was published (`parts`), and has a digest of the passages (`input_sha256`), so that vectors are
 joined with the passages they were made for, or refused.
@@ -63,7 +63,7 @@ def check_made_for(version: Version, table: pa.Table) -> None:
     if reason is not None:
         raise KnowledgeBaseMismatchError(
             f"{version.folder}: these vectors were made for other passages: {reason}. Read the passages again as "
-            "whoever published the vectors did, from the same state of the source and in the same order."
+            "the publisher of the vectors did, from the same state of the source and in the same order."
         )
 
 

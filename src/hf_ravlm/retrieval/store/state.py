@@ -1,8 +1,9 @@
-"""Knows how knowledge changes while it is asked: every change makes a new state, and who searches keeps the old one.
+"""A state of the knowledge: passages, the index that finds them, and which of them are alive.
 
-Passages are rows of a table with a vector each. A row that was added keeps its place; one that was removed stays in
-table and index, but is no longer alive and is never returned, until `compacted` makes a state without it. An update
-removes the old row and adds a new one at the end.
+Every change makes a new state, and a search keeps the one it began with. Passages are rows of a table with a vector
+each. A row that was added keeps its place; one that was removed stays in table and index, but is no longer alive and
+never returned, until `compacted` makes a state without it. An update removes the old row and adds a new one at the
+end.
 """
 
 from __future__ import annotations
@@ -11,21 +12,17 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
-from ..indexes.vector_index import build_index
+from ..indexes.vector_index import VectorIndex, build_index
 from ..metadata import metadata_table
-from ..passage import Passage, passages_at
+from ..passage import Passage, first_few, passages_at
 from ..unit_vectors import check_unit_vectors
-
-
-if TYPE_CHECKING:
-    from ..indexes.vector_index import VectorIndex
 
 
 class IndexOptions(NamedTuple):
@@ -76,16 +73,14 @@ class KnowledgeState:
         index: Over the vectors of all rows.
         alive: Shape (N,), bool.
         options: What the index is to be.
-        lineage: Shared by all states whose tables begin with the same rows.
-        room: Where the vectors of these states lie, once some were added.
+        buffer: Holds the vectors, once some were added; shared by all states whose tables begin with the same rows.
     """
 
     table: pa.Table
     index: VectorIndex
     alive: np.ndarray
     options: IndexOptions = IndexOptions()
-    lineage: object = field(default_factory=object, repr=False)
-    room: GrowingArray = field(default_factory=lambda: GrowingArray(), repr=False)
+    buffer: GrowingArray = field(default_factory=GrowingArray, repr=False)
 
     @classmethod
     def of(cls, table: pa.Table, vectors: np.ndarray, options: IndexOptions) -> KnowledgeState:
@@ -123,7 +118,7 @@ class KnowledgeState:
 
     def continues(self, earlier: KnowledgeState) -> bool:
         """Whether this state was made from another one by adding and removing alone."""
-        return self.lineage is earlier.lineage and len(self.table) >= len(earlier.table)
+        return self.buffer is earlier.buffer and len(self.table) >= len(earlier.table)
 
     @cached_property
     def live_table(self) -> pa.Table:
@@ -184,7 +179,7 @@ class KnowledgeState:
         if taken:
             raise InvalidInputError(
                 f"{len(taken)} of {len(ids)} passages have ids that are in the knowledge base already: "
-                f"{_some(taken)}. Use `update` to replace passages, or give the new ones other ids."
+                f"{first_few(taken)}. Use `update` to replace passages, or give the new ones other ids."
             )
 
     def updated(self, table: pa.Table, vectors: np.ndarray) -> KnowledgeState:
@@ -202,7 +197,7 @@ class KnowledgeState:
         if (rows < 0).any():
             unknown = [passage_id for passage_id, row in zip(ids, rows, strict=True) if row < 0]
             raise InvalidInputError(
-                f"{len(unknown)} of {len(ids)} ids are not in the knowledge base: {_some(unknown)}. Nothing was "
+                f"{len(unknown)} of {len(ids)} ids are not in the knowledge base: {first_few(unknown)}. Nothing was "
                 f"removed; the knowledge base holds {len(self)} passages."
             )
         return self._without(rows)
@@ -238,14 +233,15 @@ class KnowledgeState:
         """The index over the vectors of this state and more."""
         if len(self.table) == 0:  # an empty index knows no width
             return self.options.build(vectors)
+        together = self.buffer.extended(self.index.vectors, vectors)
         # What was searched exactly because it was small may have grown.
         if self.options.kind != "flat" and self.index.spec["kind"] == "flat":
-            return self.options.build(self.room.extended(self.index.vectors, vectors))
-        return self.index.grow(self.room.extended(self.index.vectors, vectors))
+            return self.options.build(together)
+        return self.index.grow(together)
 
     def renewed(self) -> KnowledgeState:
         """The same passages as a state of its own, compacted: all of its files are written again."""
-        return replace(self.compacted(), lineage=object(), room=GrowingArray())
+        return replace(self.compacted(), buffer=GrowingArray())
 
     def with_alive(self, alive: np.ndarray) -> KnowledgeState:
         """The same rows, of which others are alive."""
@@ -255,7 +251,3 @@ class KnowledgeState:
         alive = self.alive.copy()
         alive[rows] = False
         return self.with_alive(alive)
-
-
-def _some(ids: Sequence[str]) -> str:
-    return ", ".join(map(repr, ids[:5])) + (", ..." if len(ids) > 5 else "")

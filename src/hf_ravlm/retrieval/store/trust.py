@@ -1,7 +1,7 @@
-"""Knows which index files were written by this user on this machine, by their checksums.
+"""The index files that were written by this user on this machine, known by their checksums.
 
 An index file is read by compiled code that believes what it reads. A checksum in a manifest says that a file is
-whole, not who made it: whoever publishes a knowledge base writes both. So the checksum of every index written here is
+whole, not who made it: its publisher writes both. So the checksum of every index written here is
 noted in the user's cache folder, and only such files are loaded without being asked for.
 """
 
