@@ -27,7 +27,7 @@ from ..model.loading import without_adapters
 from ..retrieval import KnowledgeBase, Passage
 from ..retrieval.encoding.encoders import fingerprint_of
 from ..retrieval.passage import input_digest
-from ..saving.durable import sync_file, temporary_file
+from ..saving.durable import publish_file
 
 
 # Batches are sorted by length among this many, which bounds what waits in memory: 80 MB at 77 KB per passage.
@@ -111,11 +111,12 @@ class EncodedKnowledge:
             sink = pa.BufferOutputStream()
             write(sink)
             return cls(knowledge_base, _read(pa.BufferReader(sink.getvalue()), "memory")[0])
-        with temporary_file(Path(path).parent) as temporary:
+
+        def write_file(temporary: Path) -> None:
             with pa.OSFile(os.fspath(temporary), "wb") as sink:
                 write(sink)
-            sync_file(temporary)
-            os.replace(temporary, path)
+
+        publish_file(write_file, Path(path).parent, lambda _: Path(path))
         return cls.open(model, processor, knowledge_base, path)
 
     @classmethod

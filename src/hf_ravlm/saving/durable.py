@@ -93,8 +93,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def publish_file(write: Callable[[Path], None], folder: Path, name_of: Callable[[str], Path]) -> tuple[Path, int]:
-    """Writes a file and gives it a name that depends on its content.
+def publish_file(write: Callable[[Path], None], folder: Path, name_of: Callable[[str], Path]) -> tuple[Path, str, int]:
+    """Writes a file in one step, under a name that may depend on its content.
 
     Args:
         write: Fills the (empty) file at a path.
@@ -102,20 +102,20 @@ def publish_file(write: Callable[[Path], None], folder: Path, name_of: Callable[
         name_of: Maps the SHA-256 of the content, in hexadecimal, to the final path.
 
     Returns:
-        The final path, and the size in bytes.
+        The final path, the SHA-256, and the size in bytes.
     """
     with temporary_file(folder) as temporary:
         mode = temporary.stat().st_mode
         write(temporary)
         os.chmod(temporary, mode)  # safetensors puts a file of its own there, which only its owner may read
         sync_file(temporary)
-        num_bytes = temporary.stat().st_size
-        final = name_of(sha256_of(temporary))
+        sha256, num_bytes = sha256_of(temporary), temporary.stat().st_size
+        final = name_of(sha256)
         make_folder(final.parent)
         # Same name, same content: replacing also heals a damaged file.
         os.replace(temporary, final)
         sync_folder(final.parent)
-    return final, num_bytes
+    return final, sha256, num_bytes
 
 
 def sha256_of(path: Path) -> str:
@@ -141,7 +141,7 @@ def exclusive_lock(path: Path, timeout_seconds: float) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         deadline = time.monotonic() + timeout_seconds
-        while not _try_lock(descriptor, path):
+        while not _lock_or_refuse(descriptor, path):
             if time.monotonic() >= deadline:
                 raise KnowledgeBaseLockedError(
                     f"{path.parent}: another process is writing this knowledge base (waited {timeout_seconds:g} s). "
@@ -153,7 +153,22 @@ def exclusive_lock(path: Path, timeout_seconds: float) -> Iterator[None]:
         os.close(descriptor)  # which frees the lock
 
 
-def _try_lock(descriptor: int, path: Path) -> bool:
+def _lock_or_refuse(descriptor: int, path: Path) -> bool:
+    try:
+        return try_lock(descriptor)
+    except OSError as error:
+        raise KnowledgeBaseLockedError(
+            f"{path.parent}: this disk offers no file locks ({error}), so two writers could spoil each other's work. "
+            "Save to a local folder and copy it."
+        ) from error
+
+
+def try_lock(descriptor: int, shared: bool = False) -> bool:
+    """Locks an open file until it is closed, unless another process holds it against us; returns whether it did.
+
+    Raises:
+        OSError: If the disk knows no locks.
+    """
     try:
         if os.name == "nt":
             import msvcrt
@@ -162,12 +177,7 @@ def _try_lock(descriptor: int, path: Path) -> bool:
         else:
             import fcntl
 
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
-    except OSError as error:
-        raise KnowledgeBaseLockedError(
-            f"{path.parent}: this disk offers no file locks ({error}), so two writers could spoil each other's work. "
-            "Save to a local folder and copy it."
-        ) from error
     return True

@@ -143,14 +143,8 @@ class StagingFolder:
         return vectors
 
     def _publish(self, name: str, write: Callable[[Path], None], shape: tuple[int, ...]) -> None:
-        digests: list[str] = []
-
-        def final_path(digest: str) -> Path:
-            digests.append(digest)
-            return self._data(name)
-
-        _, num_bytes = publish_file(write, self.folder, final_path)
-        record = {"sha256": digests[0], "bytes": num_bytes, "shape": list(shape)}
+        _, sha256, num_bytes = publish_file(write, self.folder, lambda _: self._data(name))
+        record = {"sha256": sha256, "bytes": num_bytes, "shape": list(shape)}
         replace_file(self._record(name), json.dumps(record, sort_keys=True).encode())
 
     def _data(self, name: str) -> Path:

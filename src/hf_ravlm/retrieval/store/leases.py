@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ...saving.durable import try_lock
+
 
 class Lease:
     """A file that must stay, until `release` or until this object is gone.
@@ -75,15 +77,8 @@ def remove_unless_leased(path: Path) -> bool:
 
 
 def _lock(descriptor: int, shared: bool) -> bool:
-    """Locks an open file unless another process holds it against us; a disk without locks grants everything."""
-    if os.name == "nt":
-        return True
-    import fcntl
-
+    """As `try_lock`, but a disk without locks grants everything."""
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return os.name == "nt" or try_lock(descriptor, shared)
     except OSError:
         return True
-    return True

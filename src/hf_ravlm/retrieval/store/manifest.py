@@ -10,6 +10,7 @@ it can be made again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -136,12 +137,14 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
     )
 
 
-def stored_files(root: Path, manifest: Mapping[str, Any]) -> tuple[StoredFile, ...]:
-    """The files that a checked manifest lists."""
-    return tuple(
+def version_of(path: Path, data: bytes, lease: Lease) -> Version:
+    """The version whose manifest lies at a path and has this content; errors as `parse_manifest`."""
+    manifest, root = parse_manifest(path, data), path.parent.parent
+    files = tuple(
         StoredFile(entry["role"], root / entry["name"], entry["rows"], entry["sha256"], entry["bytes"], entry)
         for entry in manifest["files"]
     )
+    return Version(root, path.stem, manifest, files, hashlib.sha256(data).hexdigest(), lease)
 
 
 def corrupt(path: Path, reason: str) -> KnowledgeBaseCorruptError:

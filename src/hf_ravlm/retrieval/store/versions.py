@@ -18,7 +18,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,7 +43,7 @@ from .manifest import (
     corrupt,
     manifest_bytes,
     parse_manifest,
-    stored_files,
+    version_of,
 )
 
 
@@ -66,8 +66,8 @@ class NewFile(NamedTuple):
         rows: How many rows it holds or covers.
         write: Fills the (empty) file at a path.
         fields: What else the manifest says about it, JSON values.
-        made_from: The role of the files of the same version that it was made from, all of them; they come before
-            it. `None` if it was not, or if `fields` says so already.
+        made_from: The role of the files of the same version, listed before it, that it was made from; `None` for
+            what was given.
     """
 
     role: str
@@ -87,7 +87,7 @@ class Commit(NamedTuple):
 
 def write_version(
     folder: str | os.PathLike[str],
-    manifest_fields: Mapping[str, Any],
+    fields: Mapping[str, Any],
     files: Sequence[NewFile | StoredFile],
     lock_timeout_seconds: float = 60.0,
 ) -> Version:
@@ -98,7 +98,7 @@ def write_version(
 
     Args:
         folder: The folder of the knowledge base; created if needed.
-        manifest_fields: JSON values to keep beside the list of files.
+        fields: JSON values of the manifest, beside its list of files.
         files: What to store, or to keep of the previous version.
         lock_timeout_seconds: How long to wait for another writer.
 
@@ -115,7 +115,7 @@ def write_version(
     with exclusive_lock(root / "LOCK", lock_timeout_seconds):
         # A damaged pointer stops here: its objects may still be worth a rescue, and a commit would remove them.
         parent = _read_pointer(root)[0] if (root / "CURRENT").exists() else None
-        return _commit(root, parent, Commit(manifest_fields, files))
+        return _commit(root, parent, Commit(fields, files))
 
 
 def update_version(
@@ -158,26 +158,27 @@ def _commit(root: Path, parent: str | None, commit: Commit) -> Version:
     number = 1 + max(_version_numbers(root), default=0)
     name = f"gen-{number:08d}"
     data = manifest_bytes(commit.fields, number, parent, entries)
-    sha256 = hashlib.sha256(data).hexdigest()
     path = root / "manifests" / f"{name}.json"
     create_file(path, data)
     sync_folder(path.parent)
-    lease = take_lease(path)
-    replace_file(root / "CURRENT", f"{name} {sha256}\n".encode())
+    version = version_of(path, data, take_lease(path))
+    _point_to(version)
     try:
         _remove_old_files(root, {name, parent})
     except (OSError, KnowledgeBaseCorruptError) as error:  # The commit is done; what is left over only takes room.
         logger.warning("%s: old files could not be removed: %s", root, error)
-    manifest = parse_manifest(path, data)
-    return Version(root, name, manifest, stored_files(root, manifest), sha256, lease)
+    return version
+
+
+def _point_to(version: Version) -> None:
+    replace_file(version.folder / "CURRENT", f"{version.name} {version.sha256}\n".encode())
 
 
 def _store_file(root: Path, file: NewFile, earlier: list[dict[str, Any]]) -> dict[str, Any]:
     objects = root / "objects"
-    path, num_bytes = publish_file(
+    path, sha256, num_bytes = publish_file(
         file.write, objects, lambda sha256: objects / sha256[:2] / f"{sha256}.{file.suffix}"
     )
-    name = path.relative_to(root).as_posix()
     origin: dict[str, Any] = {}
     if file.made_from is not None:
         sources = [entry["sha256"] for entry in earlier if entry["role"] == file.made_from]
@@ -186,16 +187,19 @@ def _store_file(root: Path, file: NewFile, earlier: list[dict[str, Any]]) -> dic
         **file.fields,
         **origin,
         "role": file.role,
-        "name": name,
-        "sha256": path.stem,
+        "name": path.relative_to(root).as_posix(),
+        "sha256": sha256,
         "bytes": num_bytes,
         "rows": file.rows,
     }
 
 
 def _version_numbers(root: Path) -> list[int]:
-    matches = (MANIFEST_NAME.fullmatch(path.name) for path in (root / "manifests").iterdir())
-    return [int(match.group(1)) for match in matches if match]
+    return [int(path.stem.removeprefix("gen-")) for path in _manifests(root)]
+
+
+def _manifests(root: Path) -> list[Path]:
+    return [path for path in (root / "manifests").iterdir() if MANIFEST_NAME.fullmatch(path.name)]
 
 
 def version_names(folder: str | os.PathLike[str]) -> list[str]:
@@ -213,7 +217,7 @@ def point_to_version(folder: str | os.PathLike[str], name: str, lock_timeout_sec
     root = Path(folder)
     with exclusive_lock(root / "LOCK", lock_timeout_seconds):
         version = read_version(root, name)
-        replace_file(root / "CURRENT", f"{name} {version.sha256}\n".encode())
+        _point_to(version)
     return version
 
 
@@ -245,20 +249,20 @@ def remove_old_versions(folder: str | os.PathLike[str], timeout_seconds: float) 
 
 def _remove_old_files(root: Path, kept: set[str | None]) -> list[str]:
     """Removes what no kept version refers to; returns the names of versions that somebody reads."""
-    manifests = [path for path in (root / "manifests").iterdir() if MANIFEST_NAME.fullmatch(path.name)]
+    manifests = _manifests(root)
     # All that stays is read before anything goes.
-    referenced = set()
-    for path in manifests:
-        if path.stem in kept:
-            referenced |= {entry["name"] for entry in parse_manifest(path, path.read_bytes())["files"]}
+    referenced = _object_names(path for path in manifests if path.stem in kept)
     leased = [path for path in manifests if path.stem not in kept and not remove_unless_leased(path)]
-    for path in leased:
-        referenced |= {entry["name"] for entry in parse_manifest(path, path.read_bytes())["files"]}
+    referenced |= _object_names(leased)
     for path in [*(root / "objects").rglob("*"), *(root / "manifests").iterdir(), *root.iterdir()]:
         name = path.relative_to(root).as_posix()
         if path.suffix == TEMPORARY_SUFFIX or (OBJECT_NAME.fullmatch(name) and name not in referenced):
             path.unlink()
     return sorted(path.stem for path in leased)
+
+
+def _object_names(manifests: Iterable[Path]) -> set[str]:
+    return {entry["name"] for path in manifests for entry in parse_manifest(path, path.read_bytes())["files"]}
 
 
 def current_version_name(folder: str | os.PathLike[str]) -> str:
@@ -289,11 +293,9 @@ def read_version(folder: str | os.PathLike[str], name: str | None = None) -> Ver
     except OSError:  # a folder in its place, or no right to read: `_read_small` says which
         lease = Lease()
     data = _read_small(path, MAX_MANIFEST_BYTES)
-    found = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and found != sha256:
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise corrupt(path, "its checksum differs from the one in CURRENT")
-    manifest = parse_manifest(path, data)
-    return Version(root, current, manifest, stored_files(root, manifest), found, lease)
+    return version_of(path, data, lease)
 
 
 def load_version(folder: str | os.PathLike[str], load: Callable[[Version], _Loaded]) -> _Loaded:

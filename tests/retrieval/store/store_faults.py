@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from huggingface_hub import constants
 
 from hash_encoder import HashEncoder, built, numbered

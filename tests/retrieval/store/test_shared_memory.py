@@ -21,7 +21,7 @@ def test_two_processes_hold_the_vectors_once(tmp_path):
     vectors = np.random.default_rng(0).standard_normal((len(base), 256), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     RavlmRetriever(base, HashEncoder(), vectors).save_pretrained(tmp_path)
-    run_two_processes(Path(__file__).parents[1] / "shared_index.py", tmp_path)
+    run_two_processes(Path(__file__).parents[2] / "shared_index.py", tmp_path)
     for rank in range(2):
         memory = json.loads((tmp_path / f"memory_{rank}.json").read_text())
         assert memory["found"] == 7
