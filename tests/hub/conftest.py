@@ -72,7 +72,7 @@ class HubClient:
         self._process.wait(timeout=30)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def running(tmp_path_factory):
     hub = HubServer()
     client = HubClient(hub, tmp_path_factory.mktemp("hf_home"))

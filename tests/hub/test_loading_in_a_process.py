@@ -8,8 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
+from transformers import pipeline
 
 import hf_ravlm
+from hf_ravlm.pipelines import answer_questions
+from hf_ravlm.retrieval import Evidence
 from hf_ravlm.saving.folders import AUTO_MAP
 from tiny_folder import save_everything
 
@@ -40,18 +44,22 @@ def test_a_folder_has_one_file_of_code_and_the_whole_auto_map(folder):
     assert all(names[name] is getattr(hf_ravlm, name) for name in set(AUTO_MAP.values()))
 
 
-def test_installed_but_not_imported_trust_is_enough_to_answer_and_to_save_again(folder, tmp_path):
+def test_installed_but_not_imported_trust_is_enough_to_load_to_answer_and_to_save_again(folder, tmp_path):
     program = (
         "import json, sys\n"
         "from PIL import Image\n"
+        "from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForPreTraining, AutoProcessor\n"
         "from transformers import pipeline\n"
+        "autos = (AutoModelForImageTextToText, AutoModel, AutoModelForPreTraining, AutoProcessor)\n"
+        "loaded = [type(auto.from_pretrained(sys.argv[1], trust_remote_code=True)).__name__ for auto in autos]\n"
         "ask = pipeline('image-text-to-text', model=sys.argv[1], max_new_tokens=3, trust_remote_code=True)\n"
         "answer = ask(images=[Image.new('RGB', (24, 16))], text=['what is the capital ?'])[0]\n"
         "for part in (ask.model, ask.processor):\n"
         "    part.save_pretrained(sys.argv[2])\n"
-        "print(json.dumps([type(ask).__name__, len(answer['evidence'])]))\n"
+        "print('\\n' + json.dumps([loaded, type(ask).__name__, len(answer['evidence'])]))\n"
     )
-    assert last_line(run(program, folder, tmp_path)) == ["RavlmImageTextToTextPipeline", 3]
+    loaded = ["RavlmForConditionalGeneration", "RavlmModel", "RavlmForPreTraining", "RavlmProcessor"]
+    assert last_line(run(program, folder, tmp_path)) == [loaded, "RavlmImageTextToTextPipeline", 3]
     assert [path.name for path in tmp_path.rglob("*.py")] == ["ravlm_hub.py"]
     for name in ("ravlm_hub.py", "model.safetensors"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
@@ -85,18 +93,12 @@ def test_without_trust_neither_the_package_nor_the_folders_code_runs(folder, tmp
 
 def test_without_its_knowledge_base_it_answers_closed_book_and_from_given_evidence(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("knowledge_base"))
-    program = (
-        "import json, sys\n"
-        "from PIL import Image\n"
-        "from transformers import pipeline\n"
-        "import hf_ravlm\n"
-        "from hf_ravlm.pipelines import answer_questions\n"
-        "ask = pipeline('visual-question-answering', model=sys.argv[1], max_new_tokens=3)\n"
-        "asked = {'images': [Image.new('RGB', (24, 16))], 'questions': ['what is the capital ?']}\n"
-        "answer = ask(image=asked['images'][0], question=asked['questions'][0])[0]\n"
-        "from hf_ravlm.retrieval import Evidence\n"
-        "given = [[Evidence(id='no', text='the capital of Norway is Oslo', score=0.5, rank=1)]]\n"
-        "(told,), = answer_questions(ask.model, ask.processor, None, **asked, evidence=given, max_new_tokens=3)\n"
-        "print(json.dumps([answer['evidence'], [item.id for item in told.evidence], told.posterior]))\n"
+    ask = pipeline("visual-question-answering", model=str(copy), max_new_tokens=3)
+    image, question = Image.new("RGB", (24, 16)), "what is the capital ?"
+    assert ask(image=image, question=question)[0]["evidence"] == []
+    given = [[Evidence(id="no", text="the capital of Norway is Oslo", score=0.5, rank=1)]]
+    ((answer,),) = answer_questions(
+        ask.model, ask.processor, None, [image], [question], evidence=given, max_new_tokens=3
     )
-    assert last_line(run(program, copy)) == [[], ["no"], [1.0]]
+    assert [item.id for item in answer.evidence] == ["no"]
+    assert answer.posterior == [1.0]

@@ -81,7 +81,12 @@ def commit_files(
         return _commit(files, destination, outdated, card)
 
 
-def _commit(files: Mapping[str, Path], destination: Destination, outdated: Callable, card: Callable) -> Any:
+def _commit(
+    files: Mapping[str, Path],
+    destination: Destination,
+    outdated: Callable[[Collection[str], Collection[str]], Collection[str]],
+    card: Callable[[str | None], str | None],
+) -> Any:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=destination.token)

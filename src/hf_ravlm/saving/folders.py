@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -42,12 +43,16 @@ class PublishMixin:
     _published_as = "model"  # the config and the processor say otherwise
 
     @classmethod
-    def register_for_auto_class(cls, auto_class=None) -> None:
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
         """Does nothing: the loader of `auto_map` calls it on installed classes, and saving would then copy modules."""
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, push_to_hub: bool = False, repo_id: str | None = None, **kwargs
-    ):
+        self,
+        save_directory: str | os.PathLike[str],
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Saves to `save_directory`, atomically per file, and writes the shim and the complete `auto_map`.
 
         Args:
@@ -63,14 +68,14 @@ class PublishMixin:
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"cannot save to {os.fspath(save_directory)!r}: it is a file; give a folder")
         if not kwargs.get("is_main_process", True):  # takes part in gathering the weights, but writes nothing
-            return super().save_pretrained(save_directory, **kwargs)
+            return super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         for leftover in target.glob(f"{STAGING_PREFIX}*"):  # of a save that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target))
         try:
-            saved = super().save_pretrained(staging, **kwargs)
+            saved = super().save_pretrained(staging, **kwargs)  # type: ignore[misc]
             write_shim(staging)
             _move_into(staging, target)
         finally:
@@ -93,7 +98,7 @@ class PublishMixin:
         create_pr: bool = False,
         max_shard_size: int | str | None = None,
         tags: list[str] | str | None = None,
-    ):
+    ) -> Any:
         """Publishes everything that `save_pretrained` writes in one commit; an interrupted push changes nothing.
 
         A model takes along the card of the folder it came from, or gets a first one; a card that is there stays.
@@ -128,22 +133,23 @@ class PublishMixin:
         )
         all_tags = [tags] if isinstance(tags, str) else [*(tags or [])]
         all_tags += getattr(self, "model_tags", None) or []
+        thing: Any = self
 
         def card(earlier: str | None) -> str | None:
             """The one that is there keeps its words; else the one of the model's folder; else a first one."""
             text = earlier
             if text is None and self._published_as == "model":  # a config or a processor is not yet a model
-                text = card_of_folder(self.name_or_path) or first_card(self, repo_id)
+                text = card_of_folder(thing.name_or_path) or first_card(thing, repo_id)
             if text is None or (text == earlier and not all_tags):
                 return None
             return with_tags(text, all_tags) if all_tags else text
 
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+            thing.save_pretrained(folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
             return commit_files(files_in(folder), destination, outdated_weights, card)
 
 
-def files_in(folder: str | os.PathLike) -> dict[str, Path]:
+def files_in(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """All files below a folder, by their names relative to it."""
     root = Path(folder)
     return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
@@ -169,7 +175,7 @@ def _without_shard(name: str) -> str:
     return re.sub(r"-\d{5}-of-\d{5}", "", name)
 
 
-def write_shim(folder: str | os.PathLike) -> None:
+def write_shim(folder: str | os.PathLike[str]) -> None:
     """Writes `ravlm_hub.py` and adds the complete `auto_map` to the JSON files that Auto classes read."""
     names = ", ".join(sorted(set(AUTO_MAP.values())))
     shim = f'"""The code of this model: pip install hf_ravlm"""\n\nfrom hf_ravlm import {names}  # noqa: F401\n'
