@@ -51,12 +51,9 @@ def measure_growth(
     Example: an oracle that finds what it needs among few passages only.
 
     >>> questions = [Question(str(n), "Which colour?", ("red",)) for n in range(4)]
-    >>> report = measure_growth(
-    ...     questions,
-    ...     closed_book=lambda batch: ["blue" for question in batch],
-    ...     arm_among=lambda count: lambda batch: ["red" if count < 50 else "blue" for question in batch],
-    ...     num_passages=10,
-    ... )
+    >>> closed_book = lambda batch: ["blue" for question in batch]
+    >>> arm_among = lambda count: lambda batch: ["red" if count < 50 else "blue" for question in batch]
+    >>> report = measure_growth(questions, closed_book, arm_among, num_passages=10)
     >>> [(point.num_passages, point.accuracy.mean) for point in report.points]
     [(10, 1.0), (100, 0.0), (1000, 0.0)]
     """

@@ -14,7 +14,7 @@ import evaluate
 from hf_ravlm import metrics
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.evaluation.questions import Question
-from hf_ravlm.evaluation.scoring import ANSWER_METRICS, score_answers
+from hf_ravlm.evaluation.scoring import ANSWER_METRICS, ranking_figures, score_answers
 
 
 NAMES = (*ANSWER_METRICS, "pseudo_recall", "retrieval")
@@ -90,14 +90,8 @@ def _retrieval(
     ranked = [list(dict.fromkeys(ids)) for ids in predictions]  # an id counts where it stands first
     relevant = metrics.relevance_from_ids(ranked, [set(gold) for gold in references])
     num_gold = [len(set(gold)) for gold in references]
-    found: dict[str, float] = {}
-    for k in ks:
-        found[f"hit@{k}"] = float(metrics.hit_at_k(relevant, k).mean())
-        found[f"recall@{k}"] = float(metrics.recall_at_k(relevant, num_gold, k).mean())
-        found[f"precision@{k}"] = float(metrics.precision_at_k(relevant, k).mean())
-        found[f"mrr@{k}"] = float(metrics.reciprocal_rank(relevant, k).mean())
-        found[f"map@{k}"] = float(metrics.average_precision(relevant, num_gold, k).mean())
-        found[f"ndcg@{k}"] = float(metrics.ndcg_at_k(relevant, num_gold, k).mean())
+    found = {name: float(values.mean()) for name, values in ranking_figures(relevant, num_gold, ks).items()}
+    found |= {f"precision@{k}": float(metrics.precision_at_k(relevant, k).mean()) for k in ks}
     return {**found, "mean_rank": metrics.mean_rank(relevant), "median_rank": metrics.median_rank(relevant)}
 
 

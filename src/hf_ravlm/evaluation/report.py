@@ -22,7 +22,7 @@ class Calibration:
     """How far the confidence of an arm can be trusted.
 
     Attributes:
-        ece: Expected calibration error over 15 bins; 0 is perfect.
+        ece: Expected calibration error over 15 bins, 0..1; 0 is perfect.
         auroc: How often a right answer is surer than a wrong one; `None` if all are right or all wrong.
         mean_confidence: Beside the accuracy of the arm.
         bins: Those that hold a question.
@@ -36,12 +36,9 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one answer cost on average.
+    """What one answer cost on average: seconds, searches, and tokens read and written (`None` if not counted).
 
-    Attributes:
-        seconds: Wall time, of the batch shared out among its questions.
-        retrievals: Searches.
-        tokens: Read and written by the reader; `None` if they were not counted.
+    The seconds are wall time, of a batch shared out among its questions.
     """
 
     seconds: float
@@ -57,8 +54,7 @@ class Effect:
         rescue_rate: Wrong without evidence, right with it.
         harm_rate: Right without evidence, wrong with it.
         net_gain: The difference of the two.
-        rescued_of_wrong, harmed_of_right: Among the questions that could be rescued or harmed; `None` if there were
-            none.
+        rescued_of_wrong, harmed_of_right: Among those that could be rescued or harmed; `None` if there were none.
     """
 
     rescue_rate: Interval
@@ -216,8 +212,6 @@ def _write(
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table, the first column to the left and the others to the right.
-
-    Example:
 
     >>> markdown_table(["arm", "n"], [["gold", "3"]])
     ['| arm | n |', '|---|---:|', '| gold | 3 |']

@@ -122,17 +122,26 @@ def retrieval_scores(
             [set(question.gold_ids) for question in questions],
         )
         num_gold = [len(set(question.gold_ids)) for question in questions]
-        for k in depths:
-            found[f"hit@{k}"] = hit_at_k(relevant, k)
-            found[f"recall@{k}"] = recall_at_k(relevant, num_gold, k)
-            found[f"mrr@{k}"] = reciprocal_rank(relevant, k)
-            found[f"map@{k}"] = average_precision(relevant, num_gold, k)
-            found[f"ndcg@{k}"] = ndcg_at_k(relevant, num_gold, k)
+        found = ranking_figures(relevant, num_gold, depths)
     if any(reply.evidence_texts for reply in replies):
         relevant = relevance_from_answers(
             [reply.evidence_texts for reply in replies], [question.answers for question in questions]
         )
         found |= {f"pseudo_recall@{k}": hit_at_k(relevant, k) for k in depths}
+    return found
+
+
+def ranking_figures(
+    relevant: npt.NDArray[np.bool_], num_gold: Sequence[int], ks: Sequence[int]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Hit, recall, MRR, mAP and nDCG at each k, by names such as `"hit@5"`, one value per question; see `ranking`."""
+    found = {}
+    for k in ks:
+        found[f"hit@{k}"] = hit_at_k(relevant, k)
+        found[f"recall@{k}"] = recall_at_k(relevant, num_gold, k)
+        found[f"mrr@{k}"] = reciprocal_rank(relevant, k)
+        found[f"map@{k}"] = average_precision(relevant, num_gold, k)
+        found[f"ndcg@{k}"] = ndcg_at_k(relevant, num_gold, k)
     return found
 
 
