@@ -34,16 +34,7 @@ from .losses.joined_batch import (
     world_size,
 )
 from .losses.masking import hide_words, masking_tokenizer
-from .losses.objectives import (
-    Labels,
-    contrast,
-    has_negatives,
-    hidden_words,
-    matching,
-    total_over_processes,
-    unusable_rows,
-    weighted_sum,
-)
+from .losses.objectives import Labels, contrast, hidden_words, matching, weighted_sum
 from .losses.pairs import Pairs, draw_pairs, no_pairs, pair_inputs
 from .measures import corpus_recall
 from .trainers import RavlmTrainer
@@ -240,7 +231,7 @@ class RavlmPreTrainer(RavlmTrainer):
             seed = self._seed("words", process_rank())
             step.words = hide_words(inputs, queries, self._processor, self.args.mlm_probability, seed)
             hidden = int((step.words["mlm_labels"] != -100).sum()) if step.words else 0
-            step.num_words = total_over_processes(hidden, device)
+            step.num_words = int(self.accelerator.reduce(torch.tensor(hidden, device=device), "sum"))
         return step
 
     def _read(
@@ -277,8 +268,9 @@ class RavlmPreTrainer(RavlmTrainer):
         return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
     def _check_negatives(self, labels: Labels | None, layout: BatchLayout) -> None:
-        shape = (sum(layout.num_queries), sum(layout.num_passages))
-        if not self.model.training or has_negatives(labels, shape):
+        num_queries, num_passages = sum(layout.num_queries), sum(layout.num_passages)
+        some = num_passages > 1 if labels is None else bool((labels[0][:, None] != labels[1]).any())
+        if some or not self.model.training:
             return
         if self.args.train_batch_size * world_size() == 1:
             raise InvalidInputError(
@@ -288,7 +280,7 @@ class RavlmPreTrainer(RavlmTrainer):
         logger.warning(
             "step %d: the batch of %d rows holds no negative (one row, or one label): it teaches no contrast",
             self.state.global_step + 1,
-            shape[0],
+            num_queries,
         )
 
     def _note(
@@ -336,10 +328,11 @@ def _num_rows(inputs: dict[str, torch.Tensor], prefix: str) -> int:
 
 
 def _not_finite(losses: dict[str, torch.Tensor], global_step: int, step: Step, vectors: Sequence[torch.Tensor]) -> str:
-    rows = sorted({row for side in vectors for row in unusable_rows(side) if row < len(vectors[0])})
-    ids = step.ids or list(range(len(vectors[0])))
+    size = len(vectors[0])
+    rows = torch.stack([~torch.isfinite(side[:size]).all(dim=1) for side in vectors]).any(dim=0).nonzero().flatten()
+    ids = step.ids or list(range(size))
     named = ", ".join(f"{name}={loss.item()}" for name, loss in losses.items())
-    where = f"; the vectors of {[ids[row] for row in rows]} are not finite" if rows else ""
+    where = f"; the vectors of {[ids[row] for row in rows.tolist()]} are not finite" if len(rows) else ""
     return (
         f"the loss is not finite at step {global_step + 1} ({named}) on the batch {ids}{where}: expected numbers. "
         "Look at these rows; if they are sound, lower the learning rate or train in float32 or bfloat16. The weights "

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from ...errors import InvalidInputError
@@ -78,32 +77,9 @@ def hidden_words(logits: torch.Tensor, labels: torch.Tensor, num_words: int) -> 
     return F.cross_entropy(logits, labels[labels != -100], reduction="sum") * world_size() / max(num_words, 1)
 
 
-def total_over_processes(number: int, device: torch.device) -> int:
-    """The sum of a number over all processes."""
-    if world_size() == 1:
-        return number
-    total = torch.tensor(number, device=device)
-    dist.all_reduce(total)
-    return int(total)
-
-
 def weighted_sum(losses: Mapping[str, torch.Tensor], args: RavlmPreTrainingArguments) -> torch.Tensor:
     """`L = L_MLM + α L_ITM + β L_ITC + ...`, with the weights of the arguments."""
     return sum(args.objectives[name] * loss for name, loss in losses.items())
-
-
-def has_negatives(labels: Labels | None, shape: tuple[int, int]) -> bool:
-    """Whether any query of the joined batch has a negative; `shape` is `(B, N)`."""
-    return shape[1] > 1 if labels is None else bool((labels[0][:, None] != labels[1][None, :]).any())
-
-
-def unusable_rows(vectors: torch.Tensor) -> list[int]:
-    """Rows of vectors `(n, D)` that hold a NaN or an infinity.
-
-    >>> unusable_rows(torch.tensor([[0.0], [float("nan")]]))
-    [1]
-    """
-    return (~torch.isfinite(vectors)).any(dim=1).nonzero().flatten().tolist()
 
 
 def _check_dims(args: RavlmPreTrainingArguments, width: int) -> None:

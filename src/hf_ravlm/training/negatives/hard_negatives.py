@@ -187,16 +187,17 @@ class _Miner:
 
     def mine(self, rows: Sequence[TrainingRow], first: int) -> list[HardNegatives]:
         """Negatives for rows of which the first is number `first` of all."""
-        batch = _Batch.of(rows, self.view, self.num_candidates)
-        proposals = {kind: _PROPOSALS[kind](batch, self.view) for kind in self.kinds}
+        queries = _queries(rows, self.view)
+        proposed = zip(
+            *(_PROPOSALS[kind](queries, self.view, self.num_candidates) for kind in self.kinds), strict=True
+        )
         return [
-            self._choose(batch, place, {kind: proposed[place] for kind, proposed in proposals.items()}, first + place)
-            for place in range(len(rows))
+            self._choose(query, dict(zip(self.kinds, candidates, strict=True)), number)
+            for number, (query, candidates) in enumerate(zip(queries, proposed, strict=True), start=first)
         ]
 
-    def _choose(self, batch: _Batch, place: int, proposals: dict[Kind, np.ndarray], number: int) -> HardNegatives:
-        order = np.random.default_rng([self.seed, number])
-        kept = {kind: iter(self._allowed(batch, place, rows)) for kind, rows in proposals.items()}
+    def _choose(self, query: _Query, proposals: dict[Kind, np.ndarray], number: int) -> HardNegatives:
+        kept = {kind: iter(self._allowed(query, rows)) for kind, rows in proposals.items()}
         chosen: dict[int, str] = {}
         while len(chosen) < self.num_negatives and kept:
             for kind in list(kept):
@@ -206,78 +207,68 @@ class _Miner:
                 elif len(chosen) < self.num_negatives:
                     chosen[row] = kind
         if len(chosen) < self.num_negatives:
-            some = order.permutation(len(self.view))[: self.num_candidates + self.num_negatives]
-            for row in self._allowed(batch, place, some[~np.isin(some, list(chosen))]):
-                if len(chosen) < self.num_negatives:
-                    chosen[row] = "random"
-        scores = self.view.vectors[list(chosen)] @ batch.queries[place] if chosen else np.zeros(0)
+            order = np.random.default_rng([self.seed, number]).permutation(len(self.view))
+            some = order[: self.num_candidates + self.num_negatives]
+            fill = self._allowed(query, some[~np.isin(some, list(chosen))])
+            chosen |= dict.fromkeys(fill[: self.num_negatives - len(chosen)], "random")
+        scores = self.view.vectors[list(chosen)] @ query.vector if chosen else np.zeros(0)
         return HardNegatives([self.view.ids[row] for row in chosen], [*chosen.values()], scores.astype(float).tolist())
 
-    def _allowed(self, batch: _Batch, place: int, rows: np.ndarray) -> list[int]:
+    def _allowed(self, query: _Query, rows: np.ndarray) -> list[int]:
         """The candidates that no rule strikes out, in their order."""
-        rules, gold = self.rules, batch.gold[place]
-        scores, positive = self.view.vectors[rows] @ batch.queries[place], batch.positive_scores[place]
-        keep = ~np.isin(rows, [*gold, *batch.excluded[place]])
-        if rules.positive_ratio is not None and positive > 0:
-            keep &= scores <= rules.positive_ratio * positive
+        rules, scores = self.rules, self.view.vectors[rows] @ query.vector
+        keep = ~np.isin(rows, query.excluded)
+        if rules.positive_ratio is not None and query.positive_score > 0:
+            keep &= scores <= rules.positive_ratio * query.positive_score
         if rules.positive_margin is not None:
-            keep &= scores <= positive - rules.positive_margin
+            keep &= scores <= query.positive_score - rules.positive_margin
         kept = rows[keep].tolist()
         if not kept:
             return []
-        copies = {text for text in self.view.texts(gold) if text}
-        answers = [] if rules.allow_answers else batch.answers[place]
-        texts = self.view.texts(kept)
+        copies = {text for text in self.view.texts(query.gold) if text}
+        answers = () if rules.allow_answers else query.row.answers
         kept = [
             row
-            for row, text in zip(kept, texts, strict=True)
+            for row, text in zip(kept, self.view.texts(kept), strict=True)
             if not (text in copies and self.view.modality[row] == 1) and not holds_answer(text, answers)
         ]
-        shown = batch.image_hashes[place] if rules.near_duplicate_bits is not None else None
-        if shown is None or not kept:
+        if query.image_hash is None or rules.near_duplicate_bits is None or not kept:
             return kept
         return [
             row
             for row, seen in zip(kept, self.view.image_hashes(kept), strict=True)
-            if seen is None or differing_bits(shown, seen) > rules.near_duplicate_bits
+            if seen is None or differing_bits(query.image_hash, seen) > rules.near_duplicate_bits
         ]
 
 
-class _Batch(NamedTuple):
-    """Queries of some rows, and what is known about them."""
+class _Query(NamedTuple):
+    """The query of a row, and what is known about it; passages are rows of the knowledge base."""
 
-    questions: list[str | None]
-    queries: np.ndarray  # (n, D)
-    gold: list[list[int]]
-    excluded: list[list[int]]
-    answers: list[tuple[str, ...]]
-    positive_scores: list[float]
-    image_hashes: list[int | None]
-    num_candidates: int
+    row: TrainingRow
+    vector: np.ndarray  # (D,)
+    gold: list[int]
+    excluded: list[int]  # with the gold ones
+    positive_score: float
+    image_hash: int | None
 
-    @classmethod
-    def of(cls, rows: Sequence[TrainingRow], view: PassageView, num_candidates: int) -> _Batch:
-        check_gold_ids([row.gold_ids for row in rows], view.knowledge_base)
-        lacking = [row.name for row in rows if not row.gold_ids]
-        if lacking:
-            raise InvalidInputError(
-                f"{len(lacking)} rows have no gold passage, such as {lacking[0]}. A passage is wrong only beside "
-                "one that is right: give every row `gold_ids`."
-            )
-        questions = [row.question for row in rows]
-        images = [None if row.image is None else _opened(row) for row in rows]
-        queries = encode_queries(view.retriever.encoder, images, questions)
-        gold = [[view.row_of[passage_id] for passage_id in row.gold_ids] for row in rows]
-        return cls(
-            questions,
-            queries,
-            gold,
-            [[view.row_of[name] for name in row.exclude_ids if name in view.row_of] for row in rows],
-            [row.answers for row in rows],
-            [float((view.vectors[right] @ query).max()) for right, query in zip(gold, queries, strict=True)],
-            [None if image is None else image_hash(image) for image in images],
-            num_candidates,
+
+def _queries(rows: Sequence[TrainingRow], view: PassageView) -> list[_Query]:
+    check_gold_ids([row.gold_ids for row in rows], view.knowledge_base)
+    lacking = [row.name for row in rows if not row.gold_ids]
+    if lacking:
+        raise InvalidInputError(
+            f"{len(lacking)} rows have no gold passage, such as {lacking[0]}. A passage is wrong only beside "
+            "one that is right: give every row `gold_ids`."
         )
+    images = [None if row.image is None else _opened(row) for row in rows]
+    vectors = encode_queries(view.retriever.encoder, images, [row.question for row in rows])
+    queries = []
+    for row, image, vector in zip(rows, images, vectors, strict=True):
+        gold = [view.row_of[name] for name in row.gold_ids]
+        excluded = gold + [view.row_of[name] for name in row.exclude_ids if name in view.row_of]
+        score = float((view.vectors[gold] @ vector).max())
+        queries.append(_Query(row, vector, gold, excluded, score, None if image is None else image_hash(image)))
+    return queries
 
 
 def _opened(row: TrainingRow) -> Image.Image:
@@ -287,46 +278,47 @@ def _opened(row: TrainingRow) -> Image.Image:
         raise UnsafeInputError(f"The image of {row.name} cannot be used: {error}") from error
 
 
-def _nearest(batch: _Batch, view: PassageView) -> list[np.ndarray]:
-    return list(view.retriever.search_vectors(batch.queries, batch.num_candidates)[1])
+def _vectors(queries: Sequence[_Query]) -> np.ndarray:
+    return np.stack([query.vector for query in queries])  # (n, D)
 
 
-def _lexical(batch: _Batch, view: PassageView) -> list[np.ndarray]:
-    asked = [place for place, question in enumerate(batch.questions) if question and question.strip()]
-    found = [np.zeros(0, np.int64)] * len(batch.questions)
-    if asked:
-        questions = [batch.questions[place] for place in asked]
-        evidence = view.retriever.retrieve(texts=questions, k=batch.num_candidates, channels=("bm25",))
-        for place, passages in zip(asked, evidence, strict=True):
+def _nearest(queries: Sequence[_Query], view: PassageView, number: int) -> list[np.ndarray]:
+    return list(view.retriever.search_vectors(_vectors(queries), number)[1])
+
+
+def _lexical(queries: Sequence[_Query], view: PassageView, number: int) -> list[np.ndarray]:
+    questions = {place: query.row.question for place, query in enumerate(queries)}
+    questions = {place: question for place, question in questions.items() if question and question.strip()}
+    found = [np.zeros(0, np.int64)] * len(queries)
+    if questions:
+        evidence = view.retriever.retrieve(texts=list(questions.values()), k=number, channels=("bm25",))
+        for place, passages in zip(questions, evidence, strict=True):
             found[place] = np.array([view.row_of[passage.id] for passage in passages], np.int64)
     return found
 
 
-def _same_entity(batch: _Batch, view: PassageView) -> list[np.ndarray]:
+def _same_entity(queries: Sequence[_Query], view: PassageView, number: int) -> list[np.ndarray]:
     found = []
-    for gold, query in zip(batch.gold, batch.queries, strict=True):
-        about = sorted({int(view.entities[row]) for row in gold} - {-1})
+    for query in queries:
+        about = sorted({int(view.entities[row]) for row in query.gold} - {-1})
         rows = np.concatenate([np.zeros(0, np.int64), *(view.rows_of_entity[entity] for entity in about)])
-        best = np.argsort(-(view.vectors[rows] @ query), kind="stable")
-        found.append(rows[best][: batch.num_candidates])
+        found.append(rows[np.argsort(-(view.vectors[rows] @ query.vector), kind="stable")][:number])
     return found
 
 
-def _other_modality(batch: _Batch, view: PassageView) -> list[np.ndarray]:
-    found = [np.zeros(0, np.int64)] * len(batch.gold)
-    modality_of = [int(view.modality[gold[0]]) for gold in batch.gold]
-    for modality in sorted(set(modality_of)):
-        places = [place for place, own in enumerate(modality_of) if own == modality]
-        others = view.modality != modality
-        rows = exact_search(
-            np.ascontiguousarray(batch.queries[places], np.float32), view.vectors, batch.num_candidates, others
-        )[1]
+def _other_modality(queries: Sequence[_Query], view: PassageView, number: int) -> list[np.ndarray]:
+    found = [np.zeros(0, np.int64)] * len(queries)
+    own = np.array([view.modality[query.gold[0]] for query in queries])
+    vectors = np.ascontiguousarray(_vectors(queries), np.float32)
+    for modality in np.unique(own):
+        places = np.flatnonzero(own == modality)
+        rows = exact_search(vectors[places], view.vectors, number, view.modality != modality)[1]
         for place, row in zip(places, rows, strict=True):
             found[place] = row
     return found
 
 
-_PROPOSALS: dict[Kind, Callable[[_Batch, PassageView], list[np.ndarray]]] = {
+_PROPOSALS: dict[Kind, Callable[[Sequence[_Query], PassageView, int], list[np.ndarray]]] = {
     "nearest": _nearest,
     "lexical": _lexical,
     "same_entity": _same_entity,
