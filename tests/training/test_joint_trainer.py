@@ -158,7 +158,7 @@ def test_the_retriever_waits_while_the_reader_warms_up(tmp_path):
     assert not torch.equal(reader, trainer.model.language_model.lm_head.weight)
 
 
-def test_the_old_generation_serves_until_the_new_one_is_complete(tmp_path):
+def test_the_old_index_serves_until_the_new_one_is_complete(tmp_path):
     trainer = joint_trainer(tmp_path, JointSettings(side="passage", refresh_every=1), max_steps=4)
     seen, stop = [], threading.Event()
     query = np.eye(16, dtype=np.float32)[:1]

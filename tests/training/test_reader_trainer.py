@@ -8,13 +8,13 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from hf_ravlm import InvalidInputError, UnsafeInputError
+from hf_ravlm import InvalidInputError, RavlmEncoder, UnsafeInputError
 from hf_ravlm.images import encoded_image
 from hf_ravlm.model.loading import without_adapters
 from hf_ravlm.training.batches.evidence_mixing import EvidenceMix
-from hf_ravlm.training.trainers import RavlmTrainer
+from hf_ravlm.training.trainers import RavlmTrainer, freeze
 from reading_world import COLOURS, THINGS, arguments, colour_retriever, rows
-from tiny import tiny_model, tiny_processor
+from tiny import picture, tiny_model, tiny_processor
 
 
 def trainer_for(folder, model=None, processor=None, retriever=True, train=None, changes=None, **options):
@@ -309,3 +309,31 @@ def test_with_no_passages_at_all_a_batch_is_closed_book(tmp_path, fusion):
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).loss, model(**alone).loss)
     assert (len(THINGS), len(COLOURS)) == (6, 6)
+
+
+def test_training_the_reader_leaves_the_encoder_untouched_and_lowers_the_loss(tmp_path):
+    tower = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}  # with batch norm
+    model, processor = tiny_model(vision_config={"model_type": "resnet", **tower}), tiny_processor()
+    before = RavlmEncoder(model.model, processor).fingerprint
+    freeze(model.model)
+    asked = [
+        {"image": picture(n), "question": "what is red ?", "evidence": ["red white"], "answer": ["white", "of"][n % 2]}
+        for n in range(8)
+    ]
+
+    def collate(batch):
+        return processor(
+            images=[row["image"] for row in batch],
+            text=[row["question"] for row in batch],
+            evidence=[row["evidence"] for row in batch],
+            answers=[row["answer"] for row in batch],
+        )
+
+    settings = arguments(tmp_path, num_train_epochs=15, per_device_train_batch_size=8, remove_unused_columns=False)
+    with torch.no_grad():
+        first = model(**collate(asked)).loss.item()
+    RavlmTrainer(model=model, args=settings, train_dataset=asked, data_collator=collate).train()
+    with torch.no_grad():
+        last = model.eval()(**collate(asked)).loss.item()
+    assert last < first / 2
+    assert RavlmEncoder(model.model, processor).fingerprint == before
