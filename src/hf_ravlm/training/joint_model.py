@@ -62,7 +62,7 @@ class JointReader(nn.Module):
             passage_vectors (`torch.Tensor` of shape `(B, K, D)`): as they stand in the index.
             retriever_learns_from_answers: Whether the gradient of `loss` reaches the scores.
             reader_learns: Whether the reader keeps a graph at all.
-            inputs: Of the reader, with labels; their `evidence_scores` give way to these.
+            inputs: Of the reader, with labels; their `evidence_scores` are replaced.
         """
         towers = without_adapters(self.reader).model
         queries = towers.get_query_features(**query)  # (B, D)
@@ -95,8 +95,6 @@ def says_answer(logits: torch.Tensor, labels: torch.Tensor, num_passages: int) -
 
     Returns:
         Bool `(B, K)` and counts `(B,)`.
-
-    Example:
 
     >>> logits = torch.tensor([[[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]])
     >>> says_answer(logits, torch.tensor([[-100, 1], [-100, 1]]), num_passages=2)

@@ -35,8 +35,6 @@ def corpus_recall(prediction: EvalPrediction) -> dict[str, float]:
             `predictions` are query and passage vectors `(n, D)`, `label_ids` their labels `(n,)`; passages with one
             label count as one, by the first of them.
 
-    Example:
-
     >>> vectors, labels = np.eye(2), np.arange(2)
     >>> corpus_recall(EvalPrediction((vectors, vectors), (labels, labels)))["recall@1"]
     1.0

@@ -140,7 +140,7 @@ def fit_decision_head(
         )
     if len(wanted) == 0 or wanted.min() == wanted.max():
         raise InvalidInputError(
-            f"Nothing to learn from: the {len(wanted)} labels are all the same. Bring questions of both kinds."
+            f"Nothing to learn from: the {len(wanted)} labels are all the same. Give questions of both kinds."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -36,14 +36,12 @@ class EvidenceMix:
         gold: How often a gold passage is put in where the retriever has not found one.
         distractors: How many of the other places go to distractors: the row's `negative_ids` (mined), else random
             passages of the same entity or any.
-        noise: How often one passage gives way to a random one.
+        noise: How often one passage is replaced by a random one.
         dropout: How often the number of passages is drawn from 0 to `K` instead of being `K`.
         withheld: How often the gold passages are left out, also where the retriever found them: a reader that never
             meets wrong passages alone learns to believe them. Rows with `known` false keep theirs, for what neither
             the reader nor a passage knows can only be guessed.
         shuffled: How often the passages stand in random order, and not best first.
-
-    Example:
 
     >>> EvidenceMix(num_passages=4, gold=(1.0, 0.2), noise=0.2).at(0.5)
     EvidenceMix(num_passages=4, gold=0.6, distractors=0.0, noise=0.2, dropout=0.0, withheld=0.0,

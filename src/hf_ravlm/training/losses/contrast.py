@@ -21,8 +21,8 @@ def info_nce_rows(
 ) -> torch.Tensor:
     """InfoNCE of each anchor: `-s_p + logsumexp_j s_j` over the candidates that are not left out.
 
-    In plain terms: the positive shall have the highest cosine of all candidates, by a margin that the temperature
-    sets.
+    In plain terms: the cosine of the positive should be the highest of all candidates, by a margin that the
+    temperature sets.
 
     Inputs: `anchors (b, D)` and `candidates (N, D)` of unit length; `positives (b,)`, the column of each anchor's own
     positive; `logit_scale` is `1 / temperature`; `left_out (b, N)` of `left_out_negatives`.
@@ -33,8 +33,6 @@ def info_nce_rows(
     other half of CLIP's symmetric loss. An anchor without a negative has loss 0 and no gradient.
 
     References: van den Oord et al. 2018 (arXiv 1807.03748); Radford et al. 2021 (arXiv 2103.00020).
-
-    Example:
 
     >>> same = torch.eye(2)
     >>> [round(loss, 4) for loss in info_nce_rows(same, same, torch.arange(2), 1.0).tolist()]  # log(1 + exp(-1))
@@ -55,9 +53,9 @@ def triplet_rows(
 ) -> torch.Tensor:
     """Triplet loss of each anchor with its semi-hard negative: `max(0, margin - s_p + s_n)`, `s` the cosine.
 
-    In plain terms: the positive shall be nearer than one well-chosen negative, by a margin. That one is the hardest of
-    those that are still farther than the positive; where all are nearer, the farthest of them. The hardest of all
-    would make the towers collapse.
+    In plain terms: the positive should be nearer than one negative, by a margin. That negative is the hardest of those
+    that are still farther than the positive; where all are nearer, the farthest of them. The hardest of all would make
+    the towers collapse.
 
     Inputs: as `info_nce_rows`; `margin` in cosine, from 0 to 2.
 
@@ -67,8 +65,6 @@ def triplet_rows(
     has loss 0.
 
     References: Schroff et al. 2015, FaceNet (arXiv 1503.03832).
-
-    Example:
 
     >>> anchor, candidates = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
     >>> round(triplet_rows(anchor, candidates, torch.tensor([0]), margin=0.5).item(), 4)  # 0.5 - 0.8 + 0.6
@@ -109,8 +105,6 @@ def left_out_negatives(
     Returns:
         `torch.BoolTensor` of shape `(b, N)`; never the positive itself.
 
-    Example:
-
     >>> labels = torch.tensor([7, 7, 8])
     >>> left_out_negatives(torch.eye(3), torch.eye(3), torch.arange(3), labels, labels).tolist()
     [[False, True, False], [True, False, False], [False, False, False]]
@@ -131,8 +125,6 @@ def matryoshka_views(
     """Both sets of vectors cut to their first `d` numbers and normalised anew, for every `d` of `dims`.
 
     Kusupati et al. 2022 (arXiv 2205.13147). `None` gives the vectors as they are.
-
-    Example:
 
     >>> vectors = torch.tensor([[0.6, 0.0, 0.8]])
     >>> [cut.tolist() for cut, _ in matryoshka_views(vectors, vectors, [1, 2])]
@@ -159,8 +151,6 @@ def draw_hard_negatives(
 
     Returns:
         `torch.LongTensor` of shape `(b,)`; -1 where no column remains.
-
-    Example:
 
     >>> left_out = torch.tensor([[True, False, False], [True, True, True]])
     >>> draw_hard_negatives(torch.tensor([[0.0, 99.0, 0.0], [0.0, 0.0, 0.0]]), left_out).tolist()

@@ -1,4 +1,4 @@
-"""Losses by which a reader teaches the retriever, as pure functions of likelihoods and scores, in float32.
+"""Losses through which the retriever learns from the reader, as pure functions of likelihoods and scores, in float32.
 
 Each takes `log_likelihood (B, K)`, what the reader gives the right answer under each passage alone, and the
 retriever's `scores (B, K)`; the gradient reaches the scores and never the reader. `evidence_mask (B, K)` names the
@@ -21,7 +21,7 @@ def perplexity_distillation_loss(
     temperature: float = 0.1,
     target_temperature: float = 0.1,
 ) -> torch.Tensor:
-    """Perplexity distillation: the retriever shall rank passages as the reader's perplexity of the answer does.
+    """Perplexity distillation: the retriever learns to rank passages as the reader's perplexity of the answer does.
 
     In plain terms: passages under which the answer is likely get a high target; the score distribution is pulled
     towards it. `L = 1/B sum_b KL(softmax_k(a_k / T_target) || softmax_k(s_k / T))` with `a_k` the mean log-probability
@@ -35,8 +35,6 @@ def perplexity_distillation_loss(
     would be smaller by the factor `K`.
 
     References: Izacard et al. 2022 (arXiv 2208.03299), Perplexity Distillation; Shi et al. 2023 (arXiv 2301.12652).
-
-    Example:
 
     >>> scores = torch.tensor([[-1.0, -2.0]])
     >>> perplexity_distillation_loss(scores, torch.tensor([1]), scores).item()  # the retriever agrees
@@ -68,8 +66,6 @@ def emdr2_loss(
 
     References: Sachan et al. 2021 (arXiv 2106.05346).
 
-    Example:
-
     >>> round(emdr2_loss(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[3.0, 1.0]])).exp().item(), 4)
     2.0
     """
@@ -96,8 +92,6 @@ def pseudo_relevance_loss(
     Relations: the mean runs over the passages that are labelled; 0 where there is none.
 
     References: Lin and Byrne 2022 (arXiv 2210.03809), RA-VQA.
-
-    Example:
 
     >>> agree = torch.tensor([[True, False]])
     >>> loss = pseudo_relevance_loss(torch.tensor([[0.0, 0.0]]), agree, agree)

@@ -30,8 +30,6 @@ def process_rank() -> int:
 class BatchLayout:
     """How many queries and passages each process holds, and where they stand in the joined batch.
 
-    Example:
-
     >>> layout = BatchLayout((2, 1), (3, 2), rank=1)  # each with one hard negative
     >>> layout.own_queries, layout.own_passages(), layout.passage_order()
     (range(2, 3), [2, 4], [0, 1, 3, 2, 4])

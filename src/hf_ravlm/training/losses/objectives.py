@@ -36,7 +36,7 @@ def contrast(
         rows (`slice`): the rows of `B` whose share to return; the shares of all rows add up to the mean.
 
     Raises:
-        `InvalidInputError`: if the contrast shall be symmetric, but there are not as many passages as queries.
+        `InvalidInputError`: if the contrast is symmetric, but there are not as many passages as queries.
     """
     if args.symmetric and len(passage_embeds) != len(query_embeds):
         raise InvalidInputError(

@@ -1,4 +1,4 @@
-"""Who is compared with whom: pairs for the matching objective, drawn from the joined batch of all processes.
+"""Pairs for the matching objective, drawn from the joined batch of all processes.
 
 Each row gives three pairs: query and positive; the query with a passage that looks like its own; its passage with
 another query that looks alike. Places count in the joined batch; a process, or a chunk of its rows, reads the pairs of
@@ -59,8 +59,6 @@ def draw_pairs(
     Returns:
         Up to `3 * B` pairs; a row without any negative gives its positive pair alone.
 
-    Example:
-
     >>> pairs = draw_pairs(torch.eye(2), torch.eye(2), 1.0)
     >>> list(zip(pairs.queries.tolist(), pairs.passages.tolist(), pairs.labels.tolist()))
     [(0, 0, 1.0), (1, 1, 1.0), (0, 1, 0.0), (1, 0, 0.0), (1, 0, 0.0), (0, 1, 0.0)]
@@ -105,8 +103,8 @@ def pair_inputs(
 
 def no_pairs(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The arguments with which a model reads no pairs beside `inputs`."""
-    nobody = torch.empty(0, dtype=torch.long, device=next(iter(inputs.values())).device)
-    return {"match_queries": nobody, "match_passages": nobody}
+    none = torch.empty(0, dtype=torch.long, device=next(iter(inputs.values())).device)
+    return {"match_queries": none, "match_passages": none}
 
 
 def _local_rows(places: torch.Tensor, own: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
