@@ -71,8 +71,8 @@ class RavlmTrainer(Trainer):
         generation: For `generate` in evaluation, which then also reports `exact_match`, `token_f1`, both with
             evidence, `closed_book_exact_match`, how many answers evidence `rescued` and `harmed`, and how good the
             ranking is (`hit@k`, `mrr`). `None` reports the loss alone. Any of these may be `metric_for_best_model`.
-        on_error: What happens to an image that cannot be used: `"raise"` an error, `"skip"` its row, or put a grey one in
-            its place (`"blank"`), in training and in evaluation.
+        on_error: What happens to an image that cannot be used, in training and in evaluation: `"raise"` an error,
+            `"skip"` its row, or `"blank"`, a grey one in its place.
         max_broken: More broken images than this stop the training.
 
     Raises:
