@@ -5,7 +5,6 @@ The number without evidence always stands beside the one with it: only both toge
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,14 +98,15 @@ def measure_answers(
     """The measures of a whole evaluation set; each process reads every n-th row of it."""
     reader.eval()
     own = range(accelerator.process_index, len(rows), accelerator.num_processes)
-    totals: Counter[str] = Counter()
+    totals: dict[str, float] = {}
     for start in range(0, len(own), batch_size):
         batch = [rows[number] for number in own[start : start + batch_size]]
-        totals.update(reader_sums(reader, batches, batch, **generation))
+        for name, value in reader_sums(reader, batches, batch, **generation).items():
+            totals[name] = totals.get(name, 0.0) + value
     if accelerator.num_processes > 1:
         names = sorted(set(gather_object(sorted(totals))))
-        values = torch.tensor([totals[name] for name in names], device=accelerator.device)
-        totals = Counter(dict(zip(names, accelerator.reduce(values, "sum").tolist(), strict=True)))
+        values = torch.tensor([totals.get(name, 0.0) for name in names], device=accelerator.device)
+        totals = dict(zip(names, accelerator.reduce(values, "sum").tolist(), strict=True))
     return means_of(totals)
 
 
