@@ -54,15 +54,8 @@ def normalize_answer(text: str) -> str:
     """Lower-case `text`, drop ASCII punctuation and English articles, and make every run of white space one space.
 
     Punctuation is deleted, not replaced by a space ("well-known" becomes "wellknown"); accents, other scripts and
-    their punctuation stay as they are. The order of the four steps is the official one.
-
-    Args:
-        text (`str`): An answer as a model or a person wrote it.
-
-    Returns:
-        `str`: The form in which answers are compared; empty if nothing but articles and punctuation was there.
-
-    Example:
+    their punctuation stay as they are. The order of the four steps is the official one. The result is empty if nothing
+    but articles and punctuation was there.
 
     >>> normalize_answer("The  U.S.   dollar!")
     'us dollar'
@@ -76,13 +69,7 @@ def normalize_vqa_answer(text: str, official_quirks: bool = True) -> str:
     """The form in which the VQA script compares answers: no punctuation, articles or number words, in lower case.
 
     A mark becomes a space, except next to a space, or where the text has a number such as "1,000": there it is
-    deleted.
-
-    Args:
-        text (`str`): An answer of a model or a person.
-        official_quirks (`bool`): With the slips of the script, see `vqa_accuracy`.
-
-    Example:
+    deleted. `official_quirks` keeps the slips of the script, see `vqa_accuracy`.
 
     >>> normalize_vqa_answer("The  T-shirt: two dont match")
     "t shirt: 2 don't match"
@@ -103,11 +90,6 @@ def normalize_vqa_answer(text: str, official_quirks: bool = True) -> str:
 
 def normalize_encyclopedic_answer(text: str) -> str:
     """The form in which Encyclopedic-VQA compares answers; also drops "the answer is", and "true" becomes "yes".
-
-    Args:
-        text (`str`): An answer of a model or a person.
-
-    Example:
 
     >>> normalize_encyclopedic_answer("The answer is: the two well-known L’Oréals")
     '2 wellknown loréals'
@@ -137,16 +119,10 @@ CONTRACTIONS = _contractions()
 
 
 def exact_match(prediction: str, answers: str | Sequence[str]) -> float:
-    """1.0 if the normalised `prediction` equals any of the normalised `answers`, else 0.0.
-
-    Args:
-        prediction (`str`): What the model said.
-        answers (`str` or sequence of `str`): The accepted answers; one is enough.
+    """1.0 if the normalised `prediction` equals any of the normalised `answers` (one string or several), else 0.0.
 
     Raises:
         InvalidInputError: `answers` is empty: nothing can be right.
-
-    Example:
 
     >>> exact_match("the Euro.", ["Euro", "euros"])
     1.0
@@ -162,10 +138,6 @@ def token_f1(prediction: str, answers: str | Sequence[str]) -> float:
 
     With the word multisets `p` and `a`, precision is `|p ∩ a| / |p|`, recall is `|p ∩ a| / |a|`, and F1 is their
     harmonic mean. If either side has no words left, F1 is 1 when both are empty and 0 otherwise (the rule of SQuAD 2).
-
-    Args:
-        prediction (`str`): What the model said.
-        answers (`str` or sequence of `str`): The accepted answers; the highest F1 counts.
 
     Raises:
         InvalidInputError: `answers` is empty: nothing can be right.

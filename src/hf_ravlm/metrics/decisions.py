@@ -91,8 +91,7 @@ def abstention(answered: npt.ArrayLike, correct: npt.ArrayLike) -> Abstention:
     """Coverage, accuracy of what was answered, and precision and recall of the abstentions.
 
     Args:
-        answered (`np.ndarray` of shape `(Q,)`): Bool.
-        correct (`np.ndarray` of shape `(Q,)`): Bool; of withheld answers, whether they would have been right.
+        answered, correct (`np.ndarray` of shape `(Q,)`, bool): A withheld answer is right if it would have been.
 
     Raises:
         InvalidInputError: There is no question, or the two are not bool arrays of one shape.

@@ -34,11 +34,7 @@ class RetrievalEffect:
 
 
 def retrieval_effect(without: npt.ArrayLike, with_evidence: npt.ArrayLike) -> RetrievalEffect:
-    """Compares right and wrong of the same questions without and with evidence.
-
-    Args:
-        without (`np.ndarray` of shape `(Q,)`, bool): Was the answer without evidence right?
-        with_evidence (`np.ndarray` of shape `(Q,)`, bool): Was the one with evidence right?
+    """Compares right and wrong of the same questions without and with evidence: two bool arrays of shape `(Q,)`.
 
     Raises:
         InvalidInputError: The two differ in shape, are not bool, or hold no question.
