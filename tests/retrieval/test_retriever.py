@@ -19,7 +19,7 @@ from hf_ravlm.errors import (
     UnsafeInputError,
 )
 from hf_ravlm.retrieval import Evidence, KnowledgeBase, RavlmRetriever
-from hf_ravlm.retrieval.hub import download as hub_folder
+from hf_ravlm.retrieval.hub import download
 from hf_ravlm.retrieval.store.versions import read_version
 
 
@@ -267,7 +267,7 @@ def test_without_an_encoder_model_and_processor_come_from_the_same_folder(retrie
 
     monkeypatch.setattr(transformers, "AutoModel", loader("model"))
     monkeypatch.setattr(transformers, "AutoProcessor", loader("processor"))
-    monkeypatch.setattr(hub_folder, "RavlmEncoder", lambda model, processor: encoder)
+    monkeypatch.setattr(download, "RavlmEncoder", lambda model, processor: encoder)
     retriever.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     for folder in (tmp_path, tmp_path / "knowledge_base"):

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -112,13 +112,12 @@ def read_state(
         return earlier
     if earlier is not None and (earlier.num_missing or not _begins_with(version, earlier.version)):
         earlier = None
-    passages, vector_files = (_files_beyond(version, earlier, role) for role in ("passages", "vectors"))
     if own_passages is None:
-        table, right = _read_table(passages, options)
+        table, right = _read_table(_files_beyond(version, earlier, "passages"), options)
     else:
         check_made_for(version, own_passages)
         table, right = own_passages, np.ones(len(own_passages), bool)
-    vectors, right = _read_vectors(vector_files, table, right, options)
+    vectors, right = _read_vectors(_files_beyond(version, earlier, "vectors"), table, right, options)
     encoder = _read_encoder(version, options)
     if earlier is None:
         index_options = _index_options(version)
@@ -201,7 +200,8 @@ def _read_vectors(
 
 
 def _read_alive(version: Version, num_rows: int, options: OpenOptions) -> np.ndarray:
-    listed = _counts(version.manifest.get("rows"))
+    rows = version.manifest.get("rows")
+    listed = (rows.get("passages"), rows.get("tombstones")) if isinstance(rows, Mapping) else (None, None)
     files = version.files_of("tombstones")
     removed = np.zeros(0, np.int64)
     for file in files:
@@ -218,11 +218,6 @@ def _read_alive(version: Version, num_rows: int, options: OpenOptions) -> np.nda
             f"{len(removed)}",
         )
     return alive
-
-
-def _counts(rows: Any) -> tuple[Any, Any]:
-    """The numbers of passages and of removed ones among them that a manifest lists."""
-    return (rows.get("passages"), rows.get("tombstones")) if isinstance(rows, Mapping) else (None, None)
 
 
 def _read_encoder(version: Version, options: OpenOptions) -> EncoderRecord:
