@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from PIL import Image
@@ -24,7 +26,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=SPECIALS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=300,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(WORDS, trainer)
     return PreTrainedTokenizerFast(
@@ -57,6 +62,7 @@ def tiny_config(**changes) -> RavlmConfig:
     return RavlmConfig(**{**fields, **changes})
 
 
+_MADE: dict[str, tuple[RavlmForConditionalGeneration, torch.Tensor]] = {}  # making one costs more than copying it
 FUSIONS = ["in_context", "concat", "product", "attention", "gated", "cross_attention"]
 
 
@@ -65,12 +71,17 @@ def tiny_model(seed: int = 0, **changes) -> RavlmForConditionalGeneration:
 
     The gates of cross-attention, closed in a new model, are half open, so that evidence matters.
     """
-    torch.manual_seed(seed)
-    model = RavlmForConditionalGeneration(tiny_config(**changes)).eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith(("read_gate", "feed_forward_gate")):
-            parameter.data.fill_(0.5)
-    return model
+    key = repr((seed, sorted(changes.items())))
+    if key not in _MADE:
+        torch.manual_seed(seed)
+        model = RavlmForConditionalGeneration(tiny_config(**changes)).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith(("read_gate", "feed_forward_gate")):
+                parameter.data.fill_(0.5)
+        _MADE[key] = model, torch.get_rng_state()
+    model, state = _MADE[key]
+    torch.set_rng_state(state)  # as if it were made anew
+    return copy.deepcopy(model)
 
 
 def tiny_processor(**settings) -> RavlmProcessor:
