@@ -88,7 +88,7 @@ def _image_digest(image: Any) -> str | None:
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if image is None or isinstance(image, (str, PathLike)):
-        return image and str(image)
+        return None if image is None else str(image)
     if isinstance(image, Image.Image):
         image = f"{image.mode}{image.size}".encode() + image.tobytes()
     return hashlib.sha256(image if isinstance(image, bytes) else repr(image).encode()).hexdigest()
