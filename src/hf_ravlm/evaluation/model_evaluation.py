@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import InvalidInputError
 from .arms import growing_arm, model_arms
 from .evaluator import Evaluator
-from .growth import GrowthReport, measure_growth, without_answers
+from .growth import measure_growth, without_answers
 from .questions import QuestionRows, questions_from
-from .report import EvaluationReport
+from .report import EvaluationReport, GrowthReport
 
 
 if TYPE_CHECKING:
