@@ -1,8 +1,7 @@
 """Images of any origin, made upright and RGB, or refused with a reason.
 
 Every image enters the library through `safe_image`. Sizes are checked before a single pixel is decoded, because a
-file of a hundred bytes can ask for gigabytes; grey levels, transparency and rotation are kept, because Pillow's plain
-`convert("RGB")` loses all three without a word.
+file of a hundred bytes can ask for gigabytes.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Union
 
@@ -47,20 +47,18 @@ def safe_image(
     """Opens an image from anywhere but the network and returns it upright, in RGB.
 
     Of an animation or a multi-page file the first frame is taken, EXIF orientation is applied, transparency is
-    composited on white, and 16-bit or float grey levels are scaled to 8 bits instead of being clipped.
+    composited on white, and 16-bit or float grey levels are scaled to 8 bits: `convert("RGB")` of Pillow does none of
+    it. A plain RGB `PIL` image is returned as it is.
 
     Args:
         source: A path; encoded `bytes`; the same as text, `"data:image/png;base64,..."`, as chats carry them; a
             dictionary `{"bytes": ..., "path": ...}` as `datasets` gives; a `numpy` array of shape (H, W),
             (H, W, 1), (H, W, 3) or (H, W, 4), either `uint8` or float in 0..1 (a (H, W) array may be `uint16`); or a
-            `PIL.Image.Image`. A plain RGB `PIL` image is returned as it is.
+            `PIL.Image.Image`.
         max_bytes: Largest encoded size, in bytes.
         max_pixels: Largest width x height. Pillow's own `PIL.Image.MAX_IMAGE_PIXELS` still applies beyond it.
         max_side: Largest width and largest height, in pixels.
         max_aspect: Largest ratio of the long side to the short one.
-
-    Returns:
-        A `PIL.Image.Image` in mode `"RGB"`.
 
     Raises:
         UnsafeInputError: If the source is missing, broken, of an unknown format, over a limit, or a URL.
@@ -77,17 +75,16 @@ def safe_image(
     ```
     """
     check_size = partial(_check_size, max_pixels=max_pixels, max_side=max_side, max_aspect=max_aspect)
-    if isinstance(source, Image.Image):
-        filename = getattr(source, "filename", "")
-        size = f"{source.mode} image of {source.width} x {source.height} pixels"
-        label = os.fsdecode(filename) if filename else size
-        check_size(*source.size, label)
-        return _upright_rgb(source, label)
     if isinstance(source, np.ndarray):
         label = f"array of shape {source.shape} and type {source.dtype}"
         return _upright_rgb(_image_from_array(source, label, check_size), label)
-    data, label = _read_encoded(source, max_bytes)
-    image = _open_encoded(data, label, max_pixels)
+    if isinstance(source, Image.Image):
+        image, filename = source, getattr(source, "filename", "")
+        size = f"{source.mode} image of {source.width} x {source.height} pixels"
+        label = os.fsdecode(filename) if filename else size
+    else:
+        data, label = _read_encoded(source, max_bytes)
+        image = _open_encoded(data, label, max_pixels)
     check_size(*image.size, label)
     return _upright_rgb(image, label)
 
@@ -159,31 +156,22 @@ def trim_margins(image: Image.Image) -> Image.Image:
         return image
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     width, height = right - left, bottom - top
-    off_centre_x, off_centre_y = abs(left - (image.width - right)), abs(top - (image.height - bottom))
-    is_margin = (
+    box, depth = ink[top:bottom, left:right], max(1, round(0.02 * height))
+    edges = box[:depth], box[-depth:], box[:, :depth].T, box[:, -depth:].T
+    is_whole_drawing = (
         (width, height) != image.size
-        and _is_whole_drawing(ink[top:bottom, left:right])
-        and off_centre_x <= 0.06 * image.width
-        and off_centre_y <= 0.06 * image.height
+        and abs(left - (image.width - right)) <= 0.06 * image.width
+        and abs(top - (image.height - bottom)) <= 0.06 * image.height
+        and 0.9 <= width / height <= 2.2
         and width >= 0.4 * image.width
         and height >= 0.3 * image.height
+        and min(edge.any(axis=0).mean() for edge in edges) >= 0.5
     )
-    return image.crop((left, top, right, bottom)) if is_margin else image
-
-
-def _is_whole_drawing(ink: np.ndarray) -> bool:
-    """Whether a box (H, W) has the shape of a drawing and is not white along its four edges."""
-    height, width = ink.shape
-    if not 0.9 <= width / height <= 2.2:
-        return False
-    depth = max(1, round(0.02 * height))
-    upper, lower = ink[:depth].any(axis=0), ink[-depth:].any(axis=0)
-    left, right = ink[:, :depth].any(axis=1), ink[:, -depth:].any(axis=1)
-    return min(edge.mean() for edge in (upper, lower, left, right)) >= 0.5
+    return image.crop((left, top, right, bottom)) if is_whole_drawing else image
 
 
 def _read_encoded(source: Any, max_bytes: int) -> tuple[bytes, str]:
-    """The encoded bytes of a source and the name by which messages call it."""
+    """The encoded bytes of a source, and its name in messages."""
     if isinstance(source, Mapping):
         data, path = source.get("bytes"), source.get("path")
         if data is None and path is None:
@@ -293,9 +281,8 @@ def _check_size(width: int, height: int, label: str, *, max_pixels: int, max_sid
 
 def _image_from_array(array: np.ndarray, label: str, check_size: Any) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        hint = ""
-        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
-            hint = " The channels seem to come first: use `array.transpose(1, 2, 0)`."
+        is_transposed = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        hint = " The channels seem to come first: use `array.transpose(1, 2, 0)`." if is_transposed else ""
         raise UnsafeInputError(f"{label}: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).{hint}")
     check_size(array.shape[1], array.shape[0], label)
     if array.ndim == 3 and array.shape[2] == 1:
@@ -323,15 +310,16 @@ def _unit_floats_to_bytes(array: np.ndarray, label: str) -> np.ndarray:
 def _upright_rgb(image: Image.Image, label: str) -> Image.Image:
     try:
         image.load()
-        image = _upright(image)
+        with suppress(Exception):  # A broken EXIF block must not lose a sound image.
+            if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
         if image.mode == "RGB" and "transparency" not in image.info:
             return image if type(image) is Image.Image else image.convert("RGB")
         if image.mode.startswith("I") or image.mode == "F":
             return _grey_from_wide(image, label).convert("RGB")
         if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, rgba).convert("RGB")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
         return image.convert("RGB")
     except UnsafeInputError:
         raise
@@ -339,15 +327,6 @@ def _upright_rgb(image: Image.Image, label: str) -> Image.Image:
         raise UnsafeInputError(
             f"{label}: the image is broken or incomplete ({error}). Provide it again, or leave it out."
         ) from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        if image.getexif().get(_EXIF_ORIENTATION, 1) == 1:
-            return image
-        return ImageOps.exif_transpose(image)
-    except Exception:  # A broken EXIF block must not lose a sound image.
-        return image
 
 
 def _grey_from_wide(image: Image.Image, label: str) -> Image.Image:

@@ -6,6 +6,7 @@ import base64
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -24,6 +25,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_ravlm import InvalidInputError, KnowledgeBase, RavlmRetriever, UnsafeInputError
+from hf_ravlm.integrations.milvus import MilvusRetriever
 from hf_ravlm.pipelines import ImageCaptionPipeline, RavlmImageTextToTextPipeline, RavlmImageToTextPipeline
 from tiny import picture, tiny_model, tiny_processor
 from tiny_folder import PASSAGES, save_everything
@@ -307,4 +309,14 @@ def test_an_address_that_does_not_answer_is_named(describe):
 def test_saving_does_not_publish_a_part(describe, tmp_path):
     with pytest.raises(InvalidInputError, match="takes the knowledge base along"):
         describe.save_pretrained(tmp_path / "saved", push_to_hub=True)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_pipeline_over_a_server_is_not_half_saved(describe, tmp_path):
+    encoder = describe.retriever.encoder
+    collection = SimpleNamespace(encoder_fingerprint=encoder.fingerprint)
+    pipe = RavlmImageToTextPipeline(describe.model, describe.processor, MilvusRetriever(collection, encoder))
+    for write in (lambda: pipe.save_pretrained(tmp_path / "saved"), lambda: pipe.push_to_hub("me/birds")):
+        with pytest.raises(InvalidInputError, match=r"MilvusRetriever.* live on a server\. Nothing was written"):
+            write()
     assert not (tmp_path / "saved").exists()

@@ -1,7 +1,7 @@
-"""The assertions of ConceptNet 5.5 to 5.7: one per line, five columns between tabs, made into one sentence each.
+"""The assertions of ConceptNet 5.5 to 5.7: one per line, made into one sentence each.
 
-The columns are the URI of the assertion, its relation, its start, its end, and a JSON object with the data set, the
-licence, the sources, the weight and, for what people wrote, the sentence itself:
+A line has five columns between tabs: the URI of the assertion, its relation, its start, its end, and a JSON object
+with the data set, the licence, the sources, the weight and, for what people wrote, the sentence itself:
 
     /a/[/r/IsA/,/c/en/wren/n/,/c/en/bird/]  /r/IsA  /c/en/wren/n  /c/en/bird  {"weight": 2.0, "surfaceText": ...}
 
@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 from ..errors import InvalidInputError
@@ -25,7 +25,6 @@ from ..retrieval.sources.text_files import existing_file, parsed_lines
 
 LICENCE = "CC-BY-SA-4.0"  # where a line does not name its own
 
-_VERSION = re.compile(r"assertions-(\d+(?:\.\d+)+)")
 _NO_SENTENCE = "ExternalURL"  # its end is a page of another site
 _SENTENCES = {
     "Antonym": "{start} is the opposite of {end}",
@@ -69,13 +68,6 @@ _SENTENCES = {
     "Synonym": "{start} means the same as {end}",
     "UsedFor": "{start} is used for {end}",
 }
-
-
-class _Term(NamedTuple):
-    """A word or phrase of a language; both are empty for the page of another site."""
-
-    language: str
-    words: str
 
 
 def from_conceptnet(
@@ -123,35 +115,42 @@ def from_conceptnet(
         if isinstance(names, str):
             raise InvalidInputError(f"{name}={names!r} is a string. Expected a list such as [{names!r}], or None.")
     file = existing_file(path)
-    found = _VERSION.search(file.name)
-    version = found[1] if found else None
+    version = re.search(r"assertions-(\d+(?:\.\d+)+)", file.name)
 
     def row_of(line: str, where: str) -> SourceRow | None:
         uri, relation, start_uri, end_uri, details_json = _columns(line, where)
-        start, end = _term(start_uri), _term(end_uri)
-        is_sentence = relation != _NO_SENTENCE and start.words and end.words
+        (start_language, start), (end_language, end) = _term(start_uri), _term(end_uri)
+        is_sentence = relation != _NO_SENTENCE and start and end
         if not is_sentence or (relations is not None and relation not in relations):
             return None
-        if languages is not None and not (start.language in languages and end.language in languages):
+        if languages is not None and not (start_language in languages and end_language in languages):
             return None
-        details = _details(details_json, where)
-        if details["weight"] < min_weight:
+        try:
+            details = json.loads(details_json)
+            weight = float(details["weight"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InvalidInputError(
+                f"{where}: the last column is not a JSON object with a weight ({type(error).__name__}: {error})."
+            ) from error
+        if weight < min_weight:
             return None
+        licence = str(details.get("license"))
         values = {
             "id": uri,
-            "text": _written_sentence(details.get("surfaceText")) or _made_sentence(relation, start, end),
-            "title": start.words,
+            "text": _sentence(relation, start, end, details.get("surfaceText")),
+            "title": start,
             "url": "https://conceptnet.io" + quote(start_uri),
             "source": "ConceptNet",
-            "revision": version,
-            "licence": _licence(details.get("license")),
+            "revision": version and version[1],
+            # `cc:by-sa/4.0` is `CC-BY-SA-4.0`.
+            "licence": re.sub("[:/]", "-", licence).upper() if licence.startswith("cc:") else LICENCE,
         }
         metadata = {
             "relation": relation,
-            "start": start.words,
-            "end": end.words,
-            "weight": details["weight"],
-            "language": "/".join(dict.fromkeys([start.language, end.language])),
+            "start": start,
+            "end": end,
+            "weight": weight,
+            "language": "/".join(dict.fromkeys([start_language, end_language])),
             "dataset": details.get("dataset"),
         }
         return SourceRow(where, values, metadata)
@@ -170,35 +169,17 @@ def _columns(line: str, where: str) -> list[str]:
     return columns
 
 
-def _term(uri: str) -> _Term:
-    """`/c/en/ice_cream/n/wn/food` is the English `ice cream`; the rest names the sense."""
+def _term(uri: str) -> tuple[str, str]:
+    """`/c/en/ice_cream/n/wn/food` is `("en", "ice cream")`; the page of another site gives two empty texts."""
     parts = uri.split("/")
-    return _Term(parts[2], parts[3].replace("_", " ")) if len(parts) > 3 and parts[1] == "c" else _Term("", "")
+    return (parts[2], parts[3].replace("_", " ")) if len(parts) > 3 and parts[1] == "c" else ("", "")
 
 
-def _details(text: str, where: str) -> dict[str, Any]:
-    try:
-        details = json.loads(text)
-        return {**details, "weight": float(details["weight"])}
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InvalidInputError(
-            f"{where}: the last column is not a JSON object with a weight ({type(error).__name__}: {error})."
-        ) from error
-
-
-def _written_sentence(surface: Any) -> str:
-    """`*Something you find at [[a lake]] is [[a swan]]`, without the marks."""
-    return surface.replace("[[", "").replace("]]", "").lstrip("*").strip() if isinstance(surface, str) else ""
-
-
-def _made_sentence(relation: str, start: _Term, end: _Term) -> str:
-    template = _SENTENCES.get(relation)
-    if template is None:  # a relation of a later version: its name in words
-        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", relation.rsplit("/", 1)[-1]).lower()
-        return f"{start.words} {words} {end.words}"
-    return template.replace("{start}", start.words).replace("{end}", end.words)
-
-
-def _licence(name: Any) -> str:
-    """`cc:by-sa/4.0` is `CC-BY-SA-4.0`."""
-    return re.sub("[:/]", "-", name).upper() if isinstance(name, str) and name.startswith("cc:") else LICENCE
+def _sentence(relation: str, start: str, end: str, surface: Any) -> str:
+    """What people wrote, `*Something at [[a lake]] is [[a swan]]`, without the marks; else a made sentence."""
+    written = surface.replace("[[", "").replace("]]", "").lstrip("*").strip() if isinstance(surface, str) else ""
+    if written or relation in _SENTENCES:
+        return written or _SENTENCES[relation].format(start=start, end=end)
+    # A relation of a later version: its name in words.
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", relation.rsplit("/", 1)[-1]).lower()
+    return f"{start} {words} {end}"

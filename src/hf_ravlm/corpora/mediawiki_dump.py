@@ -1,9 +1,8 @@
 """The XML dumps of MediaWiki: where a page begins and ends, and what stands in it.
 
-A dump is one XML document of up to a hundred gigabytes. Its texts are escaped, so that `<page>` stands in it only
-where a page begins: the stream is cut there, and each page is parsed as a document of its own. So a damaged page costs
-that page, no more than one page is held, and no document type is ever seen by the parser: entities cannot be declared,
-let alone be expanded.
+A dump is one XML document of up to a hundred gigabytes. Its texts are escaped, so `<page>` stands only where a page
+begins: the stream is cut there, and each page is parsed as a document of its own. A damaged page costs that page, no
+more than one page is held, and the parser never sees a document type: entities cannot be declared, let alone expanded.
 
 The format is that of https://www.mediawiki.org/wiki/Help:Export, schemas 0.3 to 0.11.
 """
@@ -35,7 +34,7 @@ _ENGLISH_NAMESPACES = {"file", "image", "category", "media"}
 
 
 class Site(NamedTuple):
-    """What the head of a dump says about its wiki.
+    """A wiki.
 
     Attributes:
         name: Its name as a database, such as `"enwiki"`.
@@ -66,7 +65,7 @@ class WikiPage(NamedTuple):
 
 
 def read_site(file: Path) -> Site:
-    """Reads the head of a dump.
+    """Reads what the head of a dump says about its wiki.
 
     Raises:
         InvalidInputError: If the file is no dump.
@@ -78,22 +77,15 @@ def read_site(file: Path) -> Site:
             f"{file}: this is not a MediaWiki dump (no <mediawiki> in it). Expected pages-articles as XML, compressed "
             "or not."
         )
-    site = _between(head, b"<siteinfo>", b"</siteinfo>")
+    inside, end, _ = head.partition(b"<siteinfo>")[2].partition(b"</siteinfo>")
     values: dict[str, str] = {}
     no_prose = set(_ENGLISH_NAMESPACES)
-    for path, attributes, text in _elements(site, f"{file.name}: the head") if site else ():
+    for path, attributes, text in _elements(b"<siteinfo>" + inside + end, f"{file.name}: the head") if end else ():
         if path[-1] == "namespace" and attributes.get("key") in _NO_PROSE_NAMESPACES:
             no_prose.add(text.strip().lower())
         values[path[-1]] = text.strip()
     page_url = values["base"].rpartition("/")[0] + "/" if values.get("base") else None
     return Site(values.get("dbname"), page_url, frozenset(no_prose - {""}))
-
-
-def _between(data: bytes, first: bytes, last: bytes) -> bytes:
-    """What stands from one mark to the next other one, both included; nothing if one is missing."""
-    start = data.find(first)
-    end = data.find(last, start)
-    return data[start : end + len(last)] if start >= 0 and end >= 0 else b""
 
 
 def read_pages(file: Path) -> Iterator[WikiPage | SourceFault]:

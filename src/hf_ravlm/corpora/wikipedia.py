@@ -16,7 +16,6 @@ from ..errors import InvalidInputError
 from ..retrieval import Chunking, KnowledgeBase
 from ..retrieval.sources.checked_rows import OnError, SourceFault, SourceItem, SourceRow, table_from_rows
 from ..retrieval.sources.chunking import chunked_rows
-from ..retrieval.sources.columns import Record
 from ..retrieval.sources.tables import parquet_columns, parquet_records
 from ..retrieval.sources.text_files import existing_file
 from .mediawiki_dump import Site, WikiPage, read_pages, read_site
@@ -33,14 +32,8 @@ _DISAMBIGUATION_TEMPLATES = frozenset(
     "begriffsklärung homonymie desambiguación desambiguação disambigua 消歧义 消歧義 消歧义页 消歧義頁 "
     "曖昧さ回避 многозначность doorverwijspagina ujednoznacznienie".split()
 )
-_DISAMBIGUATION_TITLES = (
-    "(disambiguation)",
-    "(消歧义)",
-    "(消歧義)",
-    "（消歧义）",
-    "(Begriffsklärung)",
-    "(homonymie)",
-    "(desambiguación)",
+_DISAMBIGUATION_TITLES = tuple(
+    "(disambiguation) (消歧义) (消歧義) （消歧义） (Begriffsklärung) (homonymie) (desambiguación)".split()
 )
 _MAY_REFER = re.compile(
     r"\b(?:may|can|could)(?: also)?(?: commonly)? refer to\b[^.\n]{0,80}:|可[以能]?[是指]+[^。\n]{0,20}："
@@ -57,9 +50,8 @@ def from_wikipedia(
 ) -> KnowledgeBase:
     """Reads articles of Wikipedia, cut into chunks.
 
-    Redirects, pages of other namespaces, pages of other content than wikitext, and disambiguation pages (known by
-    their template, title or first lines) are not articles. Plain text has no sections: the articles of Parquet files
-    are one text each.
+    Left out are redirects, pages of other namespaces or other content than wikitext, and disambiguation pages (known
+    by their template, title or first lines). The articles of Parquet files have no sections.
 
     | column | value |
     |---|---|
@@ -96,7 +88,11 @@ def from_wikipedia(
 def wikipedia_rows(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], max_articles: int | None = None
 ) -> Iterator[SourceItem]:
-    """Yields the articles of `from_wikipedia`, one row per section, and a fault for each page that cannot be read."""
+    """Yields the articles of `from_wikipedia`, a row per section, and a fault for each page that cannot be read.
+
+    Raises:
+        InvalidInputError: If a file is missing, cut, or of another kind.
+    """
     files = [existing_file(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     articles = (article for file in files for article in _articles(file))
     num_articles = 0
@@ -132,14 +128,10 @@ def _articles(file: Path) -> Iterator[list[SourceRow] | SourceFault]:
 def _is_article(page: WikiPage) -> bool:
     if page.namespace != "0" or page.is_redirect or page.model not in (None, "wikitext"):
         return False
-    return not _is_disambiguation(page.title, page.text)
-
-
-def _is_disambiguation(title: str, text: str) -> bool:
-    if title.endswith(_DISAMBIGUATION_TITLES) or "__DISAMBIG__" in text:
-        return True
-    names = (match.group(1).strip().lower() for match in _TEMPLATE.finditer(text))
-    return any(
+    if page.title.endswith(_DISAMBIGUATION_TITLES) or "__DISAMBIG__" in page.text:
+        return False
+    names = (match.group(1).strip().lower() for match in _TEMPLATE.finditer(page.text))
+    return not any(
         name in _DISAMBIGUATION_TEMPLATES
         or ("disambiguation" in name and "need" not in name and not name.startswith("r from"))
         for name in names
@@ -156,12 +148,8 @@ def _page_rows(page: WikiPage, site: Site) -> list[SourceRow]:
         "licence": LICENCE,
     }
     return [
-        SourceRow(
-            page.where,
-            {**values, "text": section.text},
-            {"section": " > ".join(section.headings)} if section.headings else {},
-        )
-        for section in page_sections(page.text, site.no_prose)
+        SourceRow(page.where, {**values, "text": text}, {"section": " > ".join(headings)} if headings else {})
+        for headings, text in page_sections(page.text, site.no_prose)
     ]
 
 
@@ -177,13 +165,10 @@ def _parquet_articles(file: Path) -> Iterator[list[SourceRow] | SourceFault]:
     for record in parquet_records(file, _PARQUET_COLUMNS):
         if isinstance(record, SourceFault):
             yield record
-        elif not _is_plain_disambiguation(record):
+            continue
+        title, text = (str(record.values[name] or "") for name in ("title", "text"))
+        if not title.endswith(_DISAMBIGUATION_TITLES) and not _MAY_REFER.search(text[:300]):
             url = record.values["url"]
             host = url.split("/")[2] if isinstance(url, str) and url.count("/") > 2 else None
             values = {**record.values, "revision": revision, "source": host, "licence": LICENCE}
             yield [SourceRow(record.where, values, {})]
-
-
-def _is_plain_disambiguation(record: Record) -> bool:
-    title, text = (str(record.values[name] or "") for name in ("title", "text"))
-    return title.endswith(_DISAMBIGUATION_TITLES) or _MAY_REFER.search(text[:300]) is not None

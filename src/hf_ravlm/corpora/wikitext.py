@@ -1,9 +1,8 @@
 """The markup of a wiki page as plain text, section by section.
 
-`mwparserfromhell` parses the markup (MIT licence, a tokenizer in C; the data set `wikimedia/wikipedia` was made with
-it). Here it is decided what is prose and what is not: links become their words, and templates, tables, images,
-references and lists of sources go. Its time can grow with the square of the number of marks that are opened and never
-closed, so that these are counted first.
+Links become their words; templates, tables, images, references and lists of sources go. The parser is
+`mwparserfromhell`, with which the data set `wikimedia/wikipedia` was made. Its time can grow with the square of the
+number of marks that are opened and never closed, so these are counted first.
 """
 
 from __future__ import annotations
@@ -73,14 +72,11 @@ class Section(NamedTuple):
 
 
 def page_sections(wikitext: str, no_prose: Collection[str] = ("file", "image", "category")) -> list[Section]:
-    r"""Turns the markup of a page into plain text.
+    r"""Turns the markup of a page into its sections of prose, in order, without lists of references and links.
 
     Args:
         wikitext: The markup.
         no_prose: Namespaces in small letters whose links are dropped.
-
-    Returns:
-        The sections that hold prose, in order. Lists of references, links and literature are left out.
 
     Raises:
         InvalidInputError: If the markup is too long, or so broken that parsing would take unbounded time.
@@ -95,24 +91,6 @@ def page_sections(wikitext: str, no_prose: Collection[str] = ("file", "image", "
 
     ```
     """
-    parser = _parser()
-    if len(wikitext) > MAX_WIKITEXT_CHARACTERS:
-        raise InvalidInputError(
-            f"The markup has {len(wikitext):,} characters; {MAX_WIKITEXT_CHARACTERS:,} are allowed."
-        )
-    source = _without_blocks(_without_references(_without_comments(wikitext)))
-    source = _TAG.sub("&lt;", _PARAGRAPH_TAG.sub("\n\n", source))
-    num_unclosed = _count_unclosed(source)
-    if num_unclosed > MAX_UNCLOSED:
-        raise InvalidInputError(f"{num_unclosed} marks of the markup are opened and never closed.")
-    try:
-        nodes = parser.parse(source).nodes
-        return list(_sections(nodes, frozenset(no_prose)))
-    except (parser.parser.ParserError, RecursionError) as error:
-        raise InvalidInputError(f"The markup cannot be parsed ({type(error).__name__}: {error}).") from error
-
-
-def _parser() -> Any:
     try:
         import mwparserfromhell
     except ImportError as error:
@@ -120,16 +98,29 @@ def _parser() -> Any:
             'Reading wiki markup needs mwparserfromhell: pip install "hf_ravlm[wikipedia]". The Parquet files of '
             "wikimedia/wikipedia are read without it."
         ) from error
-    return mwparserfromhell
+    if len(wikitext) > MAX_WIKITEXT_CHARACTERS:
+        raise InvalidInputError(
+            f"The markup has {len(wikitext):,} characters; {MAX_WIKITEXT_CHARACTERS:,} are allowed."
+        )
+    source = _without(_comments, wikitext)
+    source = _REF.sub("", _without(_references, source))
+    source = _without(_blocks, source)
+    source = _TAG.sub("&lt;", _PARAGRAPH_TAG.sub("\n\n", source))
+    num_unclosed = _count_unclosed(source)
+    if num_unclosed > MAX_UNCLOSED:
+        raise InvalidInputError(f"{num_unclosed} marks of the markup are opened and never closed.")
+    try:
+        nodes = mwparserfromhell.parse(source).nodes
+        return list(_sections(nodes, frozenset(no_prose)))
+    except (mwparserfromhell.parser.ParserError, RecursionError) as error:
+        raise InvalidInputError(f"The markup cannot be parsed ({type(error).__name__}: {error}).") from error
 
 
 def _sections(nodes: Iterable[Any], no_prose: frozenset[str]) -> Iterator[Section]:
-    from mwparserfromhell.nodes import Heading
-
     headings: list[tuple[int, str]] = []
     parts: list[str] = []
     for node in nodes:
-        if isinstance(node, Heading):
+        if type(node).__name__ == "Heading":
             yield from _section(headings, parts)
             headings = [heading for heading in headings if heading[0] < node.level]
             headings.append((node.level, _tidy(_plain(node.title.nodes, no_prose))))
@@ -176,13 +167,11 @@ def _plain_template(node: Any, no_prose: frozenset[str]) -> str:
     read = _inline_reader(str(node.name))
     if read is None:
         return ""
-    return read(
-        [_plain(parameter.value.nodes, no_prose).strip() for parameter in node.params if not parameter.showkey]
-    )
+    return read([_plain(each.value.nodes, no_prose).strip() for each in node.params if not each.showkey])
 
 
 def _inline_reader(name: str) -> Callable[[list[str]], str] | None:
-    """How a template that stands inside sentences is read, given its arguments without a name; `None` for others."""
+    """The reader of a template that stands in sentences, given its arguments without a name; `None` for others."""
     name = name.strip().lower().replace("_", " ")
     if name in _MARKS:
         return lambda _: _MARKS[name]
@@ -192,11 +181,7 @@ def _inline_reader(name: str) -> Callable[[list[str]], str] | None:
 
 
 def _first(arguments: list[str]) -> str:
-    return arguments[0] if arguments else ""
-
-
-def _second(arguments: list[str]) -> str:
-    return arguments[1] if len(arguments) > 1 else ""
+    return "".join(arguments[:1])
 
 
 def _quantity(arguments: list[str]) -> str:
@@ -222,8 +207,8 @@ _INLINE_TEMPLATES: dict[str, Callable[[list[str]], str]] = {
     **dict.fromkeys(["convert", "cvt"], _quantity),
     **dict.fromkeys(["circa", "c."], lambda arguments: f"c. {_first(arguments)}".strip()),
     "as of": lambda arguments: " ".join(["As of", *arguments]),
-    "lang": _second,
-    "tsl": lambda arguments: arguments[-1] if arguments else "",
+    "lang": lambda arguments: "".join(arguments[1:2]),
+    "tsl": lambda arguments: "".join(arguments[-1:]),
 }
 
 _PLAIN = {
@@ -259,56 +244,49 @@ def _chosen_variant(match: re.Match[str]) -> str:
     return next((words[name] for name in _VARIANT_ORDER if name in words), next(iter(words.values())))
 
 
-def _without_comments(text: str) -> str:
+def _without(find: Callable[[str], Iterable[tuple[int, int]]], text: str) -> str:
+    """A text without the spans that `find` yields from left to right. What goes need not be parsed: most of a page."""
     kept: list[str] = []
     position = 0
-    while (start := text.find("<!--", position)) >= 0 and (end := text.find("-->", start)) >= 0:
+    for start, end in find(text):
         kept.append(text[position:start])
-        position = end + 3
+        position = end
     return "".join([*kept, text[position:]])
 
 
-def _without_references(text: str) -> str:
-    """Cuts references out before parsing: they are half of many articles."""
-    kept: list[str] = []
+def _comments(text: str) -> Iterator[tuple[int, int]]:
     position = 0
+    while (start := text.find("<!--", position)) >= 0 and (end := text.find("-->", start)) >= 0:
+        position = end + 3
+        yield start, position
+
+
+def _references(text: str) -> Iterator[tuple[int, int]]:
     opened: int | None = None
     for match in _REF.finditer(text):
         is_end = match.group().startswith("</")
         is_empty = not is_end and match.group(1) == "/"
         if is_end and opened is not None:
-            kept.append(text[position:opened])
-            position, opened = match.end(), None
+            yield opened, match.end()
+            opened = None
         elif is_empty and opened is None:
-            kept.append(text[position : match.start()])
-            position = match.end()
+            yield match.span()
         elif not is_end and not is_empty:
             opened = match.start()
-    return _REF.sub("", "".join([*kept, text[position:]]))
 
 
-def _without_blocks(text: str) -> str:
-    """Cuts out tables, and templates that are not read, before parsing: they are most of the parser's work."""
-    kept: list[str] = []
-    position = 0
+def _blocks(text: str) -> Iterator[tuple[int, int]]:
+    """Tables, and templates that are not read."""
     opened: list[tuple[str, int]] = []
     for match in _BLOCK.finditer(text):
         mark = match.group().strip(" \t:")
         if mark in ("{{", "{|"):
             opened.append((mark, match.start()))
-            continue
-        if not opened or opened[-1][0] != _CLOSED_BY[mark]:
-            continue
-        start = opened.pop()[1]
-        if not opened and not (mark == "}}" and _is_read(text, start)):
-            kept.append(text[position:start])
-            position = match.end()
-    return "".join([*kept, text[position:]])
-
-
-def _is_read(text: str, start: int) -> bool:
-    name = _TEMPLATE_NAME.match(text, start)
-    return name is not None and _inline_reader(name.group(1)) is not None
+        elif opened and opened[-1][0] == _CLOSED_BY[mark]:
+            start = opened.pop()[1]
+            name = _TEMPLATE_NAME.match(text, start) if mark == "}}" else None
+            if not opened and (name is None or _inline_reader(name.group(1)) is None):
+                yield start, match.end()
 
 
 def _count_unclosed(text: str) -> int:

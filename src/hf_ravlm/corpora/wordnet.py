@@ -22,15 +22,11 @@ from ..retrieval.sources.checked_rows import OnError, SourceItem, SourceRow, tab
 from ..retrieval.sources.text_files import existing_file, parsed_lines
 
 
-PARTS_OF_SPEECH = ("noun", "verb", "adjective", "adverb")
 LICENCE = "WordNet-3.0"  # the name of the licence, which covers WordNet 3.1 as well
 
-_FILES = {
-    "noun": ("data.noun", "n"),
-    "verb": ("data.verb", "v"),
-    "adjective": ("data.adj", "a"),
-    "adverb": ("data.adv", "r"),
-}
+_FILES = {"noun": "data.noun", "verb": "data.verb", "adjective": "data.adj", "adverb": "data.adv"}
+_LETTERS = {"noun": "n", "verb": "v", "adjective": "a", "adverb": "r"}
+PARTS_OF_SPEECH = tuple(_FILES)
 _VERSION = re.compile(r"WordNet (\d+(?:\.\d+)*) Copyright")
 # lexnames(5WN): the number in a line is a place in this list.
 _LEXICOGRAPHER_FILES = (
@@ -42,7 +38,6 @@ _LEXICOGRAPHER_FILES = (
     "verb.social verb.stative verb.weather adj.ppl"
 ).split()
 _ADJECTIVE_MARKER = re.compile(r"\((?:a|p|ip)\)$")
-_HYPERNYM_POINTERS = {"@", "@i"}
 
 
 def from_wordnet(
@@ -89,7 +84,11 @@ def from_wordnet(
 def wordnet_rows(
     folder: str | os.PathLike[str], parts_of_speech: Sequence[str] = PARTS_OF_SPEECH
 ) -> Iterator[SourceItem]:
-    """Yields the rows of `from_wordnet`, and a fault for each line that is not of the format."""
+    """Yields the rows of `from_wordnet`, and a fault for each line that is not of the format.
+
+    Raises:
+        InvalidInputError: If a file is missing or a part of speech is not known.
+    """
     unknown = [name for name in parts_of_speech if name not in _FILES]
     if unknown:
         raise InvalidInputError(f"Unknown parts of speech {unknown}. Choose from {list(PARTS_OF_SPEECH)}.")
@@ -97,11 +96,10 @@ def wordnet_rows(
     if not (root / "data.noun").exists() and (root / "dict").is_dir():
         root = root / "dict"
     for name in parts_of_speech:
-        file_name, letter = _FILES[name]
-        yield from _synsets(existing_file(root / file_name), name, letter)
+        yield from _synsets(existing_file(root / _FILES[name]), name)
 
 
-def _synsets(file: Path, part_of_speech: str, letter: str) -> Iterator[SourceItem]:
+def _synsets(file: Path, part_of_speech: str) -> Iterator[SourceItem]:
     version: str | None = None
 
     def synset_of(line: str, where: str) -> SourceRow | None:
@@ -110,12 +108,24 @@ def _synsets(file: Path, part_of_speech: str, letter: str) -> Iterator[SourceIte
             found = _VERSION.search(line)
             version = found[1] if found else version
             return None
-        return _synset(where, line, part_of_speech, letter, version) if line.strip() else None
+        if not line.strip():
+            return None
+        offset, text, metadata = _synset(line, where)
+        values = {
+            "id": _LETTERS[part_of_speech] + offset,
+            "text": text,
+            "title": metadata["words"][0],
+            "source": "WordNet",
+            "revision": version,
+            "licence": LICENCE,
+        }
+        return SourceRow(where, values, {"part_of_speech": part_of_speech, **metadata})
 
     return parsed_lines(file, synset_of)
 
 
-def _synset(where: str, line: str, part_of_speech: str, letter: str, version: str | None) -> SourceRow:
+def _synset(line: str, where: str) -> tuple[str, str, dict[str, Any]]:
+    """The offset, the text and the metadata of a line."""
     data, bar, gloss = line.partition(" | ")
     try:
         fields = data.split(" ")
@@ -132,18 +142,7 @@ def _synset(where: str, line: str, part_of_speech: str, letter: str, version: st
         raise InvalidInputError(
             f"{where} is not a synset of the WNDB format: {line[:60]!r}. Expected the data files of WordNet."
         )
-    hypernyms = [
-        pointers[place + 2] + pointers[place + 1]
-        for place in range(0, len(pointers), 4)
-        if pointers[place] in _HYPERNYM_POINTERS
-    ]
-    values = {
-        "id": letter + offset,
-        "text": f"{', '.join(words)}: {gloss.strip()}",
-        "title": words[0],
-        "source": "WordNet",
-        "revision": version,
-        "licence": LICENCE,
-    }
-    metadata: dict[str, Any] = {"part_of_speech": part_of_speech, "category": category, "words": words}
-    return SourceRow(where, values, {**metadata, "hypernyms": hypernyms} if hypernyms else metadata)
+    pointed = zip(pointers[::4], pointers[1::4], pointers[2::4], strict=True)
+    hypernyms = [letter + target for symbol, target, letter in pointed if symbol in ("@", "@i")]
+    metadata = {"category": category, "words": words, **({"hypernyms": hypernyms} if hypernyms else {})}
+    return offset, f"{', '.join(words)}: {gloss.strip()}", metadata

@@ -24,7 +24,7 @@ class RavlmLangchainRetriever(BaseRetriever):
     """Finds passages for LangChain by words, by an image, or by both.
 
     Args:
-        retriever: The knowledge base; what is added to it is found at once.
+        retriever: The knowledge base, a `RavlmRetriever` or `MilvusRetriever`.
         k: How many documents a call returns.
         options: Other arguments of `RavlmRetriever.retrieve`, such as `{"where": {"licence": "CC0-1.0"}}`.
         tags, metadata: As in every retriever of LangChain, for tracing.

@@ -17,7 +17,7 @@ class MtebEncoder:
     """Any encoder that a retriever takes, as a model that `mteb.evaluate` takes.
 
     Queries go to `encode_queries` and everything else to `encode_passages`, with their images where a task has any.
-    mteb's batch size does not matter here: a whole corpus chunk is passed on, and the encoder cuts it as it likes.
+    The batch size is that of the encoder, not mteb's.
 
     Args:
         encoder: Such as `RavlmEncoder`, or what `load_encoder` returns.
@@ -68,7 +68,8 @@ class MtebEncoder:
             texts.extend(batch.get("text") or [None] * num_rows)
             images.extend(batch.get("image") or [None] * num_rows)
         if prompt_type is not None and str(prompt_type.value) == "query":
-            return self.encoder.encode_queries(_none_if_empty(images), _none_if_empty(texts))
+            given = (items if any(item is not None for item in items) else None for items in (images, texts))
+            return self.encoder.encode_queries(*given)
         return self.encoder.encode_passages(texts, images)
 
     def similarity(self, left: Any, right: Any) -> np.ndarray:
@@ -79,10 +80,6 @@ class MtebEncoder:
         """The inner products (n,) of unit vectors (n, D) row by row."""
         products: np.ndarray = np.einsum("nd,nd->n", np.asarray(left), np.asarray(right))
         return products
-
-
-def _none_if_empty(items: list[Any]) -> list[Any] | None:
-    return None if all(item is None for item in items) else items
 
 
 __all__ = ["MtebEncoder"]

@@ -21,12 +21,12 @@ def load_onnx_encoder(
     """An encoder that runs what `hub.export.export_towers` wrote.
 
     Its vectors are those of the model up to rounding, but its fingerprint is another: a knowledge base that the model
-    built takes it after looking at the stored probes, with a warning that says so.
+    built takes it after looking at the stored probes, with a warning.
 
     Args:
         folder: The export.
         batch_size: As `RavlmEncoder`.
-        providers: What runs the towers, best first, names of ONNX Runtime.
+        providers: Execution providers of ONNX Runtime, best first.
 
     Raises:
         ImportError: If ONNX Runtime is missing.
@@ -45,12 +45,7 @@ def load_onnx_encoder(
 
 
 class OnnxTowers(nn.Module):
-    """What `RavlmEncoder` needs of a dual encoder, from the files of an export.
-
-    Args:
-        folder: The export.
-        providers: As `load_onnx_encoder`.
-    """
+    """What `RavlmEncoder` needs of a dual encoder, from an export; arguments and errors as `load_onnx_encoder`."""
 
     combine = RavlmModel.combine
 
@@ -67,7 +62,7 @@ class OnnxTowers(nn.Module):
         self._text_tower = InferenceSession(Path(folder) / TEXT_TOWER, providers=list(providers))
 
     def retrieval_fingerprint(self) -> dict[str, Any]:
-        """The digests of the towers, for the fingerprint of the encoder."""
+        """The digests of the towers."""
         return {"files": self.files}
 
     def get_query_features(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInputError, RavlmError
@@ -30,10 +29,10 @@ _PASSAGE_FIELDS = ("id", "text", "score", "rank", "source", "licence", "url", "t
 def serve(model: str, k: int | None = None, **settings: Any) -> Any:
     """Serves a reader with the knowledge base of its folder; returns when the server is stopped.
 
-    Of a conversation, the last user message is the question and the last image goes with it, as in
-    `pipeline("image-text-to-text")`. A request may say how many passages it wants, 0 for none:
-    `{"chat_template_kwargs": {"k": 0}}`. Images come in the request, as `data:` URLs; nothing is fetched. The
-    message of the reply has a field `evidence`, a list of the passages that were read, best first; a stream has none.
+    Of a conversation, the last user message is the question and the last image goes with it. A request may say how
+    many passages it wants, 0 for none: `{"chat_template_kwargs": {"k": 0}}`. Images come in the request, as `data:`
+    URLs; nothing is fetched. The message of the reply has a field `evidence`, a list of the passages that were read,
+    best first; a stream has none.
 
     Args:
         model: A folder or Hub id of a reader with its processor; clients name it in `model`.
@@ -75,25 +74,17 @@ def with_evidence(
         k: Passages per question; `None` for as many as the model's config says.
     """
     default = model.config.num_passages if k is None else k
-    processor.apply_chat_template = partial(_chat_inputs, processor, retriever, default)
+
+    def apply_chat_template(conversation: list[dict[str, Any]], k: int | None = None, **_: Any) -> BatchFeature:
+        from fastapi import HTTPException
+
+        try:
+            return _inputs_with_evidence(processor, retriever, conversation, default if k is None else k)
+        except RavlmError as error:
+            raise HTTPException(status_code=400, detail=str(error)) from error
+
+    processor.apply_chat_template = apply_chat_template
     return processor
-
-
-def _chat_inputs(
-    processor: RavlmProcessor,
-    retriever: RavlmRetriever | None,
-    default: int,
-    conversation: list[dict[str, Any]],
-    k: int | None = None,
-    **settings: Any,
-) -> BatchFeature:
-    """What a chat template gives with `tokenize` and `return_dict`, after looking up evidence."""
-    from fastapi import HTTPException
-
-    try:
-        return _inputs_with_evidence(processor, retriever, conversation, default if k is None else k)
-    except RavlmError as error:
-        raise HTTPException(status_code=400, detail=str(error)) from error
 
 
 def _inputs_with_evidence(
@@ -114,7 +105,7 @@ def _inputs_with_evidence(
 
 @contextmanager
 def _server_with_evidence(k: int | None) -> Iterator[None]:
-    """A server that is made in this block takes a manager and a handler that bring evidence, and keeps them."""
+    """Makes servers that are created in this block answer with evidence."""
     from fastapi.responses import JSONResponse
     from transformers.cli.serving import chat_completion, model_manager
 

@@ -54,24 +54,44 @@ class RavlmPipelineMixin:
         token: str | bool | None = None,
         revision: str | None = None,
     ) -> None:
-        """Publishes model, processor, knowledge base and policy to one repository, in a commit each."""
+        """Publishes model, processor, knowledge base and policy to one repository, in a commit each.
+
+        Raises:
+            InvalidInputError: If the retriever's passages live on a server; nothing is published then.
+        """
+        self._check_retriever_can_be_saved()
         for part in (self.retriever, self.model, self.processor, self.policy):  # that which may be refused first
             if part is not None:
                 part.push_to_hub(repo_id, private=private, token=token, revision=revision)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves model, processor, knowledge base and policy to one folder; `from_pretrained` of each reads it."""
+        """Saves model, processor, knowledge base and policy to one folder; `from_pretrained` of each reads it.
+
+        Raises:
+            InvalidInputError: If `push_to_hub` is given, or the retriever's passages live on a server; nothing is
+                saved then.
+        """
         if kwargs.get("push_to_hub"):
             raise InvalidInputError(
                 "push_to_hub=True: a pipeline is saved here and published by `pipeline.push_to_hub(repo_id)`, which "
                 "takes the knowledge base along."
             )
+        self._check_retriever_can_be_saved()
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
         if self.retriever is not None:
             self.retriever.save_pretrained(save_directory)
         if self.policy is not None:
             self.policy.save_pretrained(save_directory)
+
+    def _check_retriever_can_be_saved(self) -> None:
+        if self.retriever is not None and not hasattr(self.retriever, "save_pretrained"):
+            raise InvalidInputError(
+                f"The pipeline's retriever is a {type(self.retriever).__name__}, which cannot be saved to a folder or "
+                "published: its passages live on a server. Nothing was written. Save the other parts by themselves "
+                "(`pipeline.model.save_pretrained(...)`, so `processor`), and pass `retriever=` after loading them; "
+                "or take a pipeline with a `RavlmRetriever`."
+            )
 
 
 class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):

@@ -1,7 +1,7 @@
 """A knowledge base as a Milvus collection: its passages, vectors and words, and who made the vectors.
 
-The properties of a collection name the encoder of its vectors and are written last, so that one without them is a
-build that did not finish. Everything takes batches: a call costs a round trip, whatever it carries.
+The properties of a collection name the encoder of its vectors and are written last: one without them is a build that
+did not finish. Methods take batches, because every call costs a round trip.
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ class MilvusBackend:
         index_type: str = "AUTOINDEX",
         consistency: str = "Strong",
     ) -> MilvusBackend:
-        """Makes an empty collection for vectors of width `dim`, which `finish` completes after passages were written.
+        """Makes an empty collection for vectors of width `dim`; `finish` completes it after passages were written.
 
-        Args and errors are those of `MilvusRetriever.build`.
+        Raises:
+            InvalidInputError: If there is such a collection and `overwrite` is not set.
         """
         client = connect(uri, token)
         if client.has_collection(collection):
@@ -105,7 +106,12 @@ class MilvusBackend:
 
     @classmethod
     def open(cls, uri: str, collection: str, *, token: str = "", consistency: str = "Strong") -> MilvusBackend:
-        """Opens a finished collection; errors as `MilvusRetriever.open`."""
+        """Opens a finished collection.
+
+        Raises:
+            KnowledgeBaseNotFoundError: If there is no such collection.
+            KnowledgeBaseCorruptError: If its build did not finish.
+        """
         client = connect(uri, token)
         if not client.has_collection(collection):
             raise KnowledgeBaseNotFoundError(
@@ -142,26 +148,18 @@ class MilvusBackend:
         self.client.close()
 
     def search_vectors(self, vectors: Any, k: int, where: Mapping[str, Any] | None = None) -> list[Found]:
-        """Returns the passages nearest to query vectors, best first, with cosines.
-
-        Args:
-            vectors: Shape (n, D), of any length but zero.
-            k: How many passages per query, from 1 to `MAX_RESULTS`.
-            where: See `milvus_filter`.
+        """Returns the `k` passages (1 to `MAX_RESULTS`) nearest to each query vector (n, D), best first, with cosines.
 
         Raises:
-            InvalidInputError: If the vectors have another width, or the filter is wrong.
+            InvalidInputError: If the vectors have another width, or `where` is not as `milvus_filter` expects it.
             UnsafeInputError: If a query is zero or not finite.
         """
         return self._search("vector", list(unit_vectors(vectors, "query vectors", dim=self.dim)), "IP", k, where)
 
     def search_texts(self, texts: Sequence[str | None], k: int, where: Mapping[str, Any] | None = None) -> list[Found]:
-        """Returns the passages that share words with the queries in title or text, best first, with scores of BM25.
+        """Returns up to `k` passages that share words with each query in title or text, best first, with BM25 scores.
 
-        Args:
-            texts: One per query; `None` or one without a word finds nothing.
-            k: As `search_vectors`; passages without a common word are left out.
-            where: See `milvus_filter`.
+        A query of `None` or without a word finds nothing.
         """
         words = [words_of(text or "") for text in texts]
         results = iter(self._search("word_weights", [text for text in words if text], "BM25", k, where))
@@ -198,7 +196,7 @@ class MilvusBackend:
         return [passages.get(passage_id) for passage_id in ids]
 
     def _passages(self, rows: Iterable[dict[str, Any]]) -> dict[str, Passage]:
-        """Passages by id; one that lost its image on the way, because it was just removed, is left out."""
+        """Passages by id; one that was removed before its image was fetched is left out."""
         by_id = {row["id"]: row for row in rows}
         with_image = [passage_id for passage_id, row in by_id.items() if row["has_image"]]
         images = {row["id"]: row["image"] for row in self._get(with_image, ["id", "image"])}
@@ -215,8 +213,7 @@ class MilvusBackend:
 
     def check_new(self, ids: Sequence[str]) -> None:
         """Raises `InvalidInputError` if an id is taken."""
-        taken = sorted(row["id"] for row in self._get(ids, ["id"]))
-        if taken:
+        if taken := sorted(row["id"] for row in self._get(ids, ["id"])):
             raise InvalidInputError(
                 f"{len(taken)} of {len(ids)} passages have ids that are in the knowledge base already, such as "
                 f"{taken[:5]}. Use `update` to replace passages, or give the new ones other ids."
@@ -245,8 +242,7 @@ class MilvusBackend:
             InvalidInputError: If there is no passage with one of the ids; nothing is removed then.
         """
         known = {row["id"] for row in self._get(ids, ["id"])}
-        unknown = [passage_id for passage_id in ids if passage_id not in known]
-        if unknown:
+        if unknown := [passage_id for passage_id in ids if passage_id not in known]:
             raise InvalidInputError(
                 f"{len(unknown)} of {len(ids)} ids are not in the knowledge base, such as {unknown[:5]}. Nothing was "
                 "removed."

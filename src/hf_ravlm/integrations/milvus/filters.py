@@ -1,9 +1,9 @@
 """A `where` mapping as an expression of Milvus, in which no value can become a part of the expression.
 
 Names of columns come from a fixed list; keys of metadata and all values are written as literals. The answers are those
-of `retrieval.ranking.filters.matching_rows`, except that a server does not know what other passages hold: a metadata
-key that no passage has, or a value of another type than theirs, matches nothing and is not refused; a key with a dot
-in its name cannot be asked for; and a list satisfies a value in it, but no range.
+of `retrieval.ranking.filters.matching_rows`, except that a metadata key that no passage has, or a value of another
+type than theirs, matches nothing and is not refused; a key with a dot in its name cannot be asked for; and a list
+satisfies a value in it, but no range.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILTER_COLUMNS = ("id", "text", *TEXT_COLUMNS)
 
 _NOTHING = 'id == ""'  # ids are never empty
 _LARGEST_INTEGER = 2**63 - 1
-# The grammar of Milvus forbids these within quotes, and knows them by these names.
+# The grammar of Milvus forbids these within quotes.
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
@@ -87,7 +87,9 @@ def _parts(field: str, value: Any, name: str) -> tuple[str | None, bool]:
             expression, matches_empty = _parts(field, value["not"], name)
             return None if expression is None else f"not ({expression})", not matches_empty
         if value and set(value) <= {"min", "max"}:
-            return _range(field, value, name), False
+            bounds = [(sign, value.get(key)) for key, sign in (("min", ">="), ("max", "<="))]
+            parts = [f"{field} {sign} {_literal(bound, name)}" for sign, bound in bounds if bound is not None]
+            return " and ".join(parts) or None, False
         raise InvalidInputError(
             f"The condition {value!r} on {name!r} is not known. Expected a value, a list of values, "
             '{"min": ..., "max": ...} or {"not": ...}.'
@@ -111,15 +113,6 @@ def _equal(field: str, value: Any, name: str) -> str:
             f"{name!r} holds texts, and the condition compares with {value!r} of type {type(value).__name__}."
         )
     return f"{field} == {literal}"
-
-
-def _range(field: str, bounds: Mapping[str, Any], name: str) -> str | None:
-    parts = [
-        f"{field} {sign} {_literal(bounds[key], name)}"
-        for key, sign in (("min", ">="), ("max", "<="))
-        if bounds.get(key) is not None
-    ]
-    return " and ".join(parts) or None
 
 
 def _literal(value: Any, name: str) -> str:

@@ -23,10 +23,10 @@ from .search import search_collection
 class MilvusRetriever:
     """Finds passages in a Milvus collection by image, by text, or by both, and takes new ones at any time.
 
-    Make one with `build` or `open`; it goes wherever a `RavlmRetriever` is asked: pipelines, `answer_questions`, the
-    server, adapters of other libraries. A change is made on the server before the method returns, and found by every
-    retriever of the collection. Passages and vectors stay there: what needs them here (saving to a folder, training,
-    learning weights) takes a `RavlmRetriever`.
+    Make one with `build` or `open`; pipelines, `answer_questions`, the server and adapters of other libraries take it
+    like a `RavlmRetriever`. A change is made on the server before the method returns, and found by every retriever of
+    the collection. Passages and vectors stay there: saving to a folder, training and learning weights need a
+    `RavlmRetriever`.
 
     Args:
         backend: The collection.
@@ -95,8 +95,7 @@ class MilvusRetriever:
         """Opens a collection that `build` made.
 
         Args:
-            uri: As `build`; so `collection` and `encoder`.
-            token: As `build`.
+            uri, collection, encoder, token: As `build`.
             consistency: `"Strong"` sees every change at once, `"Bounded"` and `"Eventually"` answer sooner and may
                 miss the last seconds.
 

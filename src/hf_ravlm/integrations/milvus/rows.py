@@ -1,9 +1,8 @@
 """Passages as rows of a Milvus collection.
 
-Milvus has no type for bytes: an image is kept as an array of base64 strings of at most 65,535 characters. A row must
-pass the message queue of a cluster, which takes a few megabytes, so images are limited. Words are cut here, not by an
-analyzer of the server: a field holds the tokens of title and text with spaces between, so that BM25 counts the same
-words as in a local knowledge base.
+Milvus has no type for bytes: an image is kept as an array of base64 strings of at most 65,535 characters. Images are
+limited, because a row must pass the message queue of a cluster, which takes a few megabytes. A field holds the tokens
+of title and text with spaces between, so that BM25 counts the same words as in a local knowledge base.
 """
 
 from __future__ import annotations
@@ -77,12 +76,21 @@ def row_of(passage: Passage, vector: np.ndarray) -> dict[str, Any]:
     """
     columns = {name: getattr(passage, name) for name in TEXT_COLUMNS}
     image = passage.image_bytes or b""
-    _check_size(passage, "id", passage.id, MAX_ID_BYTES)
-    _check_size(passage, "text", passage.text, MAX_TEXT_BYTES)
-    _check_size(passage, "metadata", json.dumps(passage.metadata, ensure_ascii=False), MAX_METADATA_BYTES)
-    for name, value in columns.items():
-        _check_size(passage, name, value, MAX_COLUMN_BYTES)
-    _check_size(passage, "image", image, MAX_IMAGE_BYTES)
+    sizes: dict[str, tuple[str | bytes | None, int]] = {
+        "id": (passage.id, MAX_ID_BYTES),
+        "text": (passage.text, MAX_TEXT_BYTES),
+        "metadata": (json.dumps(passage.metadata, ensure_ascii=False), MAX_METADATA_BYTES),
+        **{name: (value, MAX_COLUMN_BYTES) for name, value in columns.items()},
+        "image": (image, MAX_IMAGE_BYTES),
+    }
+    for name, (value, limit) in sizes.items():
+        num_bytes = len(value) if isinstance(value, bytes) else len((value or "").encode())
+        if num_bytes > limit:
+            hint = "Scale the image down" if name == "image" else "Shorten it, or split the passage"
+            raise InvalidInputError(
+                f"Passage {passage.id[:100]!r}: its {name} has {num_bytes:,} bytes, and a Milvus collection holds "
+                f"{limit:,}. {hint}; a local knowledge base has no such limit."
+            )
     encoded = base64.b64encode(image).decode()
     starts = range(0, len(encoded), _CHARACTERS_PER_PART)
     return {
@@ -122,13 +130,3 @@ def passage_of(row: dict[str, Any], image_parts: list[str] | None) -> Passage:
         metadata=dict(row["metadata"] or {}),
         **{name: row[name] for name in TEXT_COLUMNS},
     )
-
-
-def _check_size(passage: Passage, name: str, value: str | bytes | None, limit: int) -> None:
-    num_bytes = len(value) if isinstance(value, bytes) else len((value or "").encode())
-    if num_bytes > limit:
-        hint = "Scale the image down" if name == "image" else "Shorten it, or split the passage"
-        raise InvalidInputError(
-            f"Passage {passage.id[:100]!r}: its {name} has {num_bytes:,} bytes, and a Milvus collection holds "
-            f"{limit:,}. {hint}; a local knowledge base has no such limit."
-        )

@@ -1,7 +1,7 @@
 """The steps of `retrieval.ranking.search` over a Milvus collection.
 
-The server finds, by vectors and by words; what it found is numbered in the order in which it came, and then fused,
-reranked and thinned out as rows of a local knowledge base are. So both give the same answers to the same options.
+What the server finds is numbered in the order in which it came, and then fused, reranked and thinned out as rows of a
+local knowledge base are: both give the same answers to the same options.
 """
 
 from __future__ import annotations
@@ -43,10 +43,8 @@ def search_collection(
 
     words: Any = _ServerIndex(by_words)
     vectors: Any = _FoundVectors(backend, found)
-    channels: dict[str, Channel] = {
-        "dense": DenseChannel(encoder, _ServerIndex(by_vectors)),
-        "bm25": LexicalChannel(words),
-    }
+    dense = DenseChannel(encoder, _ServerIndex(by_vectors))
+    channels: dict[str, Channel] = {"dense": dense, "bm25": LexicalChannel(words)}
     ranking = search(channels, queries, replace(options, where=None), found, vectors)
     cosines = ranking.scores if options.ranks_by_cosine else cosines_of(encoder, queries, vectors, ranking)
     return evidence_of(found, ranking, cosines)
@@ -74,7 +72,7 @@ class _FoundPassages:
 
     @property
     def table(self) -> pa.Table:
-        """Their sources, and empty rows for those that may still be found: how many there are is not asked for."""
+        """Their sources, and empty rows for those that may still be found."""
         sources = [passage.source for passage in self._passages]
         return pa.table({"source": pa.array(sources + [None] * (MAX_RESULTS - len(sources)), pa.string())})
 
@@ -110,8 +108,7 @@ class _FoundVectors:
         return self.fetched.shape
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        new = list(self.found.row_of_id)[len(self.fetched) :]
-        if new:
+        if new := list(self.found.row_of_id)[len(self.fetched) :]:
             self.fetched = np.concatenate([self.fetched, self.backend.vectors(new)])
         vectors: np.ndarray = self.fetched[rows]
         return vectors

@@ -37,7 +37,7 @@ _SECONDS_BEFORE_PROGRESS_BAR = 10
 
 
 class SourceRow(NamedTuple):
-    """One row as a source gives it: where it stands (for messages), its standard columns, and everything else."""
+    """One row of a source: where it stands (for messages), its standard columns, and everything else."""
 
     where: str
     values: Mapping[str, Any]
@@ -66,22 +66,19 @@ class SkippedItem(NamedTuple):
 def table_from_rows(
     rows: Iterable[SourceItem], on_error: OnError = "raise", report_file: str | os.PathLike[str] | None = None
 ) -> tuple[pa.Table, list[SkippedItem]]:
-    """Checks rows and packs them into a table with `SCHEMA`.
+    """Checks rows and packs them into a table with `SCHEMA`; returns it, and the items left out.
 
     Args:
         rows: The rows and faults; an `image` may be anything that `safe_image` takes, and is stored as encoded bytes.
-        on_error: What happens to an item that cannot be used (a fault of the source, a bad or missing id, neither
-            text nor image, a value of a wrong type, a text over the limit, a broken image): `"raise"` stops;
-            `"skip"` leaves it out and lists it.
+        on_error: `"raise"` stops at an item that cannot be used (a fault of the source, a bad or missing id, neither
+            text nor image, a value of a wrong type, a text over the limit, a broken image) and at an id that comes
+            again; `"skip"` leaves the item out.
         report_file: With `on_error="skip"`, a file to which the items left out are written as they are met, one JSON
             object with `where`, `id` and `reason` a line. It is there even when nothing was left out.
 
-    Returns:
-        The table, and the items left out.
-
     Raises:
-        InvalidInputError: If an item cannot be used or an id comes again and `on_error="raise"`; if there is no row.
-        UnsafeInputError: If an image or a file name cannot be used and `on_error="raise"`.
+        InvalidInputError: If `on_error="raise"` and an item cannot be used; if there is no row.
+        UnsafeInputError: If `on_error="raise"` and an image or a file name cannot be used.
     """
     if on_error not in ("raise", "skip"):
         raise InvalidInputError(f'on_error={on_error!r} is not known. Choose "raise" or "skip".')
@@ -131,7 +128,7 @@ def _write_skipped(report: TextIO | None, skipped: Iterable[SkippedItem]) -> Non
 def _checked_item(item: SourceItem) -> dict[str, Any] | SourceFault:
     if isinstance(item, SourceFault):
         return item
-    passage_id: str | None = None
+    passage_id = None
     try:
         passage_id = _checked_id(item.values.get("id"), item.where)
         return _checked_row(passage_id, item)
@@ -148,17 +145,15 @@ def _unique_rows(table: pa.Table, on_error: OnError) -> tuple[pa.Table, list[Ski
     codes = table["id"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     is_first = np.zeros(len(codes), bool)
     is_first[np.unique(codes, return_index=True)[1]] = True
+    rows = np.flatnonzero(~is_first)
     repeated = [
         SkippedItem(passage_id, f"The id {passage_id!r} comes again; the first row was kept.", f"passage {row}")
-        for row, passage_id in zip(
-            np.flatnonzero(~is_first).tolist(), table["id"].filter(pa.array(~is_first)).to_pylist(), strict=True
-        )
+        for row, passage_id in zip(rows, table["id"].take(rows).to_pylist(), strict=True)
     ]
     return table.filter(pa.array(is_first)), repeated
 
 
 def _checked_id(value: Any, where: str) -> str:
-    """A passage id as text; whole numbers are converted, nothing else is."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
@@ -226,7 +221,12 @@ def _checked_unicode(value: str, name: str, where: str) -> str:
 
 
 def _metadata_json(metadata: Mapping[str, Any], where: str) -> str | None:
-    kept = {key: value for key, value in metadata.items() if not _is_missing(value)}
+    # Not-a-number is how tables say that a cell is empty; JSON has no word for it, nor for infinity.
+    kept = {
+        key: value
+        for key, value in metadata.items()
+        if not isinstance(value, (float, np.floating)) or np.isfinite(value)
+    }
     if not kept:
         return None
     try:
@@ -238,13 +238,8 @@ def _metadata_json(metadata: Mapping[str, Any], where: str) -> str | None:
         ) from error
 
 
-def _is_missing(value: Any) -> bool:
-    """Not-a-number is how tables say that a cell is empty; JSON has no word for it, nor for infinity."""
-    return isinstance(value, (float, np.floating)) and not np.isfinite(value)
-
-
 def _json_value(value: Any) -> Any:
-    if isinstance(value, (datetime.date, datetime.datetime, datetime.time)):
+    if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()

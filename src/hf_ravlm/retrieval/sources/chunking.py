@@ -1,15 +1,15 @@
 """Long texts in chunks: cut between paragraphs, else sentences, else words, and nothing is lost.
 
-A text is cut into pieces that together are the text; pieces are then joined, from the first to the last, as long as a
-chunk has room. What belongs to the whole text (its title, section, licence) goes with every chunk.
+A text is cut into pieces that together are the text; pieces are then joined in order as long as a chunk has room.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 from ...errors import InvalidInputError
 from .checked_rows import SourceFault, SourceItem, SourceRow
@@ -76,84 +76,56 @@ def split_text(text: str, chunking: Chunking) -> list[str]:
     Without overlap the chunks, joined, are the text, white space and all. With overlap each chunk begins with whole
     pieces of the end of the one before. A chunk is longer than `max_length` only if a single character is.
 
-    Args:
-        text: Any text; one of white space alone gives no chunk.
-        chunking: How to cut; see `Chunking`.
-
-    Returns:
-        The chunks, in order.
+    A text of white space alone gives no chunk.
     """
     if not text.strip():
         return []
     chunks: list[str] = []
-    current: list[_Piece] = []
+    current: list[tuple[str, int]] = []
     total = 0
     num_repeated = 0  # pieces at the start of the current chunk that the chunk before holds
-    for piece in _pieces(text, chunking, _LEVELS):
-        if len(current) > num_repeated and total + piece.length > chunking.max_length:
-            chunks.append("".join(part.text for part in current))
-            current = _repeated_pieces(current, chunking, piece.length)
-            total, num_repeated = sum(part.length for part in current), len(current)
-        current.append(piece)
-        total += piece.length
-    return [*chunks, "".join(part.text for part in current)]
+    for piece, length in _pieces(text, chunking):
+        if len(current) > num_repeated and total + length > chunking.max_length:
+            chunks.append("".join(part for part, _ in current))
+            # The last pieces that fit into the overlap and leave room for the next piece.
+            room = min(chunking.overlap, chunking.max_length - length)
+            start, total = len(current), 0
+            while start > 0 and total + current[start - 1][1] <= room:
+                start -= 1
+                total += current[start][1]
+            current = current[start:]
+            num_repeated = len(current)
+        current.append((piece, length))
+        total += length
+    return [*chunks, "".join(part for part, _ in current)]
 
 
-def _repeated_pieces(pieces: list[_Piece], chunking: Chunking, next_length: int) -> list[_Piece]:
-    """The last pieces that fit into the overlap and leave room for the next piece."""
-    room = min(chunking.overlap, chunking.max_length - next_length)
-    start = len(pieces)
-    while start > 0 and pieces[start - 1].length <= room:
-        start -= 1
-        room -= pieces[start].length
-    return pieces[start:]
-
-
-class _Piece(NamedTuple):
-    text: str
-    length: int
-
-
-def _pieces(text: str, chunking: Chunking, levels: Sequence[Callable[[str], Iterable[str]]]) -> Iterator[_Piece]:
-    """Cuts a text into pieces, each as large as a boundary allows and none too long.
+def _pieces(text: str, chunking: Chunking, level: int = 0) -> Iterator[tuple[str, int]]:
+    """Cuts a text into pieces, each as large as a boundary allows and none too long; yields them with their lengths.
 
     With overlap paragraphs are always cut into sentences: what is repeated shall be a sentence or two.
     """
-    for part in levels[0](text):
+    always_cut = level == 0 and chunking.overlap > 0
+    for part in _LEVELS[level](text):
         length = chunking.length(part)
-        always_cut = levels is _LEVELS and chunking.overlap > 0
-        if len(levels) == 1 or (length <= chunking.max_length and not always_cut):
-            yield _Piece(part, length)
+        if level == len(_LEVELS) - 1 or (length <= chunking.max_length and not always_cut):
+            yield part, length
         else:
-            yield from _pieces(part, chunking, levels[1:])
+            yield from _pieces(part, chunking, level + 1)
 
 
-def _paragraphs(text: str) -> Iterator[str]:
-    return _cut(text, (match.end() for match in _PARAGRAPH_END.finditer(text)))
-
-
-def _sentences(text: str) -> Iterator[str]:
-    return _cut(text, _sentence_ends(text))
-
-
-def _lines(text: str) -> list[str]:
-    return text.splitlines(keepends=True)
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text)
-
-
-_LEVELS = (_paragraphs, _sentences, _lines, _words, list)
+_LEVELS: tuple[Callable[[str], Iterable[str]], ...] = (
+    lambda text: _cut(text, (match.end() for match in _PARAGRAPH_END.finditer(text))),
+    lambda text: _cut(text, _sentence_ends(text)),
+    lambda text: text.splitlines(keepends=True),
+    _WORD.findall,
+    list,
+)
 
 
 def _cut(text: str, ends: Iterable[int]) -> Iterator[str]:
-    start = 0
-    for end in ends:
-        yield text[start:end]
-        start = end
-    if start < len(text):
-        yield text[start:]
+    places = [0, *ends, len(text)]
+    return (text[start:end] for start, end in pairwise(places) if start < end)
 
 
 def _sentence_ends(text: str) -> Iterator[int]:
@@ -187,14 +159,8 @@ def chunked_rows(rows: Iterable[SourceItem], chunking: Chunking) -> Iterator[Sou
 
     Chunk `n` of the row `"12"` has the id `"12-n"`, from 0, and the metadata `document` (`"12"`) and `chunk` (n). Rows
     with one id that follow each other are parts of one document (its sections) and numbered through. The image of a
-    row stays with its first chunk. Rows without text and faults pass as they are.
-
-    Args:
-        rows: What a source yields.
-        chunking: How to cut.
-
-    Yields:
-        Rows whose texts have no white space around them.
+    row stays with its first chunk. Chunks have no white space around them. Rows without text and faults pass as they
+    are.
     """
     document: Any = None
     number = 0
@@ -209,7 +175,9 @@ def chunked_rows(rows: Iterable[SourceItem], chunking: Chunking) -> Iterator[Sou
             yield row
             continue
         image = row.values.get("image")
-        heading = _heading(row) if chunking.with_heading else ""
+        headings = (row.values.get("title"), row.metadata.get("section")) if chunking.with_heading else ()
+        heading = " > ".join(part for part in headings if isinstance(part, str))
+        heading = heading and heading + "\n"
         for chunk in split_text(text, chunking):
             if not chunk.strip():
                 continue
@@ -217,8 +185,3 @@ def chunked_rows(rows: Iterable[SourceItem], chunking: Chunking) -> Iterator[Sou
             yield SourceRow(row.where, values, {**row.metadata, "document": str(document), "chunk": number})
             image = None
             number += 1
-
-
-def _heading(row: SourceRow) -> str:
-    parts = [part for part in (row.values.get("title"), row.metadata.get("section")) if isinstance(part, str)]
-    return " > ".join(parts) + "\n" if parts else ""

@@ -35,15 +35,12 @@ RecordItem = Record | SourceFault
 
 
 def choose_columns(names: ColumnNames, seen: Sequence[str], source: str) -> tuple[dict[str, str], list[str]]:
-    """Finds the columns of a table.
+    """Finds the column that holds each standard value, and the columns that become metadata.
 
     Args:
         names: What the user named.
         seen: The columns that there are.
         source: The table, for messages.
-
-    Returns:
-        The column that holds each standard value, and the columns that become metadata.
 
     Raises:
         InvalidInputError: If a column that is needed is missing.

@@ -28,6 +28,9 @@ def rows_from_folder(folder: str | os.PathLike[str]) -> Iterator[SourceItem]:
     """Reads images with the texts beside them, texts alone, and the rows of `metadata.jsonl` or `metadata.csv`.
 
     Images and texts are opened one by one; what is held is the list of names, and the rows that describe them.
+
+    Raises:
+        InvalidInputError: If there is no such folder.
     """
     root = Path(folder)
     if not root.is_dir():

@@ -15,7 +15,7 @@ from .columns import ColumnNames, Record, choose_columns, rows_from_records
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features, IterableDataset
+    from datasets import Dataset, IterableDataset
 
 
 def rows_from_dicts(rows: Iterable[Mapping[str, Any]]) -> Iterator[SourceItem]:
@@ -23,20 +23,16 @@ def rows_from_dicts(rows: Iterable[Mapping[str, Any]]) -> Iterator[SourceItem]:
     for number, row in enumerate(rows):
         where = f"row {number}"
         try:
-            yield _row_with_id(where, row)
+            if not isinstance(row, Mapping):
+                raise InvalidInputError(
+                    f"{where} is of type {type(row).__name__}. Expected a dictionary with the keys "
+                    f"{', '.join(STANDARD_COLUMNS)} and metadata."
+                )
+            if row.get("id") is None:
+                raise InvalidInputError(f"{where} has no `id`; its keys are {list(row)}. Give every passage an id.")
+            yield row_from_dict(where, row)
         except InvalidInputError as error:
             yield SourceFault(where, error)
-
-
-def _row_with_id(where: str, row: Mapping[str, Any]) -> SourceRow:
-    if not isinstance(row, Mapping):
-        raise InvalidInputError(
-            f"{where} is of type {type(row).__name__}. Expected a dictionary with the keys "
-            f"{', '.join(STANDARD_COLUMNS)} and metadata."
-        )
-    if row.get("id") is None:
-        raise InvalidInputError(f"{where} has no `id`; its keys are {list(row)}. Give every passage an id.")
-    return row_from_dict(where, row)
 
 
 def row_from_dict(where: str, row: Mapping[str, Any]) -> SourceRow:
@@ -56,8 +52,12 @@ def row_from_dict(where: str, row: Mapping[str, Any]) -> SourceRow:
 
 
 def rows_from_dataset(dataset: Dataset | IterableDataset, names: ColumnNames) -> Iterator[SourceItem]:
-    """Reads a split of a data set, loaded or streamed, without decoding its images."""
-    from datasets import Dataset, IterableDataset
+    """Reads a split of a data set, loaded or streamed, without decoding its images.
+
+    Raises:
+        InvalidInputError: If it is no split, a column that is needed is missing, or the image column holds no images.
+    """
+    from datasets import Dataset, Image, IterableDataset
 
     if not isinstance(dataset, (Dataset, IterableDataset)):
         hint = f"Pick one of its splits {list(dataset)}." if isinstance(dataset, dict) else "Load one split."
@@ -67,8 +67,15 @@ def rows_from_dataset(dataset: Dataset | IterableDataset, names: ColumnNames) ->
     records: Iterable[Mapping[str, Any]]
     if dataset.features is not None:
         columns, metadata_columns = choose_columns(names, list(dataset.features), "the data set")
-        _check_image_column(columns.get("image"), dataset.features)
-        dataset = _without_decoding(dataset, columns.get("image"))
+        image_column = columns.get("image")
+        if image_column is not None and not isinstance(dataset.features[image_column], Image):
+            raise InvalidInputError(
+                f"The column {image_column!r} has the type {dataset.features[image_column]}. Expected images: use "
+                f"`dataset.cast_column({image_column!r}, datasets.Image())`, or `image_column=None` to leave it out."
+            )
+        dataset = dataset.with_format(None)
+        if image_column is not None:
+            dataset = dataset.cast_column(image_column, Image(decode=False))
         records = dataset.select_columns([*{*columns.values(), *metadata_columns}])
     else:  # a stream that does not say what it holds: its first row does
         stream = iter(dataset)
@@ -78,23 +85,6 @@ def rows_from_dataset(dataset: Dataset | IterableDataset, names: ColumnNames) ->
     numbered = (Record(f"row {number}", record) for number, record in enumerate(records))
     image_of = partial(_readable_image, is_typed=dataset.features is not None)
     yield from rows_from_records(numbered, columns, metadata_columns, image_of)
-
-
-def _check_image_column(image_column: str | None, features: Features) -> None:
-    from datasets import Image
-
-    if image_column is not None and not isinstance(features[image_column], Image):
-        raise InvalidInputError(
-            f"The column {image_column!r} has the type {features[image_column]}. Expected images: use "
-            f"`dataset.cast_column({image_column!r}, datasets.Image())`, or `image_column=None` to leave it out."
-        )
-
-
-def _without_decoding(dataset: Dataset | IterableDataset, image_column: str | None) -> Any:
-    from datasets import Image
-
-    plain = dataset.with_format(None)
-    return plain if image_column is None else plain.cast_column(image_column, Image(decode=False))
 
 
 def _readable_image(image: Any, where: str, is_typed: bool) -> Any:

@@ -10,6 +10,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,33 +29,37 @@ _MAX_CELL_CHARACTERS = 10_000_000
 
 
 def rows_from_jsonl(path: str | os.PathLike[str], names: ColumnNames) -> Iterator[SourceItem]:
-    """Reads a file with one JSON object per line; the columns are the keys of all lines.
+    """Reads a file with one JSON object per line, twice: for its columns, the keys of all lines, and for its rows.
 
-    The file is read twice, for its keys and for its rows, so that nothing has to be held.
+    Raises:
+        InvalidInputError: If the file is missing or damaged, or a column that is needed is missing.
     """
     file = existing_file(path)
-    seen: dict[str, None] = {}
-    has_records = False
+    seen: dict[str, None] | None = None
     for item in jsonl_records(file):
         if isinstance(item, Record):
-            has_records = True
+            seen = seen or {}
             seen.update(dict.fromkeys(item.values))
-    if has_records:
-        yield from _rows_from_records(file, jsonl_records(file), list(seen), names)
-    else:
+    if seen is None:
         yield from (item for item in jsonl_records(file) if isinstance(item, SourceFault))
+    else:
+        yield from _rows_from_records(file, jsonl_records(file), list(seen), names)
 
 
 def rows_from_csv(
     path: str | os.PathLike[str], names: ColumnNames, delimiter: str | None = None
 ) -> Iterator[SourceItem]:
-    """Reads a CSV file with a header line; `delimiter=None` means a tab for `.tsv` and a comma otherwise."""
+    """Reads a CSV file with a header line; `delimiter=None` means a tab for `.tsv` and a comma otherwise.
+
+    Raises:
+        InvalidInputError: As `rows_from_jsonl`, and if the header cannot be used.
+    """
     file = existing_file(path)
     yield from _rows_from_records(file, csv_records(file, delimiter), csv_columns(file, delimiter), names)
 
 
 def rows_from_parquet(path: str | os.PathLike[str], names: ColumnNames) -> Iterator[SourceItem]:
-    """Reads a Parquet file, a few hundred rows at a time."""
+    """Reads a Parquet file, a few hundred rows at a time; errors as `rows_from_jsonl`."""
     file = existing_file(path)
     yield from _rows_from_records(file, parquet_records(file), parquet_columns(file), names)
 
@@ -117,7 +122,11 @@ def csv_columns(file: Path, delimiter: str | None = None) -> list[str]:
 
 
 def csv_records(file: Path, delimiter: str | None = None) -> Iterator[RecordItem]:
-    """Yields the lines after the header; an empty value is `None`."""
+    """Yields the lines after the header; an empty value is `None`.
+
+    Raises:
+        InvalidInputError: If the file is damaged, or a cell or a line has no end.
+    """
     with open_bytes(file) as stream:
         reader = _csv_reader(file, _csv_lines(stream), delimiter)
         header: list[str] = next(reader, [])
@@ -134,19 +143,13 @@ def csv_records(file: Path, delimiter: str | None = None) -> Iterator[RecordItem
                     ) from error
                 yield SourceFault(where, InvalidInputError(f"{where} is not CSV ({error}). Close and double quotes."))
                 continue
-            if values:
-                yield _csv_record(where, header, values)
-
-
-def _csv_record(where: str, header: Sequence[str], values: Sequence[str]) -> RecordItem:
-    reason = None
-    if len(values) > len(header):
-        reason = f"{where} has more values than the header has columns. Quote commas."
-    elif not all(map(_is_utf8, values)):
-        reason = f"{where} is not UTF-8. Save the file as UTF-8."
-    if reason:
-        return SourceFault(where, InvalidInputError(reason))
-    return Record(where, {name: value or None for name, value in zip(header, values, strict=False)})
+            if len(values) > len(header):
+                reason = "has more values than the header has columns. Quote commas."
+                yield SourceFault(where, InvalidInputError(f"{where} {reason}"))
+            elif not all(map(_is_utf8, values)):
+                yield SourceFault(where, InvalidInputError(f"{where} is not UTF-8. Save the file as UTF-8."))
+            elif values:
+                yield Record(where, {name: value or None for name, value in zip(header, values, strict=False)})
 
 
 def _csv_reader(file: Path, lines: Iterator[str], delimiter: str | None) -> Any:
@@ -170,12 +173,8 @@ def _is_utf8(value: str) -> bool:
 
 def parquet_columns(file: Path) -> list[str]:
     """The names of the columns; errors as `parquet_records`."""
-    import pyarrow.parquet as pq
-
-    try:
-        return list(pq.read_schema(file).names)
-    except (pa.ArrowException, OSError) as error:
-        raise _unsound_parquet(file, error) from error
+    with _open_parquet(file) as parquet:
+        return list(parquet.schema_arrow.names)
 
 
 def parquet_records(file: Path, columns: Sequence[str] | None = None) -> Iterator[RecordItem]:
@@ -184,18 +183,18 @@ def parquet_records(file: Path, columns: Sequence[str] | None = None) -> Iterato
     Raises:
         InvalidInputError: If the file is damaged.
     """
+    with _open_parquet(file) as parquet:
+        batches = parquet.iter_batches(batch_size=_ROWS_PER_READ, columns=columns)
+        for number, values in enumerate(values for batch in batches for values in batch.to_pylist()):
+            yield Record(f"{file.name} row {number}", values)
+
+
+@contextmanager
+def _open_parquet(file: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    number = 0
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            for batch in parquet.iter_batches(batch_size=_ROWS_PER_READ, columns=columns):
-                for values in batch.to_pylist():
-                    yield Record(f"{file.name} row {number}", values)
-                    number += 1
+            yield parquet
     except (pa.ArrowException, OSError) as error:
-        raise _unsound_parquet(file, error) from error
-
-
-def _unsound_parquet(file: Path, error: Exception) -> InvalidInputError:
-    return InvalidInputError(f"{file}: this is not a sound Parquet file ({error}). Write it again.")
+        raise InvalidInputError(f"{file}: this is not a sound Parquet file ({error}). Write it again.") from error

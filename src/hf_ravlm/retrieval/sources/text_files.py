@@ -30,7 +30,11 @@ _COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz"}
 
 
 def existing_file(path: str | os.PathLike[str]) -> Path:
-    """Returns a path after checking that a file is there."""
+    """The path of a file.
+
+    Raises:
+        InvalidInputError: If there is no such file.
+    """
     file = Path(path)
     if not file.is_file():
         raise InvalidInputError(f"{file}: there is no such file. Check the path.")
@@ -55,9 +59,7 @@ def open_bytes(file: Path) -> Iterator[BinaryIO]:
     try:
         with open(file, "rb") as start:
             first = start.read(6)
-        opener: Callable[..., Any] = open
-        for magic, known in _OPENERS.items():
-            opener = known if first.startswith(magic) else opener
+        opener = next((known for magic, known in _OPENERS.items() if first.startswith(magic)), open)
         with cast(BinaryIO, opener(file, "rb")) as stream:
             yield stream
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
@@ -82,32 +84,32 @@ def byte_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 
 
 def parsed_lines(file: Path, parse: Callable[[str, str], Parsed | None]) -> Iterator[Parsed | SourceFault]:
-    """Reads a file line by line.
+    """Parses a file, compressed or not, line by line.
 
     Args:
-        file: The file, compressed or not.
+        file: The file.
         parse: Given a line without its end and where it stands; returns `None` for a line that is to be passed over,
             and raises `InvalidInputError` for a bad one.
 
     Yields:
         What `parse` returned, and a fault for each line that it refused, that is too long or that is not UTF-8.
+
+    Raises:
+        InvalidInputError: If the file is a damaged or cut archive.
     """
     with open_bytes(file) as stream:
         for number, line in byte_lines(stream):
             where = f"{file.name} line {number}"
             try:
-                parsed = parse(_decoded(line, where), where)
+                if line is None:
+                    raise InvalidInputError(
+                        f"{where} has more than {MAX_LINE_BYTES:,} bytes. Expected one record per line."
+                    )
+                parsed = parse(line.decode("utf-8").rstrip("\r\n"), where)
             except InvalidInputError as error:
                 yield SourceFault(where, error)
+            except UnicodeDecodeError as error:
+                yield SourceFault(where, InvalidInputError(f"{where} is not UTF-8 ({error}). Save the file as UTF-8."))
             else:
                 if parsed is not None:
                     yield parsed
-
-
-def _decoded(line: bytes | None, where: str) -> str:
-    if line is None:
-        raise InvalidInputError(f"{where} has more than {MAX_LINE_BYTES:,} bytes. Expected one record per line.")
-    try:
-        return line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{where} is not UTF-8 ({error}). Save the file as UTF-8.") from error
