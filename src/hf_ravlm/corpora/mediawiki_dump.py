@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.parse import quote
-from xml.parsers import expat
+from xml.etree import ElementTree
 
 from ..errors import InvalidInputError
 from ..retrieval.sources.checked_rows import SourceFault
@@ -77,15 +77,17 @@ def read_site(file: Path) -> Site:
             f"{file}: this is not a MediaWiki dump (no <mediawiki> in it). Expected pages-articles as XML, compressed "
             "or not."
         )
-    inside, end, _ = head.partition(b"<siteinfo>")[2].partition(b"</siteinfo>")
-    values: dict[str, str] = {}
-    no_prose = set(_ENGLISH_NAMESPACES)
-    for path, attributes, text in _elements(b"<siteinfo>" + inside + end, f"{file.name}: the head") if end else ():
-        if path[-1] == "namespace" and attributes.get("key") in _NO_PROSE_NAMESPACES:
-            no_prose.add(text.strip().lower())
-        values[path[-1]] = text.strip()
-    page_url = values["base"].rpartition("/")[0] + "/" if values.get("base") else None
-    return Site(values.get("dbname"), page_url, frozenset(no_prose - {""}))
+    start, end = head.find(b"<siteinfo>"), head.find(b"</siteinfo>")
+    whole = head[start:end] + b"</siteinfo>" if 0 <= start < end else b"<siteinfo/>"
+    site = _parsed(whole, f"{file.name}: the head")
+    namespaces = (each for each in site.iter("namespace") if each.get("key") in _NO_PROSE_NAMESPACES)
+    no_prose = {(each.text or "").strip().lower() for each in namespaces} | _ENGLISH_NAMESPACES
+    base = site.findtext("base", "").strip()
+    return Site(
+        site.findtext("dbname", "").strip() or None,
+        base.rpartition("/")[0] + "/" if base else None,
+        frozenset(no_prose - {""}),
+    )
 
 
 def read_pages(file: Path) -> Iterator[WikiPage | SourceFault]:
@@ -142,49 +144,28 @@ def _page_documents(stream: BinaryIO) -> Iterator[bytes | str]:
 
 
 def _page(document: bytes, where: str) -> WikiPage:
-    values: dict[tuple[str, ...], str] = {}
-    is_redirect = False
-    for path, _, text in _elements(document, where):
-        values[path] = text  # of several revisions the last counts
-        is_redirect = is_redirect or path == ("page", "redirect")
-    missing = [name for name in ("title", "id") if not values.get(("page", name), "").strip()]
+    page = _parsed(document, where)
+
+    def value(path: str) -> str:
+        return page.findtext(path, "").strip()
+
+    missing = [name for name in ("title", "id") if not value(name)]
     if missing:
         raise InvalidInputError(f"{where} has no {' and no '.join(missing)}. Expected a page of a MediaWiki dump.")
     return WikiPage(
         where,
-        values["page", "id"].strip(),
-        values.get(("page", "ns"), "0").strip(),
-        values["page", "title"].strip(),
-        is_redirect,
-        values.get(("page", "revision", "id"), "").strip() or None,
-        values.get(("page", "revision", "model"), "").strip() or None,
-        values.get(("page", "revision", "text"), ""),
+        value("id"),
+        value("ns") or "0",
+        value("title"),
+        page.find("redirect") is not None,
+        value("revision[last()]/id") or None,
+        value("revision[last()]/model") or None,
+        page.findtext("revision[last()]/text", ""),
     )
 
 
-def _elements(document: bytes, where: str) -> list[tuple[tuple[str, ...], dict[str, str], str]]:
-    """Parses a small document: the path, the attributes and the text of each element, in the order of their ends."""
-    elements: list[tuple[tuple[str, ...], dict[str, str], str]] = []
-    path: list[str] = []
-    opened: list[tuple[dict[str, str], list[str]]] = []
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        path.append(name)
-        opened.append((attributes, []))
-
-    def end(name: str) -> None:
-        attributes, texts = opened.pop()
-        elements.append((tuple(path), attributes, "".join(texts)))
-        path.pop()
-
-    def text(data: str) -> None:
-        opened[-1][1].append(data)
-
-    parser = expat.ParserCreate("UTF-8")
-    parser.buffer_text = True
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
+def _parsed(document: bytes, where: str) -> ElementTree.Element:
     try:
-        parser.Parse(document, True)
-    except expat.ExpatError as error:
+        return ElementTree.fromstring(document)
+    except ElementTree.ParseError as error:
         raise InvalidInputError(f"{where} is not sound XML ({error}).") from error
-    return elements

@@ -68,8 +68,8 @@ class MtebEncoder:
             texts.extend(batch.get("text") or [None] * num_rows)
             images.extend(batch.get("image") or [None] * num_rows)
         if prompt_type is not None and str(prompt_type.value) == "query":
-            given = (items if any(item is not None for item in items) else None for items in (images, texts))
-            return self.encoder.encode_queries(*given)
+            has_image, has_text = (any(item is not None for item in items) for items in (images, texts))
+            return self.encoder.encode_queries(images if has_image else None, texts if has_text else None)
         return self.encoder.encode_passages(texts, images)
 
     def similarity(self, left: Any, right: Any) -> np.ndarray:
