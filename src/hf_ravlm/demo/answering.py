@@ -99,8 +99,8 @@ def _show(shown: PageAnswer, explanation: Explanation) -> None:
     image, answer = explanation.image, explanation.answer
     shown.maps = [(image, "image")]
     if explanation.answer_map is not None and explanation.image_worth is not None:
-        worth = nats(explanation.image_worth)
-        shown.maps.append((heat_overlay(image, explanation.answer_map), f"answer: {worth} nats"))
+        caption = f"answer: {nats(explanation.image_worth)} nats"
+        shown.maps.append((heat_overlay(image, explanation.answer_map), caption))
     for passage, heat in zip(answer.evidence, explanation.passage_maps, strict=False):
         shown.maps.append((heat_overlay(image, heat), passage.id))
     for passage, posterior, worth in zip(answer.evidence, answer.posterior, answer.leave_one_out, strict=True):

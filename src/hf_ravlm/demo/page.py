@@ -1,4 +1,4 @@
-"""The page itself: what stands where, and what happens when it is clicked. All of gradio but serving is here."""
+"""The page itself: what stands where, and what happens when it is clicked."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def _question_parts(gradio: Any, config: Any, retriever: Any) -> tuple[list[Any]
         height=260,
         elem_id="image",
     )
-    image.preprocess = _undecoded
+    # The image stays the file that came: we decode it ourselves, within limits, and say what is wrong with it.
+    image.preprocess = lambda payload: payload and payload.path
     question = gradio.Textbox(
         label="Question", placeholder=config.default_prompt, max_length=MOST_LETTERS, elem_id="question"
     )
@@ -116,23 +117,13 @@ def _answer_parts(gradio: Any) -> list[Any]:
     label = "Where the image speaks (brightly) for the answer, and for each passage"
     maps = gradio.Gallery(label=label, **fitted, elem_id="maps")
     table = gradio.Dataframe(
-        headers=TABLE_HEAD,
-        column_widths=TABLE_WIDTHS,
-        label="Passages",
-        interactive=False,
-        wrap=True,
-        elem_id="table",
+        headers=TABLE_HEAD, column_widths=TABLE_WIDTHS, label="Passages", interactive=False, wrap=True, elem_id="table"
     )
     with gradio.Accordion("The whole explanation", open=False, elem_id="whole"):
         sheet = gradio.Image(label="Explanation", interactive=False, type="pil", **drawn, elem_id="sheet")
     with gradio.Accordion("As JSON", open=False):
         record = gradio.JSON(label="Record", elem_id="record")
     return [retrieved, closed, gallery, maps, table, sheet, record]
-
-
-def _undecoded(payload: Any) -> str | None:
-    """An image stays the file that came: we decode it ourselves, within limits, and say what is wrong with it."""
-    return None if payload is None else payload.path
 
 
 def _describe(retriever: Any, skipped: Any = ()) -> str:
@@ -146,7 +137,7 @@ def _describe(retriever: Any, skipped: Any = ()) -> str:
 
 
 def _error_shower(gradio: Any) -> Callable[[Callable], Callable]:
-    """A wrapper that shows our own errors on the page; of all others the visitor learns only that there was one."""
+    """A wrapper that shows the text of our own errors on the page; of all others only that there was one."""
 
     def show(step: Callable) -> Callable:
         @functools.wraps(step)
@@ -163,7 +154,7 @@ def _error_shower(gradio: Any) -> Callable[[Callable], Callable]:
 
 
 def without_folders(message: str, given: Iterable[Any]) -> str:
-    """A message that calls uploaded files by their names: where we keep them concerns nobody.
+    """A message that calls uploaded files by their names, without the folder that we keep them in.
 
     >>> without_folders("/tmp/page/7/kite.png: no image", ["/tmp/page/7/kite.png", 3])
     'kite.png: no image'

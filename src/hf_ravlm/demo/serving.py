@@ -10,7 +10,7 @@ from ..errors import InvalidInputError
 
 
 MAX_FILE_SIZE = 100_000_000  # of one uploaded file, in bytes
-# The browser, too, asks nobody but us: what the page would like to load from elsewhere is not loaded.
+# The browser loads nothing from elsewhere.
 _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'; "
     "base-uri 'self'"
@@ -48,8 +48,7 @@ def serve_page(page: Any, host: str = "127.0.0.1", port: int = 7860) -> str:
 
     Args:
         page: What `build_page` returned.
-        host: The address to listen on; `127.0.0.1` is this machine alone.
-        port: Where to listen.
+        host, port: Where to listen; `127.0.0.1` is this machine alone.
 
     Returns:
         The address to open in a browser.

@@ -1,7 +1,7 @@
 """Files that a visitor uploads become a knowledge base: images, texts, a table, or a ZIP archive of these.
 
-They are strangers' files. Names are checked before anything is written, an archive is unpacked with limits on what
-comes out of it, links and other kinds of files stay in it, and what cannot be read is left out and named.
+Names are checked before anything is written, an archive is unpacked within limits and without its links, and what
+cannot be read is left out and named.
 """
 
 from __future__ import annotations
@@ -122,8 +122,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES, max_files: i
 def _copy(paths: Sequence[Path], folder: Path, max_bytes: int) -> None:
     if len(paths) > MAX_FILES:
         raise InvalidInputError(f"There are {len(paths):,} files; at most {MAX_FILES:,} are taken.")
-    wrong = [path.name for path in paths if not _is_readable(path.name)]
-    if wrong:
+    if wrong := [path.name for path in paths if not _is_readable(path.name)]:
         raise InvalidInputError(
             f"{wrong[0]} is of a kind that is not read here. Expected {', '.join(READABLE)}, .zip."
         )
@@ -148,8 +147,8 @@ def _copy_bytes(source: Any, sink: Any, left: int, label: str) -> int:
 
 
 def _read_folder(folder: Path) -> KnowledgeBase:
-    tables = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in TABLES]
-    tables = [path for path in tables if path.name not in _DESCRIBING]
+    files = sorted(folder.rglob("*"))
+    tables = [path for path in files if path.suffix.lower() in TABLES and path.name not in _DESCRIBING]
     if len(tables) > 1:
         names = ", ".join(path.name for path in tables[:3])
         raise InvalidInputError(f"There are {len(tables)} tables ({names}). Upload one, with all rows.")

@@ -24,23 +24,19 @@ if TYPE_CHECKING:
 
 METRIC_SCRIPT = str(Path(__file__).with_name("loadable_metrics.py"))
 _LAZY = {
-    "EvaluationReport": "report",
-    "Evaluator": "evaluator",
-    "GrowthReport": "report",
-    "Question": "questions",
-    "Reply": "questions",
-    "evaluate_model": "model_evaluation",
-    "growing_arm": "arms",
-    "measure_growth": "growth",
-    "model_arms": "arms",
-    "questions_from": "questions",
-    "without_answers": "growth",
+    "arms": "growing_arm model_arms",
+    "evaluator": "Evaluator",
+    "growth": "measure_growth without_answers",
+    "model_evaluation": "evaluate_model",
+    "questions": "Question Reply questions_from",
+    "report": "EvaluationReport GrowthReport",
 }
+_FILE_OF = {name: file for file, names in _LAZY.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    if name in _FILE_OF:
+        return getattr(import_module(f".{_FILE_OF[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

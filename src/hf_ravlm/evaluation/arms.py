@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from random import Random
 from types import SimpleNamespace
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from ..retrieval import Passage, RavlmRetriever
 
 ARMS = ("closed_book", "retrieved", "gold", "gold_and_distractors", "distractors_only", "guarded")
-_DISTRACTOR_PREFIX = "distractor/"
 
 
 def model_arms(
@@ -50,8 +49,8 @@ def model_arms(
 ) -> dict[str, AnswerFunction]:
     """Arms for an `Evaluator`.
 
-    Replies carry what was read, tokens read and written, and, with greedy decoding over one prompt per question, a
-    confidence: the geometric mean of the probabilities of the tokens written. It is a plain one, and often too high.
+    Replies carry what was read, the number of tokens, and, with greedy decoding over one prompt per question, a
+    confidence: the geometric mean of the probabilities of the tokens written, which is often too high.
 
     Args:
         model, processor: The reader and its processor.
@@ -101,10 +100,9 @@ def growing_arm(
     """The `arm_among` of `measure_growth`: answers with what is found among ever more distractors.
 
     Args:
-        model, processor, retriever: As in `model_arms`. The knowledge base grows in memory; the retriever that was
-            passed, and the folder it came from, stay as they are.
+        model, processor, retriever, options: Of `model_arms`. The retriever and its folder stay as they are: the
+            knowledge base grows in memory.
         distractors (iterable of `dict`): Passages, read as they are needed; their ids get a prefix.
-        options: As for `model_arms`.
 
     Raises:
         InvalidInputError: When the arm is made: there are too few distractors.
@@ -114,13 +112,12 @@ def growing_arm(
     grown = RavlmRetriever(
         retriever.knowledge_base, retriever.encoder, retriever.vectors, retriever.encoder_fingerprint
     )
-    supply: Iterator[Mapping[str, Any]] = iter(distractors)
-    num_own = len(grown)
+    supply, num_own = iter(distractors), len(grown)
 
     def arm_among(num_distractors: int) -> AnswerFunction:
         missing = num_distractors - (len(grown) - num_own)
         new = [
-            {**passage, "id": f"{_DISTRACTOR_PREFIX}{passage.get('id', len(grown) + place)}"}
+            {**passage, "id": f"distractor/{passage.get('id', len(grown) + place)}"}
             for place, passage in enumerate(itertools.islice(supply, max(0, missing)))
         ]
         if len(new) < missing:
@@ -150,7 +147,17 @@ def _evidence(
     texts = [question.question for question in questions]
     if name == "retrieved":
         return [list(found) for found in retriever.retrieve(images, texts, k=k, **options)]
-    gold = [_gold(question, retriever) for question in questions]
+    for question in questions:
+        if not question.gold_ids:
+            raise InvalidInputError(
+                f"Question {question.id!r} has no gold_ids, which the arms with gold passages and distractors need. "
+                "Say which column holds them, or leave these arms out."
+            )
+        if missing := [gold for gold in question.gold_ids if gold not in retriever.knowledge_base]:
+            raise InvalidInputError(
+                f"Question {question.id!r} wants the passage {missing[0]!r}, which the knowledge base does not have."
+            )
+    gold = [[retriever.knowledge_base[wanted] for wanted in question.gold_ids] for question in questions]
     if name == "gold":
         return gold
     evidence = []
@@ -166,20 +173,6 @@ def _evidence(
             mixed.insert(places.randint(0, len(mixed)), passage)
         evidence.append(mixed)
     return evidence
-
-
-def _gold(question: Question, retriever: RavlmRetriever) -> list[Passage]:
-    if not question.gold_ids:
-        raise InvalidInputError(
-            f"Question {question.id!r} has no gold_ids, which the arms with gold passages and distractors need. Say "
-            "which column holds them, or leave these arms out."
-        )
-    knowledge_base = retriever.knowledge_base
-    if missing := [gold for gold in question.gold_ids if gold not in knowledge_base]:
-        raise InvalidInputError(
-            f"Question {question.id!r} wants the passage {missing[0]!r}, which the knowledge base does not have."
-        )
-    return [knowledge_base[gold] for gold in question.gold_ids]
 
 
 def _replies(
@@ -210,9 +203,7 @@ def _replies(
         if (decision := answer.decision) is not None:
             decided = {"confidence": decision.confidence, "num_retrievals": int(decision.retrieved)}
             decided |= {"withheld": decision.withheld, "need": decision.need}
-        ids, texts = [passage.id for passage in answer.evidence], [passage.text or "" for passage in answer.evidence]
-        num_tokens = round(confidence_of.num_tokens / len(questions))
-        replies.append(
-            Reply(answer.text, evidence_ids=tuple(ids), evidence_texts=tuple(texts), num_tokens=num_tokens, **decided)
-        )
+        decided["evidence_ids"] = tuple(passage.id for passage in answer.evidence)
+        decided["evidence_texts"] = tuple(passage.text or "" for passage in answer.evidence)
+        replies.append(Reply(answer.text, num_tokens=round(confidence_of.num_tokens / len(questions)), **decided))
     return replies

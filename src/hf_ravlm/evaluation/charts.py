@@ -1,7 +1,4 @@
-"""Charts of what an evaluation found: arms side by side, accuracy over the size of the knowledge base or coverage.
-
-They draw plain values, as `report.json` and `growth.json` hold them.
-"""
+"""Charts of what an evaluation found: arms side by side, accuracy over the size of the knowledge base or coverage."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ CURVES = (BLUE, RED, GREEN, "#8250df", "#bf8700", GREY)
 MARGIN, ROW, BAR = 24, 44, 18
 LABELS, BARS, EFFECTS = 190, 340, 260
 
-# A point of a curve: how far to the right and how high, both in 0..1, and the ends of its interval.
+# x, y, and the ends of the interval of y, all in 0..1.
 Point = tuple[float, float, float | None, float | None]
 
 

@@ -1,8 +1,4 @@
-"""The same questions asked closed-book, with evidence, and in any other arm, and how the arms compare.
-
-An arm is a function from a batch of questions to replies; the evaluator knows no model. It never reports an arm
-without the closed-book arm beside it.
-"""
+"""The same questions asked closed-book, with evidence, and in any other arm, and how the arms compare."""
 
 from __future__ import annotations
 
@@ -35,7 +31,7 @@ _RIGHT = 0.5  # from this score on an answer counts as right
 
 @dataclass
 class Evaluator:
-    """Asks the same questions in several arms and reports how they compare.
+    """Asks the same questions in several arms and reports how they compare, always beside closed-book.
 
     Args:
         arms (`dict[str, callable]`): By name, functions from a list of `Question` to as many `Reply` (or strings). One
@@ -92,8 +88,8 @@ class Evaluator:
         Args:
             questions (sequence of `Question`): Read batch by batch, so that images can be decoded when they are
             needed.
-            folder (`str` or `Path`, *optional*): Replies are kept there, and those that are there already are not
-                asked for again; see `FinishedReplies`. The report is not written there, see `EvaluationReport.save`.
+            folder (`str` or `Path`, *optional*): Keeps the replies (not the report); those that are there already are
+                not asked for again.
 
         Raises:
             InvalidInputError: A question has no answer or shares its id, an arm returned something else than a reply
@@ -102,7 +98,8 @@ class Evaluator:
         asked = check_questions(questions)
         with _locked(folder):
             finished = FinishedReplies(None if folder is None else Path(folder) / REPLIES_FILE, self.settings)
-            items = {name: self._ask(name, questions, finished) for name in self._names()}
+            names = dict.fromkeys([self.baseline, *self.arms])
+            items = {name: self._ask(name, questions, finished) for name in names}
         scores = {name: self._score([item.reply for item in of_arm], asked) for name, of_arm in items.items()}
         accuracy = next(iter(scores[self.baseline]))
         baseline = scores[self.baseline][accuracy]
@@ -117,21 +114,18 @@ class Evaluator:
         }
         return EvaluationReport(len(asked), self.baseline, accuracy, dict(self.settings), arms)
 
-    def _names(self) -> list[str]:
-        return [self.baseline, *(name for name in self.arms if name != self.baseline)]
-
     def _ask(self, name: str, questions: Sequence[Question], finished: FinishedReplies) -> list[FinishedReply]:
         from transformers.utils.logging import tqdm
 
         found: list[FinishedReply] = []
         for start in tqdm(range(0, len(questions), self.batch_size), desc=name):
-            batch = [questions[place] for place in range(start, min(start + self.batch_size, len(questions)))]
+            batch = questions[start : start + self.batch_size]
             known = [finished.find(name, question) for question in batch]
-            pending = [question for question, item in zip(batch, known, strict=True) if item is None]
-            new = iter(self._answer(name, pending) if pending else [])
-            whole = [next(new) if item is None else item for item in known]
-            finished.add(item for item, old in zip(whole, known, strict=True) if old is None)
-            found.extend(whole)
+            new: list[FinishedReply] = []
+            if pending := [question for question, item in zip(batch, known, strict=True) if item is None]:
+                new = self._answer(name, pending)
+                finished.add(new)
+            found += [item or new.pop(0) for item in known]
         return found
 
     def _answer(self, name: str, questions: Sequence[Question]) -> list[FinishedReply]:
@@ -162,7 +156,8 @@ class Evaluator:
         clusters = [question.id if question.cluster is None else question.cluster for question in questions]
         kinds = {kind: [q.kind == kind for q in questions] for kind in sorted({q.kind for q in questions})}
         tokens = [reply.num_tokens for reply in replies if reply.num_tokens is not None]
-        if_all_said = self._if_all_said(replies, questions, values)
+        said = [reply if reply.withheld is None else replace(reply, text=reply.withheld) for reply in replies]
+        if_all_said = values if said == replies else next(iter(self._score(said, questions).values())).per_question
         return ArmReport(
             metrics={
                 name: self._interval(score.per_question, clusters)
@@ -187,15 +182,6 @@ class Evaluator:
             ),
             policy=_policy_effect(replies, if_all_said, None if baseline is None else baseline.per_question),
         )
-
-    def _if_all_said(
-        self, replies: Sequence[Reply], questions: Sequence[Question], values: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.float64]:
-        """The first metric per question, had nothing been withheld."""
-        if all(reply.withheld is None for reply in replies):
-            return values
-        said = [reply if reply.withheld is None else replace(reply, text=reply.withheld) for reply in replies]
-        return next(iter(self._score(said, questions).values())).per_question
 
     def _effect(
         self, without: npt.NDArray[np.float64], with_evidence: npt.NDArray[np.float64], clusters: Sequence[str]
@@ -233,8 +219,7 @@ def _policy_effect(
     needs = [reply.need for reply in replies if reply.need is not None]
     if not needs and all(reply.withheld is None for reply in replies):
         return None
-    gated = len(needs) == len(replies) and without is not None
-    area = auroc(needs, without < _RIGHT) if gated and without is not None else math.nan
+    area = math.nan if without is None or len(needs) < len(replies) else auroc(needs, without < _RIGHT)
     return PolicyEffect(
         abstention([reply.withheld is None for reply in replies], values >= _RIGHT),
         searches_saved=float(np.mean([reply.num_retrievals == 0 for reply in replies])),
@@ -258,15 +243,13 @@ def _checked_reply(reply: Reply | str, arm: str, question: Question) -> Reply:
 @contextmanager
 def _locked(folder: str | Path | None) -> Iterator[None]:
     """Keeps a second run out of the folder."""
-    if folder is None:
-        yield
-        return
-    Path(folder).mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        try:
-            stack.enter_context(exclusive_lock(Path(folder) / "lock", timeout_seconds=0))
-        except KnowledgeBaseLockedError:
-            raise InvalidInputError(
-                f"{folder}: another evaluation is writing there, or the disk knows no locks. Pass another folder."
-            ) from None
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(exclusive_lock(Path(folder) / "lock", timeout_seconds=0))
+            except KnowledgeBaseLockedError:
+                raise InvalidInputError(
+                    f"{folder}: another evaluation is writing there, or the disk knows no locks. Pass another folder."
+                ) from None
         yield

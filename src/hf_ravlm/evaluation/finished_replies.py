@@ -1,8 +1,8 @@
 """A file that grows by one JSON line per reply, so that an evaluation that was killed goes on where it stopped.
 
-The first line holds the settings. Lines are only ever appended, and forced to the disk batch by batch; what a kill
-tore off at the end is cut away when the file is opened again. Other settings, or a question that is not the one that
-was answered, are errors, and never a silent mixture of two runs.
+The first line holds the settings. Lines are appended and forced to the disk batch by batch; a last line that a kill
+cut short is dropped when the file is opened again. Other settings or a changed question are errors: a file never mixes
+two runs.
 """
 
 from __future__ import annotations
@@ -61,8 +61,12 @@ class FinishedReplies:
             try:
                 record = json.loads(line)
                 if number == 1:
-                    _check_settings(path, record["settings"], head["settings"])
-                    continue
+                    if record["settings"] == head["settings"]:
+                        continue
+                    raise InvalidInputError(
+                        f"{path} holds replies of other settings: {json.dumps(record['settings'])} instead of "
+                        f"{json.dumps(head['settings'])}. Pass another folder, or the same settings to go on."
+                    )
                 fields = record.pop("reply")
                 fields |= {name: tuple(fields[name]) for name in ("evidence_ids", "evidence_texts")}
                 reply = FinishedReply(**record, reply=Reply(**fields))
@@ -99,14 +103,6 @@ class FinishedReplies:
         if self._path is not None:
             _append(self._path, map(asdict, new))
         self._replies.update({(reply.arm, reply.id): reply for reply in new})
-
-
-def _check_settings(path: Path, found: Any, wanted: Any) -> None:
-    if found != wanted:
-        raise InvalidInputError(
-            f"{path} holds replies of other settings: {json.dumps(found)} instead of {json.dumps(wanted)}. Pass "
-            "another folder, or the same settings to go on."
-        )
 
 
 def _whole_lines(path: Path) -> list[bytes]:

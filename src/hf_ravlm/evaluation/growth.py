@@ -1,21 +1,20 @@
-"""The same questions while the knowledge base grows: among 1, 10 and 100 times the passages.
-
-Papers measure on a knowledge base that holds little but what is asked for; in use it holds everything else too.
-"""
+"""The same questions while the knowledge base grows by passages that nobody asks for."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
 from .evaluator import Evaluator
 from .questions import AnswerFunction, Question, Reply, check_questions
-from .report import EvaluationReport, GrowthPoint, GrowthReport
+from .report import GrowthPoint, GrowthReport
 from .scoring import AnswerMetric
 
 
@@ -63,11 +62,24 @@ def measure_growth(
             f"factors={factors!r} of {num_passages} passages: expected growing numbers from 1 on, and a passage."
         )
     arms: dict[str, AnswerFunction] = {"closed_book": closed_book}
+    made = functools.cache(arm_among)  # at the first question: a size that is already answered costs nothing
     for factor in sizes:
-        arms[f"x{factor}"] = _when_asked(arm_among, (factor - 1) * num_passages)
-    among = {"num_passages": num_passages, "questions": _digest(questions)}
+        arms[f"x{factor}"] = partial(_ask_among, made, (factor - 1) * num_passages)
+    asked = [(question.id, question.answers) for question in check_questions(questions)]  # may decide what distracts
+    digest = hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:16]
+    among = {"num_passages": num_passages, "questions": digest}
     evaluator = Evaluator(arms, metrics, batch_size=batch_size, settings={**(settings or {}), **among})
-    return _curve(evaluator.run(questions, folder), sizes, num_passages)
+    report = evaluator.run(questions, folder)
+    hits = [name for name in report.arms[f"x{sizes[0]}"].retrieval if name.startswith("hit@")]
+    hit = hits[-1] if hits else None  # of the deepest list
+    points = []
+    for factor in sizes:
+        arm = report.arms[f"x{factor}"]
+        assert arm.effect is not None  # only closed-book has none
+        found = None if hit is None else arm.retrieval.get(hit)
+        points.append(GrowthPoint(factor, factor * num_passages, arm.metrics[report.accuracy], found, arm.effect))
+    accuracy = report.arms[report.baseline].metrics[report.accuracy]
+    return GrowthReport(report.num_questions, report.accuracy, hit, accuracy, points)
 
 
 def without_answers(
@@ -99,32 +111,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.lower()))
 
 
-def _digest(questions: Sequence[Question]) -> str:
-    """Of ids and answers, which may decide what distracts."""
-    asked = [(question.id, question.answers) for question in check_questions(questions)]
-    return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:16]
-
-
-def _when_asked(arm_among: Callable[[int], AnswerFunction], num_distractors: int) -> AnswerFunction:
-    """The arm among so many distractors, made at its first question."""
-    made: list[AnswerFunction] = []
-
-    def answer(questions: Sequence[Question]) -> Sequence[Reply | str]:
-        if not made:
-            made.append(arm_among(num_distractors))
-        return made[0](questions)
-
-    return answer
-
-
-def _curve(report: EvaluationReport, factors: Sequence[int], num_passages: int) -> GrowthReport:
-    arms = {factor: report.arms[f"x{factor}"] for factor in factors}
-    hits = [name for name in arms[factors[0]].retrieval if name.startswith("hit@")]
-    hit = hits[-1] if hits else None  # of the deepest list
-    points = []
-    for factor, arm in arms.items():
-        assert arm.effect is not None  # only closed-book has none
-        found = None if hit is None else arm.retrieval.get(hit)
-        points.append(GrowthPoint(factor, factor * num_passages, arm.metrics[report.accuracy], found, arm.effect))
-    closed_book = report.arms[report.baseline].metrics[report.accuracy]
-    return GrowthReport(report.num_questions, report.accuracy, hit, closed_book, points)
+def _ask_among(
+    made: Callable[[int], AnswerFunction], num_distractors: int, questions: Sequence[Question]
+) -> Sequence[Reply | str]:
+    return made(num_distractors)(questions)

@@ -57,7 +57,12 @@ class RavlmMetric(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: Sequence[Any], references: Sequence[Any], kinds: Sequence[str] = (), **options: Any
+        self,
+        predictions: Sequence[Any],
+        references: Sequence[Any],
+        kinds: Sequence[str] = (),
+        ks: Sequence[int] = (1, 5, 10),
+        match: Any = "substring",
     ) -> dict[str, float]:
         """Scores complete rows; `evaluate` lets empty ones through, which a metric would take for wrong answers.
 
@@ -73,35 +78,20 @@ class RavlmMetric(evaluate.Metric):
                     f"{missing[0]}: leave these rows out of both lists, or give an empty text, which counts as wrong."
                 )
         if self.config_name == "retrieval":
-            return _retrieval(predictions, references, **options)
-        if self.config_name == "pseudo_recall":
-            return _pseudo_recall(predictions, references, **options)
+            ranked = [list(dict.fromkeys(ids)) for ids in predictions]  # an id counts where it stands first
+            gold = [set(ids) for ids in references]
+            relevant = metrics.relevance_from_ids(ranked, gold)
+            figures = ranking_figures(relevant, [len(ids) for ids in gold], ks)
+            figures |= {f"precision@{k}": metrics.precision_at_k(relevant, k) for k in ks}
+            found = {name: float(values.mean()) for name, values in figures.items()}
+            return {**found, "mean_rank": metrics.mean_rank(relevant), "median_rank": metrics.median_rank(relevant)}
+        if self.config_name == "pseudo_recall":  # does any of the first k passages hold an answer, and how many do?
+            relevant = metrics.relevance_from_answers(predictions, references, match)
+            recall = {f"pseudo_recall@{k}": float(metrics.hit_at_k(relevant, k).mean()) for k in ks}
+            precision = {f"pseudo_precision@{k}": float(metrics.precision_at_k(relevant, k).mean()) for k in ks}
+            return recall | precision
         asked = [
             Question(str(n), "", tuple(answers), kind=kinds[n] if kinds else "")
             for n, answers in enumerate(references)
         ]
         return {self.config_name: score_answers(self.config_name, list(predictions), asked).value}
-
-
-def _retrieval(
-    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
-    """Means over the questions; "hit" is what most papers call recall."""
-    ranked = [list(dict.fromkeys(ids)) for ids in predictions]  # an id counts where it stands first
-    relevant = metrics.relevance_from_ids(ranked, [set(gold) for gold in references])
-    num_gold = [len(set(gold)) for gold in references]
-    found = {name: float(values.mean()) for name, values in ranking_figures(relevant, num_gold, ks).items()}
-    found |= {f"precision@{k}": float(metrics.precision_at_k(relevant, k).mean()) for k in ks}
-    return {**found, "mean_rank": metrics.mean_rank(relevant), "median_rank": metrics.median_rank(relevant)}
-
-
-def _pseudo_recall(
-    predictions: Sequence[Sequence[str]],
-    references: Sequence[Sequence[str]],
-    ks: Sequence[int] = (1, 5, 10),
-    match: Any = "substring",
-) -> dict[str, float]:
-    """Whether any of the first k passages holds an accepted answer (PRRecall@k), and how many of them do."""
-    relevant = metrics.relevance_from_answers(predictions, references, match)
-    found = {f"pseudo_recall@{k}": float(metrics.hit_at_k(relevant, k).mean()) for k in ks}
-    return {**found, **{f"pseudo_precision@{k}": float(metrics.precision_at_k(relevant, k).mean()) for k in ks}}

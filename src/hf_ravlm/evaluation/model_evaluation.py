@@ -63,8 +63,7 @@ def evaluate_model(
         output: The folder for `report.json`, `report.md`, `report.png` and the replies; those of `growth` too.
         arms (`list[str]`, *optional*): Of `arms.ARMS`; by default `closed_book`, `retrieved`, and `gold`
             where every question has `gold_ids`, and `guarded` where there is a policy. `closed_book` is always there.
-        columns (`dict`, *optional*): See `questions_from`.
-        split (`str`): Of a data set with several.
+        columns, split: See `questions_from`; the split of a data set with several.
         limit (`int`, *optional*): Only the first so many questions.
         metrics (`list[str]`): Of `ANSWER_METRICS`; the first decides what is right.
         knowledge: The folder of the knowledge base, if it is not in that of the model.
@@ -81,12 +80,11 @@ def evaluate_model(
     output, questions = Path(output), read_questions(data, columns, split)
     if limit is not None:
         questions = questions.first(limit)
-    reader, processor, retriever = _load(model, knowledge, device)
+    reader, processor, retriever, answer_policy = _load(model, knowledge, policy, device)
     if distractors is not None and retriever is None:
         raise InvalidInputError(f"There is no knowledge base in {model} that could grow. Pass `knowledge`.")
     if isinstance(distractors, (str, os.PathLike)) and not Path(distractors).exists():
         raise InvalidInputError(f"{distractors}: there are no distractors. Expected WordNet or a JSONL file.")
-    answer_policy = _load_policy(policy, model)
     names = _arm_names(arms, questions, retriever is not None, answer_policy is not None)
     options: dict[str, Any] = {"k": k, "seed": seed, "max_new_tokens": 32, **generate_kwargs}
     if channels is not None:
@@ -161,31 +159,30 @@ def read_questions(data: Any, columns: Mapping[str, str] | None = None, split: s
 
 
 def _load(
-    source: str | os.PathLike[str], knowledge: str | os.PathLike[str] | None, device: str | None
-) -> tuple[Any, Any, Any]:
-    """Model, processor, and the retriever that belongs to them or `None`."""
+    source: str | os.PathLike[str],
+    knowledge: str | os.PathLike[str] | None,
+    policy: str | os.PathLike[str] | None,
+    device: str | None,
+) -> tuple[Any, Any, Any, AnswerPolicy | None]:
+    """Model, processor, and retriever and policy where there are such."""
     import torch
 
     from ..model import RavlmForConditionalGeneration, RavlmProcessor
     from ..pipelines.model_folder import find_retriever
+    from ..pipelines.policy.answer_policy import AnswerPolicy, find_policy_files
 
     reader = RavlmForConditionalGeneration.from_pretrained(str(source)).eval()
     processor = RavlmProcessor.from_pretrained(str(source))
     reader.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if knowledge is None:
-        return reader, processor, find_retriever(reader, processor)
-    from ..retrieval import RavlmEncoder, RavlmRetriever
+        retriever = find_retriever(reader, processor)
+    else:
+        from ..retrieval import RavlmEncoder, RavlmRetriever
 
-    return reader, processor, RavlmRetriever.from_pretrained(knowledge, encoder=RavlmEncoder(reader.model, processor))
-
-
-def _load_policy(policy: str | os.PathLike[str] | None, model: str | os.PathLike[str]) -> AnswerPolicy | None:
-    """The policy that is asked for, or the model's own, or `None`."""
-    from ..pipelines.policy.answer_policy import AnswerPolicy, find_policy_files
-
-    if policy is None and not find_policy_files(model):
-        return None
-    return AnswerPolicy.from_pretrained(model if policy is None else policy)
+        retriever = RavlmRetriever.from_pretrained(knowledge, encoder=RavlmEncoder(reader.model, processor))
+    if policy is None and find_policy_files(source):
+        policy = source
+    return reader, processor, retriever, None if policy is None else AnswerPolicy.from_pretrained(policy)
 
 
 def _weights_digest(model: RavlmForConditionalGeneration) -> str:

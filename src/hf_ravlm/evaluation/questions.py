@@ -1,8 +1,4 @@
-"""What is asked in an evaluation and what comes back: one question with its accepted answers, one reply.
-
-`questions_from` reads them from rows of any kind (a `datasets.Dataset`, a list of dictionaries), decoding an image
-only when its question is asked.
-"""
+"""What is asked in an evaluation and what comes back: questions with their accepted answers, and replies."""
 
 from __future__ import annotations
 
@@ -37,9 +33,6 @@ class Question:
     gold_ids: tuple[str, ...] = ()
     kind: str = ""
     cluster: str | None = None
-
-    def without_image(self) -> Question:
-        return replace(self, image=None)
 
     def digest(self) -> str:
         """Of all that a reply depends on, the image too. Not of `answers`: repaired ones may score old replies."""
@@ -131,6 +124,8 @@ class QuestionRows(Sequence[Question]):
 def questions_from(rows: Any, columns: Mapping[str, str] | None = None) -> QuestionRows:
     """Questions from a `datasets.Dataset`, a list of dictionaries, or a path to a file with one JSON object per line.
 
+    An image is decoded only when its question is asked.
+
     Args:
         rows: See above. A relative `image` in a file is a path beside it.
         columns (`dict`, *optional*): Which column holds what: from the names of `Question` to those of the table, such
@@ -181,7 +176,7 @@ def check_questions(questions: Iterable[Question]) -> list[Question]:
             )
         if not question.answers:
             raise InvalidInputError(f"Question {question.id!r} has no accepted answer, so nothing could be right.")
-        kept[question.id] = question.without_image()
+        kept[question.id] = replace(question, image=None)
     if not kept:
         raise InvalidInputError("There is no question to evaluate.")
     return list(kept.values())

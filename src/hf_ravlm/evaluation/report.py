@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Calibration:
 class Cost:
     """What one answer cost on average: seconds, searches, and tokens read and written (`None` if not counted).
 
-    The seconds are wall time, of a batch shared out among its questions.
+    The seconds are the wall time of a batch over its number of questions.
     """
 
     seconds: float
@@ -48,14 +48,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Effect:
-    """An arm beside closed-book answers to the same questions; shares of all questions, with paired intervals.
-
-    Attributes:
-        rescue_rate: Wrong without evidence, right with it.
-        harm_rate: Right without evidence, wrong with it.
-        net_gain: The difference of the two.
-        rescued_of_wrong, harmed_of_right: Among those that could be rescued or harmed; `None` if there were none.
-    """
+    """An arm beside closed-book: the figures of `metrics.RetrievalEffect`, the rates with paired intervals."""
 
     rescue_rate: Interval
     harm_rate: Interval
@@ -69,7 +62,6 @@ class PolicyEffect:
     """What a policy's gate and its abstentions did.
 
     Attributes:
-        abstention: Coverage, accuracy of the answers given, precision and recall of the abstentions.
         searches_saved: The share of the questions that were answered without a search.
         gate_auroc: How often the gate asked more urgently for a search where the closed-book answer was wrong than
             where it was right; `None` without a gate, or if all were right or all wrong.
@@ -123,8 +115,7 @@ class EvaluationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; what is not a number is `None`."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        return _plain(asdict(self))
 
     def to_markdown(self) -> str:
         """A few short tables: answers, effect of the evidence, retrieval, abstentions, trust and cost."""
@@ -174,23 +165,20 @@ class GrowthReport:
     points: list[GrowthPoint]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
+        """As plain JSON values; what is not a number is `None`."""
+        return _plain(asdict(self))
 
     def to_markdown(self) -> str:
         """One table, a row per size."""
-        table = markdown_table(
-            ["passages", self.accuracy, self.hit or "hit", "rescued", "harmed", "net gain"],
-            [
-                [f"{point.num_passages:,} ({point.factor}×)", with_interval(point.accuracy)]
-                + [percent(None if point.hit is None else point.hit.mean)]
-                + [with_interval(i) for i in (point.effect.rescue_rate, point.effect.harm_rate, point.effect.net_gain)]
-                for point in self.points
-            ],
-        )
+        rows = []
+        for point in self.points:
+            hit = percent(None if point.hit is None else point.hit.mean)
+            size = f"{point.num_passages:,} ({point.factor}×)"
+            rows.append([size, with_interval(point.accuracy), hit, *_rates(point.effect)])
+        head = ["passages", self.accuracy, self.hit or "hit", "rescued", "harmed", "net gain"]
+        title = f"# {self.num_questions} questions in a growing knowledge base"
         closed = f"Closed-book: {with_interval(self.closed_book)}. Percentages, with 95 % bootstrap intervals."
-        head = f"# {self.num_questions} questions in a growing knowledge base"
-        return "\n".join([head, "", *table, "", closed]) + "\n"
+        return "\n".join([title, "", *markdown_table(head, rows), "", closed]) + "\n"
 
     def save(self, folder: str | Path) -> list[Path]:
         """Writes `growth.json`, `growth.md` and `growth.png` into a folder and returns their paths."""
@@ -226,12 +214,13 @@ def percent(value: float | None) -> str:
 
 
 def with_interval(interval: Interval, scale: float = 100) -> str:
-    """A mean with the ends of its interval, as `12.3 (10.1–14.2)`."""
-    mean = f"{scale * interval.mean:.1f}" if scale == 100 else f"{scale * interval.mean:.3f}"
-    if math.isnan(interval.lower):
-        return mean
-    digits = 1 if scale == 100 else 3
-    return f"{mean} ({scale * interval.lower:.{digits}f} to {scale * interval.upper:.{digits}f})"
+    """A mean with the ends of its interval, as `12.3 (10.1 to 14.2)`."""
+    mean, lower, upper = (f"{scale * end:.{1 if scale == 100 else 3}f}" for end in astuple(interval))
+    return mean if math.isnan(interval.lower) else f"{mean} ({lower} to {upper})"
+
+
+def _rates(effect: Effect) -> list[str]:
+    return [with_interval(rate) for rate in (effect.rescue_rate, effect.harm_rate, effect.net_gain)]
 
 
 def _answer_lines(report: EvaluationReport) -> Iterable[str]:
@@ -263,9 +252,7 @@ def _answer_lines(report: EvaluationReport) -> Iterable[str]:
 
 def _effect_lines(report: EvaluationReport) -> list[str]:
     rows = [
-        [name]
-        + [with_interval(interval) for interval in (arm.effect.rescue_rate, arm.effect.harm_rate, arm.effect.net_gain)]
-        + [percent(arm.effect.rescued_of_wrong), percent(arm.effect.harmed_of_right)]
+        [name, *_rates(arm.effect), percent(arm.effect.rescued_of_wrong), percent(arm.effect.harmed_of_right)]
         for name, arm in report.arms.items()
         if arm.effect is not None
     ]

@@ -1,7 +1,4 @@
-"""Every metric by its name: answers to questions in, a figure for all and one per question out.
-
-`ANSWER_METRICS` judge answers, the figures of `retrieval_scores` what was found before an answer was given.
-"""
+"""Every metric by its name: `ANSWER_METRICS` judge answers, `retrieval_scores` the evidence that they were given."""
 
 from __future__ import annotations
 
@@ -85,13 +82,11 @@ def score_answers(
             raise InvalidInputError(
                 f"The prediction for question {question.id!r} is {prediction!r}; expected a string, maybe empty."
             )
-    if metric is not None:
-        return _per_answer(metric)(predictions, questions)
-    if name not in ANSWER_METRICS:
+    if metric is None and name not in ANSWER_METRICS:
         raise InvalidInputError(
             f"The metric {name!r} is not known. Choose of {', '.join(ANSWER_METRICS)}, or pass a function."
         )
-    return ANSWER_METRICS[name](predictions, questions)
+    return (ANSWER_METRICS[name] if metric is None else _per_answer(metric))(predictions, questions)
 
 
 def retrieval_scores(
@@ -117,12 +112,9 @@ def retrieval_scores(
         return found
     depths = sorted({k for k in ks if k < longest} | {longest})
     if all(question.gold_ids for question in questions):
-        relevant = relevance_from_ids(
-            [list(dict.fromkeys(reply.evidence_ids)) for reply in replies],
-            [set(question.gold_ids) for question in questions],
-        )
-        num_gold = [len(set(question.gold_ids)) for question in questions]
-        found = ranking_figures(relevant, num_gold, depths)
+        gold = [set(question.gold_ids) for question in questions]
+        relevant = relevance_from_ids([list(dict.fromkeys(reply.evidence_ids)) for reply in replies], gold)
+        found = ranking_figures(relevant, [len(ids) for ids in gold], depths)
     if any(reply.evidence_texts for reply in replies):
         relevant = relevance_from_answers(
             [reply.evidence_texts for reply in replies], [question.answers for question in questions]

@@ -1,9 +1,8 @@
 """Attention over passages: how much of what is read while an answer is written comes from which passage.
 
-Where a fusion reads passages by attention with a null key (`attention`, `gated`, `cross_attention`), its weights
-count, and what fell on the null key, which is the fusion's way to read nothing. Where the language model itself reads
-them (`in_context`, `concat`, `product`), it is its own attention. Attention says where a model looked;
-`posterior` and `leave_one_out` say what an answer rests on.
+The fusions `attention`, `gated` and `cross_attention` attend to passages and to a null key, which is their way to read
+nothing; with `in_context`, `concat` and `product` it is the attention of the language model. Attention says where a
+model looked; `posterior` and `leave_one_out` say what an answer rests on.
 """
 
 from __future__ import annotations
@@ -149,8 +148,12 @@ def _cross_weights(
 
 def _read_by_language_model(model: Any, inputs: Any, labels: torch.Tensor, keep: torch.Tensor) -> PassageAttention:
     """Passages that stand in the prompt, as words or as memory tokens."""
-    with _eager_attention(model.language_model):
+    implementation = model.language_model.config._attn_implementation
+    model.language_model.set_attn_implementation("eager")  # which returns its weights
+    try:
         attentions = model(**inputs, use_cache=False, output_attentions=True).attentions
+    finally:
+        model.language_model.set_attn_implementation(implementation)
     writing = _writing(labels)
     mean = torch.stack([_mean_over(layer.float(), writing) for layer in attentions]).mean(dim=0)  # (B, L)
     owners = inputs["token_passages"]  # (B, L)
@@ -174,24 +177,7 @@ def _mean_over(weights: torch.Tensor, writing: torch.Tensor) -> torch.Tensor:
 def _recorded(modules: list[nn.Module]) -> Iterator[list[tuple[Any, tuple]]]:
     """Which of these modules were called, in their order, and with what."""
     calls: list[tuple[Any, tuple]] = []
-
-    def keep(module: nn.Module, args: tuple) -> None:
-        calls.append((module, args))
-
-    handles = [module.register_forward_pre_hook(keep) for module in modules]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(lambda called, args: calls.append((called, args))))
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def _eager_attention(language_model: Any) -> Iterator[None]:
-    """The implementation that returns its weights, for the time of a call."""
-    before = language_model.config._attn_implementation
-    language_model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        language_model.set_attn_implementation(before)

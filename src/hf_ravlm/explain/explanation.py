@@ -1,8 +1,4 @@
-"""One answer and where it comes from.
-
-Evidence and answer as the pipeline gives them, the part of the image that speaks for the answer, the part that found
-each passage, the attention over passages, and which words matched. What a model cannot show is named in `missing`.
-"""
+"""One answer and where it comes from: evidence, maps of the image, attention over passages, words that matched."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ from .overlay import seen_image
 
 if TYPE_CHECKING:
     from ..model import RavlmForConditionalGeneration, RavlmProcessor
-    from ..retrieval import Evidence, RavlmRetriever
+    from ..retrieval import RavlmRetriever
 
 
 @dataclass
@@ -56,17 +52,15 @@ class Explanation:
 
     def to_record(self) -> dict[str, Any]:
         """JSON values: the answer, each passage with what it gave to it, and what is missing; no images."""
-        passages = []
-        for place, passage in enumerate(self.answer.evidence):
-            shares = None if self.attention is None else float(self.attention.passages[0, place])
-            passages.append(
-                {
-                    **{name: getattr(passage, name) for name in ("id", "text", "score", "source", "licence", "url")},
-                    "posterior": self.answer.posterior[place],
-                    "leave_one_out": self.answer.leave_one_out[place],
-                    "attention": shares,
-                }
-            )
+        passages = [
+            {
+                **{name: getattr(passage, name) for name in ("id", "text", "score", "source", "licence", "url")},
+                "posterior": self.answer.posterior[place],
+                "leave_one_out": self.answer.leave_one_out[place],
+                "attention": None if self.attention is None else float(self.attention.passages[0, place]),
+            }
+            for place, passage in enumerate(self.answer.evidence)
+        ]
         elsewhere = None if self.attention is None else self.attention.elsewhere[0].tolist()
         return {
             "question": self.question,
@@ -120,60 +114,43 @@ def explain_answer(
         add_attributions(model, processor, [image], [question], [found])
     explanation = Explanation(question, found, seen)
     reader = without_adapters(model)
-    _look_at_answer(explanation, reader, processor, image, layer, token=token, method=method)
-    if found.evidence:
-        _look_at_reading(explanation, reader, processor, image)
-        _look_at_search(explanation, retriever, image, layer, method)
-    return explanation
-
-
-def _look_at_answer(
-    explanation: Explanation, model: Any, processor: Any, image: Any, layer: str | None, **settings: Any
-) -> None:
-    if model.reads_images:
+    asked = (reader, processor, [image], [question], [found.text], [found.evidence])
+    if reader.reads_images:
         explanation.missing.append(
             "where the image speaks for the answer: the reader sees images through a vision tower of its own"
         )
-        return
-    part = None if layer is None else find_layer(model.model, layer)
-    asked = ([image], [explanation.question], [explanation.answer.text], [explanation.answer.evidence])
-    maps = answer_grad_cam(model, processor, *asked, layer=part, **settings)
-    explanation.answer_map = maps[0].float().cpu().numpy()
-    explanation.image_worth = float(image_worth(model, processor, *asked))
-
-
-def _look_at_reading(explanation: Explanation, model: Any, processor: Any, image: Any) -> None:
-    asked = ([image], [explanation.question], [explanation.answer.text], [explanation.answer.evidence])
-    try:
-        explanation.attention = passage_attention(model, processor, *asked)
-    except InvalidInputError as error:
-        explanation.missing.append(f"attention over passages: {error}")
+    else:
+        part = None if layer is None else find_layer(reader.model, layer)
+        explanation.answer_map = answer_grad_cam(*asked, token, part, method)[0].float().cpu().numpy()
+        explanation.image_worth = float(image_worth(*asked))
+    if found.evidence:
+        try:
+            explanation.attention = passage_attention(*asked)
+        except InvalidInputError as error:
+            explanation.missing.append(f"attention over passages: {error}")
+        _look_at_search(explanation, retriever, image, layer, method)
+    return explanation
 
 
 def _look_at_search(explanation: Explanation, retriever: Any, image: Any, layer: str | None, method: Method) -> None:
     from ..retrieval import RavlmEncoder
     from ..retrieval.encoding.encoders import TokenEncoder
 
-    encoder, passages = retriever.encoder, explanation.answer.evidence
+    encoder, passages, question = retriever.encoder, explanation.answer.evidence, explanation.question
+    texts, images = [item.text for item in passages], [item.image for item in passages]
     if isinstance(encoder, RavlmEncoder):
         model, processor = encoder.model, encoder.processor
-        vectors = encoder.encode_passages([item.text for item in passages], [item.image for item in passages])
+        vectors = torch.from_numpy(encoder.encode_passages(texts, images))
         part = None if layer is None else find_layer(model, layer)
-        number = len(passages)
-        query = ([image] * number, [explanation.question] * number, torch.from_numpy(vectors))
-        explanation.passage_maps = list(
-            retrieval_grad_cam(model, processor, *query, layer=part, method=method).cpu().numpy()
-        )
+        queries = ([image] * len(passages), [question] * len(passages))
+        maps = retrieval_grad_cam(model, processor, *queries, vectors, part, method)
+        explanation.passage_maps = list(maps.cpu().numpy())
         explanation.matches = [
-            cosine_match(model, processor, image, explanation.question, item.text, item.image) for item in passages
+            cosine_match(model, processor, image, question, item.text, item.image) for item in passages
         ]
     elif isinstance(encoder, TokenEncoder):
-        explanation.matches = [_token_match(encoder, image, explanation.question, item) for item in passages]
+        query = encoder.encode_queries_tokens([image], [question])[0]
+        explanation.matches = [maxsim_match(query, tokens) for tokens in encoder.encode_passages_tokens(texts, images)]
         explanation.missing.append("where the image found the passages: the encoder is not one of ours")
     else:
         explanation.missing.append("where image and words found the passages: the encoder is not one of ours")
-
-
-def _token_match(encoder: Any, image: Any, question: str, passage: Evidence) -> TokenMatch:
-    query = encoder.encode_queries_tokens([image], [question])[0]
-    return maxsim_match(query, encoder.encode_passages_tokens([passage.text], [passage.image])[0])

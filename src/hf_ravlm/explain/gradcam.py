@@ -1,13 +1,12 @@
 """Grad-CAM: where in an image a score comes from.
 
-Three steps: (1) run the model and keep what one layer of the vision tower put out; (2) take the gradient of a score
-with respect to that, and nothing else, so that no parameter gets a gradient; (3) weigh every channel by the mean of
-its gradient, add up, and drop what is negative. The score may be anything: here the log-probability of an answer or of
-one of its tokens, and the cosine of a query with a passage.
+Run the model and keep the output of one layer of the vision tower; take the gradient of a score with respect to it;
+weigh every channel by the mean of its gradient, add up, and drop what is negative. The score is the log-probability of
+an answer or of one of its tokens, or the cosine of a query with a passage.
 
-Grad-CAM: Selvaraju et al. 2017 (arXiv 1610.02391), equations 1 and 2. Our towers are not averaged over the image but
-pooled to a raster of cells that are weighed one by one, so a channel may speak for a score in one place and against it
-in another; HiResCAM (Draelos and Carin 2020, arXiv 2011.08891) multiplies place by place and keeps that apart.
+Grad-CAM: Selvaraju et al. 2017 (arXiv 1610.02391), equations 1 and 2. Our towers are pooled to a raster of cells that
+are weighed one by one, so a channel may speak for a score in one place and against it in another; HiResCAM (Draelos
+and Carin 2020, arXiv 2011.08891) multiplies place by place and keeps that apart.
 """
 
 from __future__ import annotations
@@ -58,11 +57,8 @@ def answer_grad_cam(
         `InvalidInputError`: for an image-text-to-text reader, a token that is not there, a layer that does not run.
     """
     inputs, labels = _answer_inputs(model, processor, images, questions, answers, evidence)
-
-    def score() -> torch.Tensor:
-        return answer_score(model, inputs, labels, token)
-
-    maps = layer_grad_cam(model, model.model.vision_tower if layer is None else layer, score, method)
+    layer = model.model.vision_tower if layer is None else layer
+    maps = layer_grad_cam(model, layer, lambda: answer_score(model, inputs, labels, token), method)
     return heat_maps(maps, inputs["pixel_values"].shape[-2:])
 
 
@@ -81,7 +77,10 @@ def retrieval_grad_cam(
         model, processor: a [`RavlmModel`] (of a reader, `reader.model`) and its processor.
         images, texts: the queries, of one length; `texts` may be `None` or hold it in single places.
         passage_vectors (`torch.Tensor` of shape `(B, D)`): of the passage of each query (`retriever.vectors`).
-        layer, method: as of `answer_grad_cam`, and so are the maps that are returned.
+        layer, method: as of `answer_grad_cam`.
+
+    Returns:
+        Maps as of `answer_grad_cam`.
 
     Raises:
         `InvalidInputError`: if queries and passages differ in number, or the layer does not run.
@@ -110,8 +109,8 @@ def image_worth(
 ) -> torch.Tensor:
     """What each image, against its mean colour in its place, gives to the answer's log-probability, in nats: `(B,)`.
 
-    A map says where, never how much: a reader that has the right passage may hardly need the image any more. Below 0
-    where the image speaks against the answer. Arguments as of `answer_grad_cam`.
+    Below 0 where the image speaks against the answer. Arguments as of `answer_grad_cam`, whose maps say where, never
+    how much.
     """
     inputs, labels = _answer_inputs(model, processor, images, questions, answers, evidence)
     covered = inputs["pixel_values"].mean(dim=(2, 3), keepdim=True).expand_as(inputs["pixel_values"])
@@ -125,7 +124,10 @@ def answer_score(model: Any, inputs: Any, labels: torch.Tensor, token: int | Non
 
     Args:
         inputs, labels: what `processor(images, text, evidence, answers=...)` returns, labels apart.
-        token (`int`, *optional*): which token; `None` for all of them, over latent passages, too.
+        token (`int`, *optional*): which token; `None` for all of them.
+
+    Raises:
+        `InvalidInputError`: for a token that is not there, or any token where the passages are latent.
     """
     if not passages_are_latent(model.config, inputs.get("evidence_scores")):
         log_probs, keep = answer_token_log_probs(model(**inputs, use_cache=False).logits, labels)  # (B, T)
@@ -178,10 +180,14 @@ def layer_grad_cam(
     def keep_first(_module: nn.Module, _args: Any, output: Any) -> Any:
         if kept:
             return output
-        states = _states_of(output)
         # The graph begins here: nothing below is differentiated, and a frozen tower can be explained, too.
-        kept.append(states.detach().requires_grad_(True))
-        return _with_states(output, kept[0])
+        kept.append(_states_of(output).detach().requires_grad_(True))
+        if isinstance(output, torch.Tensor):
+            return kept[0]
+        if isinstance(output, tuple):
+            return (kept[0], *output[1:])
+        output["last_hidden_state"] = kept[0]
+        return output
 
     handle = layer.register_forward_hook(keep_first)
     try:
@@ -226,10 +232,7 @@ def hires_cam(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tenso
     return (gradients.float() * activations.float()).sum(dim=1).relu()
 
 
-METHODS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "grad_cam": grad_cam,
-    "hires_cam": hires_cam,
-}
+METHODS: dict[str, Callable[..., torch.Tensor]] = {"grad_cam": grad_cam, "hires_cam": hires_cam}
 
 
 def spatial(states: torch.Tensor) -> torch.Tensor:
@@ -266,8 +269,8 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     """
     parts = dict(model.named_modules())
     if name not in parts or not name:
-        known = name.rpartition(".")[0]
-        while known and known not in parts:
+        known = name
+        while known not in parts:  # the whole model is ""
             known = known.rpartition(".")[0]
         there = [f"{known}.{child}" if known else child for child, _ in parts[known].named_children()]
         raise InvalidInputError(
@@ -303,25 +306,13 @@ def _answer_inputs(
 
 
 def _states_of(output: Any) -> torch.Tensor:
-    states = output
-    if not isinstance(output, torch.Tensor):
-        states = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+    states = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", output)
     if not isinstance(states, torch.Tensor) or states.dim() not in (3, 4):
         came = f"a tensor {tuple(states.shape)}" if isinstance(states, torch.Tensor) else type(states).__name__
         raise InvalidInputError(
             f"the layer puts out {came}; Grad-CAM needs a feature map (B, C, h, w) or tokens (B, T, C)"
         )
     return states
-
-
-def _with_states(output: Any, states: torch.Tensor) -> Any:
-    """The layer's output with other states in their place."""
-    if isinstance(output, torch.Tensor):
-        return states
-    if isinstance(output, tuple):
-        return (states, *output[1:])
-    output["last_hidden_state"] = states
-    return output
 
 
 def _picked(log_probs: torch.Tensor, keep: torch.Tensor, token: int) -> torch.Tensor:
@@ -336,6 +327,7 @@ def _picked(log_probs: torch.Tensor, keep: torch.Tensor, token: int) -> torch.Te
 
 
 def on_device(inputs: Any, model: nn.Module) -> Any:
+    """Inputs on the device of the model, images in its type."""
     inputs = inputs.to(model.device)
     for name in ("pixel_values", "evidence_pixel_values"):
         if name in inputs:

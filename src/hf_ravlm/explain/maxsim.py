@@ -1,8 +1,8 @@
 """Which tokens and image cells of a query match which of a passage, as a table of numbers that add up to the score.
 
-Two scores can be taken apart. Late interaction (MaxSim) adds up, over the query's tokens, the best cosine with any
-token of the passage. The cosine of our dual encoder is a sum, too: pooling and projection are linear, so a vector is
-the sum of one part per token and per cell of the image, and the cosine is the sum of all their inner products.
+Late interaction (MaxSim) adds up, over the query's tokens, the best cosine with any token of the passage. In our dual
+encoder pooling and projection are linear, so a vector is the sum of one part per token and per cell of the image, and
+the cosine is the sum of all their inner products.
 """
 
 from __future__ import annotations
@@ -46,14 +46,11 @@ class TokenMatch:
     @property
     def shares(self) -> dict[str, float]:
         """What images and words of the query (before `/`) and of the passage add to a cosine; sums to `score`."""
-        halves = [("image", slice(0, self.query_cells)), ("words", slice(self.query_cells, None))]
-        others = [("image", slice(0, self.passage_cells)), ("words", slice(self.passage_cells, None))]
-        return {
-            f"{left}/{right}": float(self.matches[rows, columns].sum())
-            for left, rows in halves
-            for right, columns in others
-            if self.matches[rows, columns].size
-        }
+        rows, columns = (
+            {"image": slice(0, cells), "words": slice(cells, None)} for cells in (self.query_cells, self.passage_cells)
+        )
+        parts = {f"{row}/{column}": self.matches[rows[row], columns[column]] for row in rows for column in columns}
+        return {name: float(part.sum()) for name, part in parts.items() if part.size}
 
 
 def maxsim_match(
@@ -66,7 +63,7 @@ def maxsim_match(
 
     Args:
         query_tokens (`np.ndarray` of shape `(Q, D)`), passage_tokens (`(T, D)`): as `encode_queries_tokens` and
-            `encode_passages_tokens` return them; what they say of a passage's mask is applied already.
+            `encode_passages_tokens` return them, without padding.
         query_parts, passage_parts (`Sequence[str]`, *optional*): what the tokens are called; numbers by default.
 
     Raises:

@@ -10,7 +10,7 @@ from PIL import Image
 from ..images import safe_image, trim_margins
 
 
-# From nothing to everything: dark violet, red, orange, pale yellow; each step is lighter than the one before it.
+# Dark violet, red, orange, pale yellow; each step is lighter than the one before it.
 HEAT = np.array([[20, 11, 53], [120, 28, 109], [203, 66, 72], [249, 142, 9], [252, 255, 164]], np.float32)
 PALEST, DENSEST = 0.25, 0.85  # how much of the heat's colour covers the image
 

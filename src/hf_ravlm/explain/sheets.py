@@ -28,10 +28,8 @@ from .overlay import heat_overlay
 
 
 MARGIN = 16
-# Of answer sheets.
-ANSWER_WIDTH, ROW_HEIGHT = 380, 190
-# Of explanations.
-WIDTH, LARGE, SMALL = 1040, (300, 220), (190, 130)
+ANSWER_WIDTH, ROW_HEIGHT = 380, 190  # of answer sheets
+WIDTH, LARGE, SMALL = 1040, (300, 220), (190, 130)  # of explanations
 TEXT_LEFT, BARS_LEFT, BARS_WIDTH, BAR_STEP = MARGIN + 2 * (SMALL[0] + 12), 790, 130, 30
 # Of matches.
 FOR, AGAINST = np.array([31, 111, 235]), np.array([207, 34, 46])  # blue speaks for the match, red against it
@@ -136,8 +134,7 @@ def _head(sheet: Image.Image, draw: ImageDraw.ImageDraw, explanation: Explanatio
     shown = [(explanation.image, "the image as the model sees it")]
     if explanation.answer_map is not None:
         speaks = "where it speaks for the answer" if explanation.answer_map.any() else "nothing speaks for the answer"
-        worth = explanation.image_worth
-        note = "" if worth is None else f"; it gives {nats(worth)} nats"
+        note = "" if explanation.image_worth is None else f"; it gives {nats(explanation.image_worth)} nats"
         shown.append((heat_overlay(explanation.image, explanation.answer_map), speaks + note))
     for image, caption in shown:
         width = max(paste_image(sheet, image, left, MARGIN, LARGE), SMALL[0])
@@ -164,10 +161,8 @@ def _passage(sheet: Image.Image, draw: ImageDraw.ImageDraw, explanation: Explana
     origin = ", ".join(part for part in (passage.source, passage.licence) if part)
     write_lines(draw, origin, TEXT_LEFT, top + used + 8, width, 2, 11, FAINT)
     shares = [("score", passage.score), ("posterior", answer.posterior[place])]
-    if explanation.attention is not None:
-        shares.append(
-            (f"attention ({explanation.attention.read_by})", float(explanation.attention.passages[0, place]))
-        )
+    if (attention := explanation.attention) is not None:
+        shares.append((f"attention ({attention.read_by})", float(attention.passages[0, place])))
     for line, (name, share) in enumerate(shares):
         upper = top + line * BAR_STEP
         write(draw, BARS_LEFT, upper, name, 11, FAINT)

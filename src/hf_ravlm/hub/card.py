@@ -1,7 +1,7 @@
-"""The card of a measured model: its figures in every arm, what evidence rescued and harmed, the knowledge beside it.
+"""The card of an evaluated model: its figures in every arm, what evidence rescued and harmed, the knowledge beside it.
 
-Figures come from the report of an `Evaluator`, never by hand. The part between the two marks is written anew each
-time; what a person writes before or after it stays, and so do the fields of the head that are not ours.
+The part between the two marks is written anew each time; what a person writes before or after it stays, and so do the
+fields of the head that are not ours.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says that no file of the folder knows.
+    """What a card says that is in no file of the folder.
 
     Args:
         name (`str`): of the model.
@@ -155,11 +155,9 @@ def three_way_table(report: Mapping[str, Any]) -> list[str]:
     """Closed-book, retrieved and gold, line by line, with every metric of the report."""
     arms = _arms(report)
     metrics = list(next(iter(arms.values()))["metrics"])
+    scales = [(metric, 1 if metric == "cider_d" else 100) for metric in metrics]
     rows = [
-        [
-            _arm_name(name),
-            *(with_interval(_interval(arm["metrics"][m]), 1 if m == "cider_d" else 100) for m in metrics),
-        ]
+        [_arm_name(name), *(with_interval(_interval(arm["metrics"][metric]), scale) for metric, scale in scales)]
         for name, arm in arms.items()
     ]
     return markdown_table(["answered", *(name.replace("_", " ") for name in metrics)], rows)
@@ -168,9 +166,11 @@ def three_way_table(report: Mapping[str, Any]) -> list[str]:
 def effect_table(report: Mapping[str, Any]) -> list[str]:
     """Rescued (wrong closed-book, right with evidence), harmed (the other way round), and the difference."""
     rows = [
-        [_arm_name(name)]
-        + [with_interval(_interval(arm["effect"][part])) for part in ("rescue_rate", "harm_rate", "net_gain")]
-        + [percent(arm["effect"]["harmed_of_right"])]
+        [
+            _arm_name(name),
+            *(with_interval(_interval(arm["effect"][part])) for part in ("rescue_rate", "harm_rate", "net_gain")),
+            percent(arm["effect"]["harmed_of_right"]),
+        ]
         for name, arm in _arms(report).items()
         if arm["effect"]
     ]
@@ -180,14 +180,9 @@ def effect_table(report: Mapping[str, Any]) -> list[str]:
 def knowledge_section(table: pa.Table) -> str:
     """How many passages there are, under which licences and from where."""
     num_texts, num_images = (len(table) - table[name].null_count for name in ("text", "image"))
-    return "\n\n".join(
-        [
-            f"{len(table):,} passages ({num_texts:,} with text, {num_images:,} with image); each carries its own "
-            "source and licence.",
-            count_table(table, "licence", "none stated"),
-            count_table(table, "source", "none stated"),
-        ]
-    )
+    counts = f"{len(table):,} passages ({num_texts:,} with text, {num_images:,} with image)"
+    tables = [count_table(table, column, "none stated") for column in ("licence", "source")]
+    return "\n\n".join([f"{counts}; each carries its own source and licence.", *tables])
 
 
 def eval_results(report: Mapping[str, Any], facts: CardFacts) -> list[EvalResult]:
@@ -204,15 +199,9 @@ def eval_results(report: Mapping[str, Any], facts: CardFacts) -> list[EvalResult
         found = {accuracy: arm["metrics"][accuracy]["mean"]}
         if arm["effect"]:
             found |= {part: arm["effect"][part]["mean"] for part in ("rescue_rate", "harm_rate")}
-        results += [
-            EvalResult(
-                metric_type=metric,
-                metric_name=f"{metric.replace('_', ' ')}, {_arm_name(name)}",
-                metric_value=round(value, 6),
-                **about,
-            )
-            for metric, value in found.items()
-        ]
+        for metric, value in found.items():
+            label = f"{metric.replace('_', ' ')}, {_arm_name(name)}"
+            results.append(EvalResult(metric_type=metric, metric_name=label, metric_value=round(value, 6), **about))
     return results
 
 

@@ -1,7 +1,7 @@
-"""The towers of the dual encoder as ONNX files, for programs that run models without PyTorch.
+"""The towers of the dual encoder as ONNX files, which `integrations/onnxruntime.py` reads without PyTorch.
 
 The folder holds `image_tower.onnx`, `text_tower.onnx`, the processor, and `towers.json`, which is written last: the
-weights with which image and text are added up, and the SHA-256 of the files. `integrations/onnxruntime.py` reads it.
+weights with which image and text are added up, and the SHA-256 of the files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `import hf_ravlm` tells transformers: our classes to the Auto classes, our tasks to the pipelines."""
+"""Registers our classes with the Auto classes and our tasks with the pipelines of transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..model import RavlmConfig, RavlmForConditionalGeneration, RavlmForPreTrain
 from ..pipelines import RavlmImageTextToTextPipeline, RavlmImageToTextPipeline, RavlmVisualQuestionAnsweringPipeline
 
 
-# Tasks that transformers 5 removed, and who serves them again.
+# Tasks that transformers 5 removed.
 SERVED_AGAIN = {
     "image-to-text": RavlmImageToTextPipeline,
     "visual-question-answering": RavlmVisualQuestionAnsweringPipeline,

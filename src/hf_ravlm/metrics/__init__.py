@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from .answers import (
-    exact_match,
-    normalize_answer,
-    normalize_encyclopedic_answer,
-    normalize_vqa_answer,
-    token_f1,
-)
+from .answers import exact_match, normalize_answer, normalize_encyclopedic_answer, normalize_vqa_answer, token_f1
 from .benchmarks import encyclopedic_match, infoseek_final, infoseek_score, vqa_accuracy
 from .calibration import (
     IsotonicCalibrator,

@@ -33,8 +33,7 @@ _VQA_ARTICLES = frozenset({"a", "an", "the"})
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBER_WORDS)}}
 
-# A contraction is recognised when one or more of its apostrophes are missing; what it is recognised by, is what people
-# type that is no other word ("were" is not "we're").
+# A contraction is recognised without one or more of its apostrophes, unless that is another word ("were", "we're").
 _ONE_APOSTROPHE = (
     "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's "
     "isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've "
@@ -54,8 +53,7 @@ def normalize_answer(text: str) -> str:
     """Lower-case `text`, drop ASCII punctuation and English articles, and make every run of white space one space.
 
     Punctuation is deleted, not replaced by a space ("well-known" becomes "wellknown"); accents, other scripts and
-    their punctuation stay as they are. The order of the four steps is the official one. The result is empty if nothing
-    but articles and punctuation was there.
+    their punctuation stay. Nothing is left of a text of articles and punctuation.
 
     >>> normalize_answer("The  U.S.   dollar!")
     'us dollar'

@@ -18,7 +18,7 @@ from .answers import normalize_answer, normalize_encyclopedic_answer, normalize_
 INFOSEEK_KINDS = ("string", "time", "numerical")
 ENCYCLOPEDIC_KINDS = ("templated", "automatic", "multi_answer", "2_hop")
 
-# Says how likely it is, 0..1, that the third, a candidate, answers the first, a question, as the second, a reference.
+# (question, reference, prediction) -> how likely it is, 0..1, that the two are the same answer.
 Equivalence = Callable[[str, str, str], float]
 
 _NUMBER = re.compile(r"[-+]?[.]?\d+(?:,\d\d\d)*[.]?\d*(?:[eE][-+]?\d+)?")
@@ -38,10 +38,9 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], official_quirks: bool 
         prediction (`str`): What the model said.
         answers (sequence of `str`): What the people said, each one once, ten as a rule. The five of OK-VQA are counted
             twice in the official files; do the same.
-        official_quirks (`bool`): With the slips of the official script, which all published figures share. When
-            all people gave one answer, neither it nor the prediction is normalised, so "Yes" misses ten times "yes".
-            Of the full stops without a digit behind, only the first 32 are dropped. "somebody'd" loses its apostrophe.
-            `False` does it as it was meant.
+        official_quirks (`bool`): With the slips of the official script. When all people gave one answer, neither it
+            nor the prediction is normalised, so "Yes" misses ten times "yes". Of the full stops without a digit
+            behind, only the first 32 are dropped. "somebody'd" loses its apostrophe.
 
     Raises:
         InvalidInputError: Fewer than four answers came, with which nothing could be fully right.
@@ -62,17 +61,13 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], official_quirks: bool 
         said = normalize_vqa_answer(said, official_quirks)
         given = [normalize_vqa_answer(answer, official_quirks) for answer in given]
     num_agreeing = given.count(said)
-    of_others = num_agreeing * min(1.0, (num_agreeing - 1) / 3) + (len(given) - num_agreeing) * min(
-        1.0, num_agreeing / 3
-    )
-    return of_others / len(given)
+    without_one_of_them = num_agreeing * min(1.0, (num_agreeing - 1) / 3)
+    without_another = (len(given) - num_agreeing) * min(1.0, num_agreeing / 3)
+    return (without_one_of_them + without_another) / len(given)
 
 
 def infoseek_score(
-    prediction: str,
-    answers: Sequence[str] | Sequence[float],
-    kind: str = "string",
-    official_quirks: bool = True,
+    prediction: str, answers: Sequence[str] | Sequence[float], kind: str = "string", official_quirks: bool = True
 ) -> float:
     """1.0 if a prediction counts as right in InfoSeek, else 0.0 (Chen et al. 2023, https://huggingface.co/papers/2302.11713).
 
@@ -137,9 +132,8 @@ def encyclopedic_match(
     """1.0 if a prediction counts as right in Encyclopedic-VQA, else 0.0 (Mensink et al. 2023,
     https://huggingface.co/papers/2306.09224).
 
-    Exact match decides first. Where it fails, the official script asks a BERT for answer equivalence (BEM), which
-    lives on TensorFlow Hub: pass any judge as `equivalence`, and name it beside the figure. Without one this is exact
-    match, which is below all published accuracies.
+    Exact match decides first. Where it fails, the official script asks a BERT for answer equivalence (BEM, on
+    TensorFlow Hub): pass any judge as `equivalence`. Without one this is below all published accuracies.
 
     Args:
         prediction (`str`): What the model said.
@@ -161,43 +155,30 @@ def encyclopedic_match(
     >>> encyclopedic_match("the Alps mountains", ["Alps"], equivalence=lambda question, right, said: right in said)
     1.0
     """
-    kind = _choice(kind, ENCYCLOPEDIC_KINDS, "kind")
+    has_parts = _choice(kind, ENCYCLOPEDIC_KINDS, "kind") == "multi_answer"
     if isinstance(answers, str) or len(answers) == 0:
         raise InvalidInputError(f"Encyclopedic-VQA needs a list of one or more references; came: {answers!r}.")
+    listed = prediction.replace(" and ", ",").replace(" & ", ",").split(",") if has_parts else [prediction]
+    said = set(map(normalize_encyclopedic_answer, listed)) - {""}
     for reference in answers:
-        parts = [part for part in map(normalize_encyclopedic_answer, _parts(reference, kind)) if part]
+        parts = set(map(normalize_encyclopedic_answer, reference.split("&&") if has_parts else [reference])) - {""}
         if not parts:
             raise InvalidInputError(
                 f"The reference {reference!r} is empty after normalisation; nothing could match it."
             )
-        said = {normalize_encyclopedic_answer(part) for part in _said_parts(prediction, kind)} - {""}
-        if len(said & set(parts)) / len(said | set(parts)) >= (
-            _ENCYCLOPEDIC_OVERLAP if kind == "multi_answer" else 1.0
-        ):
+        if len(said & parts) / len(said | parts) >= (_ENCYCLOPEDIC_OVERLAP if has_parts else 1.0):
             return 1.0
     if equivalence is None:
         return 0.0
-    references = [reference.replace("&&", ",") if kind == "multi_answer" else reference for reference in answers]
+    references = [reference.replace("&&", ",") if has_parts else reference for reference in answers]
     return float(any(equivalence(question, reference, prediction) >= _EQUIVALENT for reference in references))
-
-
-def _parts(reference: str, kind: str) -> list[str]:
-    return reference.split("&&") if kind == "multi_answer" else [reference]
-
-
-def _said_parts(prediction: str, kind: str) -> list[str]:
-    if kind != "multi_answer":
-        return [prediction]
-    return prediction.replace(" and ", ",").replace(" & ", ",").split(",")
 
 
 def _numbers(text: str, official_quirks: bool) -> tuple[float, float] | None:
     """What a prediction says: a range, with equal ends for a single number; `None` without a number."""
     found = _NUMBER.findall(_HYPHEN_AFTER_DIGIT.sub(" - ", text))
-    strip = "." if official_quirks else ""
-    values = [
-        float(number.replace(",", "").strip(strip) if strip else number.replace(",", "")) for number in found[:2]
-    ]
+    stripped = "." if official_quirks else ""
+    values = [float(number.replace(",", "").strip(stripped)) for number in found[:2]]
     if not values:
         return (0.0, 0.0) if official_quirks else None
     return (values[0], values[-1]) if values[0] <= values[-1] else (values[0], values[0])

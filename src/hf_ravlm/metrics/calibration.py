@@ -3,9 +3,8 @@
 All functions take one confidence, in 0..1, and one value for what came of it per question, both `(Q,)`: 1 for right, 0
 for wrong, or a score between. Other shapes and values are an `InvalidInputError`.
 
-A fitted calibrator maps confidences to probabilities of being right and never changes their order, so that AUROC stays
-as it is (isotonic regression may make neighbours equal). Fit on questions that neither the model nor the report has
-seen. NumPy; scikit-learn, whose isotonic regression is the same, would be a large dependency for one page.
+A fitted calibrator maps confidences to probabilities of being right and keeps their order, and so AUROC (isotonic
+regression may make neighbours equal). Fit on questions that neither the model nor the report has seen.
 """
 
 from __future__ import annotations
@@ -44,6 +43,9 @@ class ReliabilityBin:
 def reliability_bins(confidences: npt.ArrayLike, correct: npt.ArrayLike, num_bins: int = 15) -> list[ReliabilityBin]:
     """Confidence beside accuracy in `num_bins` intervals of one width: what a reliability diagram draws.
 
+    Raises:
+        InvalidInputError: `num_bins` is below 1.
+
     >>> bins = reliability_bins([0.25, 0.75, 1.0], [0, 1, 1], num_bins=2)
     >>> [(bin.count, bin.confidence, bin.accuracy) for bin in bins]
     [(1, 0.25, 0.0), (2, 0.875, 1.0)]
@@ -65,7 +67,10 @@ def expected_calibration_error(confidences: npt.ArrayLike, correct: npt.ArrayLik
     """ECE: the gap between confidence and accuracy per bin, weighted by the questions in it; 0 is perfect.
 
     Guo et al. 2017, https://huggingface.co/papers/1706.04599, with their 15 bins of one width; more see more, and are
-    noisier. There must be a question.
+    noisier.
+
+    Raises:
+        InvalidInputError: There is no question.
 
     Example: 90 % sure each time, right half of the times.
 
@@ -82,11 +87,11 @@ def expected_calibration_error(confidences: npt.ArrayLike, correct: npt.ArrayLik
 def auroc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
     """How often a positive has a higher score than a negative, ties counting half; 0.5 is chance.
 
-    Says of a confidence whether it tells right from wrong, and of a gate whether it tells questions that need
-    retrieval.
-
     Returns:
         `float`: `nan` where there are only positives or only negatives.
+
+    Raises:
+        InvalidInputError: The two are not of one shape `(Q,)`.
 
     Example: of the four pairs, three are in order.
 
@@ -131,8 +136,10 @@ def accuracy_by_coverage(confidences: npt.ArrayLike, correct: npt.ArrayLike) -> 
 def area_under_risk_coverage(confidences: npt.ArrayLike, correct: npt.ArrayLike) -> float:
     """AURC: the mean share of wrong answers over all coverages, surest answers first; lower is better.
 
-    Geifman, El-Yaniv 2017, https://huggingface.co/papers/1705.08500; one number for `accuracy_by_coverage`. There must
-    be an answer.
+    Geifman, El-Yaniv 2017, https://huggingface.co/papers/1705.08500; one number for `accuracy_by_coverage`.
+
+    Raises:
+        InvalidInputError: There is no answer.
 
     Example: risks 0, 1/2 and 1/3 at a coverage of 1/3, 2/3 and 1.
 
@@ -163,8 +170,7 @@ class TemperatureCalibrator:
 
     def __call__(self, confidences: npt.ArrayLike) -> FloatArray:
         """Calibrated confidences, of the same shape."""
-        logits = _logits(_in_range(confidences)) / self.temperature
-        return _sigmoid(logits)
+        return _sigmoid(_logits(_in_range(confidences)) / self.temperature)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,20 @@
-"""How close captions are to those of people: BLEU, ROUGE-L and CIDEr-D, over tokens. Pure Python and NumPy.
+"""How close captions are to those of people: BLEU, ROUGE-L and CIDEr-D, over tokens.
 
-All three take captions that are already tokens (`caption_tokens`), one candidate and several references per image, and
-give a `CaptionScore`: a value for the corpus and one per image. Definitions: Papineni et al. 2002
-(https://aclanthology.org/P02-1040); Lin 2004 (https://aclanthology.org/W04-1013); Vedantam et al. 2015
-(https://huggingface.co/papers/1411.5726); in the details as `pycocoevalcap` computes them, as papers do. METEOR and
-SPICE need Java programs and their data, and are not here; https://github.com/salaniz/pycocoevalcap has them.
+Definitions: Papineni et al. 2002 (https://aclanthology.org/P02-1040); Lin 2004 (https://aclanthology.org/W04-1013);
+Vedantam et al. 2015 (https://huggingface.co/papers/1411.5726); in the details as `pycocoevalcap` computes them. METEOR
+and SPICE need Java programs; https://github.com/salaniz/pycocoevalcap has them.
 
-`candidates` are `Q` lists of tokens, `references` `Q` lists of lists of tokens. Another number of one than of the
-other, an image without a reference, or a caption that is no list of tokens is an `InvalidInputError`.
+`candidates` are `Q` lists of tokens (of `caption_tokens`), `references` `Q` lists of one or more lists of tokens.
+Anything else is an `InvalidInputError`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +50,9 @@ def bleu(candidates: Sequence[Tokens], references: References, order: int = 4) -
 
     `exp(min(0, 1 - r / c)) * (prod_n p_n) ** (1 / order)`, where `p_n` is the clipped precision of n-grams of up to
     `order` tokens summed over the corpus, `c` and `r` the summed lengths of candidates and closest references.
+
+    Raises:
+        InvalidInputError: `order` is below 1.
 
     Example: "the" occurs twice in the reference, so two of four count (Papineni et al.: clipping).
 
@@ -96,7 +98,8 @@ def rouge_l(candidates: Sequence[Tokens], references: References, official_quirk
         pairs = [_common_shares(candidate, reference, official_quirks) for reference in accepted]
         if official_quirks:
             pairs = [(max(precision for precision, _ in pairs), max(recall for _, recall in pairs))]
-        scores.append(max(_f_measure(precision, recall) for precision, recall in pairs))
+        # Without a common token both shares are 0, and so is F.
+        scores.append(max((1 + _ROUGE_BETA**2) * p * r / (r + _ROUGE_BETA**2 * p or 1) for p, r in pairs))
     return CaptionScore(float(np.mean(scores)), np.array(scores))
 
 
@@ -112,8 +115,7 @@ def cider_d(
     reference `r` is `sum(min(g(c), g(r)) * g(r)) / (|g(c)| |g(r)|) * exp(-(l_c - l_r)^2 / (2 * 6^2))`; the mean over
     references and n is scaled by 10. `df` counts the images one of whose references has the n-gram, out of `N`.
 
-    The score belongs to a corpus: the same captions among others get another one, and a corpus of one image always
-    gets 0, since then every idf is 0.
+    The score belongs to a corpus: a corpus of one image always gets 0, since then every idf is 0.
 
     Args:
         candidates, references: See above.
@@ -136,7 +138,11 @@ def cider_d(
     log_documents = math.log(len(documents))
 
     def weighted(tokens: Tokens) -> _Weighted:
-        return _weigh(tokens, frequencies, log_documents, official_quirks)
+        weights: list[dict[NGram, float]] = [{} for _ in range(_CIDER_ORDERS)]
+        for ngram, count in _ngrams(tokens, _CIDER_ORDERS).items():
+            weights[len(ngram) - 1][ngram] = count * (log_documents - math.log(max(1, frequencies[ngram])))
+        norms = [math.sqrt(sum(weight**2 for weight in of_order.values())) for of_order in weights]
+        return _Weighted(weights, norms, max(0, len(tokens) - 1) if official_quirks else len(tokens))
 
     scores = []
     for candidate, accepted in zip(candidates, references, strict=True):
@@ -153,14 +159,6 @@ class _Weighted:
     weights: list[dict[NGram, float]]
     norms: list[float]
     length: int
-
-
-def _weigh(tokens: Tokens, frequencies: Counter[NGram], log_documents: float, official_quirks: bool) -> _Weighted:
-    weights: list[dict[NGram, float]] = [{} for _ in range(_CIDER_ORDERS)]
-    for ngram, count in _ngrams(tokens, _CIDER_ORDERS).items():
-        weights[len(ngram) - 1][ngram] = count * (log_documents - math.log(max(1, frequencies[ngram])))
-    norms = [math.sqrt(sum(weight**2 for weight in of_order.values())) for of_order in weights]
-    return _Weighted(weights, norms, max(0, len(tokens) - 1) if official_quirks else len(tokens))
 
 
 def _similarity(candidate: _Weighted, reference: _Weighted) -> float:
@@ -191,17 +189,9 @@ def _common_shares(candidate: Tokens, reference: Tokens, official_quirks: bool) 
     for token in candidate:
         diagonal = 0
         for place, other in enumerate(reference, start=1):
-            diagonal, lengths[place] = (
-                lengths[place],
-                diagonal + 1 if token == other else max(lengths[place], lengths[place - 1]),
-            )
+            longest = diagonal + 1 if token == other else max(lengths[place], lengths[place - 1])
+            diagonal, lengths[place] = lengths[place], longest
     return lengths[-1] / len(candidate), lengths[-1] / len(reference)
-
-
-def _f_measure(precision: float, recall: float) -> float:
-    if precision == 0 or recall == 0:
-        return 0.0
-    return (1 + _ROUGE_BETA**2) * precision * recall / (recall + _ROUGE_BETA**2 * precision)
 
 
 def _ngrams(tokens: Tokens, order: int) -> Counter[NGram]:
@@ -222,14 +212,8 @@ def _check(candidates: Sequence[Tokens], references: References) -> None:
     for image, accepted in enumerate(references):
         if isinstance(accepted, str) or not accepted:
             raise InvalidInputError(f"Image {image} needs a list of one or more references; came: {accepted!r}.")
-    for tokens in _all_captions(candidates, references):
+    for tokens in chain(candidates, *references):
         if isinstance(tokens, str):
             raise InvalidInputError(
                 f"A caption must be a list of tokens; came: {tokens!r}. Call `caption_tokens` first."
             )
-
-
-def _all_captions(candidates: Sequence[Tokens], references: References) -> Iterable[Tokens]:
-    yield from candidates
-    for accepted in references:
-        yield from accepted

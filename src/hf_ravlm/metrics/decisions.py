@@ -1,7 +1,4 @@
-"""Decisions by a threshold, and what they are worth: to retrieve or not, to answer or to abstain. NumPy.
-
-A decision says yes where a score reaches a threshold.
-"""
+"""Decisions by a threshold, and what they are worth: to retrieve or not, to answer or to abstain."""
 
 from __future__ import annotations
 
@@ -11,9 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidInputError
-
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""Percentile bootstrap intervals of means over questions, and paired ones of differences. NumPy.
+"""Percentile bootstrap intervals of means over questions, and paired ones of differences.
 
-Efron, Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 13 and 16. Questions that belong together (about
-one image, say) are drawn together: pass `clusters`, or the interval is too narrow.
+Efron, Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 13 and 16.
 """
 
 from __future__ import annotations
@@ -20,12 +19,7 @@ _DRAWS_AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the interval that holds it at the given level.
-
-    Attributes:
-        mean: Of the values as they are.
-        lower, upper: The ends of the interval.
-    """
+    """A mean with the ends of the interval that holds it."""
 
     mean: float
     lower: float
@@ -46,7 +40,8 @@ def bootstrap_interval(
 
     Args:
         values (`np.ndarray` of shape `(Q,)`): One per question.
-        clusters (`Q` labels, *optional*): Questions with one label are drawn together.
+        clusters (`Q` labels, *optional*): Questions with one label, about one image, say, are drawn together; else
+            their interval is too narrow.
         num_resamples (`int`): 1,000 give the ends to about a tenth of the width.
         level (`float`): How often the interval is to hold the mean, in 0..1.
         seed (`int`): Of the draws; one seed, one result.
@@ -65,16 +60,13 @@ def bootstrap_interval(
         raise InvalidInputError(f"Expected one value per question, none of them NaN; came an array {numbers.shape}.")
     if not 0 < level < 1 or num_resamples < 1:
         raise InvalidInputError(f"level={level} must be between 0 and 1 and num_resamples={num_resamples} positive.")
-    if clusters is None:
-        sums: npt.NDArray[np.float64] = numbers
-        sizes = np.ones(len(numbers))
-    else:
-        if len(clusters) != len(numbers):
-            raise InvalidInputError(f"{len(numbers)} values came with {len(clusters)} clusters.")
-        numbering = {label: number for number, label in enumerate(dict.fromkeys(clusters))}
-        row_clusters = np.array([numbering[label] for label in clusters])
-        sums = np.asarray(np.bincount(row_clusters, numbers), np.float64)
-        sizes = np.asarray(np.bincount(row_clusters), np.float64)
+    labels = range(len(numbers)) if clusters is None else clusters
+    if len(labels) != len(numbers):
+        raise InvalidInputError(f"{len(numbers)} values came with {len(labels)} clusters.")
+    numbering = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    row_clusters = np.array([numbering[label] for label in labels])
+    sums = np.asarray(np.bincount(row_clusters, numbers), np.float64)
+    sizes = np.asarray(np.bincount(row_clusters), np.float64)
     means = _resampled_means(sums, sizes, num_resamples, np.random.default_rng(seed))
     lower, upper = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(numbers.mean()), float(lower), float(upper))

@@ -1,8 +1,8 @@
-"""Which passages hold an answer, for data sets that do not say which passage is the right one. Strings only.
+"""Which passages hold an answer, for data sets that do not say which passage is the right one.
 
-`relevance_from_answers` makes the matrix that all ranking metrics start from. `hit_at_k` of it is what the papers on
-OK-VQA call PRRecall@K, pseudo-relevance recall; `precision_at_k` is their precision. "Pseudo", since a passage may
-hold the words of the answer and say nothing about the question: short answers are found nearly anywhere.
+`hit_at_k` of `relevance_from_answers` is what the papers on OK-VQA call PRRecall@K, pseudo-relevance recall;
+`precision_at_k` is their precision. "Pseudo", since a passage may hold the words of the answer and say nothing about
+the question.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""How well a ranking puts what is wanted on top: hit, recall and precision at k, MRR, mAP, nDCG, ranks. NumPy.
+"""How well a ranking puts what is wanted on top: hit, recall and precision at k, MRR, mAP, nDCG, ranks.
 
 All metrics start from one boolean matrix `relevant (Q, K)`: is the result of query `q` at rank `j + 1` a wanted one?
-`relevance_from_ids` and `relevance_from_scores` make it, and `relevance_from_answers` where nobody knows which
-passages are wanted. `num_gold` says how many wanted things exist per query, found or not: an `int` or `(Q,)`, at least
-1; where it matters, no id may be listed twice in a row. `k` is at least 1; `None`, and more than `K`, count all
-results. Metrics return one value per query, `(Q,)` in float64, so that the caller can average per group; only
+`relevance_from_ids`, `relevance_from_scores` and `relevance_from_answers` make it. `num_gold` says how many wanted
+things exist per query, found or not: an `int` or `(Q,)`, at least 1; no id may be listed twice in a row. `k` is at
+least 1; `None`, and more than `K`, count all results. Metrics return one value per query, `(Q,)` in float64; only
 `mean_rank` and `median_rank` are one number. Other shapes, and a `num_gold` that is too small, are an
 `InvalidInputError`.
 
@@ -135,6 +134,9 @@ def average_precision(
         relevant, num_gold, k: See above.
         divide_by (`str`): `"reachable"` divides by `min(k, num_gold)`, so that 1.0 can be reached (ranx, meerqat);
             `"gold"` by `num_gold` (trec_eval). The same without `k`.
+
+    Raises:
+        InvalidInputError: `divide_by` is neither.
 
     Example: found at ranks 1 and 3, of two: `(1/1 + 2/3) / 2`.
 

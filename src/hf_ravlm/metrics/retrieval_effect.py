@@ -1,7 +1,6 @@
-"""What evidence did to the answers: how often it rescued one and how often it harmed one. NumPy.
+"""What evidence did to the answers: how often it rescued one and how often it harmed one.
 
-An accuracy with retrieval says little beside one without: the same gain may be many rescued answers and few harmed
-ones, or many of both, and only the first is a system to trust.
+The same gain in accuracy may be many rescued answers and few harmed ones, or many of both.
 """
 
 from __future__ import annotations
@@ -76,12 +75,8 @@ def reader_given_retrieval(correct: npt.ArrayLike, hit: npt.ArrayLike) -> dict[s
     {'successful_hit': 0.25, 'successful_no_hit': 0.25, 'failed_hit': 0.5, 'failed_no_hit': 0.0}
     """
     right, found = _checked(correct=correct, hit=hit)
-    return {
-        "successful_hit": float((right & found).mean()),
-        "successful_no_hit": float((right & ~found).mean()),
-        "failed_hit": float((~right & found).mean()),
-        "failed_no_hit": float((~right & ~found).mean()),
-    }
+    answers, evidence = {"successful": right, "failed": ~right}, {"hit": found, "no_hit": ~found}
+    return {f"{a}_{e}": float((answers[a] & evidence[e]).mean()) for a in answers for e in evidence}
 
 
 def _checked(**arrays: npt.ArrayLike) -> list[npt.NDArray[np.bool_]]:

@@ -1,8 +1,4 @@
-"""Cards of repositories: the part that we write, tables of counts, and what a model says of itself unmeasured.
-
-What a person writes before or after the part between the two marks stays. `hub/card.py` writes the cards of measured
-models, `retrieval/hub/card.py` those of knowledge bases.
-"""
+"""Cards of repositories: a marked part that we write, beside which a person's words stay, and tables of counts."""
 
 from __future__ import annotations
 
@@ -38,26 +34,19 @@ _OTHER_NAMES = {"odbl-1.0": "odbl", "odc-by-1.0": "odc-by", "pddl-1.0": "pddl", 
 
 
 def first_card(model: Any, repo_id: str) -> str:
-    """The card of a model that nobody has evaluated: what it is made of, how it is used, what is missing here.
-
-    Args:
-        model (`RavlmPreTrainedModel`): the model.
-        repo_id (`str`): where it is published.
-    """
+    """The card of a model that is not evaluated, published as `repo_id`: what it is made of and how it is used."""
     data = card_metadata(base_models=base_models_of(model.config))
     use, part = usage(repo_id), type(model).__name__
     if not model.can_generate():  # a pipeline would make up the weights that are missing
         data.pipeline_tag = None
         use = f'This is its `{part}` alone, without a reader: `hf_ravlm.{part}.from_pretrained("{repo_id}")`.'
-    body = "\n\n".join(
-        [
-            describe(model.config, model.num_parameters()),
-            "## Use it\n\n" + use,
-            "## Figures\n\nNot evaluated yet. `hf-ravlm evaluate` measures the model closed-book, with what it "
-            "retrieves and with the right passage; `hf-ravlm card` writes the figures here.",
-        ]
+    parts = (
+        describe(model.config, model.num_parameters()),
+        f"## Use it\n\n{use}",
+        "## Figures\n\nNot evaluated yet. `hf-ravlm evaluate` measures the model closed-book, with what it retrieves "
+        "and with the right passage; `hf-ravlm card` writes the figures here.",
     )
-    return written_card(data.to_dict(), repo_id.split("/")[-1], body)
+    return written_card(data.to_dict(), repo_id.split("/")[-1], "\n\n".join(parts))
 
 
 def card_metadata(base_models: list[str] | None = None, tags: list[str] | None = None, **fields: Any) -> ModelCardData:
@@ -96,14 +85,13 @@ def describe(config: Any, num_parameters: int) -> str:
 
 def usage(name: str) -> str:
     """How the model is used, as a block of code."""
-    lines = (
-        "import hf_ravlm",
-        "from transformers import pipeline",
-        "",
-        f'ask = pipeline("visual-question-answering", model="{name}")',
-        'ask(image="image.png", question="What is this?")',
-    )
-    return "\n".join(["```python", *lines, "```"])
+    return f"""```python
+import hf_ravlm
+from transformers import pipeline
+
+ask = pipeline("visual-question-answering", model="{name}")
+ask(image="image.png", question="What is this?")
+```"""
 
 
 def card_of_folder(name_or_path: str | None) -> str | None:
@@ -198,7 +186,5 @@ def hub_licence(licence: str) -> str:
     ('cc-by-sa-4.0', 'odbl', 'other')
     """
     name = "-".join(licence.lower().split())
-    name = _OTHER_NAMES.get(name, name)
-    for ending in ("-only", "-or-later"):
-        name = name.removesuffix(ending)
+    name = _OTHER_NAMES.get(name, name).removesuffix("-only").removesuffix("-or-later")
     return name if name in _HUB_LICENCES else "other"

@@ -27,17 +27,11 @@ _UNCHANGED = (
 
 @dataclass(frozen=True)
 class Destination:
-    """Where something is published, and what is said about it.
+    """Where something is published, and what is said about it; see `PublishMixin.push_to_hub`.
 
     Args:
-        repo_id (`str`): a repository, such as `"owner/name"`; created if needed.
-        commit_message, commit_description (`str`): of the commit.
         repo_type (`str`): `"model"` or `"dataset"`.
         subfolder (`str`, *optional*): where the files go in the repository; its root by default.
-        private (`bool`, *optional*): whether a new repository is private; `None` for the default of its owner.
-        token (`str` or `bool`, *optional*): a Hub token; `None` for the stored one.
-        revision (`str`, *optional*): the branch, made if needed; `None` for the main one.
-        create_pr (`bool`): whether to open a pull request instead.
     """
 
     repo_id: str
@@ -77,52 +71,46 @@ def commit_files(
         InvalidInputError: `private=True`, and the repository is there and public.
         HubUnavailableError: The Hub cannot be reached, refuses, or broke off; nothing was changed.
     """
-    with hub_errors(f"publishing to the {destination.repo_type} repository {destination.repo_id}", _UNCHANGED):
-        return _commit(files, destination, outdated, card)
-
-
-def _commit(
-    files: Mapping[str, Path],
-    destination: Destination,
-    outdated: Callable[[Collection[str], Collection[str]], Collection[str]],
-    card: Callable[[str | None], str | None],
-) -> Any:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    api = HfApi(token=destination.token)
-    kind = {"repo_type": destination.repo_type}
-    repo_id = api.create_repo(destination.repo_id, private=destination.private, exist_ok=True, **kind).repo_id
-    branch = None if destination.create_pr else destination.revision
-    if branch is not None and not branch.startswith("refs/"):
-        api.create_branch(repo_id, branch=branch, exist_ok=True, **kind)
-    before = api.repo_info(repo_id, revision=branch, **kind)
-    if destination.private and not before.private:
-        raise InvalidInputError(
-            f"{repo_id}: private=True, but this repository exists and is public. Nothing was uploaded. Make it "
-            "private in its settings, or choose another name."
+    with hub_errors(f"publishing to the {destination.repo_type} repository {destination.repo_id}", _UNCHANGED):
+        api = HfApi(token=destination.token)
+        kind = {"repo_type": destination.repo_type}
+        repo_id = api.create_repo(destination.repo_id, private=destination.private, exist_ok=True, **kind).repo_id
+        branch = None if destination.create_pr else destination.revision
+        if branch is not None and not branch.startswith("refs/"):
+            api.create_branch(repo_id, branch=branch, exist_ok=True, **kind)
+        before = api.repo_info(repo_id, revision=branch, **kind)
+        if destination.private and not before.private:
+            raise InvalidInputError(
+                f"{repo_id}: private=True, but this repository exists and is public. Nothing was uploaded. Make it "
+                "private in its settings, or choose another name."
+            )
+        present = api.list_repo_files(repo_id, revision=before.sha, **kind)
+        contents: dict[str, Any] = {f"{destination.prefix}{name}": os.fspath(path) for name, path in files.items()}
+        earlier = None
+        if CARD in present:
+            earlier = Path(api.hf_hub_download(repo_id, CARD, revision=before.sha, **kind)).read_text(encoding="utf-8")
+        text = card(earlier)
+        if text is not None:
+            contents[CARD] = text.encode()
+        # Not `upload_folder`, which cuts a large folder into several commits.
+        return api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationDelete(path_in_repo=name) for name in outdated(present, contents)),
+                *(
+                    CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+                    for name, content in contents.items()
+                ),
+            ],
+            commit_message=destination.commit_message,
+            commit_description=destination.commit_description,
+            revision=branch,
+            create_pr=destination.create_pr,
+            parent_commit=before.sha,  # what is deleted was decided by it: somebody's push in between must not pass
+            **kind,
         )
-    present = api.list_repo_files(repo_id, revision=before.sha, **kind)
-    contents: dict[str, Any] = {f"{destination.prefix}{name}": os.fspath(path) for name, path in files.items()}
-    earlier = None
-    if CARD in present:
-        earlier = Path(api.hf_hub_download(repo_id, CARD, revision=before.sha, **kind)).read_text(encoding="utf-8")
-    text = card(earlier)
-    if text is not None:
-        contents[CARD] = text.encode()
-    # Not `upload_folder`, which cuts a large folder into several commits.
-    return api.create_commit(
-        repo_id,
-        [
-            *(CommitOperationDelete(path_in_repo=name) for name in outdated(present, contents)),
-            *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()),
-        ],
-        commit_message=destination.commit_message,
-        commit_description=destination.commit_description,
-        revision=branch,
-        create_pr=destination.create_pr,
-        parent_commit=before.sha,  # what is deleted was decided by it: somebody's push in between must not pass
-        **kind,
-    )
 
 
 @contextmanager

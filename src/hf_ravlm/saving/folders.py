@@ -1,9 +1,8 @@
-"""How our objects are written to a folder: whole or not at all, with the one-file shim that lets strangers load them.
+"""Saving to a folder whole or not at all, with a one-file shim that lets the Auto classes load it anywhere.
 
-A published folder carries no copy of our modules. `ravlm_hub.py` imports the installed package and `auto_map` points
-to it, so `trust_remote_code=True` works where the package is installed but not imported, and where it is missing
-transformers names the package to install. Files are first written to a staging folder beside their place and then
-renamed one by one: an interrupted save leaves what was there before.
+The shim `ravlm_hub.py` imports the installed package and `auto_map` points to it, so `trust_remote_code=True` works
+where the package is installed but not imported; where it is missing, transformers names the package to install. Files
+are written to a staging folder and then renamed one by one: an interrupted save leaves what was there before.
 """
 
 from __future__ import annotations
@@ -123,13 +122,7 @@ class PublishMixin:
         """
         message = commit_message or f"Upload {self._published_as}"
         destination = Destination(
-            repo_id,
-            message,
-            commit_description,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
+            repo_id, message, commit_description, private=private, token=token, revision=revision, create_pr=create_pr
         )
         all_tags = [tags] if isinstance(tags, str) else [*(tags or [])]
         all_tags += getattr(self, "model_tags", None) or []
@@ -163,16 +156,16 @@ def outdated_weights(present: Collection[str], new: Collection[str]) -> list[str
     >>> outdated_weights(["model.safetensors", "model.fp16.safetensors"], ["model-00001-of-00002.safetensors"])
     ['model.safetensors']
     """
-    names = {_without_shard(name) for name in new if name.endswith(".safetensors")}
+
+    def whole(name: str) -> str:
+        return re.sub(r"-\d{5}-of-\d{5}", "", name)
+
+    names = {whole(name) for name in new if name.endswith(".safetensors")}
     old = [name for name in present if name not in new]
-    outdated = [name for name in old if name.endswith(".safetensors") and _without_shard(name) in names]
+    outdated = [name for name in old if name.endswith(".safetensors") and whole(name) in names]
     if SAFE_WEIGHTS_NAME in new and SAFE_WEIGHTS_INDEX_NAME in old:  # whole now, no longer in shards
         outdated.append(SAFE_WEIGHTS_INDEX_NAME)
     return outdated
-
-
-def _without_shard(name: str) -> str:
-    return re.sub(r"-\d{5}-of-\d{5}", "", name)
 
 
 def write_shim(folder: str | os.PathLike[str]) -> None:
