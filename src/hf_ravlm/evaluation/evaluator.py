@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,26 +155,22 @@ class Evaluator:
         replies = [item.reply for item in items]
         values = next(iter(scores.values())).per_question
         clusters = [question.id if question.cluster is None else question.cluster for question in questions]
+        interval = partial(bootstrap_interval, clusters=clusters, num_resamples=self.num_resamples, seed=self.seed)
         kinds = {kind: [q.kind == kind for q in questions] for kind in sorted({q.kind for q in questions})}
         tokens = [reply.num_tokens for reply in replies if reply.num_tokens is not None]
         said = [reply if reply.withheld is None else replace(reply, text=reply.withheld) for reply in replies]
         if_all_said = values if said == replies else next(iter(self._score(said, questions).values())).per_question
         return ArmReport(
             metrics={
-                name: self._interval(score.per_question, clusters)
-                if score.is_mean
-                else Interval(score.value, math.nan, math.nan)
+                name: interval(score.per_question) if score.is_mean else Interval(score.value, math.nan, math.nan)
                 for name, score in scores.items()
             },
             by_kind={
                 kind: {"count": float(sum(marks)), "value": float(values[marks].mean())}
                 for kind, marks in kinds.items()
             },
-            retrieval={
-                name: self._interval(found, clusters)
-                for name, found in retrieval_scores(replies, questions, self.ks).items()
-            },
-            effect=None if baseline is None else self._effect(baseline.per_question, values, clusters),
+            retrieval={name: interval(found) for name, found in retrieval_scores(replies, questions, self.ks).items()},
+            effect=None if baseline is None else _effect(baseline.per_question, values, interval),
             calibration=_calibration(replies, if_all_said),
             cost=Cost(
                 seconds=float(np.mean([item.seconds for item in items])),
@@ -183,21 +180,19 @@ class Evaluator:
             policy=_policy_effect(replies, if_all_said, None if baseline is None else baseline.per_question),
         )
 
-    def _effect(
-        self, without: npt.NDArray[np.float64], with_evidence: npt.NDArray[np.float64], clusters: Sequence[str]
-    ) -> Effect:
-        before, after = without >= _RIGHT, with_evidence >= _RIGHT
-        effect = retrieval_effect(before, after)
-        return Effect(
-            rescue_rate=self._interval(after & ~before, clusters),
-            harm_rate=self._interval(before & ~after, clusters),
-            net_gain=self._interval(after.astype(float) - before, clusters),
-            rescued_of_wrong=effect.rescued_of_wrong,
-            harmed_of_right=effect.harmed_of_right,
-        )
 
-    def _interval(self, values: npt.NDArray[Any], clusters: Sequence[str]) -> Interval:
-        return bootstrap_interval(values, clusters, self.num_resamples, seed=self.seed)
+def _effect(
+    without: npt.NDArray[np.float64], with_evidence: npt.NDArray[np.float64], interval: Callable[[Any], Interval]
+) -> Effect:
+    before, after = without >= _RIGHT, with_evidence >= _RIGHT
+    effect = retrieval_effect(before, after)
+    return Effect(
+        rescue_rate=interval(after & ~before),
+        harm_rate=interval(before & ~after),
+        net_gain=interval(after.astype(float) - before),
+        rescued_of_wrong=effect.rescued_of_wrong,
+        harmed_of_right=effect.harmed_of_right,
+    )
 
 
 def _calibration(replies: Sequence[Reply], values: npt.NDArray[np.float64]) -> Calibration | None:

@@ -60,7 +60,7 @@ def evaluate_model(
         model: A folder or Hub id of a `RavlmForConditionalGeneration` with its processor.
         data: Questions: a file with one JSON object per line, a Parquet, CSV or JSON table, a folder of
             `Dataset.save_to_disk` or of images with metadata, a Hub id, or what `questions_from` takes.
-        output: The folder for `report.json`, `report.md`, `report.png` and the replies; those of `growth` too.
+        output: The folder for the report and the replies; below it, `growth` for those with distractors.
         arms (`list[str]`, *optional*): Of `arms.ARMS`; by default `closed_book`, `retrieved`, and `gold`
             where every question has `gold_ids`, and `guarded` where there is a policy. `closed_book` is always there.
         columns, split: See `questions_from`; the split of a data set with several.
@@ -197,8 +197,7 @@ def _weights_digest(model: RavlmForConditionalGeneration) -> str:
 def _knowledge_digest(retriever: RavlmRetriever) -> str:
     """Of all ids, the encoder, and up to a few thousand of the vectors, which stand for what the passages say."""
     digest = hashlib.sha256("\n".join([retriever.encoder_fingerprint, *retriever.knowledge_base.ids]).encode())
-    step = max(1, len(retriever) // _SAMPLED_VECTORS)
-    digest.update(retriever.vectors[::step].tobytes())
+    digest.update(retriever.vectors[:: max(1, len(retriever) // _SAMPLED_VECTORS)].tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -36,10 +36,7 @@ def register_auto_classes() -> None:
 
 
 def register_with_server() -> None:
-    """Lets `transformers serve` load our readers: it knows models by a table of names that `register` does not fill.
-
-    The table is only read where a model is looked up by its type; the Auto classes find ours as before.
-    """
+    """Lets `transformers serve` load our readers: it looks in a table of names that `register` does not fill."""
     names = getattr(known_models, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", None)
     if isinstance(names, dict):
         names.setdefault(RavlmConfig.model_type, RavlmForConditionalGeneration.__name__)
@@ -49,8 +46,8 @@ def register_pipelines() -> None:
     """Serves the tasks of `SERVED_AGAIN` and gives `pipeline("image-text-to-text")` evidence for our models.
 
     transformers 5 rewrites or refuses their names before it looks into its registry, so the function that does so is
-    wrapped for these names; where a later version has no such function, the registration alone is enough. The classes
-    hand models that are not ours to a class that knows nothing of us, or refuse them. Twice is harmless.
+    wrapped for these names; where a later version has no such function, the registration alone is enough. Twice is
+    harmless.
     """
     registry = transformers_pipelines.PIPELINE_REGISTRY
     tasks = registry.supported_tasks

@@ -178,11 +178,8 @@ def write_shim(folder: str | os.PathLike[str]) -> None:
         if not path.exists():
             continue
         content = json.loads(path.read_text(encoding="utf-8"))
-        content["auto_map"] = {
-            auto: f"{SHIM_NAME}.{cls}"
-            for auto, cls in AUTO_MAP.items()
-            if name == "config.json" or auto == "AutoProcessor"
-        }
+        known = AUTO_MAP if name == "config.json" else ["AutoProcessor"]
+        content["auto_map"] = {auto: f"{SHIM_NAME}.{AUTO_MAP[auto]}" for auto in known}
         path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
