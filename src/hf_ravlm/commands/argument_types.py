@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 
 from .outcome import one_line
@@ -14,13 +15,10 @@ _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return number
+    with contextlib.suppress(ValueError):
+        if (number := int(text)) >= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
 
 
 def port(text: str) -> int:
@@ -72,8 +70,7 @@ def bytes_of(text: str) -> int:
 
 def channels(text: str) -> list[str]:
     """Names of channels, with commas between them."""
-    unknown = [name for name in names(text) if name not in CHANNEL_NAMES]
-    if unknown:
+    if unknown := [name for name in names(text) if name not in CHANNEL_NAMES]:
         raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}; choose from {', '.join(CHANNEL_NAMES)}")
     return names(text)
 

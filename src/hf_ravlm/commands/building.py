@@ -44,16 +44,12 @@ def build(arguments: argparse.Namespace) -> Outcome:
     options = IndexOptions(arguments.index, arguments.memory_budget, arguments.recall)
     retriever = RavlmRetriever(knowledge_base, encoder, vectors, fingerprint, options)
     retriever.save_pretrained(arguments.out, SUBFOLDER)
-    record |= {
-        "passages": len(knowledge_base),
-        "skipped": len(knowledge_base.skipped),
-        "dim": retriever.index.dim,
-        "index": {**retriever.index.spec},
-        "encoder": {"name": encoder.name, "fingerprint": fingerprint},
-    }
+    dim, spec = retriever.index.dim, {**retriever.index.spec}
+    record |= {"passages": len(knowledge_base), "skipped": len(knowledge_base.skipped), "dim": dim, "index": spec}
+    record["encoder"] = {"name": encoder.name, "fingerprint": fingerprint}
     text = (
-        f"{len(knowledge_base):,} passages in {arguments.out} ({retriever.index.dim} dimensions, "
-        f"{retriever.index.spec['kind']} index, encoder {encoder.name!r})."
+        f"{len(knowledge_base):,} passages in {arguments.out} ({dim} dimensions, {spec['kind']} index, encoder "
+        f"{encoder.name!r})."
     )
     if num_processes == 1:
         shutil.rmtree(staging, ignore_errors=True)
@@ -71,26 +67,25 @@ def add(arguments: argparse.Namespace) -> Outcome:
     before = len(retriever)
     change = retriever.update if arguments.update else retriever.add
     change(knowledge_base, batch_size=arguments.batch_size)
-    record = {
-        "folder": str(arguments.folder),
-        "read": len(knowledge_base),
-        "skipped": len(knowledge_base.skipped),
-        "passages_before": before,
-        "passages": len(retriever),
-    }
-    return Outcome(record, f"{len(retriever):,} passages in {arguments.folder}; there were {before:,}.")
+    read = {"read": len(knowledge_base), "skipped": len(knowledge_base.skipped)}
+    return passages_now(arguments.folder, before, len(retriever), **read)
+
+
+def passages_now(folder: Path, before: int, after: int, **more: int) -> Outcome:
+    """How many passages a knowledge base has, and had."""
+    record = {"folder": str(folder), **more, "passages_before": before, "passages": after}
+    return Outcome(record, f"{after:,} passages in {folder}; there were {before:,}.")
 
 
 def estimate_build(knowledge_base: KnowledgeBase, encoder: Encoder, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Says what building and searching will take, and warns if the disk is too small; the width is tried out.
+    """Says what building and searching will take, and warns if the disk is too small.
 
     Raises:
         InvalidInputError: If the memory budget does not suffice for the index.
     """
     first = knowledge_base[0]
     dim = int(encoder.encode_passages([first.text], [first.image]).shape[1])
-    num_passages, budget = len(knowledge_base), arguments.memory_budget
-    kind = arguments.index
+    num_passages, budget, kind = len(knowledge_base), arguments.memory_budget, arguments.index
     if kind == "auto":
         kind = suitable_kinds(num_passages, dim, budget, arguments.recall)[0]
     estimate = estimate_index(num_passages, dim, kind)
@@ -103,13 +98,7 @@ def estimate_build(knowledge_base: KnowledgeBase, encoder: Encoder, arguments: a
     logger.info(
         "%s passages of %d numbers, %s. The passages take up to %s; on disk up to %s in all, %s while building "
         "(%s are free).",
-        f"{num_passages:,}",
-        dim,
-        estimate,
-        size(passage_bytes),
-        size(kept),
-        size(needed),
-        size(free),
+        *(f"{num_passages:,}", dim, estimate, *map(size, (passage_bytes, kept, needed, free))),
     )
     if needed > free:
         logger.warning("The disk of %s may be too small. Choose another OUT, or --staging on another disk.", existing)
@@ -126,7 +115,7 @@ def estimate_build(knowledge_base: KnowledgeBase, encoder: Encoder, arguments: a
 
 
 def _place_of(out: Path, overwrite: bool) -> Path:
-    """The folder of the store in OUT, which must be empty unless it is to be overwritten."""
+    """The folder of the store in OUT, which holds no knowledge base unless that is to be overwritten."""
     if (out / "CURRENT").exists():
         raise InvalidInputError(
             f"{out} is itself a knowledge base. Name the folder above it, or add to it with `hf-ravlm index add`."

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from ..errors import InvalidInputError
 from ..hub.card import CardFacts, read_report, write_card
-from .outcome import Outcome
+from .outcome import Outcome, written
 
 
 def card(arguments: argparse.Namespace) -> Outcome:
-    """`card`: writes and checks."""
+    """`card`: writes and checks.
+
+    Raises:
+        InvalidInputError: There is no such file of limits.
+    """
     limits = None
     if arguments.limits:
         if not Path(arguments.limits).is_file():
@@ -33,6 +37,5 @@ def card(arguments: argparse.Namespace) -> Outcome:
     path, text = write_card(arguments.model, facts, report)
     files = [str(path)]
     if arguments.copy_to:
-        shutil.copyfile(path, arguments.copy_to)
-        files.append(arguments.copy_to)
-    return Outcome({"card": text, "files": files}, "\n".join(["Written:", *(f"  {name}" for name in files)]))
+        files.append(shutil.copyfile(path, arguments.copy_to))
+    return Outcome({"card": text, "files": files}, written(files))

@@ -14,11 +14,8 @@ from ..retrieval.store.current import CurrentKnowledge
 from ..retrieval.store.loading import OpenOptions, open_state
 from ..retrieval.store.saving import find_store
 from ..saving.commit import Destination
-from .building import SUBFOLDER
+from .building import SUBFOLDER, passages_now
 from .outcome import Outcome, size
-
-
-_PURGE_TIMEOUT_SECONDS = 30.0
 
 
 def info(arguments: argparse.Namespace) -> Outcome:
@@ -69,16 +66,26 @@ def _verdict(record: dict[str, Any]) -> Outcome:
 
 
 def remove(arguments: argparse.Namespace) -> Outcome:
-    """`index remove`: takes passages out by their ids."""
-    ids = [*arguments.ids, *(_ids_in(arguments.ids_file) if arguments.ids_file else [])]
+    """`index remove`: takes passages out by their ids.
+
+    Raises:
+        InvalidInputError: No id is given, or the file of ids is not UTF-8.
+    """
+    ids, source = list(arguments.ids), arguments.ids_file
+    if source is not None:
+        try:
+            lines = (sys.stdin.read() if str(source) == "-" else source.read_text(encoding="utf-8")).splitlines()
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(f"{source} is not UTF-8 ({error}). Expected one id per line.") from error
+        ids += filter(None, lines)
     if not ids:
         raise InvalidInputError("There are no ids. Name some, or a file that lists them with --ids_file.")
     current = _current(arguments.folder)
     before = len(current.knowledge)
     current.change(lambda knowledge: knowledge.removed(ids))
-    record = {"folder": str(arguments.folder), "passages_before": before, "passages": len(current.knowledge)}
-    text = f"{len(current.knowledge):,} passages in {arguments.folder}; there were {before:,}."
-    return Outcome(record, f"{text} `hf-ravlm index compact --purge` erases the bytes of those removed.")
+    done = passages_now(arguments.folder, before, len(current.knowledge))
+    hint = "`hf-ravlm index compact --purge` erases the bytes of those removed."
+    return Outcome(done.record, f"{done.text} {hint}")
 
 
 def compact(arguments: argparse.Namespace) -> Outcome:
@@ -88,7 +95,7 @@ def compact(arguments: argparse.Namespace) -> Outcome:
     before = _bytes_in(store)
     current.change(lambda knowledge: knowledge.compacted())
     if arguments.purge:
-        current.purge(_PURGE_TIMEOUT_SECONDS)
+        current.purge(30.0)  # seconds to wait for readers
     after = _bytes_in(store)
     record = {"folder": str(arguments.folder), "passages": len(current.knowledge), "purged": arguments.purge}
     record |= {"bytes_before": before, "bytes": after}
@@ -109,31 +116,16 @@ def push(arguments: argparse.Namespace) -> Outcome:
         revision=arguments.revision,
         create_pr=arguments.create_pr,
     )
-    commit = publish(
-        current.knowledge, current.stored.encoder, destination, arguments.parts, arguments.allow_missing_licence
-    )
-    record = {
-        "repo": arguments.repo,
-        "repo_type": arguments.repo_type,
-        "parts": list(arguments.parts),
-        "passages": len(current.knowledge),
-        "commit": commit.oid,
-        "url": commit.pr_url or commit.commit_url,
-    }
-    return Outcome(record, f"{len(current.knowledge):,} passages ({', '.join(arguments.parts)}): {record['url']}")
+    knowledge, parts = current.knowledge, list(arguments.parts)
+    commit = publish(knowledge, current.stored.encoder, destination, parts, arguments.allow_missing_licence)
+    record = {"repo": arguments.repo, "repo_type": arguments.repo_type, "parts": parts, "passages": len(knowledge)}
+    record |= {"commit": commit.oid, "url": commit.pr_url or commit.commit_url}
+    return Outcome(record, f"{len(knowledge):,} passages ({', '.join(parts)}): {record['url']}")
 
 
 def _current(folder: Path) -> CurrentKnowledge:
     state = open_state(find_store(folder, SUBFOLDER), OpenOptions())
     return CurrentKnowledge(state.knowledge, state)
-
-
-def _ids_in(path: Path) -> list[str]:
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path} is not UTF-8 ({error}). Expected one id per line.") from error
-    return [line for line in text.splitlines() if line]
 
 
 def _bytes_in(store: Path) -> int:

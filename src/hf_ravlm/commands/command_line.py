@@ -55,31 +55,31 @@ INDEX_EXAMPLES = """examples:
 """
 
 
-# Arguments of several commands, by their first flag.
+# Arguments of several commands, by their flags.
 _SHARED: dict[str, dict[str, Any]] = {
     "model": {"metavar": "MODEL", "help": "a folder or Hub id of a RAVLM with its processor"},
-    "folder": {"metavar": "FOLDER", "help": "the folder of the knowledge base, or of the model it lies beside"},
-    "--device": {"help": "such as cuda or cpu (default: the graphics card, if there is one)"},
+    "folder": {
+        "type": Path,
+        "metavar": "FOLDER",
+        "help": "the folder of the knowledge base, or of the model it lies beside",
+    },
+    "--device": {"type": torch_device, "help": "such as cuda or cpu (default: the graphics card, if there is one)"},
     "--knowledge": {"metavar": "FOLDER", "help": "the knowledge base, if it is not in that of the model"},
-    "-k": {"dest": "k", "help": "passages per question (default: as the model says)"},
-    "--port": {},
-    "--max_new_tokens": {"help": "the longest answer (default: %(default)s)"},
-    "--batch_size": {"default": 64, "help": "images encoded at once (default: 64)"},
-}
-_TYPES: dict[str, Any] = {
-    "folder": Path,
-    "--device": torch_device,
-    "-k": positive,
-    "--port": port,
-    "--max_new_tokens": positive,
-    "--batch_size": int,
+    "-k --k": {"type": positive, "help": "passages per question (default: as the model says)"},
+    "--port": {"type": port},
+    "--max_new_tokens": {"type": positive, "help": "the longest answer (default: %(default)s)"},
+    "--batch_size": {"type": int, "default": 64, "help": "images encoded at once (default: 64)"},
 }
 
 
-def _add(parser: Any, flag: str, **changes: Any) -> None:
-    """Declares an argument of `_SHARED`, with what differs here."""
-    flags = ("-k", "--k") if flag == "-k" else (flag,)
-    parser.add_argument(*flags, **{"type": _TYPES.get(flag), **_SHARED[flag], **changes})
+def _add(parser: Any, flags: str, words: str | None = None, **settings: Any) -> None:
+    """Declares an argument; what `words` (its help) and `settings` leave open comes from `_SHARED`."""
+    said = {} if words is None else {"help": words}
+    parser.add_argument(*flags.split(), **{**_SHARED.get(flags, {}), **said, **settings})
+
+
+def _switch(parser: Any, flag: str, words: str) -> None:
+    parser.add_argument(flag, action="store_true", help=words)
 
 
 def _add_encoder(parser: argparse.ArgumentParser, required: bool = False) -> None:
@@ -87,47 +87,50 @@ def _add_encoder(parser: argparse.ArgumentParser, required: bool = False) -> Non
     group = parser.add_argument_group("the model")
     where = "" if required else "; by default the model in FOLDER itself"
     described = f"a local folder or the id of a model on the Hub{where}"
-    group.add_argument("--model", required=required, metavar="FOLDER|ID", help=described)
-    group.add_argument(
-        "--encoder", choices=ENCODER_KINDS, default="auto", help="what the model is; auto: its settings tell (default)"
+    _add(group, "--model", described, required=required, metavar="FOLDER|ID")
+    _add(
+        group,
+        "--encoder",
+        "what the model is; auto: its settings tell (default)",
+        choices=ENCODER_KINDS,
+        default="auto",
     )
-    group.add_argument(
-        "--dtype", choices=["auto", "float32", "bfloat16", "float16", "int8"], help="default: as the model is stored"
-    )
+    dtypes = ["auto", "float32", "bfloat16", "float16", "int8"]
+    _add(group, "--dtype", "default: as the model is stored", choices=dtypes)
     _add(group, "--device")
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     """The source of passages and how it is read."""
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="a file or folder with the passages, see --format")
+    _add(parser, "source", "a file or folder with the passages, see --format", metavar="SOURCE", type=Path)
     group = parser.add_argument_group("reading the source")
-    group.add_argument(
-        *("--format", "--kind"),
-        choices=FORMATS,
-        help="what the source is; by default its name tells: a folder of images and texts (or of WordNet), .jsonl, "
+    _add(
+        group,
+        "--format --kind",
+        "what the source is; by default its name tells: a folder of images and texts (or of WordNet), .jsonl, "
         ".csv, .tsv, .parquet, .xml (a dump of Wikipedia), conceptnet-assertions...; compressed or not",
+        choices=FORMATS,
     )
-    group.add_argument(
+    _add(
+        group,
         "--columns",
+        f"which column of a table holds what ({', '.join(COLUMNS)}); `id=` numbers the rows, "
+        "`metadata=year,place` keeps these columns alone",
         nargs="+",
         action="extend",
         metavar="NAME=COLUMN",
-        help=f"which column of a table holds what ({', '.join(COLUMNS)}); `id=` numbers the rows, "
-        "`metadata=year,place` keeps these columns alone",
     )
-    group.add_argument("--licence", metavar="NAME", help="of passages that state none, such as CC-BY-4.0")
-    group.add_argument("--chunk", type=int, metavar="LENGTH", help="cut texts into chunks of so many characters")
-    group.add_argument(
-        *("--chunk_overlap", "--overlap"), type=int, default=0, metavar="LENGTH", help="repeated from chunk to chunk"
-    )
+    _add(group, "--licence", "of passages that state none, such as CC-BY-4.0", metavar="NAME")
+    _add(group, "--chunk", "cut texts into chunks of so many characters", type=int, metavar="LENGTH")
+    _add(group, "--chunk_overlap --overlap", "repeated from chunk to chunk", type=int, default=0, metavar="LENGTH")
     skipping = "stop at an item that cannot be read, or skip it"
-    group.add_argument("--on_error", choices=["raise", "skip"], default="raise", help=skipping)
-    group.add_argument("--report", type=Path, metavar="FILE", help="list the items skipped in this file (JSON lines)")
-    group.add_argument("--parts_of_speech", nargs="+", metavar="NAME", help="of WordNet: noun verb adjective adverb")
-    group.add_argument("--languages", nargs="+", metavar="CODE", help="of ConceptNet; English by default")
-    group.add_argument("--relations", nargs="+", metavar="NAME", help="of ConceptNet, such as IsA UsedFor")
-    group.add_argument("--min_weight", type=float, metavar="WEIGHT", help="of ConceptNet's assertions")
-    group.add_argument("--max_articles", type=int, metavar="NUMBER", help="of Wikipedia")
+    _add(group, "--on_error", skipping, choices=["raise", "skip"], default="raise")
+    _add(group, "--report", "list the items skipped in this file (JSON lines)", type=Path, metavar="FILE")
+    _add(group, "--parts_of_speech", "of WordNet: noun verb adjective adverb", nargs="+", metavar="NAME")
+    _add(group, "--languages", "of ConceptNet; English by default", nargs="+", metavar="CODE")
+    _add(group, "--relations", "of ConceptNet, such as IsA UsedFor", nargs="+", metavar="NAME")
+    _add(group, "--min_weight", "of ConceptNet's assertions", type=float, metavar="WEIGHT")
+    _add(group, "--max_articles", "of Wikipedia", type=int, metavar="NUMBER")
 
 
 class _Commands:
@@ -136,10 +139,8 @@ class _Commands:
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self.actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
         self.common = argparse.ArgumentParser(add_help=False)
-        self.common.add_argument(
-            "--json", action="store_true", help="print one JSON document; messages stay on stderr"
-        )
-        self.common.add_argument("--quiet", action="store_true", help="no progress, and warnings and errors alone")
+        _switch(self.common, "--json", "print one JSON document; messages stay on stderr")
+        _switch(self.common, "--quiet", "no progress, and warnings and errors alone")
 
     def add(
         self, name: str, run: str, summary: str, description: str, examples: str | None, interrupted: str
@@ -173,13 +174,8 @@ def make_parser(version: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hf_ravlm {version}")
     commands = _Commands(parser)
-    _add_index(commands)
-    _add_evaluate(commands)
-    _add_card(commands)
-    _add_explain(commands)
-    _add_demo(commands)
-    _add_serve(commands)
-    _add_export(commands)
+    for add in (_add_index, _add_evaluate, _add_card, _add_explain, _add_demo, _add_serve, _add_export):
+        add(commands)
     return parser
 
 
@@ -202,77 +198,66 @@ def _add_index(commands: _Commands) -> None:
 
     _add_build_options(add("build", "building", "read a source, encode it, and save a knowledge base", _RESUMES))
     parser = add("add", "building", "add passages to a knowledge base", _RESUMES)
-    _add(parser, "folder", help="the folder of the knowledge base")
+    _add(parser, "folder", "the folder of the knowledge base")
     _add_source(parser)
     _add_encoder(parser)
-    replacing = "replace passages with the same ids instead of refusing them"
-    parser.add_argument("--update", action="store_true", help=replacing)
+    _switch(parser, "--update", "replace passages with the same ids instead of refusing them")
     _add(parser, "--batch_size")
     parser = add("remove", "care", "remove passages by their ids")
     _add(parser, "folder")
-    parser.add_argument("ids", metavar="ID", nargs="*", help="ids of passages")
-    parser.add_argument("--ids_file", type=Path, metavar="FILE", help="a file with one id per line; - for the input")
+    _add(parser, "ids", "ids of passages", metavar="ID", nargs="*")
+    _add(parser, "--ids_file", "a file with one id per line; - for the input", type=Path, metavar="FILE")
     parser = add("compact", "care", "rewrite a knowledge base without what was removed", _RESUMES)
     _add(parser, "folder")
-    parser.add_argument("--purge", action="store_true", help="erase earlier versions, too: nothing removed is left")
+    _switch(parser, "--purge", "erase earlier versions, too: nothing removed is left")
     _add(add("info", "care", "tell what a folder holds, without reading it all"), "folder")
     _add(add("verify", "care", "read every byte and tell what is damaged; the exit code is 1 if any is"), "folder")
     parser = add("repair", "care", "make a damaged knowledge base usable again")
     _add(parser, "folder")
-    parser.add_argument("--to", metavar="VERSION", help="go back to this one, such as gen-00000006")
-    parser.add_argument("--drop_damaged", action="store_true", help="give up passages whose files are damaged")
+    _add(parser, "--to", "go back to this one, such as gen-00000006", metavar="VERSION")
+    _switch(parser, "--drop_damaged", "give up passages whose files are damaged")
     _add_search_options(add("search", "searching", "find passages by text, by image, or by both"))
     _add_push_options(add("push", "care", "publish a knowledge base on the Hub, with a card", _RESUMES))
 
 
 def _add_build_options(parser: argparse.ArgumentParser) -> None:
     _add_source(parser)
-    parser.add_argument("out", metavar="OUT", type=Path, help="the folder for the knowledge base; a model's will do")
+    _add(parser, "out", "the folder for the knowledge base; a model's will do", metavar="OUT", type=Path)
     _add_encoder(parser, required=True)
     group = parser.add_argument_group("building")
-    group.add_argument(
-        "--index", choices=INDEX_KINDS, default="auto", help="auto: by size, memory and recall (default)"
-    )
-    group.add_argument("--memory_budget", type=bytes_of, metavar="SIZE", help="memory for searching, such as 2GB")
-    share = "share of the exact ten best to find (default: 0.95)"
-    group.add_argument("--recall", type=float, default=0.95, help=share)
+    _add(group, "--index", "auto: by size, memory and recall (default)", choices=INDEX_KINDS, default="auto")
+    _add(group, "--memory_budget", "memory for searching, such as 2GB", type=bytes_of, metavar="SIZE")
+    _add(group, "--recall", "share of the exact ten best to find (default: 0.95)", type=float, default=0.95)
     _add(group, "--batch_size")
     staging = "for unfinished work, which is removed at the end (default: in OUT)"
-    group.add_argument("--staging", type=Path, metavar="FOLDER", help=staging)
-    group.add_argument("--overwrite", action="store_true", help="replace the knowledge base in OUT, in one step")
+    _add(group, "--staging", staging, type=Path, metavar="FOLDER")
+    _switch(group, "--overwrite", "replace the knowledge base in OUT, in one step")
 
 
 def _add_search_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="the folder of the knowledge base, or its id on the Hub")
-    parser.add_argument("text", metavar="TEXT", nargs="?", help="the question")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="an image to ask with")
-    parser.add_argument("-k", "--k", type=int, default=5, help="how many passages (default: 5)")
-    parser.add_argument("--where", metavar="JSON", help='only passages such as \'{"licence": "CC0-1.0"}\'')
-    parser.add_argument(
-        "--channels",
-        nargs="+",
-        type=channels,
-        default=[["dense"]],
-        metavar="NAME",
-        help=f"how to find: {', '.join(CHANNEL_NAMES)}; several, such as dense,bm25, are joined (default: dense)",
-    )
-    parser.add_argument("--repo_type", choices=["model", "dataset"], default="model", help="what the id on the Hub is")
-    parser.add_argument("--revision", help="a branch, tag or commit on the Hub")
+    _add(parser, "folder", "the folder of the knowledge base, or its id on the Hub", type=None)
+    _add(parser, "text", "the question", metavar="TEXT", nargs="?")
+    _add(parser, "--image", "an image to ask with", type=Path, metavar="FILE")
+    _add(parser, "-k --k", "how many passages (default: 5)", type=int, default=5)
+    _add(parser, "--where", 'only passages such as \'{"licence": "CC0-1.0"}\'', metavar="JSON")
+    ways = f"how to find: {', '.join(CHANNEL_NAMES)}; several, such as dense,bm25, are joined (default: dense)"
+    _add(parser, "--channels", ways, nargs="+", type=channels, default=[["dense"]], metavar="NAME")
+    _add(parser, "--repo_type", "what the id on the Hub is", choices=["model", "dataset"], default="model")
+    _add(parser, "--revision", "a branch, tag or commit on the Hub")
     _add_encoder(parser)
 
 
 def _add_push_options(parser: argparse.ArgumentParser) -> None:
-    _add(parser, "folder", help="the folder of the knowledge base")
-    parser.add_argument("repo", metavar="OWNER/NAME", help="the repository; created if needed")
+    _add(parser, "folder", "the folder of the knowledge base")
+    _add(parser, "repo", "the repository; created if needed", metavar="OWNER/NAME")
     beside = "on its own (default), or beside a model"
-    parser.add_argument("--repo_type", choices=["dataset", "model"], default="dataset", help=beside)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="publish only this part")
-    parser.add_argument("--private", action="store_true", help="a new repository is private")
-    parser.add_argument("--revision", help="the branch; made if needed")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--message", default="Upload knowledge base", help="the message of the commit")
-    unlicensed = "publish passages that say nothing about their licence"
-    parser.add_argument("--allow_missing_licence", action="store_true", help=unlicensed)
+    _add(parser, "--repo_type", beside, choices=["dataset", "model"], default="dataset")
+    _add(parser, "--parts", "publish only this part", nargs="+", choices=PARTS, default=list(PARTS))
+    _switch(parser, "--private", "a new repository is private")
+    _add(parser, "--revision", "the branch; made if needed")
+    _switch(parser, "--create_pr", "open a pull request instead of committing")
+    _add(parser, "--message", "the message of the commit", default="Upload knowledge base")
+    _switch(parser, "--allow_missing_licence", "publish passages that say nothing about their licence")
 
 
 def _add_evaluate(commands: _Commands) -> None:
@@ -290,37 +275,30 @@ def _add_evaluate(commands: _Commands) -> None:
         "Stopped. Replies are kept: the same command goes on where it stopped.",
     )
     _add(parser, "model")
-    parser.add_argument("data", metavar="DATA", help="JSONL, Parquet, CSV or JSON; the folder of a data set; a Hub id")
-    parser.add_argument("output", metavar="OUTPUT", help="the folder for reports and replies")
+    _add(parser, "data", "JSONL, Parquet, CSV or JSON; the folder of a data set; a Hub id", metavar="DATA")
+    _add(parser, "output", "the folder for reports and replies", metavar="OUTPUT")
     group = parser.add_argument_group("the questions")
     columns = "which column holds what: question, answers, id, image, gold_ids, kind, cluster"
-    group.add_argument("--columns", nargs="+", action="extend", default=[], metavar="NAME=COLUMN", help=columns)
-    group.add_argument("--split", default="test", help="of a data set that has several (default: test)")
-    group.add_argument("--limit", type=positive, metavar="NUMBER", help="only the first so many questions")
+    _add(group, "--columns", columns, nargs="+", action="extend", default=[], metavar="NAME=COLUMN")
+    _add(group, "--split", "of a data set that has several (default: test)", default="test")
+    _add(group, "--limit", "only the first so many questions", type=positive, metavar="NUMBER")
     group = parser.add_argument_group("answering")
     arms = "such as closed_book,retrieved,gold (default: these and guarded, where they can be)"
-    group.add_argument("--arms", type=names, metavar="NAMES", help=arms)
+    _add(group, "--arms", arms, type=names, metavar="NAMES")
     _add(group, "--knowledge")
-    _add(group, "-k")
-    group.add_argument("--policy", metavar="FOLDER", help="an answer policy, if it is not in that of the model")
-    group.add_argument("--channels", type=names, metavar="NAMES", help="how they are found, such as dense,bm25")
+    _add(group, "-k --k")
+    _add(group, "--policy", "an answer policy, if it is not in that of the model", metavar="FOLDER")
+    _add(group, "--channels", "how they are found, such as dense,bm25", type=names, metavar="NAMES")
     _add(group, "--max_new_tokens", default=32)
-    _add(group, "--batch_size", type=positive, default=8, help="questions answered at once (default: 8)")
+    _add(group, "--batch_size", "questions answered at once (default: 8)", type=positive, default=8)
     _add(group, "--device")
     group = parser.add_argument_group("the report")
-    group.add_argument(
-        "--metrics",
-        type=names,
-        default=["exact_match", "token_f1"],
-        metavar="NAMES",
-        help="the first decides what is right (default: exact_match,token_f1)",
-    )
-    seeded = "of intervals and of the places of gold passages (default: 0)"
-    group.add_argument("--seed", type=int, default=0, help=seeded)
+    deciding = "the first decides what is right (default: exact_match,token_f1)"
+    _add(group, "--metrics", deciding, type=names, default=["exact_match", "token_f1"], metavar="NAMES")
+    _add(group, "--seed", "of intervals and of the places of gold passages (default: 0)", type=int, default=0)
     distractors = "WordNet or a JSONL file: what answers bear when the base grows by it"
-    group.add_argument("--distractors", metavar="SOURCE", help=distractors)
-    growth = "how many times larger it gets (default: 1,10,100)"
-    group.add_argument("--factors", type=factors, default=[1, 10, 100], help=growth)
+    _add(group, "--distractors", distractors, metavar="SOURCE")
+    _add(group, "--factors", "how many times larger it gets (default: 1,10,100)", type=factors, default=[1, 10, 100])
 
 
 def _add_card(commands: _Commands) -> None:
@@ -337,18 +315,18 @@ def _add_card(commands: _Commands) -> None:
 """,
         "Stopped. The card is as it was.",
     )
-    _add(parser, "model", help="the folder of the model")
-    parser.add_argument("--report", metavar="FILE", help="report.json of `hf-ravlm evaluate`")
-    parser.add_argument("--name", help="of the model, such as its Hub id (default: the name of the folder)")
-    parser.add_argument("--licence", metavar="NAME", help="of the weights, by the Hub's name, such as apache-2.0")
-    parser.add_argument("--language", nargs="+", default=["en"], metavar="CODE", help="(default: en)")
-    parser.add_argument("--base_model", nargs="+", default=[], metavar="ID", help="what it was made of, on the Hub")
-    parser.add_argument("--dataset", nargs="+", default=[], metavar="ID", help="what it was trained on, on the Hub")
-    parser.add_argument("--command", help="what trained it")
-    parser.add_argument("--limits", metavar="FILE", help="a text file that says what it cannot do")
-    parser.add_argument("--questions", default="questions", help="what it was evaluated on, in a few words")
-    parser.add_argument("--tags", nargs="+", default=[], metavar="TAG", help="beside ours")
-    parser.add_argument("--copy_to", metavar="FILE", help="write the card here, too")
+    _add(parser, "model", "the folder of the model")
+    _add(parser, "--report", "report.json of `hf-ravlm evaluate`", metavar="FILE")
+    _add(parser, "--name", "of the model, such as its Hub id (default: the name of the folder)")
+    _add(parser, "--licence", "of the weights, by the Hub's name, such as apache-2.0", metavar="NAME")
+    _add(parser, "--language", "(default: en)", nargs="+", default=["en"], metavar="CODE")
+    _add(parser, "--base_model", "what it was made of, on the Hub", nargs="+", default=[], metavar="ID")
+    _add(parser, "--dataset", "what it was trained on, on the Hub", nargs="+", default=[], metavar="ID")
+    _add(parser, "--command", "what trained it")
+    _add(parser, "--limits", "a text file that says what it cannot do", metavar="FILE")
+    _add(parser, "--questions", "what it was evaluated on, in a few words", default="questions")
+    _add(parser, "--tags", "beside ours", nargs="+", default=[], metavar="TAG")
+    _add(parser, "--copy_to", "write the card here, too", metavar="FILE")
 
 
 def _add_explain(commands: _Commands) -> None:
@@ -368,26 +346,26 @@ gave to the answer (posterior, attention, what is lost without it), and which ce
         "Stopped. Nothing was written.",
     )
     _add(parser, "model")
-    parser.add_argument("--image", required=True, metavar="FILE", help="the image")
-    parser.add_argument("--question", metavar="TEXT", help="what is asked (default: the model's own question)")
-    parser.add_argument("--out", required=True, metavar="PNG", type=Path, help="where the figure is written")
+    _add(parser, "--image", "the image", required=True, metavar="FILE")
+    _add(parser, "--question", "what is asked (default: the model's own question)", metavar="TEXT")
+    _add(parser, "--out", "where the figure is written", required=True, metavar="PNG", type=Path)
     group = parser.add_argument_group("answering")
     _add(group, "--knowledge")
-    _add(group, "-k", type=passage_count, help="passages; 0 is closed-book (default: as the model says)")
+    _add(group, "-k --k", "passages; 0 is closed-book (default: as the model says)", type=passage_count)
     _add(group, "--max_new_tokens", default=64)
     _add(group, "--device")
     group = parser.add_argument_group("explaining")
-    group.add_argument("--answer", metavar="TEXT", help="explain this answer instead of the model's own")
-    group.add_argument("--token", type=int, metavar="NUMBER", help="explain this token of it alone, counted from 0")
-    group.add_argument("--layer", metavar="NAME", help="of the vision tower (default: its last output)")
+    _add(group, "--answer", "explain this answer instead of the model's own", metavar="TEXT")
+    _add(group, "--token", "explain this token of it alone, counted from 0", type=int, metavar="NUMBER")
+    _add(group, "--layer", "of the vision tower (default: its last output)", metavar="NAME")
     weighing = "how gradients become a map: weighed by channel, or place by place (default: grad_cam)"
-    group.add_argument("--method", choices=["grad_cam", "hires_cam"], default="grad_cam", help=weighing)
+    _add(group, "--method", weighing, choices=["grad_cam", "hires_cam"], default="grad_cam")
 
 
 def _add_demo(commands: _Commands) -> None:
     parser = commands.add(
         "demo",
-        "demonstrating.demonstrate",
+        "serving.demonstrate",
         "open a page on which a model answers questions about images, with its evidence",
         "Opens a page: an image and a question in; the answer, its evidence and its reasons out.",
         """examples:
@@ -401,13 +379,12 @@ pip install "hf_ravlm[demo]".
     )
     _add(parser, "model")
     _add(parser, "--knowledge")
-    _add(parser, "--port", default=7860, help="where it listens (default: 7860)")
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="the address it listens on (default: 127.0.0.1, this machine alone; anyone who reaches another one can "
-        "use the page, there is no password)",
+    _add(parser, "--port", "where it listens (default: 7860)", default=7860)
+    address = (
+        "the address it listens on (default: 127.0.0.1, this machine alone; anyone who reaches another one can use "
+        "the page, there is no password)"
     )
+    _add(parser, "--host", address, default="127.0.0.1")
     _add(parser, "--device")
 
 
@@ -429,9 +406,9 @@ Then ask it as you would ask any such server, with images as data:image/png;base
     )
     _add(parser, "model")
     who = "who may ask (default: localhost, this machine alone; it asks no password)"
-    parser.add_argument("--host", default="localhost", help=who)
-    _add(parser, "--port", default=8000, help="default: 8000")
-    _add(parser, "-k")
+    _add(parser, "--host", who, default="localhost")
+    _add(parser, "--port", "default: 8000", default=8000)
+    _add(parser, "-k --k")
     _add(parser, "--device")
 
 
@@ -446,4 +423,4 @@ def _add_export(commands: _Commands) -> None:
         "Stopped. The folder is not whole: run the same command again.",
     )
     _add(parser, "model")
-    _add(parser, "folder", type=None, help="where the files go")
+    _add(parser, "folder", "where the files go", type=None)

@@ -9,33 +9,29 @@ from typing import Any
 from ..errors import InvalidInputError
 from ..evaluation.model_evaluation import evaluate_model
 from .models import check_model
-from .outcome import Outcome
+from .outcome import Outcome, written
+
+
+# Arguments that `evaluate_model` takes by the same names.
+_OPTIONS = (
+    *("arms", "knowledge", "k", "policy", "channels", "batch_size", "device", "max_new_tokens"),
+    *("split", "limit", "metrics", "seed", "distractors", "factors"),
+)
 
 
 def evaluate(arguments: argparse.Namespace) -> Outcome:
-    """`evaluate`: asks, judges and reports."""
-    columns = _columns(arguments.columns)
+    """`evaluate`: asks, judges and reports.
+
+    Raises:
+        InvalidInputError: A column is not `NAME=COLUMN`, or there is no RAVLM.
+    """
+    columns = [pair.partition("=") for pair in arguments.columns]
+    if wrong := ["".join(parts) for parts in columns if not all(parts)]:
+        raise InvalidInputError(f"--columns {wrong[0]}: expected NAME=COLUMN, such as answers=answer.")
     check_model(arguments.model)
-    found = evaluate_model(
-        arguments.model,
-        arguments.data,
-        arguments.output,
-        arms=arguments.arms,
-        columns=columns,
-        split=arguments.split,
-        limit=arguments.limit,
-        metrics=arguments.metrics,
-        knowledge=arguments.knowledge,
-        k=arguments.k,
-        policy=arguments.policy,
-        channels=arguments.channels,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
-        device=arguments.device,
-        distractors=arguments.distractors,
-        factors=arguments.factors,
-        max_new_tokens=arguments.max_new_tokens,
-    )
+    options = {name: getattr(arguments, name) for name in _OPTIONS}
+    options["columns"] = {name: column for name, _, column in columns} or None
+    found = evaluate_model(arguments.model, arguments.data, arguments.output, **options)
     growth = found.growth
     record: dict[str, Any] = {
         "report": found.report.to_dict(),
@@ -43,15 +39,7 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
         "files": [str(path) for path in found.files],
     }
     tables = [found.report.to_markdown(), *([] if growth is None else [growth.to_markdown()])]
-    return Outcome(record, "\n".join([*tables, "Written:", *(f"  {path}" for path in record["files"])]))
-
-
-def _columns(pairs: list[str]) -> dict[str, str] | None:
-    split = [pair.partition("=") for pair in pairs]
-    wrong = [pair for pair, parts in zip(pairs, split, strict=True) if not all(parts)]
-    if wrong:
-        raise InvalidInputError(f"--columns {wrong[0]}: expected NAME=COLUMN, such as answers=answer.")
-    return {name: column for name, _, column in split} or None
+    return Outcome(record, "\n".join([*tables, written(record["files"])]))
 
 
 def _with_nulls(record: dict[str, Any]) -> dict[str, Any]:

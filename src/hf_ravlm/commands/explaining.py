@@ -14,7 +14,11 @@ from .outcome import Outcome, one_line
 
 
 def explain(arguments: argparse.Namespace) -> Outcome:
-    """`explain`: answers, looks back, draws."""
+    """`explain`: answers, looks back, draws.
+
+    Raises:
+        InvalidInputError: The figure cannot be written where it should be, or there is no image.
+    """
     out: Path = arguments.out
     if out.suffix.lower() != ".png":
         raise InvalidInputError(f"--out {out}: the figure is a PNG. Expected a name that ends in .png.")

@@ -11,7 +11,11 @@ from .outcome import Outcome, size
 
 
 def export(arguments: argparse.Namespace) -> Outcome:
-    """`export`: loads the dual encoder and writes its towers."""
+    """`export`: loads the dual encoder and writes its towers.
+
+    Raises:
+        InvalidInputError: The model cannot be loaded.
+    """
     try:
         model = RavlmModel.from_pretrained(arguments.model)
         processor = RavlmProcessor.from_pretrained(arguments.model)

@@ -20,14 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def chosen_encoder(arguments: argparse.Namespace, folder: Path | None = None) -> Encoder:
-    """Loads the model.
-
-    Args:
-        arguments: Those of the command.
-        folder: The knowledge base, beside which a model may lie.
+    """The encoder that `--model` names, or the model that lies beside the knowledge base in `folder`.
 
     Raises:
-        InvalidInputError: If no model is named and none lies there, or it cannot be loaded.
+        InvalidInputError: No model is named and none lies there, or it cannot be loaded.
     """
     name = arguments.model
     if name is None:
@@ -48,8 +44,7 @@ def chosen_encoder(arguments: argparse.Namespace, folder: Path | None = None) ->
     except InvalidInputError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # as transformers and torch report what is wrong with a model
-        reason = " ".join(str(error).split())[:500]
-        raise InvalidInputError(f"--model {name}: it cannot be loaded: {reason}") from error
+        raise InvalidInputError(f"--model {name}: it cannot be loaded: {one_line(str(error))[:500]}") from error
 
 
 def default_device() -> str | None:
@@ -58,7 +53,11 @@ def default_device() -> str | None:
 
 
 def check_model(name: str) -> None:
-    """Refuses what is no RAVLM by its settings alone: loading another model as one would make it up at full size."""
+    """Refuses what is no RAVLM, by its settings alone: loaded as one, another model would get random weights.
+
+    Raises:
+        InvalidInputError: There is no model, or it is of another type.
+    """
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -82,8 +81,8 @@ def open_reader(name: str, knowledge: str | None = None, device: str | None = No
         device: Such as `"cuda"`; `None` for the graphics card, if there is one.
 
     Raises:
-        InvalidInputError: If there is no RAVLM.
-        KnowledgeBaseNotFoundError: If there is no knowledge base in `knowledge`.
+        InvalidInputError: There is no RAVLM.
+        KnowledgeBaseNotFoundError: There is no knowledge base in `knowledge`.
     """
     check_model(name)
     reader = pipeline("image-to-text", model=name, device=device or default_device() or "cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from typing import Any
 class Outcome:
     """What a command brings back.
 
-    Attributes:
+    Args:
         record: JSON values, for `--json`.
         text: The same for people.
         exit_code: 0 if all is well, 1 if it is not.
@@ -20,6 +20,11 @@ class Outcome:
     record: Mapping[str, Any]
     text: str
     exit_code: int = 0
+
+
+def written(files: Iterable[str]) -> str:
+    """The files that a command wrote, a line each."""
+    return "\n".join(["Written:", *(f"  {name}" for name in files)])
 
 
 def size(num_bytes: float) -> str:

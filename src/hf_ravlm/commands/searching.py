@@ -21,18 +21,23 @@ from .outcome import Outcome, one_line
 
 
 _SHOWN = ("id", "title", "text", "source", "licence", "url", "revision", "metadata")
-_MAX_SHOWN_CHARACTERS = 300
 
 
 def search(arguments: argparse.Namespace) -> Outcome:
-    """`index search`: the best passages for a text, an image, or both."""
+    """`index search`: the best passages for a text, an image, or both.
+
+    Raises:
+        InvalidInputError: There is nothing to search for, no such image, or `--where` is no JSON object.
+    """
     if arguments.text is None and arguments.image is None:
         raise InvalidInputError("There is nothing to search for. Give a text, or --image.")
     if arguments.image is not None and not arguments.image.is_file():
         raise InvalidInputError(f"--image {arguments.image}: there is no such file.")
     where = _conditions(arguments.where)
     arguments.channels = list(dict.fromkeys(name for part in arguments.channels for name in part))
-    hub = {} if arguments.revision is None else {"revision": arguments.revision}
+    hub = {"repo_type": arguments.repo_type}
+    if arguments.revision is not None:
+        hub["revision"] = arguments.revision
     if arguments.channels == ["bm25"]:
         found = _search_words(arguments, where, hub)
     else:
@@ -40,15 +45,12 @@ def search(arguments: argparse.Namespace) -> Outcome:
         # A model repository on the Hub brings its own model, from the same commit.
         brings_model = folder is None and arguments.model is None and arguments.repo_type == "model"
         encoder = None if brings_model else chosen_encoder(arguments, folder)
-        retriever = RavlmRetriever.from_pretrained(
-            arguments.folder, encoder, SUBFOLDER, repo_type=arguments.repo_type, **hub
-        )
-        results = retriever.retrieve(
-            arguments.image, arguments.text, arguments.k, where=where, channels=arguments.channels
-        )[0]
+        retriever = RavlmRetriever.from_pretrained(arguments.folder, encoder, SUBFOLDER, **hub)
+        ranking = {"where": where, "channels": arguments.channels}
+        (results,) = retriever.retrieve(arguments.image, arguments.text, arguments.k, **ranking)
         found = [(evidence, evidence.ranking_score, evidence.score) for evidence in results]
     records = [_record(rank, *one) for rank, one in enumerate(found, start=1)]
-    query = {"text": arguments.text, "image": None if arguments.image is None else os.fspath(arguments.image)}
+    query = {"text": arguments.text, "image": arguments.image and os.fspath(arguments.image)}
     record = {"query": query, "where": where, "channels": arguments.channels, "results": records}
     return Outcome(record, "\n".join(map(_lines, records)) or "Nothing was found.")
 
@@ -56,7 +58,7 @@ def search(arguments: argparse.Namespace) -> Outcome:
 def _search_words(
     arguments: argparse.Namespace, where: dict[str, Any] | None, hub: dict[str, Any]
 ) -> list[tuple[Passage, float, float | None]]:
-    knowledge_base = KnowledgeBase.from_pretrained(arguments.folder, SUBFOLDER, repo_type=arguments.repo_type, **hub)
+    knowledge_base = KnowledgeBase.from_pretrained(arguments.folder, SUBFOLDER, **hub)
     channel = LexicalChannel(LexicalIndex.build(searchable_texts(knowledge_base.table)))
     options = SearchOptions(k=arguments.k, channels=("bm25",), where=where)
     queries = checked_queries(arguments.image, arguments.text)
@@ -83,15 +85,18 @@ def _conditions(text: str | None) -> dict[str, Any] | None:
 
 
 def _record(rank: int, passage: Passage, ranking_score: float, cosine: float | None) -> dict[str, Any]:
-    shown = {name: getattr(passage, name) for name in _SHOWN}
     scores = {"rank": rank, "ranking_score": ranking_score, "score": cosine}
-    return {**scores, **shown, "has_image": passage.image_bytes is not None}
+    return {
+        **scores,
+        **{name: getattr(passage, name) for name in _SHOWN},
+        "has_image": passage.image_bytes is not None,
+    }
 
 
 def _lines(record: dict[str, Any]) -> str:
     origin = ", ".join(one_line(record[name]) for name in ("source", "licence", "url") if record[name])
     text = one_line(record["text"] or "")
-    text = text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]} ..."
+    text = text if len(text) <= 300 else f"{text[:300]} ..."
     image = " (image)" if record["has_image"] else ""
     lines = [f"{record['rank']}. {record['ranking_score']:.4f}  {one_line(record['id'])}{image}"]
     lines += [f"   {line}" for line in (one_line(record["title"] or ""), text, origin and f"[{origin}]") if line]

@@ -1,17 +1,35 @@
-"""`hf-ravlm serve`: an address that chat clients of OpenAI's kind can ask."""
+"""`hf-ravlm serve` and `hf-ravlm demo`: what answers until it is stopped."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 
+from ..demo.page import build_page
+from ..demo.serving import check_port, require_gradio, serve_page
 from ..integrations import transformers_serve
-from .models import check_model, default_device
+from .models import check_model, default_device, open_reader
 from .outcome import Outcome
 
 
+logger = logging.getLogger(__name__)
+
+
 def serve(arguments: argparse.Namespace) -> Outcome:
-    """`serve`: answers until it is stopped."""
+    """`serve`: an address that chat clients of OpenAI's kind can ask."""
     check_model(arguments.model)
     device = arguments.device or default_device() or "cpu"
     transformers_serve.serve(arguments.model, arguments.k, host=arguments.host, port=arguments.port, device=device)
     return Outcome({"model": arguments.model, "stopped": True}, "The server has stopped.")
+
+
+def demonstrate(arguments: argparse.Namespace) -> Outcome:
+    """`demo`: the demo page."""
+    check_port(arguments.host, arguments.port)  # before a large model is loaded for nothing
+    require_gradio()
+    reader = open_reader(arguments.model, arguments.knowledge, arguments.device)
+    page = build_page(reader.model, reader.processor, reader.retriever)
+    address = serve_page(page, arguments.host, arguments.port)
+    logger.info("The page is open at %s. Ctrl-C closes it.", address)
+    page.block_thread()
+    return Outcome({"address": address}, "Closed.")

@@ -20,21 +20,14 @@ logger = logging.getLogger(__name__)
 
 _CORPORA = ("wordnet", "conceptnet", "wikipedia")
 _SPECIAL = sorted({name for names in FORMATS.values() for name in names})
-_SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".xml": "wikipedia",
-}
+_SUFFIXES = {"jsonl": "jsonl", "ndjson": "jsonl", "csv": "csv", "tsv": "csv", "parquet": "parquet", "xml": "wikipedia"}
 
 
 def format_of(arguments: argparse.Namespace) -> str:
     """The format of the source, given or guessed.
 
     Raises:
-        InvalidInputError: If there is no source, its format cannot be told, or an option does not belong to it.
+        InvalidInputError: There is no source, its format cannot be guessed, or an option does not belong to it.
     """
     path: Path = arguments.source
     if not path.exists():
@@ -50,7 +43,7 @@ def read_source(arguments: argparse.Namespace) -> KnowledgeBase:
     """Reads the passages.
 
     Raises:
-        InvalidInputError: As `format_of`, or if an item cannot be read.
+        InvalidInputError: As of `format_of`, or an item cannot be read.
     """
     path: Path = arguments.source
     kind = format_of(arguments)
@@ -66,26 +59,21 @@ def read_source(arguments: argparse.Namespace) -> KnowledgeBase:
     logger.info("Reading %s as %s", path, kind)
     reader = getattr(corpora if kind in _CORPORA else KnowledgeBase, f"from_{kind}")
     knowledge_base: KnowledgeBase = reader(path, **options)
-    if knowledge_base.skipped:
-        logger.warning(
-            "Passages left out: %d. The list is in --report, if you asked for one.", len(knowledge_base.skipped)
-        )
-    return knowledge_base if arguments.licence is None else with_licence(knowledge_base, arguments.licence)
-
-
-def with_licence(knowledge_base: KnowledgeBase, licence: str) -> KnowledgeBase:
-    """The same passages, with a licence for those that state none."""
-    table = knowledge_base.table
+    skipped, table = knowledge_base.skipped, knowledge_base.table
+    if skipped:
+        logger.warning("Passages left out: %d. The list is in --report, if you asked for one.", len(skipped))
+    if arguments.licence is None:
+        return knowledge_base
     place = table.schema.get_field_index("licence")
-    filled = pc.fill_null(table["licence"], licence)
-    return KnowledgeBase(table.set_column(place, table.schema.field(place), filled), knowledge_base.skipped)
+    filled = pc.fill_null(table["licence"], arguments.licence)  # what states a licence keeps it
+    return KnowledgeBase(table.set_column(place, table.schema.field(place), filled), skipped)
 
 
 def guess_format(path: Path) -> str:
-    """Tells the format by the name of a file, or by what is in a folder.
+    """The format, by the name of a file or by what is in a folder.
 
     Raises:
-        InvalidInputError: If its name says nothing.
+        InvalidInputError: Its name says nothing.
 
     >>> guess_format(Path("."))
     'folder'
@@ -94,7 +82,7 @@ def guess_format(path: Path) -> str:
         return "wordnet" if (path / "data.noun").is_file() else "folder"
     if path.name.startswith("conceptnet-assertions"):
         return "conceptnet"
-    suffix = plain_suffix(path)
+    suffix = plain_suffix(path).removeprefix(".")
     if suffix not in _SUFFIXES:
         raise InvalidInputError(
             f"{path}: its name does not say what it is. Pass --format, one of {', '.join(FORMATS)}."
@@ -104,6 +92,9 @@ def guess_format(path: Path) -> str:
 
 def column_names(pairs: list[str]) -> dict[str, Any]:
     """Turns `text=caption` and the like into the arguments of the readers.
+
+    Raises:
+        InvalidInputError: A pair is not `NAME=COLUMN`, or there is no such name.
 
     >>> column_names(["text=caption", "id=", "metadata=year,place"])
     {'text_column': 'caption', 'id_column': None, 'metadata_columns': ['year', 'place']}

@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..retrieval import Evidence
 
-EVIDENCE_FIELDS = (
-    *("id", "text", "image", "score", "rank"),
-    *("source", "licence", "url", "revision", "title", "metadata"),
-)
+_FIELDS = "id text image score rank source licence url revision title metadata".split()
 
 
 @dataclass
@@ -25,8 +22,7 @@ class Answer:
         posterior (`list[float]`): `p(passage | question, answer)` of each, sums to 1; empty without evidence.
         leave_one_out (`list[float]`):
             by how much the answer's log-probability, in nats, falls without each passage; empty without evidence.
-        decision (`Decision`, *optional*): what a policy decided, if there was one: whether to search, which passages
-            to drop, how far to trust the answer, and whether to withhold it (`text` is empty then).
+        decision (`Decision`, *optional*): what a policy decided, if there was one.
     """
 
     text: str
@@ -36,7 +32,7 @@ class Answer:
     decision: Decision | None = None
 
     def to_record(self) -> dict[str, Any]:
-        """As a pipeline returns it: plain dictionaries; with a policy what it decided, too."""
+        """As a pipeline returns it: plain dictionaries, with the fields of the decision if there is one."""
         record = {
             "generated_text": self.text,
             "evidence": list(map(_passage_record, self.evidence)),
@@ -50,7 +46,7 @@ class Answer:
 
 
 def _passage_record(passage: Evidence) -> dict[str, Any]:
-    return {name: getattr(passage, name) for name in EVIDENCE_FIELDS}
+    return {name: getattr(passage, name) for name in _FIELDS}
 
 
 @dataclass
@@ -59,11 +55,11 @@ class Decision:
 
     Args:
         retrieved (`bool`): whether passages were searched for.
-        need (`float`, *optional*): what the gate said, the probability that a search helps; `None` without a gate.
-        dropped (`list[Evidence]`): the passages that were found and not kept; of those that were, the best were read.
+        need (`float`, *optional*): the probability that a search helps, by the gate; `None` without a gate.
+        dropped (`list[Evidence]`): the passages that were found and not kept.
         confidence (`float`, *optional*): the probability that the answer is right, calibrated if the policy is.
         abstained (`bool`): whether the answer was withheld; its text is then empty.
-        withheld (`str`, *optional*): what would have been said.
+        withheld (`str`, *optional*): the answer that was withheld.
     """
 
     retrieved: bool

@@ -1,8 +1,4 @@
-"""The path of one batch of questions: retriever -> processor -> model -> answers with their evidence.
-
-Every pipeline goes through `answer_questions`. With an `AnswerPolicy` three decisions are made on the way: whether to
-search (gate), which passages to read (critic), and whether to give the answer (abstention).
-"""
+"""The path of one batch of questions: retriever -> processor -> model -> answers with their evidence."""
 
 from __future__ import annotations
 
@@ -42,7 +38,7 @@ def answer_questions(
     policy: AnswerPolicy | None = None,
     **generate_kwargs,
 ) -> list[list[Answer]]:
-    """Answers questions about images with what the retriever finds.
+    """Answers questions about images with what the retriever finds; every pipeline goes through here.
 
     Args:
         model, processor: the reader and its processor.
@@ -58,6 +54,10 @@ def answer_questions(
 
     Returns:
         Per question a list of `num_return_sequences` answers.
+
+    Raises:
+        InvalidInputError: `k` is negative, `retriever` is none, a question or an image cannot be used, or a policy
+            is to judge what is not one greedy answer per question.
     """
     k = model.config.num_passages if k is None else k
     if k < 0:
@@ -100,9 +100,9 @@ def read_answers(
     encoded_knowledge: EncodedKnowledge | None = None,
     **generate_kwargs,
 ) -> list[list[Answer]]:
-    """Answers questions from the evidence that is given; arguments as of `answer_questions`."""
+    """Answers questions from the evidence that is given; the arguments are those of `answer_questions`."""
     inputs = processor(images=images, text=list(questions), evidence=evidence)
-    inputs = _as_the_model_takes(inputs, model, evidence, encoded_knowledge)
+    inputs = _for_model(inputs, model, evidence, encoded_knowledge)
     sequences = model.generate(**inputs, **generate_kwargs)
     sequences = getattr(sequences, "sequences", sequences)  # with `return_dict_in_generate`
     new_tokens = sequences[:, inputs["input_ids"].shape[1] :]
@@ -124,7 +124,7 @@ def read_with_confidence(
     evidence: Sequence[Sequence[Any]],
     **options,
 ) -> tuple[list[Answer], dict[str, torch.Tensor]]:
-    """One greedy answer to each question, and the `DRAFT_FEATURES` of `decision_heads.py`, each `(B,)`.
+    """One greedy answer to each question, and its `DRAFT_FEATURES`, each `(B,)`.
 
     Raises:
         InvalidInputError: Decoding is not greedy, or the reader writes from several prompts per question.
@@ -158,24 +158,17 @@ def add_attributions(
     rows = [row for row, answer in enumerate(answers) if answer.evidence]
     if not rows:
         return
-    # What was generated came on top of a full prompt; it may stand there once more when it is scored.
-    longest = max(map(len, processor.encode_text([answer.text for answer in answers]))) + 1
+    # An answer was generated on top of a prompt that may fill `processor.max_length`: it needs room of its own.
+    max_length = processor.max_length + max(map(len, processor.encode_text([answer.text for answer in answers]))) + 1
     reader = without_adapters(model)
     images, questions = _some(images, questions, rows)
     evidence, texts = [answers[row].evidence for row in rows], [answers[row].text for row in rows]
-    max_length = processor.max_length + longest
     if reader.reads_images:
         found = attribute_prompts(model, processor, images, questions, evidence, texts, max_length)
     else:
-        inputs = processor(
-            images=images,
-            text=questions,
-            evidence=evidence,
-            answers=texts,
-            padding_side="left",
-            max_length=max_length,
-        )
-        found = reader.attribute(**_as_the_model_takes(inputs, model, evidence, encoded_knowledge))
+        layout = {"padding_side": "left", "max_length": max_length}
+        inputs = processor(images=images, text=questions, evidence=evidence, answers=texts, **layout)
+        found = reader.attribute(**_for_model(inputs, model, evidence, encoded_knowledge))
     for row, posterior, without in zip(rows, found.posterior.tolist(), found.leave_one_out.tolist(), strict=True):
         number = len(answers[row].evidence)
         answers[row].posterior, answers[row].leave_one_out = posterior[:number], without[:number]
@@ -187,10 +180,10 @@ def _some(
     return None if images is None else [images[place] for place in places], [questions[place] for place in places]
 
 
-def _as_the_model_takes(
+def _for_model(
     inputs: Any, model: Any, evidence: Sequence[Sequence[Any]], encoded_knowledge: EncodedKnowledge | None
 ) -> Any:
-    """The processor's output on the device and in the precision of the model, with stored states where there are."""
+    """The processor's output on the device and in the precision of the model, with stored states if there are any."""
     inputs = inputs.to(model.device)
     if encoded_knowledge is not None:
         encoded_knowledge.replace_inputs(inputs, evidence)

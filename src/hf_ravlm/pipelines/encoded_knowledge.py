@@ -1,16 +1,14 @@
 """States that a reader's text encoder gives to every token of every passage, kept for all questions.
 
-Readers whose fusion reads states (all but `in_context`) need no text of a passage when they answer: its states do not
-depend on the question. They are kept in one Arrow file, memory-mapped, in bfloat16: 77 KB for 100 tokens of 384
-channels.
+They do not depend on the question, and every fusion but `in_context` reads them instead of the text. They are kept in
+one memory-mapped Arrow file, in bfloat16: 77 KB for 100 tokens of 384 channels.
 """
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -33,14 +31,11 @@ from ..saving.durable import publish_file
 # Batches are sorted by length among this many, which bounds what waits in memory: 80 MB at 77 KB per passage.
 _BATCHES_PER_WINDOW = 16
 
-_Encode = Callable[[list[Passage]], "list[torch.Tensor]"]
-
 
 class EncodedKnowledge:
     """States of the passages of one knowledge base, for one reader.
 
-    Make it with `EncodedKnowledge.build`, which writes the file, or `EncodedKnowledge.open`, and give it to a pipeline
-    or to `answer_questions` as `encoded_knowledge`.
+    `build` and `open` make it; pipelines and `answer_questions` take it as `encoded_knowledge`.
 
     Args:
         knowledge_base (`KnowledgeBase`): the passages.
@@ -48,7 +43,7 @@ class EncodedKnowledge:
             the bits of bfloat16, which neither Arrow nor numpy has.
 
     Raises:
-        InvalidInputError: if they are of another number of passages.
+        InvalidInputError: The states are of another number of passages.
 
     Example:
 
@@ -89,9 +84,9 @@ class EncodedKnowledge:
             batch_size: passages that are read at once, of similar length.
 
         Raises:
-            InvalidInputError: if the reader sees words of passages and no states (`fusion="in_context"`).
-            UnsafeInputError: if a state is NaN or infinite, or an image cannot be used.
-            OSError: if the disk refuses.
+            InvalidInputError: The reader sees words of passages and no states (`fusion="in_context"`).
+            UnsafeInputError: A state is NaN or infinite, or an image cannot be used.
+            OSError: The disk refuses.
         """
         check_reader(model)
         if batch_size < 1:
@@ -102,8 +97,7 @@ class EncodedKnowledge:
             model.eval()
             try:
                 fingerprint = states_fingerprint(model, processor, knowledge_base)
-                encode = partial(_encode, model, processor)
-                _write(sink, _windows(knowledge_base, encode, batch_size), fingerprint)
+                _write(sink, _windows(model, processor, knowledge_base, batch_size), fingerprint)
             finally:
                 model.train(was_training)
 
@@ -130,9 +124,9 @@ class EncodedKnowledge:
         """Maps what `build` wrote into memory; the file must not change while it is in use.
 
         Raises:
-            FileNotFoundError: if there is no file.
-            KnowledgeBaseCorruptError: if it is damaged or holds something else.
-            KnowledgeBaseMismatchError: if the states are of another reader or other passages.
+            FileNotFoundError: There is no file.
+            KnowledgeBaseCorruptError: It is damaged or holds something else.
+            KnowledgeBaseMismatchError: The states are of another reader or other passages.
         """
         check_reader(model)
         try:
@@ -185,17 +179,17 @@ class EncodedKnowledge:
             evidence: per question its passages, with the ids of this knowledge base.
 
         Raises:
-            InvalidInputError: if a passage is not of this knowledge base.
+            InvalidInputError: A passage is not of this knowledge base.
         """
         if "evidence_input_ids" not in inputs:
             return
-        device = inputs["evidence_input_ids"].device
-        shape = inputs["evidence_input_ids"].shape[:2]
-        rows = [[self._row(passage) for passage in row] + [-1] * (shape[1] - len(row)) for row in evidence]
-        states, mask = self.gather(rows)
+        tokens = inputs["evidence_input_ids"]  # (B, K, L)
+        states, mask = self.gather(
+            [[self._row(passage) for passage in row] + [-1] * (tokens.shape[1] - len(row)) for row in evidence]
+        )
         for name in ("input_ids", "attention_mask", "pixel_values", "image_mask"):
             inputs.pop(f"evidence_{name}", None)
-        inputs["evidence_states"], inputs["evidence_token_mask"] = states.to(device), mask.to(device)
+        inputs["evidence_states"], inputs["evidence_token_mask"] = states.to(tokens.device), mask.to(tokens.device)
 
     def _row(self, passage: Any) -> int:
         row = self.row_of.get(str(getattr(passage, "id", None)))
@@ -208,7 +202,11 @@ class EncodedKnowledge:
 
 
 def check_reader(model: RavlmForConditionalGeneration) -> None:
-    """Refuses readers that read no states."""
+    """Refuses readers that read no states.
+
+    Raises:
+        InvalidInputError: The fusion is `in_context`.
+    """
     if model.config.fusion == "in_context":
         raise InvalidInputError(
             "fusion='in_context' reads the words of passages, so there are no states to keep; it fits the fusions "
@@ -246,14 +244,16 @@ def _encode(
         None if pixels is None else pixels.to(model.dtype),
         inputs.get("evidence_image_mask"),
     )
-    states = states.to(torch.bfloat16)
-    for passage, row, keep in zip(passages, states, mask, strict=True):
-        if not row[keep].isfinite().all():
+    found = [row[keep] for row, keep in zip(states[:, 0].to(torch.bfloat16), mask[:, 0], strict=True)]
+    for passage, row in zip(passages, found, strict=True):
+        if not row.isfinite().all():
             raise UnsafeInputError(f"The states of passage {passage.id!r} are NaN or infinite. Check the encoder.")
-    return [row[keep].cpu() for row, keep in zip(states[:, 0], mask[:, 0], strict=True)]
+    return [row.cpu() for row in found]
 
 
-def _windows(knowledge_base: KnowledgeBase, encode: _Encode, batch_size: int) -> Iterator[list[torch.Tensor]]:
+def _windows(
+    model: RavlmForConditionalGeneration, processor: RavlmProcessor, knowledge_base: KnowledgeBase, batch_size: int
+) -> Iterator[list[torch.Tensor]]:
     """The states of all passages in order, window by window, each read from its longest text to its shortest."""
     text_lengths = np.asarray(knowledge_base.text_lengths())
     starts = range(0, len(knowledge_base), batch_size * _BATCHES_PER_WINDOW)
@@ -262,7 +262,7 @@ def _windows(knowledge_base: KnowledgeBase, encode: _Encode, batch_size: int) ->
         states: dict[int, torch.Tensor] = {}
         for begin in range(0, len(order), batch_size):
             rows = order[begin : begin + batch_size].tolist()
-            states.update(zip(rows, encode(knowledge_base.passages(rows)), strict=True))
+            states.update(zip(rows, _encode(model, processor, knowledge_base.passages(rows)), strict=True))
         yield [states[row] for row in range(start, start + len(order))]
 
 

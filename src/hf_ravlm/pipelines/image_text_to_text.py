@@ -38,15 +38,16 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
         return preprocess, {**forward, **extra}, postprocess
 
     def preprocess(self, inputs=None, timeout=None, **kwargs):
+        images, questions = [None], inputs
         if isinstance(inputs, Chat):
-            images, questions = zip(question_of_chat(inputs.messages))
+            image, questions = question_of_chat(inputs.messages)
+            images = [image]
         elif isinstance(inputs, dict):
-            images, questions = [_only(image) for image in _listed(inputs["images"])], _listed(inputs["text"])
-        else:
-            questions = _listed(inputs)
-            images = [None] * len(questions)
+            images, questions = _listed(inputs["images"]), inputs["text"]
+            # Chat models take the image of a question as a list of images.
+            images = [image[0] if isinstance(image, (list, tuple)) and len(image) == 1 else image for image in images]
         opened = None if all(image is None for image in images) else [open_image(image, timeout) for image in images]
-        return {"images": opened, "questions": list(questions), "text": inputs}
+        return {"images": opened, "questions": _listed(questions), "text": inputs}
 
     def _forward(self, model_inputs, **options):
         images, questions = model_inputs["images"], model_inputs["questions"]
@@ -60,11 +61,8 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
             flat = [image for row in images for image in row] if True in with_images else None
             together = iter(self._answer(flat, [question for row in questions for question in row], **options))
             answers = [[next(together) for _ in row] for row in questions]
-        return {
-            "answers": answers if batched else answers[0],
-            "text": model_inputs["text"],
-            "questions": model_inputs["questions"],
-        }
+        asked = {name: model_inputs[name] for name in ("text", "questions")}
+        return {"answers": answers if batched else answers[0], **asked}
 
     def postprocess(self, model_outputs, return_type=None, **kwargs):
         new_text_only = getattr(return_type, "name", "FULL_TEXT") == "NEW_TEXT"
@@ -74,13 +72,19 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
                 record = answer.to_record()
                 prompt = given.messages if isinstance(given, Chat) else question
                 if not new_text_only:
-                    record["generated_text"] = _full_text(prompt, answer.text)
+                    said = {"role": "assistant", "content": answer.text}
+                    record["generated_text"] = (
+                        f"{prompt} {answer.text}" if isinstance(prompt, str) else [*prompt, said]
+                    )
                 records.append({"input_text": prompt, **record})
         return records
 
 
 def question_of_chat(messages: list[dict[str, Any]]) -> tuple[Any, str]:
     """The last image and the last user message's words of a conversation.
+
+    Raises:
+        InvalidInputError: The user says nothing, or an image part has no image.
 
     >>> parts = [{"type": "image", "url": "a.png"}, {"type": "text", "text": "Who?"}]
     >>> question_of_chat([{"role": "user", "content": parts}])
@@ -115,16 +119,5 @@ def _image_of_part(part: dict[str, Any]) -> Any:
     )
 
 
-def _only(image: Any) -> Any:
-    """The image of one question, which chat models take as a list of images."""
-    return image[0] if isinstance(image, (list, tuple)) and len(image) == 1 else image
-
-
 def _listed(value: Any) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _full_text(prompt: Any, answer: str) -> Any:
-    if isinstance(prompt, str):
-        return f"{prompt} {answer}"
-    return [*prompt, {"role": "assistant", "content": answer}]

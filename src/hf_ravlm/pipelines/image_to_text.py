@@ -112,8 +112,8 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
     - everything else goes to `model.generate`.
 
     Each image gives a list of dictionaries with `generated_text`, `evidence` (dictionaries with id, text, image,
-    score, source, licence, ...), `posterior` (one probability per passage) and `leave_one_out` (what the answer's
-    log-probability loses without the passage) and `scores` (those of the evidence).
+    score, source, licence, ...), `scores` (those of the evidence), `posterior` (one probability per passage) and
+    `leave_one_out` (what the answer's log-probability loses without the passage).
     """
 
     _load_processor = _load_tokenizer = _load_image_processor = None  # foreign checkpoints may lack any of them
@@ -126,13 +126,9 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
             return ImageCaptionPipeline(model, *args, **kwargs)
         return super().__new__(cls)
 
-    def _sanitize_parameters(self, question=None, timeout=None, max_new_tokens=None, generate_kwargs=None, **kwargs):
-        preprocess = {"question": question, "timeout": timeout}
+    def _sanitize_parameters(self, question=None, timeout=None, **kwargs):
         forward = {key: kwargs.pop(key) for key in ANSWER_KEYS if key in kwargs}
-        generate = _merge_generate_kwargs(generate_kwargs, max_new_tokens, kwargs)
-        if generate:
-            forward["generate_kwargs"] = generate
-        return {key: value for key, value in preprocess.items() if value is not None}, forward, {}
+        return _sorted_parameters({"question": question, "timeout": timeout}, forward, **kwargs)
 
     def __call__(self, inputs=None, **kwargs):
         """See the class; `images=` and `image=` name the first argument, too."""
@@ -180,11 +176,8 @@ class ImageCaptionPipeline(Pipeline):
     _pipeline_calls_generate = True
     _default_generation_config = GenerationConfig(max_new_tokens=256)
 
-    def _sanitize_parameters(self, prompt=None, timeout=None, max_new_tokens=None, generate_kwargs=None, **kwargs):
-        preprocess = {"prompt": prompt, "timeout": timeout}
-        generate = _merge_generate_kwargs(generate_kwargs, max_new_tokens, kwargs)
-        forward = {"generate_kwargs": generate} if generate else {}
-        return {key: value for key, value in preprocess.items() if value is not None}, forward, {}
+    def _sanitize_parameters(self, prompt=None, timeout=None, **kwargs):
+        return _sorted_parameters({"prompt": prompt, "timeout": timeout}, {}, **kwargs)
 
     def __call__(self, inputs=None, **kwargs):
         """Captions an image, a list, a generator or a dataset; `prompt` conditions models that take one."""
@@ -197,12 +190,11 @@ class ImageCaptionPipeline(Pipeline):
             return self.image_processor(images=image, return_tensors="pt").to(self.dtype)
         if self.processor is None:
             raise InvalidInputError(f"{self.model.config.model_type} takes no prompt; call without prompt=")
-        model_inputs = self.processor(images=image, text=prompt, return_tensors="pt")
-        return model_inputs.to(self.dtype)
+        return self.processor(images=image, text=prompt, return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs, generate_kwargs=None):
-        generate_kwargs = self._prepare_generate_kwargs(dict(generate_kwargs or {}))
-        return {"sequences": self.model.generate(**model_inputs, **generate_kwargs)}
+        options = self._prepare_generate_kwargs(dict(generate_kwargs or {}))
+        return {"sequences": self.model.generate(**model_inputs, **options)}
 
     def postprocess(self, model_outputs):
         texts = self.tokenizer.batch_decode(model_outputs["sequences"], skip_special_tokens=True)
@@ -210,7 +202,11 @@ class ImageCaptionPipeline(Pipeline):
 
 
 def open_image(source: Any, timeout: float | None = None) -> Any:
-    """Fetches an address that the caller gave; the processor makes safe what comes."""
+    """Fetches an image by its address, which the processor then makes safe; anything else is returned as it is.
+
+    Raises:
+        InvalidInputError: The image could not be fetched.
+    """
     if not isinstance(source, str) or not source.startswith(("http://", "https://")):
         return source
     try:
@@ -221,10 +217,15 @@ def open_image(source: Any, timeout: float | None = None) -> Any:
         ) from error
 
 
-def _merge_generate_kwargs(generate_kwargs: dict | None, max_new_tokens: int | None, others: dict) -> dict:
+def _sorted_parameters(
+    preprocess: dict, forward: dict, /, generate_kwargs: dict | None = None, max_new_tokens=None, **others: Any
+) -> tuple[dict, dict, dict]:
+    """What the three steps of a pipeline get: what `preprocess` and `_forward` do not know goes to `generate`."""
     merged = {**(generate_kwargs or {}), **others}
     if max_new_tokens is not None:
         if "max_new_tokens" in merged:
             raise InvalidInputError("max_new_tokens is given twice: directly and in generate_kwargs; give it once")
         merged["max_new_tokens"] = max_new_tokens
-    return merged
+    if merged:
+        forward = {**forward, "generate_kwargs": merged}
+    return {key: value for key, value in preprocess.items() if value is not None}, forward, {}

@@ -29,12 +29,12 @@ def find_processor(model: Any) -> RavlmProcessor:
     Raises:
         InvalidInputError: The model was made here and not loaded from anywhere.
     """
-    source = model.name_or_path
-    if not source:
+    if not model.name_or_path:
         raise InvalidInputError(
             "this model object was not loaded from a folder, so its processor cannot be found; pass processor="
         )
-    return AutoProcessor.from_pretrained(source, trust_remote_code=False, **origin_of(without_adapters(model)))
+    origin = origin_of(without_adapters(model))
+    return AutoProcessor.from_pretrained(model.name_or_path, trust_remote_code=False, **origin)
 
 
 def find_retriever(model: Any, processor: RavlmProcessor) -> RavlmRetriever | None:
@@ -43,8 +43,7 @@ def find_retriever(model: Any, processor: RavlmProcessor) -> RavlmRetriever | No
     A model in reduced precision does not embed exactly as the one that built the base; its folder's dual encoder is
     then loaded once more as it was saved.
     """
-    source = model.name_or_path
-    origin = origin_of(without_adapters(model))
+    source, origin = model.name_or_path, origin_of(without_adapters(model))
     if not source or not _has_knowledge(source, origin):
         return None
     from ..retrieval import RavlmEncoder, RavlmRetriever  # FAISS and pyarrow come only when needed
@@ -61,13 +60,12 @@ def find_policy(model: Any) -> AnswerPolicy | None:
     """The policy beside the model, or `None`."""
     from .policy.answer_policy import AnswerPolicy, find_policy_files
 
-    origin = origin_of(without_adapters(model))
+    source, origin = model.name_or_path, origin_of(without_adapters(model))
     try:
-        if find_policy_files(model.name_or_path, **origin) is None:
-            return None
-        return AnswerPolicy.from_pretrained(model.name_or_path, **origin)
+        found = find_policy_files(source, **origin)
+        return None if found is None else AnswerPolicy.from_pretrained(source, **origin)
     except OSError as error:
-        _warn_unknown(model.name_or_path, "a policy", "Nothing is withheld", "policy", error)
+        _warn_unknown(source, "a policy", "Nothing is withheld", "policy", error)
         return None
 
 

@@ -58,11 +58,11 @@ def with_questions(images: Any, questions: Any) -> Any:
     """Puts images and questions together into what a pipeline takes.
 
     Args:
-        images: An image, several of them in a list, or whatever can be iterated over.
-        questions: A question, or several, about one image; `None` where `images` has the questions, too.
+        images: An image, or several in a list, a generator or a dataset.
+        questions: A question, or several about one image; `None` if `images` has the questions, too.
 
     Raises:
-        InvalidInputError: There are several of both: which question belongs to which image is unknown.
+        InvalidInputError: There is no image, a question is no text, or several images came with several questions.
 
     >>> with_questions("a.png", ["Who?", "Where?"])
     [{'image': 'a.png', 'question': 'Who?'}, {'image': 'a.png', 'question': 'Where?'}]
@@ -81,14 +81,14 @@ def with_questions(images: Any, questions: Any) -> Any:
             return _Asked(images, questions)
         asked = ({"image": image, "question": questions} for image in images)
         return asked if isinstance(images, Iterator) else list(asked)
-    if not several and isinstance(questions, Sequence) and not isinstance(questions, bytes):
-        return [{"image": images, "question": question} for question in questions]
-    if not several:
+    if several:
+        raise InvalidInputError(
+            "several images came with several questions, and which belongs to which is unknown: pass dictionaries "
+            "{'image': ..., 'question': ...}, one per answer"
+        )
+    if not isinstance(questions, Sequence) or isinstance(questions, bytes):
         raise InvalidInputError(f"question= came as {type(questions).__name__}: expected a string, or a list of them")
-    raise InvalidInputError(
-        "several images came with several questions, and which belongs to which is unknown: pass dictionaries "
-        "{'image': ..., 'question': ...}, one per answer"
-    )
+    return [{"image": images, "question": question} for question in questions]
 
 
 class _Asked(Dataset):

@@ -183,6 +183,16 @@ def test_features_need_scores():
         passage_features([SimpleNamespace(text="a")], {})
 
 
+def test_features_of_a_passage_compare_it_with_its_rivals():
+    features = {name: values.tolist() for name, values in passage_features(found(0.9, 0.7, 0.8), {}).items()}
+    assert features["score"] == pytest.approx([0.9, 0.7, 0.8])
+    assert features["below_best"] == pytest.approx([0.0, 0.2, 0.1])
+    assert features["above_last"] == pytest.approx([0.2, 0.0, 0.1])
+    most = max(features["agreement"])
+    assert features["relative_agreement"] == pytest.approx([value / most for value in features["agreement"]])
+    assert {name: values.shape for name, values in passage_features([], {}).items()} == dict.fromkeys(features, (0,))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,9 +1,7 @@
 """When to search, which passages to read, and when to say nothing: gate, critic and abstention.
 
-One `AnswerPolicy` goes with one system of model and knowledge base. It is made by hand out of rules that need no
-training (an uncertainty rule, a floor for the similarity), or fitted on questions whose answers are known
-(`hf_ravlm.training.fit_answer_policy`), and saved beside the model as `answer_policy.json` (settings) and
-`answer_policy.safetensors` (numbers).
+One `AnswerPolicy` goes with one system of model and knowledge base. It is made by hand, of rules that need no
+training, or fitted on questions whose answers are known (`hf_ravlm.training.fit_answer_policy`).
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +34,7 @@ SETTINGS_FILE = "answer_policy.json"
 NUMBERS_FILE = "answer_policy.safetensors"
 _FORMAT = 1
 _HEADS = {"gate": DRAFT_FEATURES, "critic": PASSAGE_FEATURES, "confidence": ANSWER_FEATURES}
+_CALIBRATORS: dict[str, Any] = {"temperature": TemperatureCalibrator, "isotonic": IsotonicCalibrator}
 _NUMBERS = ("gate_threshold", "similarity_floor", "critic_threshold", "answer_threshold", "num_candidates")
 
 
@@ -108,7 +108,11 @@ class AnswerPolicy:
 
     @torch.no_grad()
     def needs_search(self, draft: Mapping[str, torch.Tensor]) -> list[float]:
-        """The probability that a search helps, per question, by `DRAFT_FEATURES`, each `(B,)`."""
+        """The probability that a search helps, per question, by `DRAFT_FEATURES`, each `(B,)`.
+
+        Raises:
+            InvalidInputError: There is no gate.
+        """
         if self.gate is None:
             raise InvalidInputError("This policy has no gate: it always searches.")
         return self.gate(draft).tolist()
@@ -125,12 +129,9 @@ class AnswerPolicy:
             for place, (passage, belief) in enumerate(judged)
             if passage.score >= floor and (self.critic is None or belief >= self.critic_threshold)
         ]
-        return SiftedEvidence(
-            [found[place] for place in kept],
-            [passage for place, passage in enumerate(found) if place not in kept],
-            beliefs,
-            evidence_features(features, beliefs, kept),
-        )
+        dropped = [passage for place, passage in enumerate(found) if place not in kept]
+        about = evidence_features(features, beliefs, kept)
+        return SiftedEvidence([found[place] for place in kept], dropped, beliefs, about)
 
     @torch.no_grad()
     def judge(self, answer_features: Mapping[str, torch.Tensor]) -> list[float]:
@@ -140,20 +141,13 @@ class AnswerPolicy:
         return (values if self.calibrator is None else self.calibrator(values)).tolist()
 
     def decide(self, answer: Answer, sifted: SiftedEvidence | None, need: float | None, confidence: float) -> None:
-        """Writes the decision to an answer, and withholds its text where the confidence is too low.
+        """Writes the decision to an answer, and withholds its text if the confidence (of `judge`) is too low.
 
-        Args:
-            answer (`Answer`): what would be said.
-            sifted (`SiftedEvidence`, *optional*): what was found; `None` where nothing was searched.
-            need (`float`, *optional*): what the gate said.
-            confidence (`float`): of `judge`.
+        `sifted` is `None` if nothing was searched, `need` (of `needs_search`) without a gate.
         """
-        abstained = confidence < self.answer_threshold
-        dropped = [] if sifted is None else sifted.dropped
-        withheld = answer.text if abstained else None
-        answer.decision = Decision(sifted is not None, need, dropped, confidence, abstained, withheld)
-        if abstained:
-            answer.text = ""
+        answer.decision = Decision(sifted is not None, need, sifted.dropped if sifted else [], confidence)
+        if confidence < self.answer_threshold:
+            answer.decision.abstained, answer.decision.withheld, answer.text = True, answer.text, ""
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes `answer_policy.json` and `answer_policy.safetensors` to a folder, that of the model for one."""
@@ -191,16 +185,17 @@ class AnswerPolicy:
 
     def _contents(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         settings: dict[str, Any] = {"format": _FORMAT, **{name: getattr(self, name) for name in _NUMBERS}}
+        settings |= {**dict.fromkeys((*_HEADS, "calibrator")), "common_words": dict(self.common_words)}
         numbers: dict[str, torch.Tensor] = {}
         for role in _HEADS:
-            head = getattr(self, role)
-            settings[role] = None if head is None else _describe(head)
-            if head is not None:
+            if (head := getattr(self, role)) is not None:
+                names = ("rule",) if isinstance(head, UncertaintyRule) else ("features", "hidden_dim")
+                settings[role] = {name: getattr(head, name) for name in names}
                 numbers |= {f"{role}.{name}": tensor.contiguous() for name, tensor in head.state_dict().items()}
-        settings["calibrator"] = None if self.calibrator is None else _CALIBRATOR_NAMES[type(self.calibrator)]
-        for name, value in {} if self.calibrator is None else vars(self.calibrator).items():
-            numbers[f"calibrator.{name}"] = torch.tensor(value, dtype=torch.float64)
-        settings["common_words"] = dict(self.common_words)
+        if self.calibrator is not None:
+            settings["calibrator"] = next(name for name, kind in _CALIBRATORS.items() if kind is type(self.calibrator))
+            for name, value in vars(self.calibrator).items():
+                numbers[f"calibrator.{name}"] = torch.tensor(value, dtype=torch.float64)
         return settings, numbers
 
     @classmethod
@@ -220,22 +215,26 @@ class AnswerPolicy:
             )
         try:
             settings = json.loads(Path(settings_file).read_text(encoding="utf-8"))
-            numbers = load_file(numbers_file)
+            parts: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+            for name, tensor in load_file(numbers_file).items():
+                role, _, name = name.partition(".")
+                parts[role][name] = tensor
             if settings.pop("format") != _FORMAT:
                 raise ValueError(f"of another format than {_FORMAT}")
-            heads = {role: _restore(settings.pop(role), _part(numbers, role)) for role in _HEADS}
-            kind, points = settings.pop("calibrator"), _part(numbers, "calibrator")
-            values = {name: _plain(tensor) for name, tensor in points.items()}
-            calibrator = None if kind is None else _CALIBRATORS[kind](**values)
-            return cls(**settings, **heads, calibrator=calibrator)
+            for role in _HEADS:
+                if (described := settings[role]) is not None:
+                    head = settings[role] = (UncertaintyRule if "rule" in described else DecisionHead)(**described)
+                    head.load_state_dict(parts[role])
+                    head.eval()
+            if (kind := settings["calibrator"]) is not None:
+                points = parts["calibrator"].items()
+                values = {name: tuple(tensor.tolist()) if tensor.ndim else tensor.item() for name, tensor in points}
+                settings["calibrator"] = _CALIBRATORS[kind](**values)
+            return cls(**settings)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
             raise InvalidInputError(
                 f"{settings_file} and {NUMBERS_FILE} beside it are not a policy that can be read: {error}"
             ) from error
-
-
-_CALIBRATORS: dict[str, Any] = {"temperature": TemperatureCalibrator, "isotonic": IsotonicCalibrator}
-_CALIBRATOR_NAMES = {kind: name for name, kind in _CALIBRATORS.items()}
 
 
 def find_policy_files(source: str | os.PathLike[str] | None, **hub_kwargs: Any) -> tuple[str, str] | None:
@@ -250,27 +249,3 @@ def find_policy_files(source: str | os.PathLike[str] | None, **hub_kwargs: Any) 
     missing_is_none = {f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "gated_repo")}
     settings = cached_file(str(source), SETTINGS_FILE, **missing_is_none, **hub_kwargs)
     return None if settings is None else (settings, cached_file(str(source), NUMBERS_FILE, **hub_kwargs))
-
-
-def _describe(head: UncertaintyRule | DecisionHead) -> dict[str, Any]:
-    if isinstance(head, UncertaintyRule):
-        return {"rule": head.rule}
-    return {"features": list(head.features), "hidden_dim": head.hidden_dim}
-
-
-def _restore(
-    described: dict[str, Any] | None, state: dict[str, torch.Tensor]
-) -> UncertaintyRule | DecisionHead | None:
-    if described is None:
-        return None
-    head = UncertaintyRule(**described) if "rule" in described else DecisionHead(**described)
-    head.load_state_dict(state)
-    return head.eval()
-
-
-def _part(numbers: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    return {key.removeprefix(f"{name}."): tensor for key, tensor in numbers.items() if key.startswith(f"{name}.")}
-
-
-def _plain(tensor: torch.Tensor) -> Any:
-    return tuple(tensor.tolist()) if tensor.ndim else tensor.item()

@@ -1,8 +1,7 @@
 """Search or not? Read this passage? Give this answer? A few named numbers become one probability.
 
-Three decisions, one interface: `head(features) -> probability`, with `features` a dictionary of tensors of one
-shape. `UncertaintyRule` needs no training; `DecisionHead` is a logistic regression, or a network with one hidden
-layer, that is fitted on what retrieval did for answers that are known (`hf_ravlm.training.fit_decision_head`).
+`head(features)` takes a dictionary of tensors of one shape. `UncertaintyRule` needs no training; `DecisionHead` is
+fitted on what retrieval did for answers that are known (`hf_ravlm.training.fit_decision_head`).
 
 | decision | features of | one number per | yes means |
 |---|---|---|---|
@@ -41,6 +40,9 @@ class UncertaintyRule(nn.Module):
         rule (`str`): `"max_probability"` is one minus the geometric mean of the token probabilities, `"entropy"` their
             mean entropy as a share of the highest possible, `"margin"` one minus the mean lead over the second token.
 
+    Raises:
+        ValueError: There is no such rule.
+
     Example:
 
     ```python
@@ -75,10 +77,12 @@ class DecisionHead(nn.Module):
 
     Args:
         features (`Sequence[str]`): Their names, in order.
-        hidden_dim (`int`, *optional*, defaults to 0): Width of the hidden layer; 0 is a logistic regression, which
-            says what each feature is worth.
+        hidden_dim (`int`, *optional*, defaults to 0): Width of the hidden layer; 0 is a logistic regression.
 
-    Example: a new head knows nothing.
+    Raises:
+        ValueError: There are no features, one is named twice, or the width is negative.
+
+    Example: a new head says 0.5 to everything.
 
     ```python
     >>> DecisionHead(("score", "agreement"))({"score": torch.tensor([0.9]), "agreement": torch.tensor([0.1])})
@@ -128,38 +132,3 @@ def stack_features(features: Mapping[str, torch.Tensor], names: Sequence[str]) -
     if not values.isfinite().all():
         raise ValueError(f"one of the features {', '.join(names)} is NaN or infinite")
     return values
-
-
-def rival_features(scores: torch.Tensor, agreement: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """`PASSAGE_FEATURES` of passages among their rivals.
-
-    Args:
-        scores (`torch.Tensor` of shape `(B, K)`): Cosines of the passages with their query.
-        agreement (`torch.Tensor` of shape `(B, K)`): Of `passage_agreement`, or any other, in 0..1.
-        mask (`torch.BoolTensor` of shape `(B, K)`): Which are there. What stands elsewhere changes nothing.
-
-    Returns:
-        `dict[str, torch.Tensor]`: each `(B, K)`, zero where the mask is.
-
-    Example:
-
-    ```python
-    >>> found = rival_features(torch.tensor([[0.9, 0.5]]), torch.tensor([[0.3, 0.0]]), torch.tensor([[True, True]]))
-    >>> found["below_best"]
-    tensor([[0.0000, 0.4000]])
-
-    ```
-    """
-    if scores.shape[1] == 0:
-        return dict.fromkeys(PASSAGE_FEATURES, scores.float())
-    scores, agreement = scores.float().masked_fill(~mask, 0), agreement.float().masked_fill(~mask, 0)
-    best = scores.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True)  # (B, 1)
-    last = scores.masked_fill(~mask, torch.inf).amin(dim=1, keepdim=True)
-    most = agreement.amax(dim=1, keepdim=True).clamp(min=1e-6)
-    return {
-        "score": scores,
-        "below_best": torch.where(mask, best - scores, 0.0),
-        "above_last": torch.where(mask, scores - last, 0.0),
-        "agreement": agreement,
-        "relative_agreement": agreement / most,
-    }

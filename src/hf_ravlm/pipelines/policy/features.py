@@ -1,7 +1,4 @@
-"""Features of passages and answers: the numbers that gate, critic and confidence judge by.
-
-Plain functions of texts and scores. What each feature means stands in `decision_heads.py`.
-"""
+"""Features of passages and answers: the numbers that critic and confidence judge by, explained in `decision_heads`."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import Any
 import torch
 
 from ...errors import InvalidInputError
-from .decision_heads import EVIDENCE_FEATURES, rival_features
+from .decision_heads import EVIDENCE_FEATURES, PASSAGE_FEATURES
 
 
 RARE = 0.01  # words in no more than this share of all passages count in full, those in all passages not at all
@@ -86,10 +83,17 @@ def passage_features(passages: Sequence[Any], shares: Mapping[str, float]) -> di
             "as `retriever.retrieve` returns them."
         )
     cosines = [float(passage.score) for passage in passages]
-    scores = torch.tensor([cosines])  # (1, K)
-    agreement = torch.tensor([passage_agreement([passage.text or "" for passage in passages], cosines, shares)])
-    features = rival_features(scores, agreement, torch.ones_like(scores, dtype=torch.bool))
-    return {name: values[0] for name, values in features.items()}
+    if not cosines:
+        return dict.fromkeys(PASSAGE_FEATURES, torch.zeros(0))
+    scores = torch.tensor(cosines)  # (K,)
+    agreement = torch.tensor(passage_agreement([passage.text or "" for passage in passages], cosines, shares))
+    return {
+        "score": scores,
+        "below_best": scores.max() - scores,
+        "above_last": scores - scores.min(),
+        "agreement": agreement,
+        "relative_agreement": agreement / agreement.max().clamp(min=1e-6),
+    }
 
 
 def evidence_features(

@@ -1,6 +1,6 @@
 """The steps of answering by an `AnswerPolicy`: draft, gate, search, critic, read, confidence, abstention.
 
-The caller brings the search and the reader as functions of places in the batch; nothing here knows a model.
+Search and reader are functions of places in the batch, so that no model is needed here.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ def answer_by_policy(
     """One answer per question, each with its `decision`.
 
     Args:
-        policy (`AnswerPolicy`): decides.
-        num_questions (`int`): how many there are.
+        policy (`AnswerPolicy`), num_questions (`int`): what decides, and on how many questions.
         k (`int`): how many passages the reader gets at most.
-        search (callable, *optional*): finds passages; `None` where there is nothing to search.
+        search (callable, *optional*): finds passages; `None` if there is nothing to search.
         read (callable): answers from the passages that it is given, or closed-book from none.
     """
     places = list(range(num_questions))
@@ -59,9 +58,8 @@ def answer_by_policy(
     rows = []
     for place in places:
         judged = sifted.get(place) or policy.sift([])
-        rows.append(
-            features[place] | judged.features | quoting_features(answers[place].text, judged.kept[:k], judged.kept)
-        )
+        quoting = quoting_features(answers[place].text, judged.kept[:k], judged.kept)
+        rows.append(features[place] | judged.features | quoting)
     for place, confidence in enumerate(policy.judge(columns_of(rows)) if rows else []):
         policy.decide(answers[place], sifted.get(place), need[place], confidence)
     return [answers[place] for place in places]

@@ -1,8 +1,4 @@
-"""How many tokens a model reads and writes, and how sure it was of each that it wrote.
-
-`TokenConfidence` stands among the logits processors of `generate` and changes nothing. Per answer it gives the
-`DRAFT_FEATURES` of `decision_heads.py`.
-"""
+"""How many tokens a model reads and writes, and how sure it was of each that it wrote."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from transformers import LogitsProcessor
 
 
 class TokenConfidence(LogitsProcessor):
-    """Counts tokens while a model generates, and remembers how probable the likeliest next ones were.
+    """A logits processor that changes nothing: it counts tokens, and remembers how probable the likeliest ones were.
 
     The features of single answers hold for greedy decoding, where the likeliest token is the one that is written.
 
@@ -30,10 +26,9 @@ class TokenConfidence(LogitsProcessor):
         self._pad_id, self._end_ids = tokenizer.pad_token_id, torch.tensor(end_ids)
         self._num_prompts = 0
         self._last: torch.Tensor | None = None  # what stood there at the step before
-        self._best: list[torch.Tensor] = []  # per step (rows,): log-probability of the likeliest token,
-        self._entropy: list[torch.Tensor] = []  # share of the highest possible entropy,
-        self._margin: list[torch.Tensor] = []  # lead over the second,
-        self._written: list[torch.Tensor] = []  # and whether the answer was not over
+        # Per step (4, rows): log-probability of the likeliest token, entropy as a share of the highest possible, lead
+        # over the second likeliest token, and whether the answer was not over.
+        self._steps: list[torch.Tensor] = []
         self._open = torch.zeros(0, dtype=torch.bool)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -42,16 +37,14 @@ class TokenConfidence(LogitsProcessor):
         if not goes_on:  # a prompt; more than one, where prompts are read in groups
             self._num_prompts += 1
             self.num_tokens += int((input_ids != self._pad_id).sum())
-            self._best, self._entropy, self._margin, self._written = [], [], [], []
+            self._steps = []
             self._open = torch.ones(len(scores), dtype=torch.bool)
         log_probabilities = scores.float().log_softmax(dim=-1)  # (rows, V)
         probabilities = log_probabilities.exp()
         entropy = -(probabilities * log_probabilities).nan_to_num().sum(dim=-1)
         two, chosen = log_probabilities.topk(2, dim=-1)
-        self._best.append(two[:, 0].cpu())
-        self._entropy.append((entropy / math.log(scores.shape[-1])).cpu())
-        self._margin.append((two[:, 0].exp() - two[:, 1].exp()).cpu())
-        self._written.append(self._open)
+        sure = torch.stack([two[:, 0], entropy / math.log(scores.shape[-1]), two[:, 0].exp() - two[:, 1].exp()])
+        self._steps.append(torch.cat([sure.cpu(), self._open[None]]))
         self.num_tokens += int(self._open.sum())
         self._open = self._open & ~torch.isin(chosen[:, 0].cpu(), self._end_ids)
         return scores
@@ -63,11 +56,11 @@ class TokenConfidence(LogitsProcessor):
 
     def features(self, num_questions: int) -> dict[str, torch.Tensor] | None:
         """`DRAFT_FEATURES`, each `(num_questions,)`, if every question had one row from the first step to the last."""
-        if self._num_prompts != 1 or len(self._best[0]) != num_questions:
+        if self._num_prompts != 1 or self._steps[0].shape[1] != num_questions:
             return None
-        written = torch.stack(self._written)  # (steps, rows)
+        best, entropy, margin, written = torch.stack(self._steps, dim=1)  # each (steps, rows)
+        written = written.bool()
         steps = written.sum(dim=0).clamp(min=1)
-        best, margin = torch.stack(self._best), torch.stack(self._margin)
 
         def mean(values: torch.Tensor) -> torch.Tensor:
             return torch.where(written, values, 0.0).sum(dim=0) / steps
@@ -75,7 +68,7 @@ class TokenConfidence(LogitsProcessor):
         return {
             "mean_probability": mean(best).exp().clamp(0, 1),
             "min_probability": torch.where(written, best, 0.0).amin(dim=0).exp().clamp(0, 1),
-            "entropy": mean(torch.stack(self._entropy)).clamp(0, 1),
+            "entropy": mean(entropy).clamp(0, 1),
             "margin": mean(margin).clamp(0, 1),
             "first_margin": margin[0].clamp(0, 1),
         }
