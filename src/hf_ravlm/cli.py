@@ -23,8 +23,7 @@ from .commands.command_line import make_parser
 from .errors import RavlmError
 
 
-_FAILED, _INTERRUPTED = 1, 130
-# These say what is of use here; of the rest of the library, warnings are shown.
+# Of these all messages are shown, of the rest of the library warnings.
 _HEARD = ("hf_ravlm.commands", "hf_ravlm.retrieval.encoding.corpus")
 
 
@@ -43,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcome = getattr(import_module(f".commands.{module}", __package__), function)(arguments)
     except KeyboardInterrupt:
         _say(arguments.interrupted)
-        return _INTERRUPTED
+        return 130
     except (RavlmError, OSError, ImportError, MemoryError) as error:
         message = str(error) or type(error).__name__
         _say(f"error: {' '.join(message.split())}")
         if arguments.json:
             _show(json.dumps({"error": {"type": type(error).__name__, "message": message}}))
-        return _FAILED
+        return 1
     _show(json.dumps(outcome.record, indent=2) if arguments.json else outcome.text)
     return outcome.exit_code
 

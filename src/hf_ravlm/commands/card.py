@@ -24,14 +24,10 @@ def card(arguments: argparse.Namespace) -> Outcome:
         limits = Path(arguments.limits).read_text(encoding="utf-8").strip()
     facts = CardFacts(
         name=arguments.name or Path(arguments.model).resolve().name,
-        licence=arguments.licence,
-        language=arguments.language,
         base_models=arguments.base_model,
         datasets=arguments.dataset,
-        command=arguments.command,
         limits=limits,
-        questions=arguments.questions,
-        tags=arguments.tags,
+        **{name: getattr(arguments, name) for name in ("licence", "language", "command", "questions", "tags")},
     )
     report = None if arguments.report is None else read_report(arguments.report)
     path, text = write_card(arguments.model, facts, report)

@@ -13,6 +13,10 @@ from .models import open_reader
 from .outcome import Outcome, one_line
 
 
+# Arguments that `explain_answer` takes by the same names.
+_OPTIONS = ("k", "answer", "token", "layer", "method", "max_new_tokens")
+
+
 def explain(arguments: argparse.Namespace) -> Outcome:
     """`explain`: answers, looks back, draws.
 
@@ -26,21 +30,10 @@ def explain(arguments: argparse.Namespace) -> Outcome:
         raise InvalidInputError(f"--out {out}: there is no folder {out.absolute().parent}. Make it first.")
     if "://" not in arguments.image and not Path(arguments.image).is_file():
         raise InvalidInputError(f"--image {arguments.image}: there is no such file.")
+    options = {name: getattr(arguments, name) for name in _OPTIONS}
     reader = open_reader(arguments.model, arguments.knowledge, arguments.device)
-    explanation = explain_answer(
-        reader.model,
-        reader.processor,
-        reader.retriever,
-        arguments.image,
-        arguments.question,
-        k=arguments.k,
-        answer=arguments.answer,
-        token=arguments.token,
-        layer=arguments.layer,
-        method=arguments.method,
-        max_new_tokens=arguments.max_new_tokens,
-        do_sample=False,
-    )
+    parts = (reader.model, reader.processor, reader.retriever)
+    explanation = explain_answer(*parts, arguments.image, arguments.question, do_sample=False, **options)
     explanation_sheet(explanation).save(out)
     record: dict[str, Any] = {**explanation.to_record(), "files": [str(out)]}
     return Outcome(record, "\n".join(_lines(record)))

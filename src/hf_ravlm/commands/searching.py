@@ -86,11 +86,8 @@ def _conditions(text: str | None) -> dict[str, Any] | None:
 
 def _record(rank: int, passage: Passage, ranking_score: float, cosine: float | None) -> dict[str, Any]:
     scores = {"rank": rank, "ranking_score": ranking_score, "score": cosine}
-    return {
-        **scores,
-        **{name: getattr(passage, name) for name in _SHOWN},
-        "has_image": passage.image_bytes is not None,
-    }
+    fields = {name: getattr(passage, name) for name in _SHOWN}
+    return {**scores, **fields, "has_image": passage.image_bytes is not None}
 
 
 def _lines(record: dict[str, Any]) -> str:
