@@ -439,7 +439,7 @@ def test_a_process_writes_one_document_and_resumes_after_ctrl_c(tmp_path, text_m
     words = ("build", source, tmp_path / "out", "--model", text_model, "--batch_size", "1", "--json")
     process = start(*words)
     staging = tmp_path / "out" / "knowledge_base" / "staging" / "build"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list(staging.glob("*/shard-*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
