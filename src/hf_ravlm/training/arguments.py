@@ -1,4 +1,4 @@
-"""Arguments of the alignment of the two towers: objectives, their weights, and how a large batch is cut."""
+"""Arguments of the alignment of the two towers."""
 
 from dataclasses import dataclass, field
 
@@ -7,34 +7,28 @@ from transformers import TrainingArguments
 from ..errors import InvalidInputError
 
 
-OBJECTIVES = ("itc", "itm", "mlm", "triplet")
-
-
 @dataclass
 class RavlmPreTrainingArguments(TrainingArguments):
-    """`TrainingArguments` of [`RavlmPreTrainer`]: the loss is the weighted sum of the objectives with a weight.
+    """`TrainingArguments` of [`RavlmPreTrainer`]: the loss is the weighted sum of the objectives.
 
     Args:
-        itc_weight (`float`, *optional*, defaults to 1.0):
-            InfoNCE of queries against the passages of the whole batch, over all processes.
-        itm_weight (`float`, *optional*, defaults to 0.0):
-            matching: a joint encoder tells pairs from hard negatives, which are drawn by similarity.
-        mlm_weight (`float`, *optional*, defaults to 0.0): words hidden in the passage, guessed with the query in view.
-        triplet_weight (`float`, *optional*, defaults to 0.0): triplets with semi-hard negatives.
-        triplet_margin (`float`, *optional*, defaults to 0.2): in cosine.
-        symmetric (`bool`, *optional*, defaults to `False`):
-            also passages against queries, and the mean of both. Only for one passage per query, as images and their
-            captions; refused with hard negatives.
-        false_negative_ratio (`float`, *optional*):
-            passages with a cosine above this share of the positive's are left out of the negatives; 0.95 is usual, for
-            towers that are trained already.
-        matryoshka_dims (`list[int]`, *optional*):
-            the contrast is made once per width, with the vectors cut to it; put the full width among them.
-        matryoshka_weights (`list[float]`, *optional*): of the widths; 1 each by default.
-        mlm_probability (`float`, *optional*, defaults to 0.15): share of the words that are hidden.
-        grad_cache_chunk_size (`int`, *optional*):
-            rows that go through the towers at once. `per_device_train_batch_size` then costs the memory of this many,
-            for one more forward pass. Dropout and batch statistics are those of the chunks.
+        itc_weight: InfoNCE of queries against the passages of the batch of all processes.
+        itm_weight: Matching: a joint encoder tells pairs from hard negatives, which are drawn by similarity.
+        mlm_weight: Words hidden in the passage, guessed with the query in view.
+        triplet_weight: Triplets with semi-hard negatives.
+        triplet_margin: In cosine.
+        symmetric: Takes the mean of InfoNCE in both directions; needs one passage per query, no hard negatives.
+        false_negative_ratio: Leaves passages with a cosine above this share of the positive's out of the negatives;
+            0.95 is usual, for towers that are trained already. `None` leaves out none.
+        matryoshka_dims: Widths that vectors are cut to, each with an InfoNCE of its own; put the full width among
+            them. `None` for the full width alone.
+        matryoshka_weights: Of the widths; 1 each by default.
+        mlm_probability: Share of the words that are hidden.
+        grad_cache_chunk_size: Rows that go through the towers at once. `per_device_train_batch_size` then costs the
+            memory of this many, for one more forward pass; dropout and batch statistics are those of the chunks.
+
+    Raises:
+        InvalidInputError: If a value is out of its range, or no objective has a weight.
     """
 
     itc_weight: float = field(default=1.0, metadata={"help": "Weight of InfoNCE."})
@@ -54,7 +48,7 @@ class RavlmPreTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        weights = {name: getattr(self, f"{name}_weight") for name in OBJECTIVES}
+        weights = self._weights()
         if min(weights.values()) < 0 or not any(weights.values()):
             raise InvalidInputError(
                 f"weights of the objectives are {weights}: expected numbers from 0 on, at least one of them above 0"
@@ -76,5 +70,7 @@ class RavlmPreTrainingArguments(TrainingArguments):
     @property
     def objectives(self) -> dict[str, float]:
         """Weights of the objectives in use."""
-        weights = {name: getattr(self, f"{name}_weight") for name in OBJECTIVES}
-        return {name: weight for name, weight in weights.items() if weight}
+        return {name: weight for name, weight in self._weights().items() if weight}
+
+    def _weights(self) -> dict[str, float]:
+        return {name: getattr(self, f"{name}_weight") for name in ("itc", "itm", "mlm", "triplet")}

@@ -1,4 +1,4 @@
-"""Callbacks that make the index or the hard negatives anew every so many steps."""
+"""Callbacks that renew the index or the hard negatives every so many steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .negatives.hard_negatives import HardNegatives, mine_hard_negatives
 
 logger = logging.getLogger(__name__)
 
-NEGATIVES = "hard_negatives.json"
+_NEGATIVES = "hard_negatives.json"
 
 
 class RefreshIndexCallback(TrainerCallback):
@@ -35,31 +35,33 @@ class RefreshIndexCallback(TrainerCallback):
         self.every, self.refresh = every, refresh
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Refreshes when it is time."""
+        """Refreshes every `every` steps; the last time is `on_train_end`."""
         if self.every is not None and state.global_step % self.every == 0 and state.global_step < state.max_steps:
             self.refresh()
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Model and index leave the training together."""
+        """Refreshes, so that model and index fit together."""
         self.refresh()
 
 
 class MineNegativesCallback(TrainerCallback):
     """Mines hard negatives anew every so many steps, with the vectors of the model as it is then.
 
-    The knowledge base is encoded, the rows are mined, and `use` gets the result; a checkpoint keeps it for a training
-    that resumes. Processes share the work through files in the output folder.
+    Checkpoints keep the negatives. Processes share the work through files in the output folder.
 
     Args:
         knowledge_base: The passages.
         encoder: Of the model that is trained.
         rows: What to mine for, see `mine_hard_negatives`.
         every: Steps between two minings.
-        use: Gets the negatives, one `HardNegatives` per row; called in the training's own process. Workers of a data
-            loader hold copies of a data set and do not see what it changes there.
+        use: Called with one `HardNegatives` per row, in the training's own process: workers of a data loader hold
+            copies of the data set, which it does not change.
         warmup_steps: No mining before this step; negatives of an untrained model are random.
         num_negatives: As in `mine_hard_negatives`.
         **options: Other arguments of `mine_hard_negatives`.
+
+    Raises:
+        InvalidInputError: If `every` is below 1.
 
     Example:
 
@@ -89,7 +91,7 @@ class MineNegativesCallback(TrainerCallback):
         self._shared: Path | None = None  # files of the last mining
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Mines when it is time."""
+        """Mines every `every` steps after the warm-up, but for the last step."""
         step = state.global_step
         if step % self.every or step < self.warmup_steps or step >= state.max_steps:
             return
@@ -114,10 +116,10 @@ class MineNegativesCallback(TrainerCallback):
     def save_state(self, folder: Path) -> None:
         """Writes the negatives into a checkpoint."""
         if self.negatives is not None:
-            replace_file(folder / NEGATIVES, json.dumps(self.negatives).encode())
+            replace_file(folder / _NEGATIVES, json.dumps(self.negatives).encode())
 
     def load_state(self, folder: Path) -> None:
-        """Goes on with the negatives of a checkpoint."""
-        if (folder / NEGATIVES).is_file():
-            self.negatives = [HardNegatives(*row) for row in json.loads((folder / NEGATIVES).read_bytes())]
+        """Reads the negatives of a checkpoint and hands them to `use`."""
+        if (folder / _NEGATIVES).is_file():
+            self.negatives = [HardNegatives(*row) for row in json.loads((folder / _NEGATIVES).read_bytes())]
             self.use(self.negatives)

@@ -1,8 +1,4 @@
-"""Reader and retriever as one module: passages are scored in `forward`, so that gradients reach the towers.
-
-On several processes only what goes through the `forward` of the wrapped module is reduced; therefore the towers, the
-temperature and the reader all run in here, and the losses outside are functions of what comes out.
-"""
+"""Reader and retriever as one module: DDP averages gradients only of what goes through one `forward`."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ class JointOutput(ModelOutput):
     """What [`JointReader`] returns.
 
     Args:
-        loss: The reader's own, over latent passages.
+        loss: The reader's own.
         scores (`(B, K)`): Cosines of query and passages, with gradient.
         passage_log_likelihood (`(B, K)`): Of the answer under each passage.
         is_right (`(B, K)`, bool): Whether greedy decoding gives the answer under each passage.
@@ -58,10 +54,10 @@ class JointReader(nn.Module):
 
         Args:
             query: Inputs of `get_query_features`, `B` rows.
-            passages: Inputs of `get_passage_features`, `B * K` rows, to encode them now, with gradient; else
-            passage_vectors (`torch.Tensor` of shape `(B, K, D)`): as they stand in the index.
+            passages: Inputs of `get_passage_features`, `B * K` rows, encoded with gradient; or else
+            passage_vectors (`(B, K, D)`): From the index.
             retriever_learns_from_answers: Whether the gradient of `loss` reaches the scores.
-            reader_learns: Whether the reader keeps a graph at all.
+            reader_learns: Whether the reader keeps a graph.
             inputs: Of the reader, with labels; their `evidence_scores` are replaced.
         """
         towers = without_adapters(self.reader).model
@@ -84,17 +80,12 @@ class JointReader(nn.Module):
 
 
 def says_answer(logits: torch.Tensor, labels: torch.Tensor, num_passages: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whether greedy decoding gives the labelled answer, and the number of its tokens.
-
-    It does exactly if every token of the answer is the likeliest after those before it.
+    """Whether greedy decoding gives the labelled answer, bool `(B, K)`, and the number of its tokens, `(B,)`.
 
     Args:
         logits (`torch.Tensor` of shape `(B * K, T, V)`): of the last `T` positions.
         labels (`torch.LongTensor` of shape `(B * K, L)`): -100 is ignored.
         num_passages: `K`.
-
-    Returns:
-        Bool `(B, K)` and counts `(B,)`.
 
     >>> logits = torch.tensor([[[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]])
     >>> says_answer(logits, torch.tensor([[-100, 1], [-100, 1]]), num_passages=2)

@@ -1,4 +1,4 @@
-"""The trainer of reader and retriever together, in which answers show the retriever what is worth finding.
+"""The trainer of reader and retriever together: the likelihood of the answers teaches the retriever, too.
 
 A step: (1) the index gives every question its best K passages; (2) the towers score them again, with gradient; (3) the
 reader computes the likelihood of the answer under each; (4) the objective turns that into a loss for both.
@@ -9,7 +9,7 @@ reader computes the likelihood of the answer under each; (4) the objective turns
 | `"perplexity_distillation"` | the same, its prior held fixed | KL from the ranking by the answer's perplexity |
 | `"emdr2"` | the same, its prior held fixed | the marginal likelihood, the reader held fixed |
 
-A pseudo-relevance loss can join any of them. Formulas: `model/reader/likelihoods.py`, `losses/distillation.py`.
+A pseudo-relevance loss can be added. Formulas: `model/reader/likelihoods.py`, `losses/distillation.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .trainers import RavlmTrainer, freeze
 logger = logging.getLogger(__name__)
 
 Objective = Literal["rag_sequence", "rag_token", "perplexity_distillation", "emdr2"]
-JOINT = "joint"  # in a batch: what is not the reader's
+JOINT = "joint"  # in a batch: what scores the passages
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,16 @@ class JointSettings:
     """How reader and retriever learn from each other.
 
     Attributes:
-        objective: See the module. RAG-sequence and RAG-token are those of the model's `config.marginalization`.
-        side: `"query"` takes the vectors of passages from the index as they are: cheap, and right for any size.
-            `"passage"` encodes the K passages anew, with gradient.
-        refresh_every: Encode the whole knowledge base anew every so many steps; the old version serves until the
-            new one is complete. `None`: at the end only, so that model and index fit together.
-        warmup_steps: For so many steps the retriever stays as it is and the reader gets used to it.
-        reader_learns: Whether the reader is trained at all.
+        objective: See the table of this module; RAG-sequence and RAG-token need the `config.marginalization` of that
+            name.
+        side: `"query"` takes the vectors of passages from the index; `"passage"` encodes the K passages anew, with
+            gradient.
+        refresh_every: Steps between two encodings of the whole knowledge base; `None` encodes it at the end only.
+        warmup_steps: Steps in which the reader alone is trained.
+        reader_learns: Whether the reader is trained.
         retriever_weight: Of the retriever's loss, where it has one of its own.
         temperature: Of both rankings in perplexity distillation.
-        pseudo_relevance_weight: Of the pseudo-relevance loss, a mean over what is labelled in each batch; 0 leaves it
-            out.
+        pseudo_relevance_weight: Of the pseudo-relevance loss.
     """
 
     objective: Objective = "rag_sequence"
@@ -89,22 +88,21 @@ class JointSettings:
 class RavlmJointTrainer(RavlmTrainer):
     """Trains a reader over latent passages together with the retriever that finds them.
 
-    Rows, checkpoints, evaluation and adapters are those of [`RavlmTrainer`]; `evidence.num_passages` is `K`. The
-    retriever must have been built by the towers of the model. `trainer.retriever` is the one that serves now; save
-    that beside the model after training.
+    Rows, checkpoints and evaluation are those of [`RavlmTrainer`]; `evidence.num_passages` is `K`. After training,
+    save `trainer.retriever` beside the model: its index is the newest.
 
-    Passages and queries share their towers. Where the passages are all of one modality and queries have the other as
-    well, `side="query"` freezes the passages' tower, and the index stays exact; elsewhere its vectors are those of the
-    last refresh, and a warning says so.
+    Passages and queries share their towers. If the passages are all of one modality and queries have the other as
+    well, `side="query"` freezes the passages' tower, and the index stays exact; else its vectors are those of the
+    last refresh, with a warning.
 
     Args:
         model, args, ...: As for [`RavlmTrainer`].
-        retriever: Finds the passages.
-        settings: See [`JointSettings`].
+        retriever: Built by the towers of the model.
+        settings: `None` for the defaults of [`JointSettings`].
 
     Raises:
-        InvalidInputError: If the model reads all passages in one prompt, the retriever is not its own, or rows bring
-            their evidence.
+        InvalidInputError: If the model has adapters or reads all passages in one prompt, the retriever has other
+            towers, nothing in the towers is trainable, or rows bring their evidence.
     """
 
     def __init__(self, model: nn.Module, *args: Any, settings: JointSettings | None = None, **kwargs: Any) -> None:
@@ -142,8 +140,6 @@ class RavlmJointTrainer(RavlmTrainer):
         self._num_queries = 0
         self.add_callback(RefreshIndexCallback(self.settings.refresh_every, self.refresh_index))
 
-    # Batches.
-
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """As [`RavlmTrainer`]'s; also counts the questions of the step."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -152,7 +148,11 @@ class RavlmJointTrainer(RavlmTrainer):
         return batches, num_items
 
     def training_inputs(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Inputs of the reader, with what scores the passages under the key `"joint"`."""
+        """Inputs of the reader, with what scores the passages under the key `"joint"`.
+
+        Raises:
+            InvalidInputError: If a row brings its evidence, has no answer, or asks nothing.
+        """
         opened = self.batches.opened(rows)
         if any(row.evidence is not None for row in opened):
             raise InvalidInputError(
@@ -178,8 +178,6 @@ class RavlmJointTrainer(RavlmTrainer):
         inputs[JOINT] = joint
         return inputs
 
-    # Steps.
-
     def _wrap_model(self, model, training=True, dataloader=None):
         wrapped = super()._wrap_model(model, training, dataloader)
         if training and wrapped is self.model:
@@ -187,7 +185,7 @@ class RavlmJointTrainer(RavlmTrainer):
         return wrapped
 
     def compute_loss_context_manager(self):
-        """As [`RavlmTrainer`]'s; a reader whose likelihoods are targets has no dropout, nor have towers in warm-up."""
+        """As [`RavlmTrainer`]'s; no dropout in readers whose likelihoods are targets, nor in towers in warm-up."""
         context = super().compute_loss_context_manager()
         reader = without_adapters(self.model)
         if self.settings.objective in ("perplexity_distillation", "emdr2") or not self.settings.reader_learns:
@@ -222,7 +220,7 @@ class RavlmJointTrainer(RavlmTrainer):
     def retriever_loss(
         self, outputs: JointOutput, has_answer: torch.Tensor, evidence_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """What the retriever learns beside the marginal likelihood, a mean over questions."""
+        """The retriever's own loss beside the marginal likelihood, a mean over questions."""
         settings, scores = self.settings, outputs.scores
         loss = scores.new_zeros(())
         if settings.objective == "perplexity_distillation":
@@ -247,41 +245,36 @@ class RavlmJointTrainer(RavlmTrainer):
     def _is_warming_up(self) -> bool:
         return self.state.global_step < self.settings.warmup_steps
 
-    # The index.
-
     def refresh_index(self) -> None:
-        """Encodes the knowledge base with the towers as they are, and then puts the new index in the old one's place.
+        """Encodes the knowledge base with the towers as they are, and replaces the index.
 
-        Several processes share the work through files in the output folder; none waits for another in a collective
-        operation, which would time out.
+        Several processes share the work through files in the output folder: in a collective operation they would time
+        out.
         """
         old = self.retriever
         kind = old.index.spec["kind"]
         if self.passages_are_fixed:
             new = RavlmRetriever(old.knowledge_base, old.encoder, old.vectors, index=kind)
         else:
-            new = RavlmRetriever.build(old.knowledge_base, old.encoder, index=kind, staging=self._staging())
+            staging = None
+            if self.args.world_size > 1:
+                folder = Path(self.args.output_dir) / FOLDER
+                staging = folder / f"staging-{self.index_version}"
+                if self.args.process_index == 0:  # every process has read those of the version before
+                    shutil.rmtree(folder / f"staging-{self.index_version - 1}", ignore_errors=True)
+            new = RavlmRetriever.build(old.knowledge_base, old.encoder, index=kind, staging=staging)
         self.batches.retriever = new
         self.index_version += 1
         logger.info("Version %d of the index serves, from step %d.", self.index_version, self.state.global_step)
 
-    def _staging(self) -> Path | None:
-        """Where processes share their vectors; those of the version before the one that serves are deleted."""
-        if self.args.world_size == 1:
-            return None
-        folder = Path(self.args.output_dir) / FOLDER
-        if self.args.process_index == 0 and self.index_version:
-            shutil.rmtree(folder / f"staging-{self.index_version - 1}", ignore_errors=True)
-        return folder / f"staging-{self.index_version}"
-
     def save_more(self, folder: Path) -> None:
-        """Also which version of the index serves."""
+        """Also writes the version of the index."""
         super().save_more(folder)
         save_index_version(Path(self.args.output_dir), folder, self.index_version, self.retriever)
         drop_unused_versions(Path(self.args.output_dir))
 
     def load_more(self, folder: Path) -> None:
-        """Also the version of the index that served."""
+        """Also reads the version of the index."""
         super().load_more(folder)
         self.index_version, self.batches.retriever = load_index_version(folder.parent, folder, self.retriever)
 
@@ -306,13 +299,13 @@ def _check_parts(reader: nn.Module, retriever: RavlmRetriever | None, settings: 
 def _freeze_passage_side(towers: nn.Module, retriever: RavlmRetriever, rows: Any) -> bool:
     """Freezes what encodes passages, if queries have another part to learn with; whether it did."""
     table = retriever.knowledge_base.table
-    has = {name: table[name].null_count < len(table) for name in ("text", "image")}
+    has_text, has_image = (table[name].null_count < len(table) for name in ("text", "image"))
     indexed = rows is not None and hasattr(rows, "__getitem__") and len(rows)
     first = TrainingRow.parse(rows[0]) if indexed else TrainingRow()
-    if has["text"] and not has["image"] and first.image is not None:
+    if has_text and not has_image and first.image is not None:
         freeze(towers.text_encoder, towers.text_projection)
         return True
-    if has["image"] and not has["text"] and first.question:
+    if has_image and not has_text and first.question:
         freeze(towers.vision_tower, towers.image_projection)
         return True
     logger.warning(
@@ -323,6 +316,6 @@ def _freeze_passage_side(towers: nn.Module, retriever: RavlmRetriever, rows: Any
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """Places `(B, K)`; a row with fewer repeats its first, which the evidence mask hides, or 0."""
+    """Places `(B, K)`; a shorter row repeats its first, or 0, which the evidence mask hides."""
     width = max(map(len, rows))
     return np.array([[*row, *[row[0] if row else 0] * (width - len(row))] for row in rows], np.int64)

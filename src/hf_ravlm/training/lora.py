@@ -1,4 +1,4 @@
-"""LoRA by one argument: adapters in the language model, full training for the parts of the reader that are its own."""
+"""Adapters (LoRA and others of peft) for readers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,18 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
 
-# What a reader has beside its language model and the dual encoder; it is new, and small enough to be trained whole.
-OWN_PARTS = ("image_projector", "evidence_image_projector", "fusion")
-
-
 def add_adapters(model: nn.Module, peft_config: PeftConfig, activation_checkpointing: bool = False) -> PeftModel:
-    """Puts adapters into a reader; all else is frozen, but for the reader's own parts.
+    """The reader with adapters; all else is frozen, but for the projectors and the fusion.
 
     Args:
         model: A reader; its language model may be quantized.
         peft_config: Such as `LoraConfig(r=8)`. Without `target_modules` the attention of the language model is
-            adapted; without `modules_to_save` the reader's projector and fusion are trained whole (`[]` for neither).
+            adapted; without `modules_to_save` projectors and fusion are trained whole (`[]` for neither).
         activation_checkpointing: Whether the training recomputes activations.
 
     Raises:
-        InvalidInputError: If `target_modules` or one of `modules_to_save` match nothing.
+        InvalidInputError: If the model has adapters already, or `target_modules` or one of `modules_to_save` match
+            nothing.
     """
     from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 
@@ -40,7 +37,10 @@ def add_adapters(model: nn.Module, peft_config: PeftConfig, activation_checkpoin
     register_lora_targets()
     peft_config = copy.deepcopy(peft_config)
     if hasattr(peft_config, "modules_to_save") and peft_config.modules_to_save is None:
-        parts = {name: getattr(model, name, None) for name in OWN_PARTS}
+        # They are new beside pretrained parts, and small.
+        parts = {
+            name: getattr(model, name, None) for name in ("image_projector", "evidence_image_projector", "fusion")
+        }
         own = [name for name, part in parts.items() if part is not None and list(part.parameters())]
         peft_config.modules_to_save = own or None
     _check_modules_to_save(model, getattr(peft_config, "modules_to_save", None) or ())

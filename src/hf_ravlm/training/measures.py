@@ -1,10 +1,8 @@
-"""Measures while training: the recall of towers, and a reader's answers with and without evidence.
-
-The number without evidence always stands beside the one with it: only both together say what retrieval does.
-"""
+"""Measures while training: the recall of towers, and a reader's answers with and without evidence."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,11 +21,10 @@ from .batches.rows import TrainingRow
 
 _CUTOFFS = (1, 5, 10)
 _BLOCK = 1024  # queries that are ranked at once
-_RANKS = 10  # how far the ranking for a reader is looked at
 
 
 def corpus_recall(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of queries whose passage is among the first k, and the mean reciprocal rank, as `compute_metrics`.
+    """Share of queries whose passage is among the first k, and the mean reciprocal rank; for `compute_metrics`.
 
     Args:
         prediction (`EvalPrediction`):
@@ -57,21 +54,14 @@ def reader_sums(
     rows: Sequence[Mapping[str, Any]],
     **generation: Any,
 ) -> dict[str, float]:
-    """Sums over one batch of rows, so that processes can add theirs up; `means_of` turns them into shares.
-
-    Args:
-        reader: In eval mode.
-        batches: Makes its inputs.
-        rows: As a data set gives them.
-        generation: For `generate`, such as `max_new_tokens`.
-    """
+    """Measures of one batch of rows as sums, so that processes can add theirs up; `means_of` makes them shares."""
     opened = batches.opened(rows)
     accepted = [list(row.answers) for row in opened]
     sums: dict[str, float] = {"num_rows": float(len(opened))}
     evidence: list[Any] = [row.evidence or () for row in opened]
     if batches.view is not None:
         num_passages = batches.mix.num_passages
-        found, queries = batches.find(opened, max(num_passages, _RANKS))
+        found, queries = batches.find(opened, max(num_passages, 10))  # 10 for the mean reciprocal rank
         evidence = batches.evidence_of([places[:num_passages] for places in found], queries)
         sums |= _ranking_sums(batches, opened, found)
     read = answer(reader, batches, opened, evidence, **generation)
@@ -98,15 +88,15 @@ def measure_answers(
     """The measures of a whole evaluation set; each process reads every n-th row of it."""
     reader.eval()
     own = range(accelerator.process_index, len(rows), accelerator.num_processes)
-    totals: dict[str, float] = {}
+    totals: defaultdict[str, float] = defaultdict(float)
     for start in range(0, len(own), batch_size):
         batch = [rows[number] for number in own[start : start + batch_size]]
         for name, value in reader_sums(reader, batches, batch, **generation).items():
-            totals[name] = totals.get(name, 0.0) + value
+            totals[name] += value
     if accelerator.num_processes > 1:
         names = sorted(set(gather_object(sorted(totals))))
-        values = torch.tensor([totals.get(name, 0.0) for name in names], device=accelerator.device)
-        totals = dict(zip(names, accelerator.reduce(values, "sum").tolist(), strict=True))
+        values = torch.tensor([totals[name] for name in names], device=accelerator.device)
+        return means_of(dict(zip(names, accelerator.reduce(values, "sum").tolist(), strict=True)))
     return means_of(totals)
 
 

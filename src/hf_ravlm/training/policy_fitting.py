@@ -1,16 +1,12 @@
-"""Fitting of an `AnswerPolicy` on questions with known answers: the label is what retrieval did for each of them.
+"""Fitting of an `AnswerPolicy` on questions with known answers: critic, then gate, then confidence.
 
-Three steps, each on what the step before lets through: (1) the critic learns which of the retrieved passages belong to
-the question; (2) the gate learns from the closed-book drafts where retrieval turned a wrong answer into a right one;
-(3) the confidence learns which answers are right, is calibrated, and gets the threshold of abstention. Calibration and
-thresholds come from heads fitted on other folds than the questions that they judge; the head that is kept is fitted on
-all of them.
+Calibration and thresholds come from heads fitted on other folds than the questions that they judge; the heads that are
+kept are fitted on all questions.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,19 +35,17 @@ from ..pipelines.policy.steps import columns_of, rows_of
 
 logger = logging.getLogger(__name__)
 
-_FITS = {"temperature": fit_temperature, "isotonic": fit_isotonic}
-
 
 @dataclass(frozen=True)
 class JudgedQuestion:
-    """A question that can be judged, with what was found for it.
+    """A question whose answer can be judged, with the passages that were found for it.
 
     Attributes:
         question, image: What is asked.
-        found: Pieces of evidence, best first: as many as the policy is to look at.
-        relevant: Of each of them, whether it is about what is asked; see `relevance_from_ids` and
-            `relevance_from_answers` of `hf_ravlm.metrics`.
-        is_right: Judges an answer, in 0..1; from 0.5 on it is right.
+        found: Passages, best first: as many as the policy is to look at.
+        relevant: Whether each passage is about the question; see `relevance_from_ids` and `relevance_from_answers` of
+            `hf_ravlm.metrics`.
+        is_right: Gives an answer 0..1; it is right from 0.5 on.
         cluster: Questions of one cluster (about one image, say) stay in one fold.
     """
 
@@ -69,19 +63,16 @@ def counterfactual_labels(
     margin: float = 0.0,
     temperature: float | None = None,
 ) -> np.ndarray:
-    """Whether evidence helped: the labels of a gate.
+    """Whether evidence helped each question, in 0..1: the labels of a gate, `(Q,)`.
 
-    `1[loss_with + margin < loss_without]`, or softly `sigmoid((loss_without - loss_with - margin) / temperature)`. A
-    loss is anything that is low for good answers: a negative log-likelihood, or one minus a score. Where both answers
-    are right or both wrong, the hard label is 0, as the search changed nothing.
+    `1[loss_with + margin < loss_without]`, or softly `sigmoid((loss_without - loss_with - margin) / temperature)`.
+    Where the two losses are equal, the hard label is 0: the search changed nothing.
 
     Args:
-        loss_without, loss_with (`(Q,)`): Of the closed-book answer and of the one with evidence.
+        loss_without, loss_with (`(Q,)`): Of the closed-book answer and of the one with evidence: negative
+            log-likelihoods, or one minus a score.
         margin (`float`): How much better evidence must be, such as the price of a search.
         temperature (`float`, *optional*): Of the soft labels; `None` for hard ones.
-
-    Returns:
-        `np.ndarray` of shape `(Q,)`, in 0..1.
 
     Raises:
         InvalidInputError: The two differ in shape, a loss is NaN, or the temperature is not positive.
@@ -113,18 +104,18 @@ def fit_decision_head(
     weight_decay: float = 1e-3,
     seed: int = 0,
 ) -> DecisionHead:
-    """Fits a `DecisionHead` by cross-entropy on all rows at once, with L-BFGS.
+    """A `DecisionHead` fitted by cross-entropy on all rows at once, with L-BFGS.
 
     Args:
         features (`dict[str, torch.Tensor]`): Each `(N,)`.
-        labels (`(N,)`): In 0..1, soft ones too.
+        labels (`(N,)`): In 0..1.
         names (`list[str]`, *optional*): Of the features to use; all by default.
         hidden_dim (`int`): 0 fits a logistic regression.
-        weight_decay (`float`): Times the sum of squared weights (not biases) is added to the mean loss.
+        weight_decay (`float`): Factor of the sum of squared weights (not biases) in the loss.
         seed (`int`): Of the hidden layer.
 
     Raises:
-        InvalidInputError: There is nothing to tell apart: no rows, or one label only.
+        InvalidInputError: There are no rows, all labels are the same, or one is not in 0..1.
 
     Example: a high score means yes.
 
@@ -180,29 +171,33 @@ def fit_answer_policy(
     seed: int = 0,
     **generate_kwargs,
 ) -> AnswerPolicy:
-    """Fits critic, gate, confidence, calibration and thresholds.
+    """An answer policy with fitted critic, gate, confidence, calibration and thresholds.
+
+    1. The critic learns which of the passages belong to the question.
+    2. The gate learns from closed-book drafts where evidence turned a wrong answer into a right one.
+    3. The confidence learns which answers are right, is calibrated, and gets the threshold of abstention.
 
     The questions must be of all kinds that will be asked, also those that the knowledge does not answer and those for
     which wrong passages are found: the policy guards against nothing that it has not seen.
 
     Args:
-        model, processor: The reader and its processor; nothing of them is trained.
-        questions (`list[JudgedQuestion]`): Some hundreds; not those of the report.
+        model, processor: The reader and its processor; they are not trained.
+        questions (`list[JudgedQuestion]`): Some hundreds; not those that the policy is measured with.
         k (`int`, *optional*): Passages per question, `config.num_passages` by default.
         search_cost (`float`, *optional*): What a search costs, where a right answer is worth 1. `None` fits no gate:
-            every question is searched for, and no closed-book draft is written.
+            every question is searched for.
         wrong_cost (`float`): What a wrong answer costs. 0 never abstains; 1 answers from even odds on; 9 from 90 %.
-        keep_weight (`float`): What losing a passage that belongs costs, where keeping one that does not costs 1: the
-            one lost may be the only one with the answer.
+        keep_weight (`float`): What losing a relevant passage costs, where keeping an irrelevant one costs 1.
         calibration (`str`): `"isotonic"` (some hundred questions) or `"temperature"` (fewer).
-        num_folds (`int`): Calibration and thresholds stand on out-of-fold probabilities; clusters stay together.
+        num_folds (`int`): At least 2.
         hidden_dim (`int`): Of all heads; 0 for logistic regressions.
         batch_size (`int`): Questions that the reader answers at once.
         seed (`int`): Of the folds.
-        generate_kwargs: The same as the policy will be used with.
+        generate_kwargs: Those that the policy will be used with.
 
     Raises:
-        InvalidInputError: There is nothing to learn from: passages of one kind only, or answers that are all right.
+        InvalidInputError: There are fewer clusters than folds, all passages are relevant or none, all answers are
+            right or all wrong, or `relevant` and `found` differ in length.
     """
     if not questions:
         raise InvalidInputError("No question came to fit a policy on.")
@@ -217,10 +212,20 @@ def fit_answer_policy(
     right = np.array([answer.pop("right") for answer in answers])
     if search_cost is not None:
         drafts = read(evidence=[[] for _ in questions])
-        policy = _fit_gate(policy, drafts, right, folds, hidden_dim, search_cost)
-    for features, judged in zip(answers, sifted, strict=True):
-        features |= judged.features | quoting_features(features.pop("text"), judged.kept[:k], judged.kept)
-    return _fit_confidence(policy, columns_of(answers), right >= 0.5, folds, hidden_dim, wrong_cost, calibration)
+        without = np.array([draft["right"] for draft in drafts])
+        helped = counterfactual_labels(1 - without, 1 - right)
+        features = columns_of([{name: draft[name] for name in DRAFT_FEATURES} for draft in drafts])
+        gate, need = _cross_fit(features, helped, folds, hidden_dim)
+        threshold = _threshold("gate", need, helped >= 0.5, right - search_cost, without)
+        policy = replace(policy, gate=gate, gate_threshold=threshold)
+    for row, judged in zip(answers, sifted, strict=True):
+        row |= judged.features | quoting_features(row.pop("text"), judged.kept[:k], judged.kept)
+    features = columns_of([{name: row[name] for name in ANSWER_FEATURES} for row in answers])
+    confidence, raw = _cross_fit(features, right >= 0.5, folds, hidden_dim)
+    calibrator = {"isotonic": fit_isotonic, "temperature": fit_temperature}[calibration](raw, right >= 0.5)
+    calibrated = calibrator(raw)
+    threshold = _threshold("confidence", calibrated, right >= 0.5, np.where(right >= 0.5, 1.0, -wrong_cost))
+    return replace(policy, confidence=confidence, calibrator=calibrator, answer_threshold=threshold)
 
 
 def _fit_critic(policy: AnswerPolicy, questions, folds: np.ndarray, hidden_dim: int, keep_weight: float):
@@ -234,30 +239,8 @@ def _fit_critic(policy: AnswerPolicy, questions, folds: np.ndarray, hidden_dim: 
     relevant = np.array([mark for question in questions for mark in question.relevant], bool)
     of_passages = np.repeat(folds, [len(question.found) for question in questions])
     head, beliefs = _cross_fit(features, relevant, of_passages, hidden_dim)
-    found = best_threshold(beliefs, np.where(relevant, keep_weight, -1.0))
-    logger.info("Critic: AUROC %.3f, keeps from %.3f on.", auroc(beliefs, relevant), found.value)
-    return replace(policy, critic=head, critic_threshold=_finite(found.value))
-
-
-def _fit_gate(policy: AnswerPolicy, drafts, right: np.ndarray, folds: np.ndarray, hidden_dim: int, cost: float):
-    without = np.array([draft.pop("right") for draft in drafts])
-    features = columns_of([{name: draft[name] for name in DRAFT_FEATURES} for draft in drafts])
-    helped = counterfactual_labels(1 - without, 1 - right)
-    head, need = _cross_fit(features, helped, folds, hidden_dim)
-    found = best_threshold(need, right - cost, without)
-    logger.info("Gate: AUROC %.3f, searches from %.3f on.", auroc(need, helped >= 0.5), found.value)
-    return replace(policy, gate=head, gate_threshold=_finite(found.value))
-
-
-def _fit_confidence(
-    policy: AnswerPolicy, features, right: np.ndarray, folds: np.ndarray, hidden_dim: int, wrong_cost: float, kind: str
-) -> AnswerPolicy:
-    head, raw = _cross_fit({name: features[name] for name in ANSWER_FEATURES}, right, folds, hidden_dim)
-    calibrator = _FITS[kind](raw, right)
-    confidences = calibrator(raw)
-    found = best_threshold(confidences, np.where(right, 1.0, -wrong_cost))
-    logger.info("Confidence: AUROC %.3f, answers from %.3f on.", auroc(confidences, right), found.value)
-    return replace(policy, confidence=head, calibrator=calibrator, answer_threshold=_finite(found.value))
+    threshold = _threshold("critic", beliefs, relevant, np.where(relevant, keep_weight, -1.0))
+    return replace(policy, critic=head, critic_threshold=threshold)
 
 
 def _cross_fit(features, labels: np.ndarray, folds: np.ndarray, hidden_dim: int) -> tuple[DecisionHead, np.ndarray]:
@@ -265,9 +248,17 @@ def _cross_fit(features, labels: np.ndarray, folds: np.ndarray, hidden_dim: int)
     probabilities = np.zeros(len(labels))
     for fold in np.unique(folds):
         own = folds == fold
-        others = fit_decision_head(_where(features, ~own), labels[~own], hidden_dim=hidden_dim)
-        probabilities[own] = others(_where(features, own)).double().clamp(0, 1).numpy()
+        other_rows, own_rows = ({name: x[torch.from_numpy(at)] for name, x in features.items()} for at in (~own, own))
+        head = fit_decision_head(other_rows, labels[~own], hidden_dim=hidden_dim)
+        probabilities[own] = head(own_rows).double().clamp(0, 1).numpy()
     return fit_decision_head(features, labels, hidden_dim=hidden_dim), probabilities
+
+
+def _threshold(name: str, scores: np.ndarray, labels: np.ndarray, *gains: np.ndarray) -> float:
+    """The best threshold, from 0 to 1.1: JSON has no infinity."""
+    threshold = min(max(best_threshold(scores, *gains).value, 0.0), 1.1)
+    logger.info("The AUROC of the %s is %.3f, its threshold %.3f.", name, auroc(scores, labels), threshold)
+    return threshold
 
 
 def _read(model, processor, questions, evidence, batch_size: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -298,13 +289,3 @@ def _folds(questions: Sequence[JudgedQuestion], num_folds: int, seed: int) -> np
     Random(seed).shuffle(names)
     fold_of = {name: place % num_folds for place, name in enumerate(names)}
     return np.array([fold_of[cluster] for cluster in clusters])
-
-
-def _where(features: Mapping[str, torch.Tensor], marks: np.ndarray) -> dict[str, torch.Tensor]:
-    keep = torch.from_numpy(marks)
-    return {name: values[keep] for name, values in features.items()}
-
-
-def _finite(threshold: float) -> float:
-    """Thresholds of probabilities; JSON has no infinity."""
-    return 0.0 if threshold == -math.inf else 1.1 if threshold == math.inf else threshold

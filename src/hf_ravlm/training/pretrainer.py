@@ -1,8 +1,7 @@
 """The trainer that aligns the two towers: contrast, triplets, matching, hidden words, over the batch of all processes.
 
-A step: (1) this process's rows get their place in the joined batch; (2) words are hidden and pairs drawn, the same for
-any number of processes; (3) the model reads its rows, and the objectives are added up. With `grad_cache_chunk_size`
-the third part is done chunk by chunk (see `losses/grad_cache.py`).
+A step: (1) this process's rows get their place in the joined batch; (2) words are hidden and pairs drawn; (3) the
+model reads its rows, chunk by chunk if there is a `grad_cache_chunk_size`, and the objectives are added up.
 """
 
 from __future__ import annotations
@@ -49,8 +48,15 @@ HEADS = {"itm": "match_head", "mlm": "mlm_transform"}  # what a model must have 
 
 @dataclass
 class Step:
-    """A batch of this process and its place among all: `labels` are of the queries `(B,)` and passages `(N,)` of the
-    joined batch, `words` what `hide_words` gives, `num_words` the hidden words of all processes, `ids` for messages.
+    """A batch of this process and its place in the joined batch.
+
+    Attributes:
+        inputs: What the model reads of this process's rows.
+        words: What `hide_words` makes of them.
+        layout: Of the joined batch.
+        labels: Of its queries `(B,)` and passages `(N,)`.
+        ids: Names of this process's rows, for messages.
+        num_words: Hidden words of all processes.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -61,38 +67,36 @@ class Step:
     num_words: int = 0
 
     def join(self, query_embeds: torch.Tensor, passage_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The vectors of the joined batch, out of this process's."""
+        """The vectors of the joined batch."""
         queries = gather_rows(query_embeds, self.layout.num_queries)
         passages = gather_rows(passage_embeds, self.layout.num_passages)
         return queries, in_order(passages, self.layout)
 
     def pool(self, pairs: Pairs | None) -> dict[str, torch.Tensor]:
-        """The inputs of the joined batch, where pairs of it are read."""
+        """The inputs of the joined batch, if there are pairs to read."""
         return {} if pairs is None else gather_inputs(self.inputs, self.layout)
 
 
 class RavlmPreTrainer(RavlmTrainer):
     """Aligns the towers of a [`RavlmModel`], or of a head on it, for retrieval.
 
-    A batch holds queries and passages under the names of `RavlmModel.forward`, passage `i` positive for query `i` and
-    hard negatives behind the positives, with `query_labels` and `passage_labels` that are equal where a passage
-    belongs to a query, as `RetrievalCollator` makes them. Passages of one label are never each other's negatives.
+    Batches are as [`RetrievalCollator`] makes them: queries and passages under the names of `RavlmModel.forward`,
+    passage `i` positive for query `i`, hard negatives behind the positives, and equal `query_labels` and
+    `passage_labels` where a passage belongs to a query. The gradient of many processes is that of one process with the
+    joined batch, also if they have different numbers of rows.
 
-    The gradient of many processes is that of one process with the joined batch, also where they hold different numbers
-    of rows. Pairs for matching come from the joined batch, too: their images and texts travel between processes.
-
-    Evaluation ranks all passages of the evaluation set for each query (`eval_recall@1`, ..., `eval_mrr`); the loss
-    there depends on the batch size, as that of any contrast.
+    Evaluation ranks all passages of the evaluation set for each query (`eval_recall@1`, ..., `eval_mrr`).
 
     Args:
-        model ([`RavlmModel`], [`RavlmForImageTextRetrieval`] or [`RavlmForPreTraining`]):
-            the first for `itc` and `triplet`, the second also for `itm`, the third for all objectives.
-        args ([`RavlmPreTrainingArguments`]): the objectives.
-        kwargs: as of `transformers.Trainer`.
+        model: A [`RavlmModel`] for `itc` and `triplet`, [`RavlmForImageTextRetrieval`] also for `itm`,
+            [`RavlmForPreTraining`] for all objectives.
+        args: The objectives.
+        kwargs: As of `transformers.Trainer`; `data_collator` is required.
 
     Raises:
-        `InvalidInputError`: if the model has no head for an objective, or the tokenizer no mask token.
-        `FloatingPointError`: in training, if the loss is NaN or infinite; names the step and the rows.
+        InvalidInputError: If the model has no head for an objective, the tokenizer no mask token, or a batch fewer
+            passages than queries.
+        FloatingPointError: In training, if the loss is NaN or infinite; names the step and the rows.
     """
 
     loss_is_scaled_for_ga = False  # a mean over the batch
@@ -142,7 +146,7 @@ class RavlmPreTrainer(RavlmTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One forward and backward pass, or with `grad_cache_chunk_size` as many as there are chunks."""
-        with torch.no_grad():  # the forward pass clamps it too, but without a gradient beyond the limits
+        with torch.no_grad():  # the forward pass clamps it, too, but beyond the limits it would get no gradient
             dual_encoder(self.model).logit_scale.clamp_(0, MAX_LOGIT_SCALE)
         if self.args.grad_cache_chunk_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -152,7 +156,7 @@ class RavlmPreTrainer(RavlmTrainer):
         return self._cached_step(model, self._prepare_inputs(inputs))
 
     def _cached_step(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        with self.compute_loss_context_manager():  # also puts frozen parts into eval mode
+        with self.compute_loss_context_manager():  # puts frozen parts into eval mode
             step = self._open(inputs)
         chunks = split_batch(step.inputs, *step.layout.own_numbers, self.args.grad_cache_chunk_size or 1)
         states, embeds = [], []
@@ -208,9 +212,16 @@ class RavlmPreTrainer(RavlmTrainer):
         return losses, [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves], pairs
 
     def _open(self, inputs: dict[str, Any]) -> Step:
-        """Sorts a batch: what the model reads, what the objectives need, and who is who among all processes."""
+        """A batch with its layout, labels and hidden words.
+
+        Raises:
+            InvalidInputError: If there are fewer passages than queries, or a training batch can hold no negative.
+        """
         own = {name: inputs[name] for name in INPUTS if inputs.get(name) is not None}
-        queries, passages = (_num_rows(own, prefix) for prefix in ("", "passage_"))
+        queries, passages = (
+            max((len(own[prefix + name]) for name in SIDE if prefix + name in own), default=0)
+            for prefix in ("", "passage_")
+        )
         if not 0 < queries <= passages:
             raise InvalidInputError(
                 f"the batch has {queries} queries and {passages} passages: expected a positive passage for each "
@@ -228,7 +239,7 @@ class RavlmPreTrainer(RavlmTrainer):
         self._check_negatives(labels, layout)
         step = Step(own, {}, layout, labels, ids=list(inputs.get("batch_ids", ())))
         if "mlm" in self.args.objectives:
-            seed = self._seed("words", process_rank())
+            seed = self._seed(f"words{process_rank()}")
             step.words = hide_words(inputs, queries, self._processor, self.args.mlm_probability, seed)
             hidden = int((step.words["mlm_labels"] != -100).sum()) if step.words else 0
             step.num_words = int(self.accelerator.reduce(torch.tensor(hidden, device=device), "sum"))
@@ -237,7 +248,7 @@ class RavlmPreTrainer(RavlmTrainer):
     def _read(
         self, model: nn.Module, step: Step, chunk: Chunk, pairs: Pairs | None, pool: dict[str, torch.Tensor]
     ) -> tuple[Any, dict[str, torch.Tensor]]:
-        """The model's outputs on some rows, and what of the objectives belongs to these rows alone."""
+        """The model's outputs on some rows, and the objectives that are sums over single rows."""
         rows = slice(chunk.queries.start, chunk.queries.stop)
         words = {name: tensor[rows] for name, tensor in step.words.items()}
         extra, own_pairs = no_pairs(chunk.inputs), None
@@ -261,10 +272,10 @@ class RavlmPreTrainer(RavlmTrainer):
     def _processor(self):
         return self.processing_class or getattr(self.data_collator, "processor", None)
 
-    def _seed(self, *purpose: Any) -> int:
-        """A seed for this batch: the same in a run that was interrupted here, and while evaluating always the same."""
+    def _seed(self, purpose: str) -> int:
+        """A seed for this batch, also after an interruption; one for all batches of an evaluation."""
         place = self._place if self.model.training else (-1, 0)
-        entropy = [self.args.seed, place[0] + 1, place[1], *("".join(map(str, purpose)).encode())]
+        entropy = [self.args.seed, place[0] + 1, place[1], *purpose.encode()]
         return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
     def _check_negatives(self, labels: Labels | None, layout: BatchLayout) -> None:
@@ -286,7 +297,7 @@ class RavlmPreTrainer(RavlmTrainer):
     def _note(
         self, model: nn.Module, step: Step, losses: dict[str, torch.Tensor], vectors: Sequence[torch.Tensor]
     ) -> None:
-        """Adds the losses to the log, or stops where one is no number."""
+        """Adds the losses to the log, or raises if one is not finite."""
         if not model.training:
             return
         numbers = {name: loss.detach().float() for name, loss in losses.items()}
@@ -297,7 +308,7 @@ class RavlmPreTrainer(RavlmTrainer):
         self._num_losses += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the objectives, one by one, and the temperature to what is logged of the training."""
+        """Also logs each objective and the temperature."""
         if "loss" in logs and self._num_losses:
             for name in self.args.objectives:
                 mean = self._sums.get(name, torch.zeros((), device=self.args.device)) / self._num_losses
@@ -321,10 +332,6 @@ class RavlmPreTrainer(RavlmTrainer):
 def dual_encoder(model: nn.Module) -> RavlmModel:
     """The [`RavlmModel`] in a model, or the model itself."""
     return next(module for module in model.modules() if isinstance(module, RavlmModel))
-
-
-def _num_rows(inputs: dict[str, torch.Tensor], prefix: str) -> int:
-    return max((len(inputs[prefix + name]) for name in SIDE if prefix + name in inputs), default=0)
 
 
 def _not_finite(losses: dict[str, torch.Tensor], global_step: int, step: Step, vectors: Sequence[torch.Tensor]) -> str:

@@ -1,8 +1,7 @@
 """Checks that keep several processes from waiting for each other forever.
 
-Readers have parameters that some batches leave idle (the image tower where there are no images, the fusion without
-evidence). DDP must then look for idle parameters at every step; if it does not, it fails a step later or waits for
-gradients that never come.
+Some batches leave parameters of a reader idle (the image tower without images, the fusion without evidence). Unless
+DDP looks for them at every step, it fails a step later or waits for gradients that never come.
 """
 
 from __future__ import annotations
@@ -20,18 +19,17 @@ from ..model.loading import without_adapters
 
 
 def allow_idle_parameters(args: TrainingArguments) -> None:
-    """Lets DDP look for idle parameters also where activations are recomputed; a choice of the user stays.
+    """Lets DDP look for idle parameters also if activations are recomputed, unless the user has chosen.
 
-    The Trainer turns that off, for reentrant checkpoints do not work with it; those that are the default today do.
+    The Trainer turns it off because of reentrant checkpoints, which are no longer the default.
 
     >>> args = TrainingArguments("out", activation_checkpointing=True)
     >>> allow_idle_parameters(args)
     >>> args.ddp_find_unused_parameters
     True
     """
-    settings = getattr(args, "activation_checkpointing_kwargs", None)
-    is_reentrant = bool((settings or {}).get("use_reentrant", False))
-    if args.ddp_find_unused_parameters is None and not is_reentrant:
+    settings = getattr(args, "activation_checkpointing_kwargs", None) or {}
+    if args.ddp_find_unused_parameters is None and not settings.get("use_reentrant", False):
         args.ddp_find_unused_parameters = True
 
 
@@ -50,7 +48,7 @@ def check_processes(args: TrainingArguments) -> None:
 
 
 def check_idle_parameters(model: nn.Module) -> None:
-    """Refuses, after a backward pass, parameters without a gradient where DDP does not look for them.
+    """Refuses parameters without a gradient after a backward pass, if DDP does not look for them.
 
     Raises:
         InvalidInputError: With their names.
@@ -73,12 +71,12 @@ def shard_language_model(plugin: Any, model: nn.Module, device: torch.device) ->
     The retriever calls the dual encoder outside of the model's `forward`, where sharded weights are not put together.
 
     Args:
-        plugin (`accelerate.FullyShardedDataParallelPlugin`): changed in place.
+        plugin (`accelerate.FullyShardedDataParallelPlugin`): Changed in place.
         model: A reader, with or without adapters.
         device: Of this process.
 
     Raises:
-        InvalidInputError: If there is no language model, or its dual encoder is trained.
+        InvalidInputError: If the model is no reader, or its dual encoder is trained.
     """
     reader = without_adapters(model)
     language_model, towers = (getattr(reader, name, None) for name in ("language_model", "model"))

@@ -1,7 +1,4 @@
-"""The Trainer for readers: frozen parts stay as they are, batch statistics included; only whole checkpoints are used.
-
-Freezing belongs to training and not to the model: `from_pretrained` makes every parameter trainable again.
-"""
+"""The Trainer for readers: retrieved evidence, frozen parts in eval mode, adapters, complete checkpoints."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def freeze(*modules: nn.Module) -> None:
-    """Makes every parameter of the modules untrainable; [`RavlmTrainer`] then also keeps them in eval mode.
+    """Makes the modules untrainable until they are loaded anew; [`RavlmTrainer`] also keeps them in eval mode.
 
     >>> tower = nn.Linear(2, 2)
     >>> freeze(tower)
@@ -52,31 +49,29 @@ def freeze(*modules: nn.Module) -> None:
 class RavlmTrainer(Trainer):
     """`transformers.Trainer` for a reader that learns to answer from evidence.
 
-    With a `data_collator` it trains on what that makes of the rows. Without one, and with a [`RavlmProcessor`] as
-    `processing_class`, rows are those of `hf_ravlm.training.batches.rows`: images, questions and answers, for which
-    the `retriever` finds evidence that is mixed as `evidence` says. Prompts and passages are never learned, only
-    answers, each token alike: accumulated gradients are those of one large batch, also over latent passages.
+    With a [`RavlmProcessor`] as `processing_class` and no `data_collator`, rows are those of
+    `hf_ravlm.training.batches.rows` (images, questions and answers), and the `retriever` finds their evidence. Only
+    the tokens of answers are learned, each alike: accumulated gradients are those of one large batch.
 
-    Frozen parts stay in eval mode: dropout in them would be noise, and a batch norm in training mode would move its
-    running statistics, so that the encoder would no longer be the one of the index. A checkpoint is resumed from only
-    if it is complete (see `checkpoints`); the training then goes on from the same weights, states and draws, and ends
-    with the same weights up to rounding. A loss that is NaN or infinite stops the training.
+    Frozen parts stay in eval mode, as a batch norm would move its statistics and the encoder would no longer be that
+    of the index. Only complete checkpoints are resumed from; the training then goes on with the same weights, states
+    and draws.
 
     Args:
         model, args, data_collator, ...: As for `transformers.Trainer`.
         retriever: Finds the evidence. A dual encoder that it shares with the model is frozen.
-        evidence: What is read in training; `None` for what the retriever finds, `config.num_passages` of it.
-        peft_config: Adapters to train instead of the model, such as `LoraConfig(r=8)`, see `lora.add_adapters`; with
-            it the language model may be quantized.
-        generation: For `generate` in evaluation, which then also reports `exact_match`, `token_f1`, both with
-            evidence, `closed_book_exact_match`, how many answers evidence `rescued` and `harmed`, and how good the
-            ranking is (`hit@k`, `mrr`). `None` reports the loss alone. Any of these may be `metric_for_best_model`.
-        on_error: What happens to an image that cannot be used, in training and in evaluation: `"raise"` an error,
-            `"skip"` its row, or `"blank"`, a grey one in its place.
+        evidence: What is read in training; `None` for `config.num_passages` passages as the retriever finds them.
+        peft_config: Adapters to train instead of the model, such as `LoraConfig(r=8)`, see `lora.add_adapters`; the
+            language model may then be quantized.
+        generation: Arguments of `generate` in evaluation, which then reports `exact_match`, `token_f1`,
+            `closed_book_exact_match`, the shares of answers that evidence `rescued` and `harmed`, and the ranking
+            (`hit@k`, `mrr`). `None` reports the loss alone.
+        on_error: For images that cannot be used: `"raise"` an error, `"skip"` the row, or read a grey image
+            (`"blank"`).
         max_broken: More broken images than this stop the training.
 
     Raises:
-        InvalidInputError: If the knowledge base misses a gold passage, adapters match nothing, there is no complete
+        InvalidInputError: If the knowledge base misses a gold passage, adapters match nothing, or there is no complete
             checkpoint to resume from.
         FloatingPointError: If a loss is NaN or infinite; names the step and the rows.
 
@@ -154,7 +149,7 @@ class RavlmTrainer(Trainer):
             self._check_gold_ids()
 
     def _check_gold_ids(self) -> None:
-        """Refuses data sets whose gold passages the knowledge base misses, where that can be seen without reading."""
+        """Refuses data sets whose gold passages the knowledge base misses, if that shows without decoding images."""
         if self.retriever is None:
             return
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
@@ -164,10 +159,8 @@ class RavlmTrainer(Trainer):
 
     @property
     def retriever(self) -> RavlmRetriever | None:
-        """What finds the evidence now."""
+        """The retriever in use."""
         return None if self.batches is None else self.batches.retriever
-
-    # Batches: rows stay rows until their step is known.
 
     def _get_dataloader(self, dataset, *args, **kwargs):
         if hasattr(dataset, "__len__") and not len(dataset):
@@ -202,16 +195,20 @@ class RavlmTrainer(Trainer):
         return batches, self._get_num_items_in_batch(batches, device)
 
     def training_inputs(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """The inputs of one batch of rows at the step that comes."""
+        """The inputs of one batch of rows at the next step.
+
+        Raises:
+            InvalidInputError: If a row has no answer, or asks nothing.
+            UnsafeInputError: If an image cannot be used, see `on_error`.
+        """
         step = self.state.global_step
         return self.batches.for_training(rows, step, step / max(self.state.max_steps, 1))
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Answer tokens, each counted once, in however many prompts of latent passages it stands."""
-        numbers = [self._prompts_per_answer(inputs) for inputs in batch_samples]
         once = [
-            inputs if number == 1 else {"labels": inputs["labels"][::number]}
-            for inputs, number in zip(batch_samples, numbers, strict=True)
+            {"labels": inputs["labels"][::number]} if (number := self._prompts_per_answer(inputs)) > 1 else inputs
+            for inputs in batch_samples
         ]
         return super()._get_num_items_in_batch(once, device)
 
@@ -222,10 +219,8 @@ class RavlmTrainer(Trainer):
         is_latent = getattr(config, "marginalization", "none") != "none"
         return max(inputs["evidence_scores"].shape[1], 1) if is_latent else 1
 
-    # Steps.
-
     def compute_loss_context_manager(self):
-        """Entered for every loss, after the model was put into training mode: frozen parts go back to eval mode."""
+        """Entered for every loss, after the Trainer has put the model into training mode; frozen parts go back."""
         for module in self.model.modules():
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
@@ -233,13 +228,17 @@ class RavlmTrainer(Trainer):
         return super().compute_loss_context_manager()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's own loss. It divides by `K` again what it takes for labels of `K` prompts."""
+        """The model's own loss, which counts an answer once in each of its `K` prompts."""
         if num_items_in_batch is not None:
             num_items_in_batch = num_items_in_batch * self._prompts_per_answer(inputs)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """One step; stops at a loss that is no number."""
+        """One step.
+
+        Raises:
+            FloatingPointError: If the loss is NaN or infinite.
+        """
         names = inputs.pop(ROW_NAMES, None) if isinstance(inputs, MutableMapping) else None
         loss = super().training_step(model, inputs, num_items_in_batch)
         check_idle_parameters(model)
@@ -252,8 +251,6 @@ class RavlmTrainer(Trainer):
             )
         return loss
 
-    # Evaluation.
-
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss of one batch of rows, with the evidence that the retriever finds."""
         if self.batches is not None and isinstance(inputs, list):
@@ -262,7 +259,7 @@ class RavlmTrainer(Trainer):
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
-        """The loss, and with `generation` also what the answers are worth."""
+        """The loss, and with `generation` the measures of generated answers."""
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.batches is not None and self.generation is not None:
             reader = without_adapters(self.accelerator.unwrap_model(self.model))
@@ -272,10 +269,8 @@ class RavlmTrainer(Trainer):
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
         return output
 
-    # Checkpoints.
-
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """As `Trainer.train`; torn checkpoints are skipped with a warning, for the newest complete one."""
+        """As `Trainer.train`; incomplete checkpoints are skipped with a warning."""
         checkpoint = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
         if checkpoint is not None:
             self.load_more(Path(checkpoint))
@@ -290,11 +285,11 @@ class RavlmTrainer(Trainer):
             super()._load_best_model()
 
     def _load_whole(self, folder: str, model: nn.Module) -> bool:
-        """Whether every weight was loaded; adapters, FSDP and DeepSpeed keep their own ways of loading."""
-        whole = not (self.is_deepspeed_enabled or self.is_fsdp_enabled) and holds_whole_model(folder, model)
-        if whole:
-            load_weights(model, folder)
-        return whole
+        """Loads every weight; `False` for adapters, FSDP and DeepSpeed, which have their own ways of loading."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not holds_whole_model(folder, model):
+            return False
+        load_weights(model, folder)
+        return True
 
     def _save_checkpoint(self, model, trial):
         # Old checkpoints go only when the new one is complete.
@@ -317,7 +312,7 @@ class RavlmTrainer(Trainer):
             )
 
     def save_more(self, folder: Path) -> None:
-        """Writes what else a checkpoint needs: the states of callbacks that have `save_state`."""
+        """Adds to a checkpoint the states of callbacks that have `save_state`."""
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "save_state"):
                 callback.save_state(folder)

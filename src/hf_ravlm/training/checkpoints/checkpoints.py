@@ -1,7 +1,7 @@
-"""Complete checkpoints: a list of their files is written last, after all of them are on the disk.
+"""Complete checkpoints: the list of their files is written last, when all of them are on the disk.
 
-The Trainer resumes from a checkpoint that lacks its optimizer, scheduler or random states as if it had none, and says
-nothing. Here a checkpoint without its list, or with a file that is missing or of another size, is not resumed from.
+A checkpoint without its list, or with a file that is missing or of another size, is not resumed from: the Trainer
+would say nothing and go on without the optimizer or the random states.
 """
 
 from __future__ import annotations
@@ -23,12 +23,7 @@ _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 
 def mark_complete(checkpoint: str | PathLike[str], resumable: bool = True) -> None:
-    """Flushes every file of a checkpoint, and then writes the list that says it is complete.
-
-    Args:
-        checkpoint: Its folder.
-        resumable: Whether it holds more than the model.
-    """
+    """Flushes every file of a checkpoint, and then writes their list; `resumable` if it holds more than the model."""
     folder = Path(checkpoint)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / COMPLETE)
     for path in files:
@@ -61,25 +56,17 @@ def what_is_torn(checkpoint: str | PathLike[str]) -> str | None:
 
 
 def newest_complete(folder: str | PathLike[str], up_to: int | None = None) -> Path | None:
-    """The complete checkpoint of the highest step in a folder, with a warning about every torn one above it.
+    """The complete checkpoint of the highest step in an output folder, up to a step; `None` without any checkpoint.
 
-    Args:
-        folder: The output folder of a training.
-        up_to: Look no further than this step.
-
-    Returns:
-        The path; `None` if there is no checkpoint at all.
+    Incomplete ones of higher steps are skipped with a warning.
 
     Raises:
-        InvalidInputError: If there are checkpoints and every one is torn.
+        InvalidInputError: If no checkpoint is complete.
     """
-    steps = {}
-    if Path(folder).is_dir():
-        steps = {int(match[1]): path for path in Path(folder).iterdir() if (match := _NAME.match(path.name))}
+    paths = Path(folder).glob("checkpoint-*")
+    steps = {int(match[1]): path for path in paths if (match := _NAME.match(path.name))}
     torn = []
-    for step in sorted(steps, reverse=True):
-        if up_to is not None and step > up_to:
-            continue
+    for step in sorted((step for step in steps if up_to is None or step <= up_to), reverse=True):
         fault = what_is_torn(steps[step])
         if fault is None:
             return steps[step]
@@ -94,15 +81,15 @@ def newest_complete(folder: str | PathLike[str], up_to: int | None = None) -> Pa
 
 
 def checkpoint_to_resume(output_dir: str, asked: str | PathLike[str] | bool | None) -> str | None:
-    """The checkpoint that `train(resume_from_checkpoint=asked)` goes on from.
+    """The checkpoint that a training goes on from; `None` for a fresh start.
 
     Args:
         output_dir: Where the training writes its checkpoints.
-        asked: `True` for the newest complete one; a path for that one, or, if it is torn, the newest complete one
-            before it; `None` or `False` for a fresh start.
+        asked: `True` for the newest complete one; a path for that one, or the newest complete one before it; `None`
+            or `False` for none.
 
     Raises:
-        InvalidInputError: If there is none to go on from.
+        InvalidInputError: If the one asked for is missing, or no checkpoint is complete.
     """
     if asked is None or asked is False:
         return None

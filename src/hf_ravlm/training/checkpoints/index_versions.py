@@ -1,6 +1,6 @@
 """Vectors of an index that is rebuilt while training, one file per version, to which checkpoints refer.
 
-A checkpoint cannot make them again: they are by the weights of the last refresh, not by its own.
+The weights of a checkpoint cannot make them again: they are newer than the last refresh.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ FOLDER = "index_generations"
 
 
 def save_index_version(run_folder: Path, checkpoint: Path, number: int, retriever: RavlmRetriever) -> None:
-    """Writes which version of the index serves at a checkpoint, and its vectors if no other checkpoint has.
+    """Writes the number of the index version into a checkpoint, and its vectors into the run folder, once.
 
     Args:
         run_folder: Output folder of the training.
         checkpoint: Folder of the checkpoint.
         number: 0 for the index that the training began with, which is not written.
-        retriever: What serves.
+        retriever: With this version.
     """
     vectors = np.ascontiguousarray(retriever.vectors)
     state = {
@@ -47,15 +47,15 @@ def save_index_version(run_folder: Path, checkpoint: Path, number: int, retrieve
 
 
 def load_index_version(run_folder: Path, checkpoint: Path, retriever: RavlmRetriever) -> tuple[int, RavlmRetriever]:
-    """The version of the index that served at a checkpoint, over the passages of a retriever.
+    """The number of the index version at a checkpoint, and a retriever with it.
 
     Args:
         run_folder: Output folder of the training.
         checkpoint: Folder of the checkpoint.
-        retriever: As the training began with it.
+        retriever: The one that the training began with.
 
     Raises:
-        KnowledgeBaseMismatchError: If these are other passages, or other vectors than the training began with.
+        KnowledgeBaseMismatchError: If the retriever has other passages or vectors than the training began with.
         KnowledgeBaseCorruptError: If the vectors of the version are missing or damaged.
     """
     state: dict[str, Any] = json.loads((checkpoint / STATE).read_bytes())
@@ -87,12 +87,10 @@ def load_index_version(run_folder: Path, checkpoint: Path, retriever: RavlmRetri
 
 def drop_unused_versions(run_folder: Path) -> None:
     """Deletes the vectors that no checkpoint refers to any more."""
-    used = set()
-    for path in run_folder.glob(f"checkpoint-*/{STATE}"):
-        used.add(_path(run_folder, int(json.loads(path.read_bytes())["generation"])))
-    for path in (run_folder / FOLDER).glob("generation-*.safetensors"):
-        if path not in used:
-            path.unlink()
+    states = [json.loads(path.read_bytes()) for path in run_folder.glob(f"checkpoint-*/{STATE}")]
+    used = {_path(run_folder, int(state["generation"])) for state in states}
+    for path in set((run_folder / FOLDER).glob("generation-*.safetensors")) - used:
+        path.unlink()
 
 
 def _path(run_folder: Path, number: int) -> Path:

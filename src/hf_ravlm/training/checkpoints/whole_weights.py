@@ -1,8 +1,8 @@
-"""Weights of a checkpoint, put back into a model under whatever names they were saved.
+"""Loading of a checkpoint's weights into a model, under whatever names they were saved.
 
-transformers saves some towers (a ViT, for one) under their names of old and translates when `from_pretrained` loads
-them. Its Trainer does not translate when it resumes or takes the best model: it warns, and goes on with the weights
-that the model had (https://github.com/huggingface/transformers/issues/43701).
+transformers saves some towers (such as ViT) under older names, which `from_pretrained` translates. Its Trainer does
+not when it resumes or takes the best model: it warns, and goes on with the weights that the model had
+(https://github.com/huggingface/transformers/issues/43701).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def holds_whole_model(folder: str | os.PathLike[str], model: nn.Module) -> bool:
 
 
 def load_weights(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Puts the weights of a checkpoint into a model of the same architecture.
+    """Loads the weights of a checkpoint into a model.
 
     Raises:
-        InvalidInputError: If the checkpoint lacks weights.
+        InvalidInputError: If the checkpoint lacks weights, or has them in another shape.
     """
     saved, report = type(model).from_pretrained(
         folder, config=model.config, dtype=model.dtype, output_loading_info=True

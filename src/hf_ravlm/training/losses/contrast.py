@@ -1,8 +1,4 @@
-"""Losses that align two towers, one number per anchor, so that a batch may be any number of blocks of anchors.
-
-They are functions of vectors alone: over the gathered candidates of all processes they are the loss of the joined
-batch. Everything is computed in float32. `b` anchors of a block, `N` candidates, `D` width.
-"""
+"""Losses that align two towers, one number per anchor, in float32: `b` anchors, `N` candidates, width `D`."""
 
 from __future__ import annotations
 
@@ -19,13 +15,12 @@ def info_nce_rows(
     logit_scale: torch.Tensor | float,
     left_out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """InfoNCE of each anchor: `-s_p + logsumexp_j s_j` over the candidates that are not left out.
+    """InfoNCE of each anchor, `(b,)`: `-s_p + logsumexp_j s_j` over the candidates that are not left out.
 
-    In plain terms: the cosine of the positive should be the highest of all candidates, by a margin that the
-    temperature sets.
+    In plain terms: the positive should have the highest cosine, by a margin that the temperature sets.
 
-    Inputs: `anchors (b, D)` and `candidates (N, D)` of unit length; `positives (b,)`, the column of each anchor's own
-    positive; `logit_scale` is `1 / temperature`; `left_out (b, N)` of `left_out_negatives`.
+    Inputs: `anchors (b, D)` and `candidates (N, D)` of unit length; `positives (b,)`, the candidate that belongs to
+    each anchor; `logit_scale` is `1 / temperature`; `left_out (b, N)` of `left_out_negatives`.
 
     Recommendations: 64 candidates at least; leave out what is no negative.
 
@@ -51,11 +46,10 @@ def triplet_rows(
     margin: float,
     left_out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Triplet loss of each anchor with its semi-hard negative: `max(0, margin - s_p + s_n)`, `s` the cosine.
+    """Triplet loss of each anchor, `(b,)`: `max(0, margin - s_p + s_n)`, `s` the cosine, `n` a semi-hard negative.
 
-    In plain terms: the positive should be nearer than one negative, by a margin. That negative is the hardest of those
-    that are still farther than the positive; where all are nearer, the farthest of them. The hardest of all would make
-    the towers collapse.
+    In plain terms: the positive should be nearer than one negative, by a margin. That is the nearest of those that are
+    farther than the positive, or where none is, the farthest: the nearest of all would make the towers collapse.
 
     Inputs: as `info_nce_rows`; `margin` in cosine, from 0 to 2.
 
@@ -92,18 +86,14 @@ def left_out_negatives(
     candidate_labels: torch.Tensor | None = None,
     ratio: float | None = None,
 ) -> torch.Tensor:
-    """Candidates that are no negatives of an anchor: the same thing once more, and what looks too much like it.
+    """Which candidates are no negatives of an anchor, bool `(b, N)`: further positives, and what looks too much alike.
 
     Args:
-        anchors (`(b, D)`), candidates (`(N, D)`), positives (`(b,)`): as in `info_nce_rows`.
+        anchors, candidates, positives: as in `info_nce_rows`; the positive itself is not left out.
         anchor_labels (`(b,)`), candidate_labels (`(N,)`), *optional*: equal where a candidate belongs to an anchor.
-        ratio (`float`, *optional*):
-            leaves out candidates with a cosine above `ratio` times the positive's, where that one is positive
-            (NV-Retriever's TopK-PercPos, arXiv 2407.15831). In an untrained tower all cosines are alike, and this rule
-            would leave out everything: train without it first.
-
-    Returns:
-        `torch.BoolTensor` of shape `(b, N)`; never the positive itself.
+        ratio (`float`, *optional*): leaves out candidates with a cosine above `ratio` times the positive's, if that is
+            above 0 (NV-Retriever's TopK-PercPos, arXiv 2407.15831). Only for trained towers: in others all cosines
+            are alike, and everything would be left out.
 
     >>> labels = torch.tensor([7, 7, 8])
     >>> left_out_negatives(torch.eye(3), torch.eye(3), torch.arange(3), labels, labels).tolist()
@@ -122,9 +112,9 @@ def left_out_negatives(
 def matryoshka_views(
     first: torch.Tensor, second: torch.Tensor, dims: Sequence[int] | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Both sets of vectors cut to their first `d` numbers and normalised anew, for every `d` of `dims`.
+    """Both sets of vectors cut to their first `d` numbers and normalised, for every `d` of `dims`; as is for `None`.
 
-    Kusupati et al. 2022 (arXiv 2205.13147). `None` gives the vectors as they are.
+    Kusupati et al. 2022 (arXiv 2205.13147).
 
     >>> vectors = torch.tensor([[0.6, 0.0, 0.8]])
     >>> [cut.tolist() for cut, _ in matryoshka_views(vectors, vectors, [1, 2])]
@@ -140,17 +130,14 @@ def matryoshka_views(
 def draw_hard_negatives(
     scores: torch.Tensor, left_out: torch.Tensor, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """One negative per row, drawn with probability `softmax(scores)` from the columns that are not left out.
+    """One column per row, drawn with probability `softmax(scores)` of those not left out: `(b,)`, -1 where none is.
 
     ALBEF's in-batch hard negatives (Li et al. 2021, arXiv 2107.07651).
 
     Args:
-        scores (`torch.Tensor` of shape `(b, N)`): cosines over the temperature.
-        left_out (`torch.BoolTensor` of shape `(b, N)`): no negatives; here the positive must be among them.
+        scores (`(b, N)`): cosines over the temperature.
+        left_out (`(b, N)`, bool): no negatives; here the positive must be among them.
         generator (`torch.Generator`, *optional*): on the device of `scores`.
-
-    Returns:
-        `torch.LongTensor` of shape `(b,)`; -1 where no column remains.
 
     >>> left_out = torch.tensor([[True, False, False], [True, True, True]])
     >>> draw_hard_negatives(torch.tensor([[0.0, 99.0, 0.0], [0.0, 0.0, 0.0]]), left_out).tolist()

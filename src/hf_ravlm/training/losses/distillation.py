@@ -1,8 +1,7 @@
-"""Losses through which the retriever learns from the reader, as pure functions of likelihoods and scores, in float32.
+"""Losses through which the retriever learns from the reader, in float32; the gradient reaches the scores alone.
 
-Each takes `log_likelihood (B, K)`, what the reader gives the right answer under each passage alone, and the
-retriever's `scores (B, K)`; the gradient reaches the scores and never the reader. `evidence_mask (B, K)` names the
-passages that count; `None` means all.
+`log_likelihood (B, K)` is that of the answer under each passage, `scores (B, K)` are the retriever's, and
+`evidence_mask (B, K)` says which passages count; `None` means all.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ def perplexity_distillation_loss(
 ) -> torch.Tensor:
     """Perplexity distillation: the retriever learns to rank passages as the reader's perplexity of the answer does.
 
-    In plain terms: passages under which the answer is likely get a high target; the score distribution is pulled
-    towards it. `L = 1/B sum_b KL(softmax_k(a_k / T_target) || softmax_k(s_k / T))` with `a_k` the mean log-probability
-    of an answer token under passage `k`, held fixed.
+    In plain terms: passages under which the answer is likely get a high target, which the scores are pulled towards.
+    `L = 1/B sum_b KL(softmax_k(a_k / T_target) || softmax_k(s_k / T))`, `a_k` the mean log-probability of an answer
+    token under passage `k`.
 
     Inputs: `log_likelihood (B, K)`, summed over the answer of `num_tokens (B,)` or `(B, K)`; `scores (B, K)`.
 
@@ -53,7 +52,7 @@ def emdr2_loss(
     evidence_mask: torch.Tensor | None = None,
     logit_scale: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
-    """EMDR2: raise the score of passages under which the reader, held fixed, finds the answer.
+    """EMDR2: raises the score of passages under which the reader, held fixed, finds the answer.
 
     In plain terms: the RAG-sequence likelihood with the reader's part frozen. `L = -1/B sum_b log sum_k p(z_k | x)
     p(y | x, z_k)`.

@@ -1,9 +1,8 @@
-"""A large batch in the memory of a small one, in three steps.
+"""A large batch in the memory of a small one: the parts of GradCache (Gao et al. 2021, arXiv 2101.06983).
 
-(1) All rows go through the towers, chunk by chunk, without a graph; (2) the loss is computed from the vectors alone,
-which gives the gradient of each vector; (3) each chunk goes through the towers once more, now with a graph, and its
-vectors are pulled along their gradients. Random numbers are replayed, so that dropout drops the same both times.
-Gao et al. 2021 (arXiv 2101.06983).
+(1) All rows go through the towers, chunk by chunk, without a graph; (2) the loss of the vectors gives the gradient of
+each; (3) each chunk goes through the towers once more, with a graph and the same random numbers, and its vectors are
+pulled along their gradients.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 
 class RandomState:
-    """The state of the random numbers now, on the CPU and where the tensors are, to be replayed later.
+    """The state of the random numbers now, on the CPU and the devices of some tensors, to be replayed later.
 
     >>> state = RandomState()
     >>> first = torch.rand(1)
@@ -33,7 +32,7 @@ class RandomState:
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Inside, the same random numbers come again; outside nothing changes."""
+        """Repeats the random numbers inside, and changes nothing outside."""
         with torch.random.fork_rng(devices=self.devices):
             torch.set_rng_state(self.cpu_state)
             set_device_states(self.devices, self.device_states)
@@ -42,7 +41,7 @@ class RandomState:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The inputs of some rows; `queries` and `passages` are their numbers in the batch of this process."""
+    """The inputs of some rows, and their places in the batch of this process."""
 
     inputs: dict[str, torch.Tensor]
     queries: range

@@ -18,17 +18,18 @@ from ...model.heads.matching import SIDE
 
 
 def world_size() -> int:
-    """Processes that train together."""
+    """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_rank() -> int:
+    """The number of this process, from 0 on."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How many queries and passages each process holds, and where they stand in the joined batch.
+    """How many queries and passages each process has, and their places in the joined batch.
 
     >>> layout = BatchLayout((2, 1), (3, 2), rank=1)  # each with one hard negative
     >>> layout.own_queries, layout.own_passages(), layout.passage_order()
@@ -41,23 +42,23 @@ class BatchLayout:
 
     @property
     def own_numbers(self) -> tuple[int, int]:
-        """Queries and passages of this process."""
+        """How many queries and passages this process has."""
         return self.num_queries[self.rank], self.num_passages[self.rank]
 
     @property
     def own_queries(self) -> range:
-        """Places of this process's queries in the joined batch; those of their positives are the same."""
+        """Places of this process's queries, which are also those of their positives."""
         start = sum(self.num_queries[: self.rank])
         return range(start, start + self.num_queries[self.rank])
 
     def own_passages(self) -> list[int]:
-        """Places of this process's passages in the joined batch: its positives, then its hard negatives."""
+        """Places of this process's passages: its positives, then its hard negatives."""
         hard = [passages - queries for queries, passages in zip(self.num_queries, self.num_passages, strict=True)]
         start = sum(self.num_queries) + sum(hard[: self.rank])
         return [*self.own_queries, *range(start, start + hard[self.rank])]
 
     def passage_order(self) -> list[int]:
-        """Rows of the passages as they come, process by process, in the order of the joined batch."""
+        """The order that makes passages of process after process those of the joined batch."""
         starts = list(accumulate(self.num_passages, initial=0))
         places = list(zip(starts, self.num_queries, starts[1:], strict=False))
         positives = [row for start, queries, _ in places for row in range(start, start + queries)]
@@ -65,7 +66,7 @@ class BatchLayout:
 
 
 def read_layout(num_queries: int, num_passages: int, device: torch.device) -> BatchLayout:
-    """Asks all processes how many rows they hold."""
+    """The layout, for which all processes tell each other how many rows they have."""
     if world_size() == 1:
         return BatchLayout((num_queries,), (num_passages,))
     own = torch.tensor([num_queries, num_passages], device=device)
@@ -76,15 +77,11 @@ def read_layout(num_queries: int, num_passages: int, device: torch.device) -> Ba
 
 
 def gather_rows(tensor: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
-    """The rows of all processes, one process after the other, with a gradient for this process's own.
+    """The rows `(n, ...)` of all processes, one process after the other; `sizes` holds the `n` of each.
 
-    The gradient is multiplied by the number of processes. DDP then averages over the processes, so that the result is
-    the gradient of the joined batch, *if every process computes the same loss from the gathered rows*. Other gradients
-    (of the temperature) need no factor: all processes compute the same one.
-
-    Args:
-        tensor (`torch.Tensor` of shape `(n, ...)`): this process's rows; all processes agree on the other axes.
-        sizes (`tuple[int]`): `n` of each process.
+    The gradient reaches this process's rows, multiplied by the number of processes: DDP then averages over the
+    processes, which gives the gradient of the joined batch, *if every process computes the same loss from the gathered
+    rows*. Other gradients (of the temperature) need no factor: all processes compute the same one.
     """
     return tensor if len(sizes) == 1 else _GatherRows.apply(tensor, sizes, process_rank())
 
@@ -113,10 +110,9 @@ def in_order(passages: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
 
 
 def gather_inputs(inputs: dict[str, torch.Tensor], layout: BatchLayout) -> dict[str, torch.Tensor]:
-    """Images and texts of the queries and passages of all processes, in the order of the joined batch.
+    """The inputs of all processes in the order of the joined batch, under the names of `SIDE` and `passage_...`.
 
-    The keys are those of `SIDE`, for passages with the prefix `passage_`. Texts are padded to the longest. Where one
-    process has no images, or no texts, its rows are masked.
+    Texts are padded to the longest. Where one process has no images, or no texts, its rows are masked.
     """
     if len(layout.num_queries) == 1:
         return inputs
@@ -124,14 +120,17 @@ def gather_inputs(inputs: dict[str, torch.Tensor], layout: BatchLayout) -> dict[
     for prefix, sizes in (("", layout.num_queries), ("passage_", layout.num_passages)):
         side = {name: inputs[prefix + name] for name in SIDE if inputs.get(prefix + name) is not None}
         for name, tensor in _gather_side(side, sizes).items():
-            if prefix:
-                tensor = in_order(tensor, layout)
-            gathered[prefix + name] = tensor
+            gathered[prefix + name] = in_order(tensor, layout) if prefix else tensor
     return gathered
 
 
 def _gather_side(side: dict[str, torch.Tensor], sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    side = with_masks(side)
+    # Masks may be missing where all rows have the image or the text, but other processes may lack some.
+    for tensor, mask in (("pixel_values", "image_mask"), ("input_ids", "text_mask")):
+        if tensor in side:
+            side.setdefault(mask, torch.ones(len(side[tensor]), dtype=torch.bool, device=side[tensor].device))
+    if "input_ids" in side:
+        side.setdefault("attention_mask", torch.ones_like(side["input_ids"]))
     known: list[Any] = [None] * len(sizes)
     dist.all_gather_object(known, {name: (tuple(tensor.shape[1:]), tensor.dtype) for name, tensor in side.items()})
     own, device = sizes[process_rank()], next(iter(side.values())).device
@@ -153,22 +152,9 @@ def _gather_side(side: dict[str, torch.Tensor], sizes: tuple[int, ...]) -> dict[
     return gathered
 
 
-def with_masks(side: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One side's inputs with the masks that may be left out where nothing is missing."""
-    side = dict(side)
-    for tensor, mask in (("pixel_values", "image_mask"), ("input_ids", "text_mask")):
-        if tensor in side and mask not in side:
-            side[mask] = torch.ones(len(side[tensor]), dtype=torch.bool, device=side[tensor].device)
-    if "input_ids" in side and "attention_mask" not in side:
-        side["attention_mask"] = torch.ones_like(side["input_ids"])
-    return side
-
-
 @torch.no_grad()
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Averages gradients over the processes, also those that only some have: for steps of several backward passes,
-    after which DDP itself would average only what the last pass used.
-    """
+    """Averages gradients over the processes; DDP would average only what the last of several backward passes used."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.uint8)
     used = used.to(trained[0].device)

@@ -1,4 +1,4 @@
-"""Words of a batch's texts, hidden for a model that guesses them."""
+"""Hidden words for masked language modelling."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ def hide_words(
 ) -> dict[str, torch.Tensor]:
     """The positives with words hidden as in BERT (arXiv 1810.04805), and labels that are -100 at all other words.
 
-    Of the hidden words 80 % stand behind the mask token, 10 % behind a random one, and 10 % stay and are asked too.
-
     Args:
         inputs: A batch; its own `MASKED` are taken where it brings them.
         num_positives: How many of its passages are positives.
         processor: Of the model.
-        probability: For each token that is neither padding nor special.
+        probability: Of hiding a token that is neither padding nor special.
         seed: Of the draws.
 
     Returns:
         `MASKED`, each `(num_positives, L)`; nothing where there is no text.
+
+    Raises:
+        InvalidInputError: The text tokenizer is missing or has no mask token.
     """
     if all(name in inputs for name in MASKED):
         return {name: inputs[name] for name in MASKED}

@@ -1,8 +1,4 @@
-"""The objectives of the alignment as numbers of one step, each such that the mean over processes is the loss.
-
-Contrast and triplets are computed from the joined batch, alike in every process. Matching and hidden words are sums
-over this process's own pairs and words, over the number in all processes, times the number of processes.
-"""
+"""The objectives of the alignment; the mean of each over the processes is the loss of the joined batch."""
 
 from __future__ import annotations
 
@@ -33,17 +29,20 @@ def contrast(
     Args:
         query_embeds (`(B, D)`), passage_embeds (`(N, D)`): of the joined batch, passage `i` positive for query `i`.
         labels (*optional*): of queries `(B,)` and passages `(N,)`; equal where a passage is no negative of a query.
-        rows (`slice`): the rows of `B` whose share to return; the shares of all rows add up to the mean.
+        rows (`slice`): whose share to return; the shares of all rows add up to the mean.
 
     Raises:
-        `InvalidInputError`: if the contrast is symmetric, but there are not as many passages as queries.
+        InvalidInputError: If `symmetric` meets more passages than queries, or one of `matryoshka_dims` is not in
+            1..D.
     """
     if args.symmetric and len(passage_embeds) != len(query_embeds):
         raise InvalidInputError(
             f"symmetric=True with {len(query_embeds)} queries and {len(passage_embeds)} passages: expected one "
             "passage per query; leave the hard negatives out of the batch, or symmetric out of the arguments"
         )
-    _check_dims(args, query_embeds.shape[1])
+    width = query_embeds.shape[1]
+    if wrong := [dim for dim in args.matryoshka_dims or [] if not 1 <= dim <= width]:
+        raise InvalidInputError(f"matryoshka_dims holds {wrong}: expected widths from 1 to projection_dim={width}")
     places = torch.arange(len(query_embeds), device=query_embeds.device)[rows]
     forward = (None, None) if labels is None else (labels[0][rows], labels[1])
     backward = (None, None) if labels is None else (labels[1][rows], labels[0])
@@ -80,9 +79,3 @@ def hidden_words(logits: torch.Tensor, labels: torch.Tensor, num_words: int) -> 
 def weighted_sum(losses: Mapping[str, torch.Tensor], args: RavlmPreTrainingArguments) -> torch.Tensor:
     """`L = L_MLM + α L_ITM + β L_ITC + ...`, with the weights of the arguments."""
     return sum(args.objectives[name] * loss for name, loss in losses.items())
-
-
-def _check_dims(args: RavlmPreTrainingArguments, width: int) -> None:
-    wrong = [dim for dim in args.matryoshka_dims or [] if not 1 <= dim <= width]
-    if wrong:
-        raise InvalidInputError(f"matryoshka_dims holds {wrong}: expected widths from 1 to projection_dim={width}")

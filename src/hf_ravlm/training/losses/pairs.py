@@ -1,8 +1,7 @@
 """Pairs for the matching objective, drawn from the joined batch of all processes.
 
-Each row gives three pairs: query and positive; the query with a passage that looks like its own; its passage with
-another query that looks alike. Places count in the joined batch; a process, or a chunk of its rows, reads the pairs of
-its own rows and takes along the few rows of others that they need.
+Each row gives three: query and positive; the query with a similar passage; its passage with a similar query. A
+process, or a chunk of its rows, reads the pairs of its own rows, and with them the few rows of others that they need.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from .contrast import draw_hard_negatives, left_out_negatives
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of the joined batch; `n` of them.
+    """`n` pairs of the joined batch; all tensors are `(n,)`.
 
     Args:
-        rows (`torch.LongTensor` of shape `(n,)`): the row of the batch that a pair belongs to.
-        queries, passages (`torch.LongTensor` of shape `(n,)`): their places in the joined batch.
-        labels (`torch.FloatTensor` of shape `(n,)`): 1 where the two belong together, else 0.
+        rows: the row of the batch that a pair belongs to.
+        queries, passages: their places in the joined batch.
+        labels: 1.0 where the two belong together, else 0.0.
     """
 
     rows: torch.Tensor
@@ -49,15 +48,12 @@ def draw_pairs(
     ratio: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Pairs:
-    """Positives, and negatives drawn with probability `softmax(logit_scale * cosine)`.
+    """The positive pairs, and up to two per row with negatives drawn with probability `softmax(logit_scale * cosine)`.
 
     Args:
         query_embeds (`(B, D)`), passage_embeds (`(N, D)`): of the joined batch, passage `i` positive for query `i`.
         labels (*optional*), ratio: of queries and passages; what is no negative, as in `left_out_negatives`.
-        generator (`torch.Generator`, *optional*): all processes must use the same, or they draw different pairs.
-
-    Returns:
-        Up to `3 * B` pairs; a row without any negative gives its positive pair alone.
+        generator (`torch.Generator`, *optional*): in the same state in all processes, or they draw different pairs.
 
     >>> pairs = draw_pairs(torch.eye(2), torch.eye(2), 1.0)
     >>> list(zip(pairs.queries.tolist(), pairs.passages.tolist(), pairs.labels.tolist()))
@@ -82,22 +78,16 @@ def pair_inputs(
     """The arguments with which a model reads `pairs` beside its own rows.
 
     Args:
-        pairs ([`Pairs`]): to read.
-        queries, passages (`Sequence[int]`): the places of the model's own rows in the joined batch.
-        pool (`dict`): inputs of the joined batch, from which rows that are not its own are taken.
+        pairs: to read.
+        queries, passages: the places of the model's own rows in the joined batch.
+        pool: inputs of the joined batch, from which rows that are not its own are taken.
     """
     query_rows, further_queries = _local_rows(pairs.queries, queries)
     passage_rows, further_passages = _local_rows(pairs.passages, passages)
     further = {}
     for prefix, places in (("", further_queries), ("passage_", further_passages)):
-        index = torch.tensor(places, dtype=torch.long, device=pairs.rows.device)
-        further.update(
-            {
-                prefix + name: pool[prefix + name][index]
-                for name in SIDE
-                if places and pool.get(prefix + name) is not None
-            }
-        )
+        names = [prefix + name for name in SIDE if places and pool.get(prefix + name) is not None]
+        further |= {name: pool[name][torch.tensor(places, device=pairs.rows.device)] for name in names}
     return {"match_queries": query_rows, "match_passages": passage_rows, "match_inputs": further}
 
 
@@ -108,9 +98,8 @@ def no_pairs(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _local_rows(places: torch.Tensor, own: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
-    """Where each place stands among the own rows and, behind them, the further ones, which are listed."""
+    """The row of each place, where the rows are the own ones and behind them further ones, which come second."""
     wanted = places.tolist()
-    known = {place: row for row, place in enumerate(own)}
-    further = sorted(set(wanted) - set(known))
-    known.update({place: len(own) + row for row, place in enumerate(further)})
-    return torch.tensor([known[place] for place in wanted], dtype=torch.long, device=places.device), further
+    further = sorted(set(wanted) - set(own))
+    row_of = {place: row for row, place in enumerate([*own, *further])}
+    return torch.tensor([row_of[place] for place in wanted], dtype=torch.long, device=places.device), further
