@@ -1,4 +1,4 @@
-"""Which layers LoRA adapts in our readers by default, entered into peft's own table."""
+"""The layers that LoRA adapts in readers by default, entered into peft's own table."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from types import ModuleType
 from ..model import RavlmConfig
 
 
-# The attention of the language model under the names of the usual families; neither towers nor fusion.
+# The attention of the language model, as the usual families name it; neither towers nor fusion.
 LORA_TARGETS = r".*language_model.*\.(q_proj|v_proj|qkv_proj|c_attn|query_key_value|Wqkv)"
 
 _CONSTANTS = "peft.utils.constants"
-_MAPPING = "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING"
 
 
 def register_lora_targets() -> None:
-    """Enters our default: now if peft was imported already, else as soon as it is. Twice is harmless.
-
-    With it, plain `get_peft_model(reader, LoraConfig())` works without `target_modules`.
+    """Makes `get_peft_model(reader, LoraConfig())` work without `target_modules`, now or once peft is imported.
 
     >>> import sys
     >>> register_lora_targets()
@@ -36,16 +33,16 @@ def register_lora_targets() -> None:
 
 
 def _register(constants: ModuleType) -> None:
-    mapping = getattr(constants, _MAPPING, None)
+    mapping = getattr(constants, "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING", None)
     if isinstance(mapping, dict):
         mapping.setdefault(RavlmConfig.model_type, LORA_TARGETS)
 
 
 class _WhenPeftIsImported(MetaPathFinder):
-    """Adds our line to peft's table once that has been read.
+    """Adds our line to peft's table when peft is imported.
 
-    peft looks a model up in this table alone: it reads no default from a model or its configuration, and has no entry
-    points. To import it here would cost every `import hf_ravlm` its time, and every user the package.
+    peft reads defaults from this table alone. To import it here would cost every `import hf_ravlm` its time, and every
+    user the package.
     """
 
     def find_spec(self, fullname, path=None, target=None) -> ModuleSpec | None:

@@ -160,7 +160,7 @@ class RavlmJointTrainer(RavlmTrainer):
             )
         view, processor = self.batches.require_view(), self.batches.processor
         evidence = self.batches.evidence_for(opened, self.batches.mix)
-        inputs = self.batches.with_answers(opened, evidence)
+        inputs = self.batches.inputs(opened, evidence)
         places = _padded([[item["row"] for item in items] for items in evidence])  # (B, K)
         has_answer = [
             [holds_answer(text, row.answers) for text in view.texts(chosen)]
@@ -169,7 +169,7 @@ class RavlmJointTrainer(RavlmTrainer):
         query = processor.for_retrieval([row.image for row in opened], [row.question for row in opened])
         joint: dict[str, Any] = {"query": query, "has_answer": torch.tensor(has_answer)}
         if self.settings.side == "passage":
-            passages = view.passages(places.ravel().tolist())
+            passages = view.knowledge_base.passages(places.ravel().tolist())
             joint["passages"] = processor.for_retrieval(
                 [item.image for item in passages], [item.text for item in passages]
             )

@@ -119,7 +119,7 @@ def answer(
     **generation: Any,
 ) -> list[str]:
     """The reader's answers to opened rows with given evidence."""
-    inputs = batches.for_generation(rows, evidence)
+    inputs = batches.inputs(rows, evidence, with_answers=False)
     inputs.pop(ROW_NAMES)
     inputs = {name: value.to(reader.device) for name, value in inputs.items()}
     sequences = reader.generate(**inputs, **generation)

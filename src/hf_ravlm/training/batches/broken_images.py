@@ -1,8 +1,4 @@
-"""What becomes of images that cannot be used: an error, a grey image in their place, or a row left out.
-
-Data sets decode images before a collator sees them, and fail at the first broken one: `undecoded(dataset)` hands on
-the encoded bytes instead.
-"""
+"""Images that cannot be used: an error, a grey image in their place, or a row left out."""
 
 from __future__ import annotations
 
@@ -15,16 +11,14 @@ from ...errors import InvalidInputError
 
 OnError = Literal["raise", "blank", "skip"]
 
-_GREY = (127, 127, 127)
-
 
 def blank_image() -> Image.Image:
-    """What stands for an image that cannot be used.
+    """The grey image in the place of one that cannot be used.
 
     >>> blank_image().getpixel((0, 0))
     (127, 127, 127)
     """
-    return Image.new("RGB", (64, 64), _GREY)
+    return Image.new("RGB", (64, 64), (127, 127, 127))
 
 
 def check_on_error(on_error: str) -> None:
@@ -38,9 +32,9 @@ def check_on_error(on_error: str) -> None:
 
 
 def undecoded(dataset: Any) -> Any:
-    """A data set of `datasets` whose images come as encoded bytes, so that a collator meets the broken ones.
+    """A data set of `datasets` whose images stay encoded; anything else comes back as it is.
 
-    Anything that is no such data set comes back as it is.
+    Decoding fails at the first broken image; encoded ones reach the collator, whose `on_error` decides.
     """
     if not hasattr(dataset, "cast_column"):
         return dataset

@@ -1,10 +1,4 @@
-"""Collators that take the columns of any data set by their names.
-
-A row is a dictionary, as `datasets` and plain lists give; images may be decoded or not. Data sets decode images before
-a collator sees them, and fail at the first broken one: `undecoded(dataset)` leaves that to the collator, whose
-`on_error` then decides: `"raise"` an error that names the row, `"skip"` the row, or put a grey image in the place of
-the broken one (`"blank"`).
-"""
+"""Collators that take the columns of any data set by their names; rows are dictionaries."""
 
 from __future__ import annotations
 
@@ -12,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -35,18 +30,16 @@ class RetrievalCollator:
     """Batches of queries with their passages, for [`RavlmPreTrainer`]; also of images with their captions.
 
     Args:
-        processor ([`RavlmProcessor`]): of the model.
-        query_image, query_text (`str`, *optional*): columns of the query; one of them at least.
-        passage_image, passage_text (`str`, *optional*): columns of its passage; one of them at least.
-        negatives (`str`, *optional*):
-            column with a list of hard negatives per row: texts, images, or dictionaries with `text` and `image`.
-        label (`str`, *optional*):
-            column that is equal where passages belong to the same queries (an entity, a page). Without it passages are
-            alike if their words and pixels are.
-        id (`str`, *optional*): column that names a row in messages.
-        on_error (`"raise"`, `"skip"` or `"blank"`, *optional*, defaults to `"raise"`):
-            what to do with a row whose image cannot be used, or that lacks its query or its passage. `"blank"` is
-            for images alone: a row that lacks a side is an error.
+        processor: Of the model.
+        query_image, query_text: Columns of the query, one at least.
+        passage_image, passage_text: Columns of its passage, one at least.
+        negatives: Column with a list of hard negatives per row: texts, images, or dictionaries with `text` and
+            `image`.
+        label: Column that is equal where passages belong to the same queries (an entity, a page); by default passages
+            with the same words and pixels do.
+        id: Column that names a row in messages.
+        on_error: For images that cannot be used (see [`undecoded`]): `"raise"` an error, `"skip"` the row, or read a
+            grey image (`"blank"`). A row that lacks its query or passage is skipped by `"skip"`, and else an error.
 
     Example:
 
@@ -85,20 +78,25 @@ class RetrievalCollator:
         """Inputs of `RavlmModel.forward`: the positives in the order of the queries, then all hard negatives.
 
         Raises:
-            `InvalidInputError`: a column is missing, a row lacks its query or passage, or no row can be used.
-            `UnsafeInputError`: an image cannot be used.
+            InvalidInputError: If a column is missing, a row lacks its query or passage, or no row can be used.
+            UnsafeInputError: If an image cannot be used.
         """
         read = read_rows(rows, self.columns, self._read, self.id, self.on_error)
         queries, positives, further, names, marks = zip(*read, strict=True)
-        passages = [*positives, *(passage for several in further for passage in several)]
-        data = {**self._side(queries), **{f"passage_{name}": tensor for name, tensor in self._side(passages).items()}}
+        passages = [*positives, *chain(*further)]
+        data: dict[str, Any] = {}
+        for prefix, items in (("", queries), ("passage_", passages)):
+            images, texts = map(list, zip(*items, strict=True))
+            side = self.processor.for_retrieval(images=images, texts=texts)
+            data |= {prefix + name: tensor for name, tensor in side.items()}
         passage_marks = [_fingerprint(data, row) for row in range(len(passages))]
         if self.label:
             own = [f"label {mark}" for mark in marks]
             contents = dict(zip(passage_marks[: len(own)], own, strict=True))
             # A hard negative has the label of the positive that it repeats, and else none but its own.
             passage_marks = own + [contents.get(mark, mark) for mark in passage_marks[len(own) :]]
-        labels = torch.tensor([_label_number(mark) for mark in passage_marks])
+        digests = [hashlib.blake2b(mark.encode(), digest_size=8).digest() for mark in passage_marks]
+        labels = torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
         data |= {"query_labels": labels[: len(queries)], "passage_labels": labels, "batch_ids": list(names)}
         return BatchFeature(data)
 
@@ -117,27 +115,21 @@ class RetrievalCollator:
         item = {"image": None, "text": None, **item}
         return _image_and_text(item, "image", "text", "hard negative", self.on_error)
 
-    def _side(self, items: Sequence[tuple[Image.Image | None, str | None]]) -> dict[str, torch.Tensor]:
-        images, texts = zip(*items, strict=True)
-        return dict(self.processor.for_retrieval(images=list(images), texts=list(texts)))
-
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerCollator:
     """Batches for a reader that learns to answer questions about images, or to describe them.
 
-    Without a `question` column every image gets the processor's own question, or `prompt`: that is captioning.
-
     Args:
-        processor ([`RavlmProcessor`]): of the model.
-        answer (`str`): column of the answer or caption. Of several answers to one question the most frequent counts,
-            and the first of those that are equally frequent.
-        image (`str`, *optional*): column of the image.
-        question (`str`, *optional*): column of the question.
-        evidence (`str`, *optional*): column with the passages, best first, as the processor takes them.
-        prompt (`str`, *optional*): the question of rows that have none.
-        id (`str`, *optional*): column that names a row in messages.
-        on_error (`"raise"`, `"skip"` or `"blank"`, *optional*, defaults to `"raise"`): as in [`RetrievalCollator`].
+        processor: Of the model.
+        answer: Column of the answer or caption; of several answers the most frequent is learned, and of equals the
+            first.
+        image: Column of the image.
+        question: Column of the question.
+        evidence: Column with the passages, best first, as the processor takes them.
+        prompt: The question if there is no such column; by default the processor's own, which asks for a caption.
+        id: Column that names a row in messages.
+        on_error: As in [`RetrievalCollator`].
 
     Example:
 
@@ -167,7 +159,12 @@ class AnswerCollator:
         return [name for name in (self.image, self.question, self.answer, self.evidence, self.id) if name]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> BatchFeature:
-        """Inputs of the reader with `labels`; errors as in [`RetrievalCollator`]."""
+        """Inputs of the reader with `labels`.
+
+        Raises:
+            InvalidInputError: If a column is missing, a row lacks its question or answer, or no row can be used.
+            UnsafeInputError: If an image cannot be used.
+        """
         read = read_rows(rows, self.columns, self._read, self.id, self.on_error)
         return self.processor(
             images=[row.image for row in read] if self.image else None,
@@ -198,12 +195,11 @@ def read_rows(
     """`read(row, name)` of every row of a batch; rows that it refuses are errors, or left out.
 
     Raises:
-        `InvalidInputError`: one of `columns` is missing, or every row is broken.
+        InvalidInputError: If one of `columns` is missing, or every row is broken.
     """
     kept, faults = [], []
     for number, row in enumerate(rows):
-        missing = [column for column in columns if column not in row]
-        if missing:
+        if missing := [column for column in columns if column not in row]:
             raise InvalidInputError(
                 f"there is no column {missing[0]!r}: the data has {sorted(row)}. Name the right column in the "
                 "collator, or set remove_unused_columns=False in the training arguments, if they took it away"
@@ -258,8 +254,3 @@ def _fingerprint(data: Mapping[str, torch.Tensor], row: int) -> str:
             values = values[data[f"passage_{mask}"][row].bool()] if name == "input_ids" else values
             digest.update(name.encode() + values.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _label_number(mark: str) -> int:
-    """A whole number for a mark, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(mark.encode(), digest_size=8).digest(), "big", signed=True)

@@ -1,10 +1,7 @@
 """The evidence of training rows: retrieved, gold and distracting passages, in shares that change over the training.
 
 A reader that always sees the gold passage first learns to copy from there and to trust everything; one that sees only
-what the retriever finds often cannot know the answer. So the shares run from an early value to a late one, now and
-then passages are missing, the gold ones among them, and one may have nothing to do with the question. Passages stand
-best first, as they will later, or in any order: on its training data a good retriever puts the gold passage first, and
-a reader that may rely on that looks no further.
+what the retriever finds often cannot know the answer.
 
 References: Zhang et al. 2024 (RAFT, arXiv 2403.10131: gold among distractors, or left out); Yasunaga et al. 2023
 (RA-CM3, arXiv 2211.12561: K drawn from 0 to 2); Yoran et al. 2024 (arXiv 2310.01558: robustness to irrelevant
@@ -14,7 +11,7 @@ passages).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,20 +25,21 @@ Share = float | tuple[float, float]
 
 @dataclass(frozen=True)
 class EvidenceMix:
-    """Which passages a reader learns from. Shares are probabilities; a pair runs from the first to the second value
-    over the training, in a straight line.
+    """Which passages a reader learns from. Shares are in 0..1; a pair runs linearly from its first value at the start
+    of the training to its second at the end.
 
     Attributes:
         num_passages: `K`, passages per question.
-        gold: How often a gold passage is put in where the retriever has not found one.
-        distractors: How many of the other places go to distractors: the row's `negative_ids` (mined), else random
-            passages of the same entity or any.
+        gold: How often a gold passage is put in if the retriever has found none.
+        distractors: Share of the other passages that give way to distractors: the row's `negative_ids`, or else random
+            passages.
         noise: How often one passage is replaced by a random one.
-        dropout: How often the number of passages is drawn from 0 to `K` instead of being `K`.
-        withheld: How often the gold passages are left out, also where the retriever found them: a reader that never
-            meets wrong passages alone learns to believe them. Rows with `known` false keep theirs, for what neither
-            the reader nor a passage knows can only be guessed.
-        shuffled: How often the passages stand in random order, and not best first.
+        dropout: How often the number of passages is drawn from 0 to `K`.
+        withheld: How often the gold passages are left out, also if the retriever found them: a reader that never
+            meets wrong passages alone learns to believe them. Not for rows with `known` false, whose answers could
+            only be guessed.
+        shuffled: How often the passages stand in random order, and not best first: a good retriever puts the gold
+            passage first on its training data, and a reader that relies on that looks no further.
 
     >>> EvidenceMix(num_passages=4, gold=(1.0, 0.2), noise=0.2).at(0.5)
     EvidenceMix(num_passages=4, gold=0.6, distractors=0.0, noise=0.2, dropout=0.0, withheld=0.0,
@@ -59,35 +57,35 @@ class EvidenceMix:
     def __post_init__(self) -> None:
         if self.num_passages < 0:
             raise InvalidInputError(f"num_passages={self.num_passages}: expected 0 or more.")
-        for name in [item.name for item in fields(self)][1:]:
-            value = getattr(self, name)
+        for name, value in vars(self).items():
+            if name == "num_passages":
+                continue
             pair = value if isinstance(value, (tuple, list)) else (value, value)
             if len(pair) != 2 or not all(0 <= share <= 1 for share in pair):
                 raise InvalidInputError(f"{name}={value!r}: expected a share from 0 to 1, or two: (at start, at end).")
 
     def at(self, progress: float) -> EvidenceMix:
-        """The mix at a point of the training, 0 for its start and 1 for its end."""
+        """The mix at a point of the training, from 0 for its start to 1 for its end."""
         progress = min(max(progress, 0.0), 1.0)
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        pairs = {name: value for name, value in values.items() if isinstance(value, (tuple, list))}
+        pairs = {name: value for name, value in vars(self).items() if isinstance(value, (tuple, list))}
         return replace(self, **{name: round(a + (b - a) * progress, 12) for name, (a, b) in pairs.items()})
 
 
 def mix_evidence(
     mix: EvidenceMix, row: TrainingRow, retrieved: Sequence[int], view: PassageView, rng: np.random.Generator
 ) -> list[int]:
-    """The passages, as rows of the knowledge base, that one row of training data is given, in no order.
+    """The passages that one training row is given, as rows of the knowledge base, in no order.
 
     Args:
-        mix: The shares now, all plain numbers.
-        row: What it names as gold, negative and excluded.
-        retrieved: Best first; more than `num_passages` of them, as some are excluded.
+        mix: All shares plain numbers, see `EvidenceMix.at`.
+        row: With its gold, negative and excluded ids.
+        retrieved: Best first; more than `num_passages`, as some are excluded.
         view: The knowledge base.
         rng: Source of all draws.
     """
     excluded = {view.row_of.get(passage_id, -1) for passage_id in row.exclude_ids}
     gold = [view.row_of[passage_id] for passage_id in row.gold_ids]
-    draws = rng.random(5 + mix.num_passages)  # always as many, so that one share does not move the draws of another
+    draws = rng.random(5 + mix.num_passages)  # a fixed number: no share changes the draws of another
     if draws[4] < mix.withheld and row.known:
         excluded, gold = excluded | set(gold), []
     wanted = int(draws[0] * (mix.num_passages + 1)) if draws[1] < mix.dropout else mix.num_passages

@@ -1,7 +1,4 @@
-"""Passages that give away the answer: they hold its words, or show the image that is asked about.
-
-Such a passage is no negative, and as evidence in training it teaches to copy instead of to read.
-"""
+"""Passages that give away the answer: they hold its words, or show the image that is asked about."""
 
 from __future__ import annotations
 
@@ -18,14 +15,13 @@ from ...metrics.answers import normalize_answer
 # Letters of scripts that write spaces between words: not Thai and Lao, nor Chinese and its neighbours.
 _SPACED = "[^\\W\u0e00-\u0eff\u2e80-\U0010ffff]"
 
-_HASH_SIDE = 8
-_NOISE = 2  # levels of brightness that recompression makes of nothing
+_NOISE = 2  # levels of brightness that recompression may add
 
 
 def holds_answer(text: str | None, answers: Sequence[str]) -> bool:
-    """Whether a text holds one of the answers, as whole words, whatever their case, articles and punctuation.
+    """Whether a text holds one of the answers as whole words, or as characters in scripts without spaces.
 
-    Scripts that write no spaces are searched for the bare characters.
+    Case, articles and punctuation do not count.
 
     >>> holds_answer("The capital is Oslo.", ["oslo"]), holds_answer("a contract", ["on"])
     (True, False)
@@ -48,8 +44,7 @@ def _pattern(answer: str) -> re.Pattern[str]:
 def image_hash(image: Image.Image) -> int:
     """A perceptual hash of 576 bits: in each colour, which of two neighbours is brighter, and which spots are bright.
 
-    Scaling, recompression and small changes turn a few bits; another image turns a third of them. It needs no model,
-    so it finds copies before anything was trained.
+    Scaling, recompression and small changes turn a few bits; another image turns a third of them.
 
     >>> ramp = Image.linear_gradient("L")
     >>> differing_bits(image_hash(ramp), image_hash(ramp.resize((90, 120))))
@@ -57,13 +52,12 @@ def image_hash(image: Image.Image) -> int:
     """
     image = image.convert("RGB")
     across, down, spots = (
-        np.asarray(image.resize(size, Image.Resampling.BOX), np.int16)
-        for size in ((_HASH_SIDE + 1, _HASH_SIDE), (_HASH_SIDE, _HASH_SIDE + 1), (_HASH_SIDE, _HASH_SIDE))
+        np.asarray(image.resize(size, Image.Resampling.BOX), np.int16) for size in ((9, 8), (8, 9), (8, 8))
     )
     bits = (np.diff(across, axis=1) > _NOISE, np.diff(down, axis=0) > _NOISE, spots > 127)
     return int.from_bytes(np.packbits(np.concatenate([part.ravel() for part in bits])).tobytes(), "big")
 
 
 def differing_bits(first: int, second: int) -> int:
-    """In how many bits two hashes differ, 0 to 576."""
+    """In how many bits two hashes differ, 0..576."""
     return (first ^ second).bit_count()

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from ...errors import InvalidInputError
-from ...retrieval import Passage, RavlmRetriever
+from ...retrieval import RavlmRetriever
 from .leakage import image_hash
 
 
@@ -17,12 +17,14 @@ _ENTITY_COLUMNS = ("source", "licence", "url", "revision", "title")
 
 
 class PassageView:
-    """One state of a retriever's knowledge; each part is worked out when first asked for. Rows are those of its
-    `knowledge_base` and `vectors`.
+    """The passages of a retriever as they are now; rows are those of its `knowledge_base` and `vectors`.
 
     Args:
-        retriever: Whose passages.
+        retriever: With the passages.
         entity: The column that says what a passage is about, such as `"title"`, or `"metadata.<key>"`.
+
+    Raises:
+        InvalidInputError: If there is no such column.
     """
 
     def __init__(self, retriever: RavlmRetriever, entity: str = "title") -> None:
@@ -47,13 +49,13 @@ class PassageView:
 
     @cached_property
     def modality(self) -> np.ndarray:
-        """1 for text, 2 for image, 3 for both, shape (N,)."""
+        """1 for text, 2 for image, 3 for both, `(N,)`."""
         text, image = (self.knowledge_base.table[name].is_valid().to_numpy() for name in ("text", "image"))
         return np.asarray(text + 2 * image)
 
     @cached_property
     def entities(self) -> np.ndarray:
-        """A number for what each passage is about, -1 for nothing, shape (N,)."""
+        """A number for what each passage is about, -1 for nothing, `(N,)`."""
         table = self.knowledge_base.table
         if self.entity.startswith("metadata."):
             key = self.entity.removeprefix("metadata.")
@@ -76,15 +78,11 @@ class PassageView:
         """The texts in some rows."""
         return self.knowledge_base.table["text"].take(list(rows)).to_pylist()
 
-    def passages(self, rows: Sequence[int]) -> list[Passage]:
-        """The passages in some rows."""
-        return self.knowledge_base.passages(list(rows))
-
     def image_hashes(self, rows: Sequence[int]) -> list[int | None]:
         """`image_hash` of the images in some rows, `None` where there is none; each is decoded once."""
         new = [row for row in dict.fromkeys(rows) if row not in self._image_hashes]
         with_image = [row for row in new if self.modality[row] & 2]
         self._image_hashes.update(dict.fromkeys(new))
-        for row, passage in zip(with_image, self.passages(with_image) if with_image else [], strict=True):
+        for row, passage in zip(with_image, self.knowledge_base.passages(with_image), strict=True):
             self._image_hashes[row] = image_hash(passage.image)
         return [self._image_hashes[row] for row in rows]

@@ -1,7 +1,6 @@
 """From rows of training data to the inputs of a reader: evidence is found, mixed, and made tensors.
 
-Everything random is drawn from the seed, the step and the number of the row, never from a generator with a state of
-its own: a run that resumes draws what it would have drawn.
+Everything random is drawn from the seed, the step and the number of the row, so that a resumed run draws the same.
 """
 
 from __future__ import annotations
@@ -35,17 +34,14 @@ _UNSEEN = "-"  # some text, for encoders that cannot read none
 
 
 class ReaderBatches:
-    """Makes batches for a reader.
+    """Makes batches for a reader; `on_error` and `max_broken` as in [`RavlmTrainer`].
 
     Args:
         processor: Of the model.
-        retriever: Finds passages; `None` for rows that bring their `evidence`, or none at all.
+        retriever: Finds passages; `None` if rows bring their `evidence`, or are read without.
         mix: What is read in training.
         is_latent: Whether each passage has a prompt of its own.
         seed: Of all draws.
-        on_error: What happens to an image that cannot be used: `"raise"`, `"blank"` for a grey one in its place,
-            `"skip"` for a batch without its row.
-        max_broken: More broken images than this stop the training, as the data set must be at fault.
     """
 
     def __init__(
@@ -65,7 +61,7 @@ class ReaderBatches:
 
     @property
     def retriever(self) -> RavlmRetriever | None:
-        """What finds the passages now; another one takes its place in one step."""
+        """What finds the passages; it may be replaced at any step."""
         return None if self.view is None else self.view.retriever
 
     @retriever.setter
@@ -73,32 +69,14 @@ class ReaderBatches:
         self.view = PassageView(retriever)
 
     def for_training(self, rows: Sequence[Mapping[str, Any]], step: int, progress: float) -> BatchFeature:
-        """Inputs with labels and mixed evidence.
-
-        Args:
-            rows: See `hf_ravlm.training.batches.rows`.
-            step: The optimizer step that they belong to.
-            progress: 0 at the start of the training, 1 at its end.
-        """
+        """Inputs with labels and mixed evidence, at an optimizer step and a `progress` of 0..1 of the training."""
         opened = self.opened(rows)
-        return self.with_answers(opened, self.evidence_for(opened, self.mix.at(progress), step))
+        return self.inputs(opened, self.evidence_for(opened, self.mix.at(progress), step))
 
     def for_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> BatchFeature:
-        """Inputs with labels, and the evidence that the retriever finds, as it is."""
+        """Inputs with labels, and the evidence as the retriever finds it."""
         opened = self.opened(rows)
-        return self.with_answers(opened, self.evidence_for(opened, EvidenceMix(self.mix.num_passages)))
-
-    def with_answers(
-        self, rows: Sequence[TrainingRow], evidence: Sequence[Sequence[Mapping[str, Any]]]
-    ) -> BatchFeature:
-        """Inputs with labels, of opened rows with given evidence."""
-        return self._inputs(rows, evidence, answers=[row.label for row in rows])
-
-    def for_generation(
-        self, rows: Sequence[TrainingRow], evidence: Sequence[Sequence[Mapping[str, Any]]]
-    ) -> BatchFeature:
-        """Prompts without answers, of opened rows with given evidence."""
-        return self._inputs(rows, evidence, answers=None)
+        return self.inputs(opened, self.evidence_for(opened, EvidenceMix(self.mix.num_passages)))
 
     def find(self, rows: Sequence[TrainingRow], k: int) -> tuple[list[list[int]], np.ndarray]:
         """The best `k` passages of each opened row, and the vectors `(n, D)` of the queries."""
@@ -107,10 +85,10 @@ class ReaderBatches:
         return view.retriever.search_vectors(queries, k)[1].tolist(), queries
 
     def evidence_of(self, chosen: Sequence[Sequence[int]], queries: np.ndarray) -> list[list[dict[str, Any]]]:
-        """Passages with scores, best first, as the processor takes them, from rows of the knowledge base."""
+        """Passages with scores, best first, as the processor takes them; chosen are rows of the knowledge base."""
         view = self.require_view()
         needed = sorted({place for places in chosen for place in places})
-        passages = dict(zip(needed, view.passages(needed), strict=True))
+        passages = dict(zip(needed, view.knowledge_base.passages(needed), strict=True))
         with_images = self.processor.passage_images
 
         def item(place: int, score: float) -> dict[str, Any]:
@@ -125,17 +103,21 @@ class ReaderBatches:
         return evidence
 
     def require_view(self) -> PassageView:
-        """The passages; an error where there is no retriever."""
+        """The passages.
+
+        Raises:
+            InvalidInputError: If there is no retriever.
+        """
         if self.view is None:
             raise InvalidInputError("There is no retriever to find evidence with: pass `retriever` to the trainer.")
         return self.view
 
     def opened(self, rows: Sequence[Mapping[str, Any]]) -> list[TrainingRow]:
-        """Parsed rows whose images are decoded, safe and upright; broken ones are treated by `on_error`, and counted.
+        """Parsed rows with decoded images; broken ones are counted, and treated as `on_error` says.
 
         Raises:
             InvalidInputError: If a row asks nothing, or none can be used.
-            UnsafeInputError: If an image is refused.
+            UnsafeInputError: If an image cannot be used.
         """
         opened = []
         for row in map(TrainingRow.parse, rows):
@@ -186,22 +168,27 @@ class ReaderBatches:
         ]
         return [list(given) if given is not None else new for given, new in zip(own, evidence, strict=True)]
 
-    def _inputs(
-        self, rows: Sequence[TrainingRow], evidence: Sequence[Sequence[Any]], answers: list[str] | None
+    def inputs(
+        self, rows: Sequence[TrainingRow], evidence: Sequence[Sequence[Any]], with_answers: bool = True
     ) -> BatchFeature:
+        """Inputs of opened rows with given evidence; prompts alone without answers.
+
+        Raises:
+            InvalidInputError: If some rows have an image and others have none, or one has no answer.
+        """
         lacking = [row.name for row in rows if row.image is None]
         if lacking and len(lacking) < len(rows):
             raise InvalidInputError(
                 f"{lacking[0]} has no image and others of its batch have: give all rows one, or none."
             )
-        # A batch in which nothing is to be read still shows the fusion a passage, hidden: on several processes every
-        # parameter then takes part in every step.
+        # Without any evidence the fusion still reads a masked passage, so that all its parameters take part in every
+        # step of several processes.
         hidden = not any(evidence) and (self.is_latent() or self.processor.fusion != "in_context")
         inputs = self.processor(
             images=None if lacking else [row.image for row in rows],
             text=[row.question or DESCRIBE_PROMPT for row in rows],
             evidence=[[_UNSEEN] for _ in rows] if hidden else evidence,
-            answers=answers,
+            answers=[row.label for row in rows] if with_answers else None,
             passage_prompts=self.is_latent(),
         )
         if hidden:

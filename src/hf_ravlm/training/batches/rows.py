@@ -1,16 +1,16 @@
-"""One row of training data as a user's data set has it, parsed once into a `TrainingRow`.
+"""Rows of training data.
 
 | key | what |
 |---|---|
-| `question` | the words of the question, or `None` |
+| `question` | the question, or `None` |
 | `image` | anything that `safe_image` takes, or `None` |
 | `answer` | the answer to learn |
-| `answers` | all accepted answers; without an `answer` the most frequent of them is learned, see `label_first` |
+| `answers` | all accepted answers; without an `answer` the most frequent is learned, see `label_first` |
 | `gold_ids` | ids of the passages that hold the answer |
-| `negative_ids` | passages to distract with; `EvidenceMix` |
-| `known` | `False` where the reader cannot answer without its gold passages, which are then never withheld |
+| `negative_ids` | passages to distract with, see `EvidenceMix` |
+| `known` | `False` if the reader cannot answer without its gold passages, which are then never withheld |
 | `exclude_ids` | passages that this row must not see, such as its own caption |
-| `evidence` | passages to read as they are, instead of retrieved ones |
+| `evidence` | passages to read instead of retrieved ones |
 | `id` | a name for messages |
 """
 
@@ -33,14 +33,14 @@ ROW_NUMBER = "row_number"
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """What one row says, under the names of the table above. Nothing after `parse` reads the user's row again.
+    """One row, under the names of the table above.
 
     Attributes:
-        name: How messages call the row: its id, or its place in the data set.
-        number: Its place in the data set, on which random draws depend; `None` if it has none.
-        image: As it came, and once a batch has opened it a `PIL.Image.Image`.
+        name: For messages: its id, or its place in the data set.
+        number: Its place in the data set, for random draws; `None` if it has none.
+        image: As the user gave it, or decoded.
         answers: Stripped, each once, the label first.
-        columns: Those of the user's row, for messages.
+        columns: The user's, for messages.
     """
 
     name: str = "row ?"
@@ -57,7 +57,7 @@ class TrainingRow:
 
     @classmethod
     def parse(cls, row: Mapping[str, Any]) -> TrainingRow:
-        """Reads a row with the keys of the table above; an id or an answer alone is a list of one.
+        """A row from a dictionary; a single id or answer is a list of one.
 
         Raises:
             InvalidInputError: If an answer is no text, or there is neither a question nor an image.
@@ -110,8 +110,6 @@ class TrainingRow:
 def label_first(answers: str | Iterable[str | None] | None) -> list[str]:
     """Accepted answers, each once and without empty ones, the label first: the most frequent, and of equals the first.
 
-    This is the rule of VQA, where ten people answer one question. Where all answers differ, the label is the first.
-
     Raises:
         InvalidInputError: If one is neither a text nor `None`.
 
@@ -127,14 +125,14 @@ def label_first(answers: str | Iterable[str | None] | None) -> list[str]:
 
 
 class NumberedRows(torch.utils.data.Dataset):
-    """A data set whose rows have their place with them, so that an error can name them.
+    """A data set whose rows have their place with them.
 
     >>> NumberedRows([{"question": "which bird ?"}])[0]
     {'question': 'which bird ?', 'row_number': 0}
     """
 
     def __init__(self, rows: Any) -> None:
-        self.rows = undecoded(rows)  # a broken image is the trainer's matter
+        self.rows = undecoded(rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -144,7 +142,7 @@ class NumberedRows(torch.utils.data.Dataset):
 
 
 def gold_ids_of(rows: Any) -> list[tuple[str, ...]] | None:
-    """The gold ids of all rows of a data set, without decoding its images; `None` where that cannot be done."""
+    """The gold ids of all rows of a data set; `None` if that takes decoding its images."""
     if isinstance(rows, NumberedRows):
         return gold_ids_of(rows.rows)
     columns = getattr(rows, "column_names", None)

@@ -1,6 +1,6 @@
 """Mining of hard negatives: passages that look right to a retriever, or to a reader, and are wrong.
 
-Three steps, batch by batch. (1) Every kind of candidate gives each query a ranking:
+(1) Every kind of candidate gives each query a ranking:
 
 | kind | candidates | what it teaches |
 |---|---|---|
@@ -9,8 +9,8 @@ Three steps, batch by batch. (1) Every kind of candidate gives each query a rank
 | `"same_entity"` | other passages about what the gold passage is about | the right section (EchoSight, ReflectiVA) |
 | `"other_modality"` | the nearest of another modality than the gold passage | modality is no clue (MM-Embed) |
 
-(2) `NegativeRules` strike out what may be right after all. (3) The kinds take turns until there are enough; random
-passages fill what is missing.
+(2) `NegativeRules` strike out what may be right. (3) The kinds take turns until there are enough; random passages fill
+what is missing.
 
 References: Karpukhin et al. 2020 (arXiv 2004.04906), Xiong et al. 2021 (arXiv 2007.00808), Moreira et al. 2024
 (arXiv 2407.15831, positive-aware mining), Lin et al. 2024 (arXiv 2411.02571).
@@ -43,15 +43,15 @@ Kind = Literal["nearest", "lexical", "same_entity", "other_modality"]
 
 @dataclass(frozen=True)
 class NegativeRules:
-    """Rules by which a passage that ranks high is no negative; gold passages and their exact copies never are one.
+    """Which passages are left out of the negatives; gold passages and their exact copies always are.
 
     Attributes:
-        positive_ratio: Leave out passages that score above this share of the best gold passage's score, where that is
-            above 0 (NV-Retriever's TopK-PercPos); such passages are often right and only not marked. `None`: no limit.
+        positive_ratio: Leave out passages that score above this share of the best gold passage's score, if that is
+            above 0 (NV-Retriever's TopK-PercPos): they are often right and only not marked. `None`: no limit.
         positive_margin: Leave out passages that score above the gold's score less this margin. `None`: no limit.
         allow_answers: Whether a passage may hold an accepted answer.
-        near_duplicate_bits: Leave out passages whose image differs from that of the query in at most so many of the
-            576 bits of `image_hash`. `None`: images are not compared.
+        near_duplicate_bits: Leave out passages whose image differs from the query's in at most so many of the 576
+            bits of `image_hash`. `None`: images are not compared.
     """
 
     positive_ratio: float | None = 0.95
@@ -61,7 +61,7 @@ class NegativeRules:
 
 
 class HardNegatives(NamedTuple):
-    """The negatives of one query: ids, of which kind each is (`"random"` for filling), and scores (cosines)."""
+    """The negatives of one query: ids, their kinds (`"random"` for filling), and scores (cosines)."""
 
     ids: list[str]
     kinds: list[str]
@@ -82,30 +82,26 @@ def mine_hard_negatives(
     cache: str | PathLike[str] | None = None,
     process: tuple[int, int] = (0, 1),
 ) -> list[HardNegatives]:
-    """Finds hard negatives for queries about text, image and mixed passages.
+    """The hard negatives of every row, in order.
 
     Args:
-        retriever: Its vectors say what the current model confuses; `"lexical"` needs `hf_ravlm[hybrid]`.
-        rows: A sequence or data set of training rows with `gold_ids`, and `question`, `image`, `answers`,
-            `exclude_ids` as far as there are, see `hf_ravlm.training.batches.rows`.
+        retriever: Of the model that is to learn; `"lexical"` needs `hf_ravlm[hybrid]`.
+        rows: A sequence or data set of training rows with `gold_ids`, see `hf_ravlm.training.batches.rows`.
         num_negatives: How many per query; a small knowledge base may give fewer.
-        kinds: Which kinds take turns, see the module.
-        rules: What is left out; `None` for the defaults of `NegativeRules`.
+        kinds: Which kinds take turns, see the table of this module.
+        rules: `None` for the defaults of `NegativeRules`.
         num_candidates: How many candidates each kind proposes per query.
         entity: What `"same_entity"` goes by: a column such as `"title"` or `"source"`, or `"metadata.page"`.
         batch_size: How many queries are encoded and searched at once.
-        seed: Of the random passages that fill up; each query has a stream of its own.
-        cache: A folder in which finished batches are kept: an interrupted run goes on where it stopped, and a second
-            one with the same rows, knowledge and weights reads instead of mining.
-        process: Rank and number of processes that share the work through `cache`; each mines its part, waits for the
-            files of the others, and returns everything.
-
-    Returns:
-        The negatives of every row, in order.
+        seed: Of the random passages.
+        cache: A folder that keeps finished batches: a run with the same rows, knowledge and weights reads them.
+        process: Rank and number of processes that share the work through `cache`; each returns all negatives.
 
     Raises:
-        InvalidInputError: If a row has no gold passage, or one that the knowledge base does not hold; if a kind or
-            the entity is not known; if processes share no cache.
+        InvalidInputError: If a row has no gold passage or the knowledge base misses one, an argument is out of range,
+            or several processes have no cache.
+        UnsafeInputError: If an image cannot be used.
+        TimeoutError: If no batch of another process arrives for an hour.
 
     Example, with an encoder that counts letters:
 
@@ -128,8 +124,12 @@ def mine_hard_negatives(
     """
     from transformers.utils.logging import tqdm
 
-    if batch_size < 1:
-        raise InvalidInputError(f"batch_size={batch_size}: expected at least 1.")
+    sizes = {"num_negatives": num_negatives, "num_candidates": num_candidates, "batch_size": batch_size}
+    for name, size in sizes.items():
+        if size < 1:
+            raise InvalidInputError(f"{name}={size}: expected at least 1.")
+    if not kinds or not set(kinds) <= set(_PROPOSALS):
+        raise InvalidInputError(f"kinds={list(kinds)}: expected some of {list(_PROPOSALS)}.")
     if process[1] > 1 and cache is None:
         raise InvalidInputError(f"{process[1]} processes share their work through files: give a folder as `cache`.")
     rules = NegativeRules() if rules is None else rules
@@ -139,8 +139,7 @@ def mine_hard_negatives(
     batches = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
     store = None if cache is None else MiningCache(cache, miner.identity())
     mined: dict[int, list[Any]] = {}
-    own = [number for number in range(len(batches)) if number % process[1] == process[0]]
-    for number in tqdm(own, desc="Mining negatives", delay=5):
+    for number in tqdm(range(process[0], len(batches), process[1]), desc="Mining negatives", delay=5):
         taken = [TrainingRow.parse(rows[row]) for row in batches[number]]
         done = None if store is None else store.read(number, taken)
         if done is None:
@@ -156,8 +155,6 @@ def mine_hard_negatives(
 
 @dataclass(frozen=True)
 class _Miner:
-    """Mines batches of rows with fixed knowledge and settings."""
-
     view: PassageView
     kinds: tuple[Kind, ...]
     rules: NegativeRules
@@ -165,18 +162,13 @@ class _Miner:
     num_candidates: int
     seed: int
 
-    def __post_init__(self) -> None:
-        if not self.kinds or not set(self.kinds) <= set(_PROPOSALS):
-            raise InvalidInputError(f"kinds={list(self.kinds)}: expected some of {list(_PROPOSALS)}.")
-        for name in ("num_negatives", "num_candidates"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name}={getattr(self, name)}: expected at least 1.")
-
     def identity(self) -> dict[str, Any]:
         """What decides the result, beside the rows."""
-        names = ("kinds", "num_negatives", "num_candidates", "seed")
         return {
-            **{name: getattr(self, name) for name in names},
+            "kinds": self.kinds,
+            "num_negatives": self.num_negatives,
+            "num_candidates": self.num_candidates,
+            "seed": self.seed,
             "rules": asdict(self.rules),
             "entity": self.view.entity,
             "vectors_by": self.view.retriever.encoder_fingerprint,
@@ -186,7 +178,7 @@ class _Miner:
         }
 
     def mine(self, rows: Sequence[TrainingRow], first: int) -> list[HardNegatives]:
-        """Negatives for rows of which the first is number `first` of all."""
+        """The negatives of rows, of which the first is row `first` of the data set."""
         queries = _queries(rows, self.view)
         proposed = zip(
             *(_PROPOSALS[kind](queries, self.view, self.num_candidates) for kind in self.kinds), strict=True
@@ -242,7 +234,7 @@ class _Miner:
 
 
 class _Query(NamedTuple):
-    """The query of a row, and what is known about it; passages are rows of the knowledge base."""
+    """The query of a row; passages are rows of the knowledge base."""
 
     row: TrainingRow
     vector: np.ndarray  # (D,)
@@ -278,17 +270,13 @@ def _opened(row: TrainingRow) -> Image.Image:
         raise UnsafeInputError(f"The image of {row.name} cannot be used: {error}") from error
 
 
-def _vectors(queries: Sequence[_Query]) -> np.ndarray:
-    return np.stack([query.vector for query in queries])  # (n, D)
-
-
 def _nearest(queries: Sequence[_Query], view: PassageView, number: int) -> list[np.ndarray]:
-    return list(view.retriever.search_vectors(_vectors(queries), number)[1])
+    return list(view.retriever.search_vectors(np.stack([query.vector for query in queries]), number)[1])
 
 
 def _lexical(queries: Sequence[_Query], view: PassageView, number: int) -> list[np.ndarray]:
-    questions = {place: query.row.question for place, query in enumerate(queries)}
-    questions = {place: question for place, question in questions.items() if question and question.strip()}
+    asked = ((place, query.row.question) for place, query in enumerate(queries))
+    questions = {place: question for place, question in asked if question and question.strip()}
     found = [np.zeros(0, np.int64)] * len(queries)
     if questions:
         evidence = view.retriever.retrieve(texts=list(questions.values()), k=number, channels=("bm25",))
@@ -309,7 +297,7 @@ def _same_entity(queries: Sequence[_Query], view: PassageView, number: int) -> l
 def _other_modality(queries: Sequence[_Query], view: PassageView, number: int) -> list[np.ndarray]:
     found = [np.zeros(0, np.int64)] * len(queries)
     own = np.array([view.modality[query.gold[0]] for query in queries])
-    vectors = np.ascontiguousarray(_vectors(queries), np.float32)
+    vectors = np.stack([query.vector for query in queries]).astype(np.float32)
     for modality in np.unique(own):
         places = np.flatnonzero(own == modality)
         rows = exact_search(vectors[places], view.vectors, number, view.modality != modality)[1]

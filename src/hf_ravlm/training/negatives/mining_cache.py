@@ -1,7 +1,7 @@
 """Mined batches as files, each written in one step and named after what decides its content.
 
-So a run that was interrupted goes on where it stopped, and processes wait for each other's files instead of in a
-collective operation, which would time out while one of them works.
+An interrupted run goes on where it stopped, and processes wait for each other's files: a collective operation would
+time out while one of them works.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..batches.rows import TrainingRow
 
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.1
+_TIMEOUT_SECONDS = 3600
 
 
 class MiningCache:
@@ -32,49 +32,44 @@ class MiningCache:
     Args:
         folder: Where jobs keep their files; several may share it.
         identity: What decides the result, beside the rows; for JSON.
-        timeout_seconds: How long to wait while no file of any process arrives.
     """
 
-    def __init__(
-        self, folder: str | PathLike[str], identity: Mapping[str, Any], timeout_seconds: float = 3600
-    ) -> None:
+    def __init__(self, folder: str | PathLike[str], identity: Mapping[str, Any]) -> None:
         self.folder = Path(folder) / _digest(identity)
-        self.timeout_seconds = timeout_seconds
         make_folder(self.folder)
 
-    def read(self, number: int, rows: Sequence[TrainingRow]) -> list[Any] | None:
-        """The result of batch `number` for these rows, if it was written."""
+    def read(self, number: int, rows: Sequence[TrainingRow]) -> Any:
+        """The result of batch `number` for these rows; `None` if it was not written, or is damaged."""
         path = self._path(number, rows)
         try:
-            result: list[Any] = json.loads(path.read_bytes())
+            return json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError:
             logger.warning("%s is damaged; the batch is mined again.", path)
             return None
-        return result
 
     def write(self, number: int, rows: Sequence[TrainingRow], result: Sequence[Any]) -> None:
         """Keeps the result of batch `number`."""
         replace_file(self._path(number, rows), json.dumps(result).encode())
 
-    def wait_for(self, number: int, rows: Sequence[TrainingRow]) -> list[Any]:
+    def wait_for(self, number: int, rows: Sequence[TrainingRow]) -> Any:
         """The result of a batch that another process works on.
 
         Raises:
-            TimeoutError: If no file arrived for a long time.
+            TimeoutError: If no file of any process arrives for an hour.
         """
-        deadline, arrived = time.monotonic() + self.timeout_seconds, -1
+        deadline, arrived = 0.0, -1
         while (result := self.read(number, rows)) is None:
             now = sum(1 for _ in self.folder.glob("*.json"))
             if now != arrived:
-                deadline, arrived = time.monotonic() + self.timeout_seconds, now
+                deadline, arrived = time.monotonic() + _TIMEOUT_SECONDS, now
             if time.monotonic() >= deadline:
                 raise TimeoutError(
-                    f"{self.folder}: no mined batch arrived for {self.timeout_seconds:g} s; batch {number} belongs to "
+                    f"{self.folder}: no mined batch arrived for {_TIMEOUT_SECONDS} s; batch {number} belongs to "
                     "another process. See whether it still runs and has the same rows; finished batches are kept."
                 )
-            time.sleep(_POLL_SECONDS)
+            time.sleep(0.1)
         return result
 
     def _path(self, number: int, rows: Sequence[TrainingRow]) -> Path:
