@@ -280,7 +280,6 @@ class RavlmJointTrainer(RavlmTrainer):
 
 
 def _check_parts(reader: nn.Module, retriever: RavlmRetriever | None, settings: JointSettings) -> None:
-    """Refuses a reader that reads all passages in one prompt, and a retriever with other towers than the reader's."""
     given = reader.config.marginalization
     wanted = {"rag_sequence": ["sequence"], "rag_token": ["token"]}.get(settings.objective, ["sequence", "token"])
     if given not in wanted:

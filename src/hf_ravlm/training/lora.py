@@ -61,7 +61,7 @@ def add_adapters(model: nn.Module, peft_config: PeftConfig, activation_checkpoin
 
 
 def _check_modules_to_save(model: nn.Module, wanted: Iterable[str]) -> None:
-    """Refuses names that the model does not have: peft says nothing about them, and trains nothing."""
+    """Refuses unknown names, which peft would ignore."""
     names = [name for name, _ in model.named_modules()]
     for part in wanted:
         if not any(name == part or name.endswith(f".{part}") for name in names):

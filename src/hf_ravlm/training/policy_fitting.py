@@ -77,7 +77,7 @@ def counterfactual_labels(
     Raises:
         InvalidInputError: The two differ in shape, a loss is NaN, or the temperature is not positive.
 
-    Example: rescued, harmed, right anyway.
+    Rescued, harmed, right anyway:
 
     >>> counterfactual_labels([1.0, 0.0, 0.0], [0.0, 1.0, 0.0]).tolist()
     [1.0, 0.0, 0.0]
@@ -116,8 +116,6 @@ def fit_decision_head(
 
     Raises:
         InvalidInputError: There are no rows, all labels are the same, or one is not in 0..1.
-
-    Example: a high score means yes.
 
     >>> head = fit_decision_head({"score": torch.tensor([0.1, 0.2, 0.8, 0.9])}, [0, 0, 1, 1])
     >>> (head({"score": torch.tensor([0.15, 0.85])}) > 0.5).tolist()

@@ -21,7 +21,7 @@ from ..errors import InvalidInputError
 from ..model.heads.matching import SIDE
 from ..model.modeling_ravlm import MAX_LOGIT_SCALE, RavlmModel
 from .arguments import RavlmPreTrainingArguments
-from .losses.grad_cache import Chunk, RandomState, pull, split_batch
+from .losses.grad_cache import Chunk, RandomState, split_batch
 from .losses.joined_batch import (
     BatchLayout,
     average_gradients,
@@ -176,9 +176,10 @@ class RavlmPreTrainer(RavlmTrainer):
             with self.accelerator.no_sync(model) if distributed else nullcontext(), state.replayed():
                 with self.compute_loss_context_manager():
                     outputs, read = self._read(model, step, chunk, pairs, pool)
+                    # Its gradients in the vectors and the temperature are those of the contrast.
                     surrogate = (
-                        pull(outputs.query_embeds, gradients[0][chunk.queries.start : chunk.queries.stop])
-                        + pull(outputs.passage_embeds, gradients[1][chunk.passages])
+                        (outputs.query_embeds.float() * gradients[0][chunk.queries.start : chunk.queries.stop]).sum()
+                        + (outputs.passage_embeds.float() * gradients[1][chunk.passages]).sum()
                         + outputs.logit_scale * gradients[2] / len(chunks)
                     )
                     own = weighted_sum(read, self.args) + surrogate
@@ -194,8 +195,11 @@ class RavlmPreTrainer(RavlmTrainer):
     def _contrast_in_blocks(
         self, step: Step, queries: torch.Tensor, passages: torch.Tensor, logit_scale: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor], Pairs | None]:
-        """The contrast of finished vectors, a few rows of the joined batch at a time: its losses, its gradients in
-        queries, passages and temperature, and the pairs for matching."""
+        """The contrast of finished vectors, a few rows of the joined batch at a time.
+
+        Returns:
+            Losses; gradients in this process's queries and passages and in the temperature; pairs for matching.
+        """
         leaves = [tensor.detach().clone().requires_grad_() for tensor in (queries, passages, logit_scale.float())]
         joined = step.join(*leaves[:2])
         pairs = self._draw(step, *joined, leaves[2]) if "itm" in self.args.objectives else None

@@ -80,7 +80,7 @@ class RavlmTrainer(Trainer):
     ```python
     trainer = RavlmTrainer(
         model,
-        TrainingArguments("reader", metric_for_best_model="exact_match", load_best_model_at_end=True, ...),
+        TrainingArguments("reader", metric_for_best_model="exact_match"),
         train_dataset=rows,
         eval_dataset=held_out,
         processing_class=processor,
@@ -149,7 +149,6 @@ class RavlmTrainer(Trainer):
             self._check_gold_ids()
 
     def _check_gold_ids(self) -> None:
-        """Refuses data sets whose gold passages the knowledge base misses, if that shows without decoding images."""
         if self.retriever is None:
             return
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}

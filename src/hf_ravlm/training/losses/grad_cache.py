@@ -61,13 +61,6 @@ def split_batch(inputs: dict[str, torch.Tensor], num_queries: int, num_passages:
     for start, further in zip(starts, hard, strict=True):
         queries = range(start, min(start + size, num_queries))
         passages = [*queries, *further]
-        taken = {
-            name: tensor[passages if name.startswith("passage_") else list(queries)] for name, tensor in inputs.items()
-        }
-        chunks.append(Chunk(taken, queries, passages))
+        rows = {name: passages if name.startswith("passage_") else list(queries) for name in inputs}
+        chunks.append(Chunk({name: tensor[rows[name]] for name, tensor in inputs.items()}, queries, passages))
     return chunks
-
-
-def pull(embeds: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """A number whose gradient with respect to `embeds` is `gradient`."""
-    return (embeds.float() * gradient).sum()
