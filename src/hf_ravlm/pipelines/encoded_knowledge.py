@@ -23,7 +23,7 @@ from ..errors import InvalidInputError, KnowledgeBaseCorruptError, KnowledgeBase
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..model.loading import without_adapters
 from ..retrieval import KnowledgeBase, Passage
-from ..retrieval.encoding.encoders import fingerprint_of
+from ..retrieval.encoding.inference_model import fingerprint_of
 from ..retrieval.passage import input_digest
 from ..saving.durable import publish_file
 

@@ -7,8 +7,8 @@
 | `"dense_text"` | passages with a text | vectors of texts alone, for the text of the question |
 | `"dense_image"` | passages with an image | vectors of images alone, for the image of the question |
 
-All but the first are made when first asked for; the last two encode the knowledge base once more. When passages are
-added, only those are read or encoded.
+All but the first are made when first used; the last two encode the knowledge base once more. Of added passages only
+those are read or encoded.
 """
 
 from __future__ import annotations
@@ -40,11 +40,7 @@ _PASSAGES_PER_CHUNK = 1_024
 
 
 class KnowledgeChannels:
-    """Makes channels over the states of a knowledge base, and keeps them for the next state.
-
-    Args:
-        encoder: Encodes queries, and passages for `"dense_text"` and `"dense_image"`.
-    """
+    """Makes channels over the states of a knowledge base with an encoder, and keeps them for the next state."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
@@ -52,10 +48,6 @@ class KnowledgeChannels:
 
     def of(self, knowledge: KnowledgeState, names: Sequence[str]) -> dict[str, Channel]:
         """Returns channels over the rows of a state, by name.
-
-        Args:
-            knowledge: The state.
-            names: The channels wanted.
 
         Raises:
             InvalidInputError: If there is no such channel.
@@ -74,7 +66,7 @@ class KnowledgeChannels:
         num_candidates: int,
         normalise: Normalisation,
     ) -> dict[str, Any]:
-        """Learns weights on queries whose passages are known, see `ranking.learn_weights`.
+        """Learns weights on queries whose passages are known, see `fusion.learn_weights`.
 
         Raises:
             InvalidInputError: If there is no passage with one of the ids, or no such channel.
@@ -104,19 +96,14 @@ class KnowledgeChannels:
         num_known = 0 if earlier is None else len(earlier.table)
         if channel is None or num_known < len(knowledge.table):
             if name == "bm25":
-                channel = _lexical_channel(knowledge, num_known, channel)
+                texts = searchable_texts(knowledge.table.slice(num_known))
+                known = channel.index.add(texts) if isinstance(channel, LexicalChannel) else LexicalIndex.build(texts)
+                channel = LexicalChannel(known)
             else:
                 part: Literal["text", "image"] = "text" if name == "dense_text" else "image"
                 channel = _part_channel(self.encoder, knowledge, num_known, channel, part)
             self._made[name] = (knowledge, channel)
         return channel
-
-
-def _lexical_channel(knowledge: KnowledgeState, num_known: int, earlier: Channel | None) -> Channel:
-    texts = searchable_texts(knowledge.table.slice(num_known))
-    if isinstance(earlier, LexicalChannel):
-        return LexicalChannel(earlier.index.add(texts))
-    return LexicalChannel(LexicalIndex.build(texts))
 
 
 def _part_channel(
@@ -142,12 +129,8 @@ def _part_channel(
 
 def _encode_part(encoder: Encoder, knowledge: KnowledgeState, rows: np.ndarray, part: str) -> np.ndarray:
     passages = knowledge.passages(rows.tolist())
-    nothing = [None] * len(passages)
-    texts, images = (
-        ([passage.text for passage in passages], nothing)
-        if part == "text"
-        else (nothing, [passage.image for passage in passages])
-    )
+    texts = [passage.text if part == "text" else None for passage in passages]
+    images = [passage.image if part == "image" else None for passage in passages]
     vectors = encoder.encode_passages(texts, images)
     if len(vectors) != len(passages):
         raise InvalidInputError(f"The encoder returned {len(vectors)} vectors for {len(passages)} passages.")

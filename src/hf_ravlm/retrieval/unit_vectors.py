@@ -1,8 +1,7 @@
 """Usable vectors: finite, with a direction, and of length 1 before they are stored or compared.
 
-Similarity is the inner product of unit vectors, the cosine. One vector with a NaN, or with a norm of a thousand, would
-spoil the answers to most queries without an error; so nothing enters, as passage or as query, unless it is finite and
-has a direction.
+Similarity is their inner product, the cosine. One vector with a NaN, or with a norm of a thousand, would spoil the
+answers to most queries without an error.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def unit_vectors(vectors: Any, what: str, dim: int | None = None, names: Sequenc
 def check_unit_vectors(vectors: Any, what: str) -> np.ndarray:
     """Returns unit vectors unchanged, as a contiguous float32 array, or refuses them; errors as `unit_vectors`.
 
-    A contiguous float32 array, also one that is a memory map, is returned without a copy.
+    What is contiguous and float32 already, such as a memory map, is not copied.
     """
     array = _float_matrix(vectors, what, None)
     # In blocks: a memory map larger than the memory is read once and never held.

@@ -14,11 +14,11 @@ from hf_ravlm import RavlmModel
 from hf_ravlm.errors import InvalidInputError, KnowledgeBaseMismatchError
 from hf_ravlm.retrieval import KnowledgeBase, RavlmEncoder, RavlmRetriever
 from hf_ravlm.retrieval.encoding.encoder_probe import (
+    PROBE_TEXTS,
     encode_probes,
     inputs_digest,
     probe_distance,
     probe_images,
-    probe_texts,
 )
 from hf_ravlm.retrieval.store.versions import read_version
 
@@ -220,7 +220,7 @@ def test_probes_of_another_version_are_not_compared(saved, right, tmp_path, monk
 
 
 def test_the_probes_are_the_same_everywhere(saved):
-    assert len(probe_texts()) == len(set(probe_texts())) == 8
+    assert len(PROBE_TEXTS) == len(set(PROBE_TEXTS)) == 8
     assert [image.size for image in probe_images()] == [(120, 90)] * 4
     assert inputs_digest() == "19b5f5658c41797efa5a5e69dcf4dd627a86cecf93dabd38fe7f65cb6833b57a"
     (file,) = read_version(saved / "knowledge_base").files_of("probe")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.retrieval import Encoder, RavlmEncoder
-from hf_ravlm.retrieval.encoding.encoders import fingerprint_of
+from hf_ravlm.retrieval.encoding.inference_model import fingerprint_of
 
 
 class TinyModel(torch.nn.Module):

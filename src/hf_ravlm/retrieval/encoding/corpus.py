@@ -1,8 +1,7 @@
 """The embedding of a whole knowledge base: in shards that survive a kill, by one process or by many.
 
-Without `staging` the vectors are made in memory. With it every finished shard is kept on disk and never made again;
-and processes that `accelerate launch` or `torchrun` started share the shards by their rank. They need no network
-between them, only the folder: rank 0 joins the shards when all are there.
+Processes that `accelerate launch` or `torchrun` started share the shards by their rank. They need no network between
+them, only the folder: rank 0 joins the shards when all are there.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,29 +53,28 @@ def embed_corpus(
     """Returns the unit vectors of all passages.
 
     Interrupted at any point and run again with the same `staging`, it goes on with the first unfinished shard and
-    returns the same vectors, for shards and batches have fixed boundaries. The last bits are the encoder's affair;
-    where the memory does not suffice for a batch, halves are encoded instead, which may change them, too.
+    returns the same vectors up to rounding, for shards and batches have fixed boundaries.
 
     Args:
         knowledge_base: The passages; may be empty.
-        encoder: Encodes them. One that never gives the same fingerprint twice cannot resume.
-        batch_size: How many images are decoded and encoded at once. Texts alone are handed to the encoder 32 times
-            as many at once; it batches them itself.
+        encoder: Encodes them. Resuming needs one whose fingerprint stays the same.
+        batch_size: How many images are decoded and encoded at once. An encoder gets 32 times as many texts, and
+            batches them itself. Where memory does not suffice, halves are encoded.
         staging: A folder for unfinished work, on a disk that all processes see; `None` works in memory. It can be
             deleted once the vectors are saved.
         shard_rows: Passages in a shard, the most that a kill can cost; `None` for four calls of the encoder.
         process: Rank and number of the processes that share the work in `staging`; `None` reads `RANK` and
-            `WORLD_SIZE`, as launchers set them. `(0, 1)` works alone whatever the launcher says.
+            `WORLD_SIZE`, as launchers set them. `(0, 1)` works alone.
         timeout_seconds: How long a process waits for the others without seeing a new shard.
 
     Returns:
-        An array (N, D) in float32; with `staging` a read-only memory map. Every process gets all of it.
+        An array (N, D) in float32 in every process; with `staging` a read-only memory map.
 
     Raises:
         InvalidInputError: If an argument is wrong, or the encoder returns vectors of a wrong number, shape or type.
-        UnsafeInputError: If a vector is zero, NaN or infinite, with the ids of its passages.
+        UnsafeInputError: If a vector is zero, NaN or infinite.
         TimeoutError: If other processes stop delivering.
-        RuntimeError: If the memory does not suffice for a single passage, as the device reports it.
+        RuntimeError: If the memory does not suffice for a single passage.
 
     Example:
 
@@ -113,18 +111,31 @@ def embed_corpus(
         input_sha256=input_digest(table),
     )
     folder = StagingFolder(Path(staging), plan)
-    # As `accelerate launch` and `torchrun` tell it; asking their libraries would set up the network, too.
-    of_launcher = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    rank, num_processes = of_launcher if process is None else process
+    # From the launcher's variables: asking its library would set up the network, too.
+    launched = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, num_processes = launched if process is None else process
     if not 0 <= rank < num_processes:
         raise InvalidInputError(f"process=({rank}, {num_processes}): expected 0 <= rank < number of processes.")
     if not folder.is_finished(MERGED):
         _encode_shards(table, encoder, folder, range(rank, plan.num_shards, num_processes))
+        shards = [shard_name(shard) for shard in range(plan.num_shards)]
         if rank == 0:
-            _wait_for_shards(folder, num_processes, timeout_seconds)
+            missing = _wait_for(folder, shards, shards, timeout_seconds)
+            if missing:
+                ranks = sorted({shards.index(name) % num_processes for name in missing})
+                raise TimeoutError(
+                    f"{folder.folder}: {len(missing)} of {len(shards)} shards are missing, and none came for "
+                    f"{timeout_seconds:g} s. They belong to the processes with rank {ranks} of {num_processes}. "
+                    + _hint(folder)
+                )
             folder.merge()
         else:
-            _wait_for_merge(folder, timeout_seconds)
+            missing = _wait_for(folder, [*shards, MERGED], [MERGED], timeout_seconds)
+            if missing:
+                raise TimeoutError(
+                    f"{folder.folder}: the process with rank 0 has not joined the shards within {timeout_seconds:g} s "
+                    f"(missing: {', '.join(missing[:5])}). {_hint(folder)}"
+                )
     return folder.read(MERGED)
 
 
@@ -171,57 +182,33 @@ def _progress_bar(num_rows: int, call_rows: int) -> Any:
     return tqdm(total=num_rows, desc="Embedding passages", unit="passage", disable=num_rows <= call_rows)
 
 
-def _wait_for_shards(folder: StagingFolder, num_processes: int, timeout_seconds: float) -> None:
-    missing = set(range(folder.plan.num_shards))
+def _wait_for(
+    folder: StagingFolder, names: Sequence[str], verified: Collection[str], timeout_seconds: float
+) -> list[str]:
+    """Waits for files of other processes; returns those still missing when no new one came for some time.
 
-    def num_missing() -> int:
-        announced = [shard for shard in missing if folder.is_announced(shard_name(shard))]
-        missing.difference_update([shard for shard in announced if folder.is_finished(shard_name(shard))])
-        return len(missing)
-
-    if not _arrive(num_missing, timeout_seconds):
-        ranks = sorted({shard % num_processes for shard in missing})
-        raise TimeoutError(
-            f"{folder.folder}: {len(missing)} of {folder.plan.num_shards} shards are missing, and none came for "
-            f"{timeout_seconds:g} s. They belong to the processes with rank {ranks} of {num_processes}. "
-            f"{_hint(folder)} Finished shards are kept: run again to go on."
-        )
-
-
-def _wait_for_merge(folder: StagingFolder, timeout_seconds: float) -> None:
-    def missing() -> list[str]:
-        names = [*map(shard_name, range(folder.plan.num_shards)), MERGED]
-        return [name for name in names if not folder.is_announced(name)]
-
-    def num_missing() -> int:
-        return len(missing()) or int(not folder.is_finished(MERGED))
-
-    if not _arrive(num_missing, timeout_seconds):
-        raise TimeoutError(
-            f"{folder.folder}: the process with rank 0 has not joined the shards within {timeout_seconds:g} s "
-            f"(missing: {', '.join(missing()[:5])}). {_hint(folder)} Finished shards are kept: run again to go on."
-        )
-
-
-def _arrive(num_missing: Callable[[], int], timeout_seconds: float) -> bool:
-    """Waits until nothing is missing any more; `False` if nothing new came for some time."""
-    seen, deadline = -1, 0.0
-    while (missing := num_missing()) > 0:
-        if missing != seen:
-            seen, deadline = missing, time.monotonic() + timeout_seconds
-        if time.monotonic() >= deadline:
-            return False
+    Those to be `verified` are read as a whole once they are there; of the others a record is enough.
+    """
+    missing, deadline = list(names), time.monotonic() + timeout_seconds
+    while True:
+        announced = {name for name in missing if folder.is_announced(name)}
+        arrived = {name for name in announced if name not in verified or folder.is_finished(name)}
+        missing = [name for name in missing if name not in arrived]
+        if arrived:
+            deadline = time.monotonic() + timeout_seconds
+        if not missing or time.monotonic() >= deadline:
+            return missing
         time.sleep(_POLL_SECONDS)
-    return True
 
 
 def _hint(folder: StagingFolder) -> str:
     """What is most likely wrong: a process that died, or one that works on another job."""
     others = sorted(path.parent.name for path in folder.folder.parent.glob("*/plan.json"))
     others.remove(folder.folder.name)
+    hint = "and call `embed_corpus` with the same folder"
     if others:
-        return (
-            f"See whether they still run, and whether they have the same passages and the same encoder in the same "
-            f"number type: the folder also holds the jobs {others}."
+        hint = (
+            "and whether they have the same passages and the same encoder in the same number type: the folder also "
+            f"holds the jobs {others}"
         )
-    return "See whether they still run and call `embed_corpus` with the same folder."
+    return f"See whether they still run {hint}. Finished shards are kept: run again to go on."

@@ -8,8 +8,8 @@ staging/<job id>/
   vectors.safetensors       all shards end to end, with vectors.json as its record
 ```
 
-Other passages, another encoder or other boundaries are another job in a folder of its own. Every file is written under
-a new name, flushed and renamed: a process that is killed leaves finished shards and perhaps a `.tmp` file.
+Other passages, another encoder or other boundaries are another job. Every file is written under a new name, flushed
+and renamed: a process that is killed leaves finished shards and perhaps a `.tmp` file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,21 +55,21 @@ class EmbeddingPlan:
     input_sha256: str
 
     def to_json(self) -> bytes:
-        """The content of `plan.json`."""
+        """Returns the content of `plan.json`."""
         return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1, sort_keys=True).encode()
 
     @property
     def job_id(self) -> str:
-        """Names the folder of the job."""
+        """The name of the job's folder."""
         return hashlib.sha256(self.to_json()).hexdigest()[:20]
 
     @property
     def num_shards(self) -> int:
-        """How many shards there are."""
+        """The number of shards."""
         return -(-self.num_rows // self.shard_rows)
 
     def rows_of(self, shard: int) -> range:
-        """The rows of a shard.
+        """Returns the rows of a shard.
 
         >>> EmbeddingPlan(10, 4, 2, "", "", "").rows_of(2)
         range(8, 10)
@@ -111,7 +112,7 @@ class StagingFolder:
             return False
 
     def write_shard(self, shard: int, vectors: np.ndarray) -> None:
-        """Stores the vectors of a shard, durably, and after them its record."""
+        """Stores the vectors (n, D) of a shard, durably, and after them its record."""
         self._publish(shard_name(shard), lambda path: write_arrays(path, {"vectors": vectors}), vectors.shape)
 
     def merge(self) -> None:
@@ -127,7 +128,7 @@ class StagingFolder:
         if len(widths) != 1:
             raise KnowledgeBaseCorruptError(f"{self.folder}: shards of widths {widths}. Delete the folder; run again.")
         shape = (self.plan.num_rows, widths[0])
-        self._publish(MERGED, lambda path: _write_end_to_end(path, shards, shape), shape)
+        self._publish(MERGED, partial(_write_end_to_end, shards, shape), shape)
         for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):  # of processes that were killed
             leftover.unlink(missing_ok=True)
 
@@ -155,11 +156,11 @@ class StagingFolder:
 
 
 def shard_name(shard: int) -> str:
-    """What the files of a shard are called."""
+    """Returns the name of a shard's files, without suffix."""
     return f"shard-{shard:05d}"
 
 
-def _write_end_to_end(path: Path, shards: list[np.ndarray], shape: tuple[int, int]) -> None:
+def _write_end_to_end(shards: list[np.ndarray], shape: tuple[int, int], path: Path) -> None:
     """Writes one safetensors file from several arrays (n, D) without holding them in memory."""
     num_bytes = shape[0] * shape[1] * 4
     header = json.dumps({"vectors": {"dtype": "F32", "shape": list(shape), "data_offsets": [0, num_bytes]}}).encode()

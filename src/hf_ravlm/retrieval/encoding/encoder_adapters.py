@@ -1,6 +1,6 @@
-"""Encoders around the models of other people: CLIP, SigLIP, sentence-transformers, ColPali and their relatives.
+"""Encoders for CLIP, SigLIP, sentence-transformers and ColPali, and `load_encoder`, which chooses one.
 
-Text encoders of transformers have `text_model_encoder`, and are faster there than through sentence-transformers.
+Text encoders of transformers run faster in `text_model_encoder` than through sentence-transformers.
 """
 
 from __future__ import annotations
@@ -113,8 +113,7 @@ class DualEncoder:
         self.processor = processor
         self.batch_size = batch_size
         self._inference_model = InferenceModel(model, dtype)
-        model_type = getattr(getattr(model, "config", None), "model_type", None)
-        self._fully_padded = model_type in _FULLY_PADDED
+        self._fully_padded = getattr(getattr(model, "config", None), "model_type", None) in _FULLY_PADDED
 
     @property
     def name(self) -> str:
@@ -133,40 +132,47 @@ class DualEncoder:
         )
 
     def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
-        """Returns unit vectors (n, D) of images, texts, or both; passages are encoded in the same way."""
+        """Returns unit vectors (n, D) of images, texts, or both.
+
+        Raises:
+            InvalidInputError: If there are none, or their numbers differ.
+        """
         num_rows = count_rows(images, texts)
         if num_rows == 0:
             return np.zeros((0, 0), np.float32)
         total: np.ndarray | None = None
         with self._inference_model.running() as model:
-            for items, encode in ((images, self._image_vectors), (texts, self._text_vectors)):
-                rows = [] if items is None else [row for row, item in enumerate(items) if item is not None]
-                if items is not None and rows:
-                    vectors = self._tower_vectors(partial(encode, model), [items[row] for row in rows])
+            for items, features in ((images, self._image_features), (texts, self._text_features)):
+                present = {row: item for row, item in enumerate([] if items is None else items) if item is not None}
+                if present:
+                    vectors = self._tower_vectors(partial(features, model), list(present.values()))
                     total = np.zeros((num_rows, vectors.shape[1]), np.float32) if total is None else total
-                    total[rows] += vectors
+                    total[list(present)] += vectors
         if total is None:
             raise InvalidInputError("There is nothing to encode: every row is empty. Pass images, texts, or both.")
         return unit_or_zero(total)
 
     def encode_passages(self, texts: Texts, images: Images) -> np.ndarray:
-        """Returns unit vectors (n, D) of passages."""
+        """Returns unit vectors (n, D) of passages, which are encoded as queries are."""
         return self.encode_queries(images, texts)
 
-    def _tower_vectors(self, encode: Callable[[list[Any]], np.ndarray], items: list[Any]) -> np.ndarray:
-        """Unit vectors (n, D) of images alone or texts alone."""
+    def _tower_vectors(self, features: Callable[[list[Any]], Any], items: list[Any]) -> np.ndarray:
+        def encode(rows: list[int]) -> list[np.ndarray]:
+            outputs = features([items[row] for row in rows])
+            # transformers 5 returns pooled features in an output, older models as a tensor.
+            return list(getattr(outputs, "pooler_output", outputs).float().cpu().numpy())
+
         lengths = [len(item) if isinstance(item, str) else 0 for item in items]
-        encode_rows = lambda rows: encode([items[row] for row in rows])  # noqa: E731
-        return unit_or_zero(np.stack(encode_in_batches(encode_rows, lengths, "Encoding", max_rows=self.batch_size)))
+        return unit_or_zero(np.stack(encode_in_batches(encode, lengths, "Encoding", max_rows=self.batch_size)))
 
-    def _image_vectors(self, model: Any, images: list[Image.Image]) -> np.ndarray:
+    def _image_features(self, model: Any, images: list[Image.Image]) -> Any:
         inputs = self.processor.image_processor(images=images, return_tensors="pt")
-        return _features(model.get_image_features(**self._inference_model.inputs(inputs)))
+        return model.get_image_features(**self._inference_model.inputs(inputs))
 
-    def _text_vectors(self, model: Any, texts: list[str]) -> np.ndarray:
+    def _text_features(self, model: Any, texts: list[str]) -> Any:
         inputs = self.processor.tokenizer(texts, return_tensors="pt", **self._text_options())
         kept = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-        return _features(model.get_text_features(**self._inference_model.inputs(kept)))
+        return model.get_text_features(**self._inference_model.inputs(kept))
 
     def _text_options(self) -> dict[str, Any]:
         limit = self.processor.tokenizer.model_max_length
@@ -205,15 +211,14 @@ class SentenceTransformerEncoder:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over weights and their type, the settings of every step, tokenizer, prompts and length."""
-        steps = [
-            [type(step).__name__, step.get_config_dict() if hasattr(step, "get_config_dict") else None]
-            for step in self.model
-        ]
         tokenizer = getattr(self.model, "tokenizer", None)
         return fingerprint_of(
             self.model,
             {
-                "steps": steps,
+                "steps": [
+                    [type(step).__name__, step.get_config_dict() if hasattr(step, "get_config_dict") else None]
+                    for step in self.model
+                ],
                 "prompts": [self.model.prompts, self.model.default_prompt_name],
                 "tokenizer": None if tokenizer is None else tokenizer_digest(tokenizer),
                 "max_length": self.model.max_seq_length,
@@ -222,29 +227,26 @@ class SentenceTransformerEncoder:
 
     def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
         """Returns unit vectors (n, D) of queries; every one needs a text."""
-        return self._encode(self.model.encode_query, require_texts(images, texts))
+        return self._encode(self.model.encode_query, images, texts)
 
     def encode_passages(self, texts: Texts, images: Images | None = None) -> np.ndarray:
         """Returns unit vectors (n, D) of passages; every one needs a text."""
-        return self._encode(self.model.encode_document, require_texts(images, texts))
+        return self._encode(self.model.encode_document, images, texts)
 
-    def _encode(self, encode: Any, texts: list[str]) -> np.ndarray:
-        if not texts:
-            return np.zeros((0, 0), np.float32)
+    def _encode(self, encode: Any, images: Images | None, texts: Texts | None) -> np.ndarray:
+        checked = require_texts(images, texts)
+        options = {"batch_size": self.batch_size, "show_progress_bar": False, "convert_to_tensor": True}
 
         def encode_rows(rows: list[int]) -> np.ndarray:
-            picked = [texts[row] for row in rows]
-            vectors = encode(picked, batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True)
-            return unit_or_zero(vectors.float().cpu().numpy())
+            return unit_or_zero(encode([checked[row] for row in rows], **options).float().cpu().numpy())
 
         with inference(self.model):
-            return encode_halving(encode_rows, list(range(len(texts))))
+            rows = list(range(len(checked)))
+            return encode_halving(encode_rows, rows) if rows else np.zeros((0, 0), np.float32)
 
 
 class LateInteractionEncoder:
-    """One vector per token or image patch from ColPali, ColQwen2, ColModernVBERT and the like: a `MultiVectorEncoder`.
-
-    Passages are images (pages, photographs), queries are texts.
+    """Unit vectors per token of queries (texts) and per patch of passages (images): ColPali, ColQwen2 and the like.
 
     Args:
         model: Its output has `embeddings` (B, L, D).
@@ -284,7 +286,11 @@ class LateInteractionEncoder:
         return self._encode(self.processor.process_queries, require_texts(images, texts))
 
     def encode_passages_tokens(self, texts: Texts | None, images: Images) -> list[np.ndarray]:
-        """Returns per passage the unit vectors (patches, D) of its image."""
+        """Returns per passage the unit vectors (patches, D) of its image.
+
+        Raises:
+            InvalidInputError: If a passage has no image.
+        """
         missing = [row for row in range(count_rows(images, texts)) if images is None or images[row] is None]
         if missing:
             raise InvalidInputError(
@@ -305,18 +311,10 @@ class LateInteractionEncoder:
             return encode_in_batches(encode, [0] * len(items), "Encoding tokens", max_rows=self.batch_size)
 
 
-def _features(outputs: Any) -> np.ndarray:
-    """The pooled features (n, D) of a tower: transformers 5 returns them in an output, older models as a tensor."""
-    pooled = getattr(outputs, "pooler_output", outputs)
-    features: np.ndarray = pooled.float().cpu().numpy()
-    return features
-
-
 def _load_sentence_transformer(name: str, **options: Any) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ImportError(
-            'Loading a sentence-transformers model needs: pip install "hf_ravlm[sentence-transformers]"'
-        ) from error
+        hint = 'Loading a sentence-transformers model needs: pip install "hf_ravlm[sentence-transformers]"'
+        raise ImportError(hint) from error
     return SentenceTransformer(name, trust_remote_code=False, **options)

@@ -1,8 +1,7 @@
 """Probes of an encoder: eight texts and four images, encoded when knowledge is stored and again when it is opened.
 
-A fingerprint says equal or unequal, no more: a model cast to bfloat16 has another one and is as good as before; a
-model whose adapter was switched off may have the same one and finds nothing. So the probes are encoded again when a
-knowledge base is opened and compared with what was stored.
+A fingerprint does not suffice: a model cast to bfloat16 has another one and is as good as before; a model whose
+adapter was switched off may have the same one and finds nothing.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ TOLERANCE = 2e-3
 
 PROBE_KINDS = ("query_texts", "query_images", "passage_texts", "passage_images")
 
-_LONG_TEXT = " ".join(f"Sentence {n} of a long passage says that bird {n} has {n % 7} feathers." for n in range(40))
-_TEXTS = (
+# Short and long, of several scripts, in upper and lower case.
+PROBE_TEXTS = (
     "a",
     "What is shown in this picture?",
     "The European robin (Erithacus rubecula) has an orange breast.",
@@ -51,17 +50,12 @@ _TEXTS = (
     "Äußerst seltene Vögel – 鳥はどこですか？ Где птица?",
     "left of, right of, above, below, inside",
     "no bird, not a bird, never any bird",
-    _LONG_TEXT,
+    " ".join(f"Sentence {n} of a long passage says that bird {n} has {n % 7} feathers." for n in range(40)),
 )
 
 
-def probe_texts() -> list[str]:
-    """The texts: short and long, of several scripts, in upper and lower case."""
-    return list(_TEXTS)
-
-
 def probe_images() -> list[Image.Image]:
-    """The images: plain colour, a ramp, fine stripes and noise, none of them square."""
+    """Returns the images: plain colour, a ramp, fine stripes and noise, none of them square."""
     height, width = 90, 120
     y, x = np.mgrid[0:height, 0:width]
     noise = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (height, width, 3))
@@ -76,8 +70,8 @@ def probe_images() -> list[Image.Image]:
 
 @lru_cache(maxsize=1)
 def inputs_digest() -> str:
-    """The SHA-256 of all probes: vectors of other probes cannot be compared."""
-    digest = hashlib.sha256("\0".join(_TEXTS).encode())
+    """Returns the SHA-256 of all probes: vectors of other probes cannot be compared."""
+    digest = hashlib.sha256("\0".join(PROBE_TEXTS).encode())
     for image in probe_images():
         digest.update(image.tobytes())
     return digest.hexdigest()
@@ -88,7 +82,7 @@ def encode_probes(encoder: Encoder, kinds: Sequence[str] = PROBE_KINDS) -> dict[
 
     What the encoder cannot take, such as images if it is one of texts, is left out.
     """
-    texts, images = probe_texts(), probe_images()
+    texts, images = list(PROBE_TEXTS), probe_images()
     ways = {
         "query_texts": lambda: encoder.encode_queries(None, texts),
         "query_images": lambda: encoder.encode_queries(images, None),
@@ -108,8 +102,8 @@ def probe_distance(stored: Mapping[str, np.ndarray], found: Mapping[str, np.ndar
     """Returns 1 minus the smallest cosine between two encodings of the same probes; 2 if they cannot be compared.
 
     Args:
-        stored: As `encode_probes` returned it once.
-        found: As it returns it now; what it has beyond `stored` is not looked at.
+        stored: What `encode_probes` returned once.
+        found: What it returns now; may have more kinds.
 
     Raises:
         InvalidInputError: If nothing was stored.
@@ -136,8 +130,8 @@ def check_encoder(encoder: Encoder, record: EncoderRecord, where: Path) -> None:
     """Refuses an encoder whose vectors cannot be compared with stored ones.
 
     Args:
-        encoder: The encoder that is to ask.
-        record: The one that made the stored vectors.
+        encoder: The encoder of queries.
+        record: The encoder of the stored vectors.
         where: The knowledge base, for messages.
 
     Raises:
@@ -174,7 +168,7 @@ def check_encoder(encoder: Encoder, record: EncoderRecord, where: Path) -> None:
 
 
 def describe_encoder(encoder: Encoder) -> str:
-    """The name of an encoder, with the PEFT adapters that are active in its model."""
+    """Returns the name of an encoder, with the PEFT adapters that are active in its model."""
     model = getattr(encoder, "model", None)
     adapters = getattr(model, "active_adapters", None)
     try:

@@ -1,8 +1,6 @@
-"""Encoders of images and texts: the protocols they follow, and the one for our models.
+"""Encoders of images and texts: the protocols they follow, and the one for `RavlmModel`.
 
-The retriever asks an encoder for vectors and for a fingerprint; the fingerprint says whether stored vectors and new
-queries come from the same weights and the same preprocessing. `text_model_encoder` and `encoder_adapters` hold the
-encoders for other people's models.
+`text_model_encoder` and `encoder_adapters` hold the encoders for other models.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import InvalidInputError
-from .inference_model import InferenceModel, fingerprint_of
+from .inference_model import InferenceModel
 from .token_batches import encode_in_batches
 
 
@@ -32,8 +30,8 @@ class Encoder(Protocol):
 
     Attributes:
         name: A description for messages.
-        fingerprint: A SHA-256 in hexadecimal over weights, their number type and preprocessing; equal exactly if
-            the vectors are (up to rounding).
+        fingerprint: A SHA-256 in hexadecimal over weights, their number type and preprocessing: whether stored
+            vectors and new queries can be compared.
     """
 
     @property
@@ -78,15 +76,13 @@ class MultiVectorEncoder(TokenEncoder, Protocol):
 class RavlmEncoder:
     """Encodes with a dual encoder such as `RavlmModel` and its processor.
 
-    The model is used in evaluation mode and without gradients, on the device where it is; its modes are restored
-    afterwards. A BERT-like text encoder inside it runs without padding.
+    The model runs in evaluation mode and without gradients, on its device; its modes are restored afterwards.
 
     Args:
         model: Has `get_query_features(**inputs)` and `get_passage_features(**inputs)`, which return tensors (n, D).
         processor: Has `for_retrieval(images=..., texts=...)`, which returns the inputs, and
             `retrieval_fingerprint()`, which returns a JSON-like dictionary of everything that shapes them.
-        batch_size: How many rows go through the model at once; texts that need no padding are counted by tokens,
-            64 for each row.
+        batch_size: Rows that go through the model at once; 64 tokens for each row where texts need no padding.
         dtype: `None` uses the live model as it is. `"auto"`, `"bfloat16"` or `"int8"` use a copy made now, which
             does not follow training; `"auto"` takes bfloat16 where this machine is fast in it. The number type is
             part of the fingerprint: a knowledge base is asked in the type that built it.
@@ -122,20 +118,16 @@ class RavlmEncoder:
     def fingerprint(self) -> str:
         """SHA-256 over all weights of the model, bit by bit with their types, and over the preprocessing.
 
-        It is computed anew each time (about a second per gigabyte), for weights change in training. A model cast to
-        another type has another fingerprint.
+        Computed anew each time (about a second per gigabyte), for weights change in training.
         """
         return self._inference_model.fingerprint(self.processor.retrieval_fingerprint())
 
     def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
-        """Returns unit vectors of questions, images, or both.
+        """Returns unit vectors (n, D) in float32 of questions, images, or both.
 
         Args:
             images: One per query; `None` for no images at all, or in single places.
             texts: One per query; `None` for no texts at all, or in single places.
-
-        Returns:
-            An array of shape (n, D) in float32.
 
         Raises:
             InvalidInputError: If both are `None`, or their lengths differ.
@@ -143,7 +135,7 @@ class RavlmEncoder:
         return self._encode("get_query_features", images, texts)
 
     def encode_passages(self, texts: Texts, images: Images) -> np.ndarray:
-        """Returns unit vectors of passages, of shape (n, D) in float32; arguments as `encode_queries`."""
+        """Returns unit vectors (n, D) in float32 of passages; arguments and errors as `encode_queries`."""
         return self._encode("get_passage_features", images, texts)
 
     def _encode(self, method: str, images: Images | None, texts: Texts | None) -> np.ndarray:
@@ -152,18 +144,16 @@ class RavlmEncoder:
             return np.zeros((0, 0), np.float32)
         with self._inference_model.running() as model:
             features = partial(self._features, getattr(model, method))
-            if texts is not None and pick(images, range(num_rows)) is None:
+            if texts is not None and _pick(images, range(num_rows)) is None:
                 packed = model is not self._inference_model.model
-                chunks = (
-                    texts[start : start + _TEXTS_PER_TOKENIZATION]
-                    for start in range(0, num_rows, _TEXTS_PER_TOKENIZATION)
-                )
+                starts = range(0, num_rows, _TEXTS_PER_TOKENIZATION)
+                chunks = (texts[start : start + _TEXTS_PER_TOKENIZATION] for start in starts)
                 return np.concatenate([self._encode_texts(features, chunk, packed) for chunk in chunks])
             # Rows of similar length share a batch, so that little is spent on padding.
             lengths = [len(text or "") for text in texts] if texts is not None else [0] * num_rows
 
             def encode(rows: list[int]) -> np.ndarray:
-                return features(self.processor.for_retrieval(images=pick(images, rows), texts=pick(texts, rows)))
+                return features(self.processor.for_retrieval(images=_pick(images, rows), texts=_pick(texts, rows)))
 
             return np.stack(encode_in_batches(encode, lengths, "Encoding", max_rows=self.batch_size))
 
@@ -187,7 +177,7 @@ class RavlmEncoder:
 
 
 def count_rows(images: Sequence[Any] | None, texts: Sequence[Any] | None) -> int:
-    """The number of rows to encode; refuses nothing at all, and lists of different lengths."""
+    """Returns the number of rows to encode; refuses nothing at all, and lists of different lengths."""
     if images is None and texts is None:
         raise InvalidInputError("There is nothing to encode. Pass images, texts, or both.")
     if images is not None and texts is not None and len(images) != len(texts):
@@ -196,7 +186,7 @@ def count_rows(images: Sequence[Any] | None, texts: Sequence[Any] | None) -> int
 
 
 def require_texts(images: Images | None, texts: Texts | None) -> list[str]:
-    """The texts of all rows, for encoders that read nothing else; refuses rows without one."""
+    """Returns the texts of all rows, for encoders that read nothing else; refuses rows without one."""
     num_rows = count_rows(images, texts)
     checked = list(texts) if texts is not None else [None] * num_rows
     missing = [row for row, text in enumerate(checked) if text is None]
@@ -214,13 +204,8 @@ def require_batch_size(batch_size: int) -> None:
         raise InvalidInputError(f"batch_size={batch_size}: expected at least 1.")
 
 
-def pick(items: Sequence[Any] | None, rows: Sequence[int]) -> list[Any] | None:
-    """The items of some rows; `None` if there are none or all are `None`."""
-    return None if items is None else present([items[row] for row in rows])
-
-
 def present(items: list[Any]) -> list[Any] | None:
-    """The items, some of which may be `None`; `None` if all of them are."""
+    """Returns the items, some of which may be `None`; `None` if all of them are."""
     return None if all(item is None for item in items) else items
 
 
@@ -229,6 +214,10 @@ def require_attributes(thing: Any, names: Sequence[str], expected: str) -> None:
     missing = [name for name in names if not hasattr(thing, name)]
     if missing:
         raise InvalidInputError(f"A {type(thing).__name__} without {missing} came, but {expected} is needed.")
+
+
+def _pick(items: Sequence[Any] | None, rows: Sequence[int]) -> list[Any] | None:
+    return None if items is None else present([items[row] for row in rows])
 
 
 def _rows_of(inputs: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
@@ -241,6 +230,3 @@ def _rows_of(inputs: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
         name: tensor[rows][:, :width] if tensor.dim() == 2 and tensor.shape[1] == full else tensor[rows]
         for name, tensor in inputs.items()
     }
-
-
-__all__ = ["Encoder", "MultiVectorEncoder", "RavlmEncoder", "fingerprint_of"]

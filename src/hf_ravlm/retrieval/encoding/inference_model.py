@@ -1,8 +1,5 @@
 """A model as encoders run it: without gradients, in evaluation mode, without padding, in a number type of choice.
 
-An encoder that follows training uses the live model. One with a number type of its own keeps a copy, made when the
-encoder was: after more training, a new encoder is due.
-
 On CPUs with bfloat16 instructions (AVX512-BF16, AMX) bfloat16 doubles the speed of float32 or more, at a cosine of
 0.999 or better to the float32 vectors. float16 is emulated on CPUs, many times slower, and therefore refused there.
 int8 halves the memory of the weights again, but the vectors change visibly: measure the recall before using it.
@@ -42,10 +39,11 @@ class InferenceModel:
 
     Args:
         model: A `torch.nn.Module`.
-        dtype: `None` for the model as it is; else one of `COMPUTE_DTYPES`, see `resolve_dtype`.
+        dtype: `None` for the model as it is; else one of `COMPUTE_DTYPES`, see `resolve_dtype`. In another type than
+            its own a copy computes, made now, which does not follow training.
 
     Attributes:
-        model: The model that computes; the given one unless a copy was needed.
+        model: The model that computes.
         dtype: What it computes in, such as `"bfloat16"`.
 
     Raises:
@@ -53,43 +51,44 @@ class InferenceModel:
     """
 
     def __init__(self, model: Any, dtype: str | None = None) -> None:
+        self.model = model
         own = str(_dtype_of(model)).removeprefix("torch.")
-        self.dtype = resolve_dtype(dtype, _device_of(model)) or own
-        self.model = model if self.dtype == own else copy_for_inference(model, self.dtype)
+        self.dtype = resolve_dtype(dtype, self.device) or own
+        if self.dtype != own:
+            self.model = copy_for_inference(model, self.dtype)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return _device_of(self.model)
+        return next((weight.device for weight in self.model.parameters()), torch.device("cpu"))
 
     @contextmanager
     def running(self) -> Iterator[Any]:
-        """Gives the model ready to encode, its BERT-like parts packed; all modes are restored afterwards."""
+        """Gives the model ready to encode, its BERT-like parts packed (another object if it has some)."""
         with inference(self.model):
             yield with_packed_text_encoders(self.model)
 
     def inputs(self, values: Any) -> dict[str, Any]:
-        """Inputs by name, on the device of the model; pixels in its number type, everything else as it is."""
+        """Returns inputs by name, on the device of the model; pixels in its number type, everything else as it is."""
         dtype, device = _dtype_of(self.model), self.device
-        tensors = {name: value.to(device) if torch.is_tensor(value) else value for name, value in values.items()}
         return {
-            name: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
-            for name, value in tensors.items()
+            name: value.to(device, dtype if value.is_floating_point() else None) if torch.is_tensor(value) else value
+            for name, value in values.items()
         }
 
     def fingerprint(self, preprocessing: dict[str, Any]) -> str:
-        """See `fingerprint_of`; a copy in another number type has another fingerprint."""
+        """Returns the `fingerprint_of` the model; a copy in another number type has another one."""
         return fingerprint_of(self.model, preprocessing)
 
     def describe(self) -> str:
-        """Class and number type, for messages; float32 is not mentioned."""
+        """Returns class and number type, for messages; float32 is not mentioned."""
         name = type(self.model).__name__
         return name if self.dtype == "float32" else f"{name} dtype={self.dtype}"
 
 
 @contextmanager
 def inference(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode is restored, for some may be frozen in training."""
+    """Runs a model in evaluation mode without gradients; restores every module's own mode, as some may be frozen."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -104,8 +103,8 @@ def fingerprint_of(model: Any, preprocessing: dict[str, Any]) -> str:
     """Returns a SHA-256 over name, type, shape and bytes of every tensor of a model, and over the preprocessing.
 
     Args:
-        model: A `torch.nn.Module`. Where its outputs depend on more than its weights, it may give that as a
-            JSON-like dictionary by a method `retrieval_fingerprint()`.
+        model: A `torch.nn.Module`. What shapes its outputs beside its weights it may give as a JSON-like dictionary
+            by a method `retrieval_fingerprint()`.
         preprocessing: A JSON-like dictionary.
     """
     digest = hashlib.sha256()
@@ -119,13 +118,13 @@ def fingerprint_of(model: Any, preprocessing: dict[str, Any]) -> str:
 
 
 def network_settings(model: Any) -> dict[str, Any] | None:
-    """The settings of a model's config that may shape its outputs, for a fingerprint."""
+    """Returns the settings of a model's config that may shape its outputs, for a fingerprint."""
     config = getattr(model, "config", None)
     return None if config is None else dict(_without_origin(config.to_dict()))
 
 
 def processor_settings(processor: Any) -> dict[str, Any]:
-    """What the image processor and the tokenizer of a processor do, for a fingerprint."""
+    """Returns what the image processor and the tokenizer of a processor do, for a fingerprint."""
     settings = processor.image_processor.to_dict()
     return {
         "image_processor": {key: value for key, value in settings.items() if not key.startswith("_")},
@@ -134,7 +133,7 @@ def processor_settings(processor: Any) -> dict[str, Any]:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """A SHA-256 over all that a tokenizer does, whatever it was last used for."""
+    """Returns a SHA-256 over all that a tokenizer does, whatever it was last used for."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     for state in ("truncation", "padding"):  # of the last call, not of the tokenizer
@@ -146,10 +145,6 @@ def _without_origin(settings: Any) -> Any:
     if not isinstance(settings, dict):
         return settings
     return {key: _without_origin(value) for key, value in settings.items() if key not in _ORIGIN}
-
-
-def _device_of(model: Any) -> torch.device:
-    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
 
 
 def _dtype_of(model: Any) -> torch.dtype:
@@ -180,7 +175,11 @@ def resolve_dtype(dtype: str | None, device: str | torch.device = "cpu") -> str 
     if dtype not in COMPUTE_DTYPES:
         raise InvalidInputError(f"dtype={dtype!r} is not known. Choose one of {COMPUTE_DTYPES}, or None.")
     if dtype == "auto":
-        return "bfloat16" if _has_fast_bfloat16(kind) else "float32"
+        if kind == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = kind == "cpu" and _cpu_has_fast_bfloat16()
+        return "bfloat16" if fast else "float32"
     if dtype == "float16" and kind == "cpu":
         raise InvalidInputError(
             'dtype="float16": CPUs emulate it, many times slower than float32. Choose "auto", "bfloat16" or "float32".'
@@ -190,15 +189,9 @@ def resolve_dtype(dtype: str | None, device: str | torch.device = "cpu") -> str 
     return dtype
 
 
-def _has_fast_bfloat16(kind: str) -> bool:
-    if kind == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return kind == "cpu" and _cpu_has_fast_bfloat16()
-
-
 @lru_cache(maxsize=1)
 def _cpu_has_fast_bfloat16() -> bool:
-    """Asks the processor for its instructions first, and then the stopwatch, for 50 ms."""
+    """Asks for the processor's instructions first, and then measures for 50 ms."""
     known = torch.cpu.get_capabilities()
     if known.get("architecture") == "x86_64" and not (known.get("avx512_bf16") or known.get("amx_bf16")):
         return False
@@ -222,12 +215,7 @@ def _product_seconds(dtype: torch.dtype) -> float:
 
 
 def copy_for_inference(model: nn.Module, dtype: str) -> nn.Module:
-    """Returns a copy of a model that computes in another type, in evaluation mode and without gradients.
-
-    Args:
-        model: Stays as it is.
-        dtype: A type that `resolve_dtype` returned.
-    """
+    """Returns a copy of a model, in evaluation mode and without gradients, in a type that `resolve_dtype` returned."""
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     if dtype == "int8":
         logger.warning("int8 weights: expect cosines near 0.99 to the exact vectors. Measure the recall.")

@@ -1,9 +1,8 @@
 """BERT-like text encoders run without padding: the tokens of all texts as one long row.
 
-Everything but attention looks at one token at a time, so it does not mind where a text ends: embeddings, projections
-and norms run once over all T tokens. Attention runs for all texts of one length at once, as a dense batch that needs
-no mask; in half precision for all texts whose lengths round up to the same multiple of 16, for the kernels are slow at
-other lengths. The result is the padded one up to rounding.
+Embeddings, projections and norms look at one token at a time and run once over all T tokens. Attention runs for all
+texts of one length at once, without a mask; in half precision for all texts whose lengths round up to the same
+multiple of 16, for the kernels are slow at other lengths. The result is the padded one up to rounding.
 """
 
 from __future__ import annotations
@@ -35,12 +34,9 @@ def is_packable(module: Any) -> bool:
 
 
 def with_packed_text_encoders(model: nn.Module) -> nn.Module:
-    """Returns a twin of a model in which every BERT-like encoder runs packed.
+    """Returns a twin of a model that shares its weights, with every BERT-like encoder packed.
 
-    The twin shares all weights; the model itself is not touched, and may be used at the same time.
-
-    Args:
-        model: Any model; one without such an encoder is returned as it is.
+    A model without such an encoder is returned as it is.
     """
     if is_packable(model):
         return PackedTextEncoder(model)
@@ -57,12 +53,9 @@ def with_packed_text_encoders(model: nn.Module) -> nn.Module:
 
 
 class PackedTextEncoder(nn.Module):
-    """Stands in for a BERT-like encoder: padded tokens in, padded states out, packed in between.
+    """Stands in for a BERT-like encoder in inference: padded tokens in, padded states out, packed in between.
 
-    Inference only. Inputs beyond ids and mask go to the encoder itself, padded.
-
-    Args:
-        encoder: The encoder, whose weights are used as they are at each call.
+    Inputs beyond ids and mask go to the encoder itself, padded.
     """
 
     def __init__(self, encoder: nn.Module) -> None:

@@ -1,8 +1,6 @@
 """Any text encoder of transformers as an `Encoder`: prompt, tokenize once, batch, pool, normalise.
 
-BERT-like encoders run packed, without padding (`packed_encoding`); all others in padded batches of rows that are
-nearly equal in length. A sentence-transformers folder of the usual kind (a transformer, pooling, normalisation) is
-read with its pooling and prompts, without that package.
+BERT-like encoders run packed, without padding (`packed_encoding`); all others in padded batches of similar lengths.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -33,8 +32,8 @@ _UNLIMITED = 1_000_000  # tokenizers without a limit say 10^30
 class TextModelEncoder:
     """Encodes texts with an encoder such as BERT, MiniLM, E5, BGE or GTE, and its tokenizer.
 
-    Where a row has a text, its image is not looked at. With `encode_queries_tokens` and `encode_passages_tokens` the
-    encoder also follows `MultiVectorEncoder`: one vector per token, marks of the tokenizer included.
+    Images are ignored. The encoder is a `MultiVectorEncoder`, too: one vector per token, marks of the tokenizer
+    included.
 
     Args:
         model: Gives `last_hidden_state` (B, L, C) for `input_ids` and `attention_mask`.
@@ -93,6 +92,8 @@ class TextModelEncoder:
     ) -> TextModelEncoder:
         """Loads model and tokenizer, and from a sentence-transformers folder also its pooling, prompts and length.
 
+        The package sentence-transformers is not needed.
+
         Args:
             name: A folder or a Hub id.
             dtype: See the class.
@@ -148,14 +149,10 @@ class TextModelEncoder:
     def _encode(self, texts: list[str]) -> np.ndarray:
         if not texts:
             return np.zeros((0, 0), np.float32)
-        encoded = self._run(texts, lambda states, lengths: list(_unit(_pool(states, lengths, self.pooling))))
-        return np.stack(encoded)
+        return np.stack(self._run(texts, lambda states, lengths: list(_unit(_pool(states, lengths, self.pooling)))))
 
     def _encode_tokens(self, texts: list[str]) -> list[np.ndarray]:
-        def each_token(states: Any, lengths: list[int]) -> list[np.ndarray]:
-            return np.split(_unit(states.float()), np.cumsum(lengths)[:-1])
-
-        return self._run(texts, each_token)
+        return self._run(texts, lambda states, lengths: np.split(_unit(states.float()), np.cumsum(lengths)[:-1]))
 
     def _run(self, texts: list[str], finish: Callable[[Any, list[int]], list[np.ndarray]]) -> list[np.ndarray]:
         """Runs the model over texts; `finish` turns the states (T, C) of a batch into one array per text."""
@@ -163,28 +160,22 @@ class TextModelEncoder:
         ids = tokenized["input_ids"]
         with self._inference_model.running() as model:
             packed = isinstance(model, PackedTextEncoder)
-            states_of = model.encode_texts if packed else _padded_states(model)
+            states_of = model.encode_texts if packed else partial(_padded_states, model)
 
             def encode(rows: list[int]) -> list[np.ndarray]:
                 return finish(*states_of([ids[row] for row in rows], self._inference_model.device))
 
-            lengths = [len(text) for text in ids]
-            return encode_in_batches(
-                encode, lengths, "Encoding texts", max_tokens=self.batch_tokens, padded=not packed
-            )
+            lengths, tokens = [len(text) for text in ids], self.batch_tokens
+            return encode_in_batches(encode, lengths, "Encoding texts", max_tokens=tokens, padded=not packed)
 
 
-def _padded_states(model: Any) -> Callable[[list[list[int]], Any], tuple[torch.Tensor, list[int]]]:
+def _padded_states(model: Any, texts: list[list[int]], device: torch.device) -> tuple[torch.Tensor, list[int]]:
     """The padded counterpart of `PackedTextEncoder.encode_texts`; padding is on the right."""
-
-    def encode_texts(texts: list[list[int]], device: Any) -> tuple[torch.Tensor, list[int]]:
-        lengths = [len(text) for text in texts]
-        ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(device)  # (B, L)
-        keep = torch.arange(ids.shape[1], device=device) < torch.tensor(lengths, device=device)[:, None]  # (B, L)
-        states = model(input_ids=ids, attention_mask=keep.long()).last_hidden_state
-        return states[keep], lengths  # (T, C)
-
-    return encode_texts
+    lengths = [len(text) for text in texts]
+    ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(device)  # (B, L)
+    keep = torch.arange(ids.shape[1], device=device) < torch.tensor(lengths, device=device)[:, None]  # (B, L)
+    states = model(input_ids=ids, attention_mask=keep.long()).last_hidden_state
+    return states[keep], lengths  # (T, C)
 
 
 def _pool(states: torch.Tensor, lengths: list[int], pooling: str) -> torch.Tensor:
@@ -215,8 +206,7 @@ def _longest_text(model: Any, tokenizer: Any) -> int:
     positions = getattr(config, "max_position_embeddings", None) or _UNLIMITED
     padding_idx = getattr(getattr(model, "embeddings", None), "padding_idx", None)
     offset = 0 if padding_idx is None else padding_idx + 1
-    limit = min(positions - offset, tokenizer.model_max_length or _UNLIMITED)
-    return int(min(limit, _UNLIMITED))
+    return int(min(positions - offset, tokenizer.model_max_length or _UNLIMITED, _UNLIMITED))
 
 
 def _sentence_transformers_settings(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -226,8 +216,7 @@ def _sentence_transformers_settings(name: Any, hub_kwargs: dict[str, Any]) -> di
     steps = [str(module["type"]).rpartition(".")[2] for module in modules]
     if steps[:2] != ["Transformer", "Pooling"] or steps[2:] not in ([], ["Normalize"]):
         raise _not_for_us(name, f"its steps are {steps}")
-    pooling_file = f"{modules[1]['path']}/config.json"
-    pooling = _pooling_of(name, _read_json(name, pooling_file, hub_kwargs) or {})
+    pooling = _pooling_of(name, _read_json(name, f"{modules[1]['path']}/config.json", hub_kwargs) or {})
     transformer = _read_json(name, "sentence_bert_config.json", hub_kwargs) or {}
     if transformer.get("do_lower_case"):
         raise _not_for_us(name, "it lowers the case of letters outside the tokenizer")
@@ -245,14 +234,9 @@ def _pooling_of(name: Any, config: dict[str, Any]) -> str:
     if "pooling_mode" in config:  # as sentence-transformers 5 writes it
         modes = config["pooling_mode"]
         modes = [modes] if isinstance(modes, str) else list(modes)
-    else:
-        old = {
-            "pooling_mode_cls_token": "cls",
-            "pooling_mode_mean_tokens": "mean",
-            "pooling_mode_lasttoken": "lasttoken",
-        }
-        flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
-        modes = [old.get(flag, flag) for flag in flags]
+    else:  # such as "pooling_mode_cls_token": true
+        flags = [key.removeprefix("pooling_mode_") for key, value in config.items() if value and "_mode_" in key]
+        modes = [flag.removesuffix("_tokens").removesuffix("_token") for flag in flags]
     if len(modes) != 1 or modes[0] not in known:
         raise _not_for_us(name, f"its pooling is {modes}")
     return known[modes[0]]

@@ -64,10 +64,10 @@ def encode_in_batches(
 
     Args:
         encode: Maps rows to one result each; where the memory does not suffice it is called with fewer.
-        lengths: Of every row, in tokens or whatever else follows them.
+        lengths: Of every row, in tokens or in proportion to them.
         description: For the progress bar.
-        max_rows: How many rows a batch has.
-        max_tokens: Instead of `max_rows`: the most tokens of a batch.
+        max_rows: The most rows of a batch.
+        max_tokens: Instead of `max_rows`: the most tokens of a batch, see `cut_batches`.
         padded: See `cut_batches`.
 
     Returns:
@@ -98,36 +98,28 @@ def encode_halving(encode: Callable[[list[int]], Encoded], rows: list[int]) -> E
         rows: At least one.
 
     Raises:
-        RuntimeError: If the memory does not suffice for one row, as the device reports it.
+        RuntimeError: If the memory does not suffice for one row.
     """
+    import torch
+
     try:
         return encode(rows)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(rows) == 1:
+        if not _is_out_of_memory(error) or len(rows) == 1:
             raise
         reason = str(error).partition("\n")[0]
     # Out of the `except` block: the traceback holds on to the tensors of the failed attempt.
-    _free_device_memory()
+    torch.cuda.empty_cache()  # does nothing where CUDA was not used
     logger.warning("Memory does not suffice for %d rows at once; trying halves. (%s)", len(rows), reason)
     middle = len(rows) // 2
     first, second = (encode_halving(encode, part) for part in (rows[:middle], rows[middle:]))
     return np.concatenate([first, second]) if isinstance(first, np.ndarray) else first + second
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the machine or of the device is full."""
+def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("out of memory", "defaultcpuallocator", "not enough memory", "alloc_failed")
+    signs = ("out of memory", "defaultcpuallocator", "not enough memory", "alloc_failed")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        sign in str(error).lower() for sign in signs
     )
-
-
-def _free_device_memory() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Asking a FAISS index for candidates, giving them exact scores, and when exact search is the cheaper way."""
+"""Approximate search: candidates of a FAISS index with exact scores, and when exact search is cheaper."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _FEW = 4
 
 # Costs are counted in comparisons of exact search, one vector after the other. The constants are measured with FAISS
 # 1.15 on vectors of width 384 (a comparison takes a tenth of a microsecond), and good to half as much again.
-# From 8 queries on, exact search works by matrix products, which read the vectors once for all of them, and copies
-# those that a filter leaves.
+# From 8 queries on, exact search works by matrix products, which read the vectors once, and copies what a filter
+# leaves.
 _MIN_QUERIES_FOR_PRODUCTS = 8
 _PRODUCT, _READ, _COPY = 0.05, 2.0, 2.0
 # The vectors of a graph lie anywhere in memory; so does a candidate, which is kept and scored.
@@ -39,12 +39,7 @@ class FilledIndex:
 
 
 def approximate_search(
-    filled: FilledIndex,
-    queries: np.ndarray,
-    k: int,
-    effort: int,
-    candidates: int,
-    allowed: np.ndarray | None = None,
+    filled: FilledIndex, queries: np.ndarray, k: int, effort: int, candidates: int, allowed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the best rows that an index finds, with exact scores, best first; equal scores in the order of rows.
 
@@ -93,7 +88,7 @@ def _nearest(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray, count: 
 
 
 def search_cost(comparisons: float, candidates: int, kind: str, share: float = 1.0) -> float:
-    """The cost of a query that an index compares with so many vectors, `share` of them allowed."""
+    """Returns the cost of a query that an index compares with so many vectors, `share` of them allowed."""
     if index_type(kind).effort == "efSearch":
         return _GRAPH * comparisons + _CANDIDATE * candidates
     return _FAST_SCAN.get(kind, _LIST_TEST + share * _LIST) * comparisons + _CANDIDATE * candidates
@@ -104,14 +99,11 @@ def exact_is_cheaper(comparisons: float, kind: str, num_rows: int, num_allowed: 
 
     Args:
         comparisons: With how many vectors the index compares a query, allowed or not; infinite if unknown.
-        kind: The kind of the index, a key of `INDEX_TYPES`.
+        kind: A key of `INDEX_TYPES`.
         num_rows: How many vectors there are.
         num_allowed: How many of them a filter keeps; `num_rows` without a filter.
         num_queries: How many queries are asked together.
 
-    Example:
-
-    >>> from hf_ravlm.retrieval.indexes.approximate_search import exact_is_cheaper
     >>> [exact_is_cheaper(4000, "hnsw_sq8", 100_000, allowed, num_queries=1) for allowed in (50_000, 5_000)]
     [False, True]
     """

@@ -44,11 +44,8 @@ def exact_search(
         allowed: Which rows may be found, bool of shape (N,); `None` for all.
 
     Returns:
-        Scores of shape (n, min(k, number of allowed rows)) in float32, cosines; and rows of the same shape in int64.
+        Cosines (n, min(k, number of allowed rows)) in float32, and rows of the same shape in int64.
 
-    Example:
-
-    >>> from hf_ravlm.retrieval.indexes.exact_search import exact_search
     >>> vectors = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
     >>> exact_search(vectors[:1], vectors, k=2)
     (array([[1. , 0.6]], dtype=float32), array([[0, 2]]))
@@ -79,7 +76,7 @@ def exact_scores(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> 
 
 
 def best_first(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best `k` of candidates (n, c), best first; equal scores in the order of rows."""
+    """Returns the best `k` of candidates (n, c), best first; equal scores in the order of rows."""
     order = np.lexsort((rows, -scores), axis=-1)[:, :k]
     queries = np.arange(len(rows))[:, None]
     return scores[queries, order], rows[queries, order]

@@ -1,8 +1,4 @@
-"""The settings of FAISS that belong to the whole process, changed for the length of one call.
-
-Three of them matter: from which size on exact search uses matrix products, how many threads a call may use, and how
-much memory a file may ask for while it is read.
-"""
+"""The settings of FAISS that belong to the whole process, changed for the length of one call."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ _own_threshold = 0
 
 
 def import_faiss() -> Any:
-    """Returns the module `faiss`, or says how to install it."""
+    """Returns the module `faiss`, or raises an `ImportError` that says how to install it."""
     try:
         import faiss
     except ImportError as error:

@@ -1,7 +1,4 @@
-"""Training, filling, copying and reading FAISS indexes.
-
-Training sees a sample: k-means on 40 vectors per list for 8 rounds costs a twentieth of FAISS's own 256 for 25.
-"""
+"""Training, filling, copying and reading FAISS indexes."""
 
 from __future__ import annotations
 
@@ -21,7 +18,10 @@ _ROWS_PER_ADD = 65_536
 
 
 def trained_index(vectors: np.ndarray, kind: str, seed: int) -> Any:
-    """Returns an empty FAISS index that was trained on a sample of unit vectors (N, D)."""
+    """Returns an empty FAISS index that was trained on a sample of unit vectors (N, D).
+
+    k-means on 40 vectors per list for 8 rounds costs a twentieth of FAISS's own 256 for 25.
+    """
     index = empty_index(kind, len(vectors), vectors.shape[1], seed)
     lists = inverted_lists(index)
     size = max(_MIN_SAMPLE, POINTS_PER_LIST * lists.nlist if lists is not None else 0)
@@ -40,16 +40,15 @@ def add_rows(index: Any, vectors: np.ndarray) -> None:
 
 
 def own_copy(index: Any) -> Any:
-    """A copy of an index that owns all its memory, so that it can grow while the first, or its file, is searched."""
+    """Returns a copy that owns all its memory, so that it can grow while the first, or its file, is searched."""
     faiss = import_faiss()
     return faiss.deserialize_index(faiss.serialize_index(index))
 
 
 def read_faiss_index(path: str | os.PathLike[str], kind: str, num_rows: int, dim: int, mmap: bool) -> Any:
-    """Reads or maps an index file, within limits of memory.
+    """Reads or maps an index file whose checksum was compared, within limits of memory.
 
-    The file must be one whose checksum was compared. It must hold `num_rows` vectors of width `dim` in an index of
-    this kind that compares by inner products; no other class is accepted from it.
+    It must hold `num_rows` vectors of width `dim` in an index of this kind that compares by inner products.
 
     Raises:
         KnowledgeBaseCorruptError: If the file is missing, damaged, or does not fit.

@@ -21,9 +21,9 @@ class IndexEstimate:
 
     Attributes:
         kind: The kind of index.
-        ram_bytes: Memory for quick answers. An exact search reads all vectors, so for `"flat"` this is their size; the
-            others touch a few vectors per query, which may stay in a memory map.
-        disk_bytes: The size of the index file; 0 for `"flat"`, which is the vectors themselves.
+        ram_bytes: Memory for quick answers. `"flat"` reads all vectors, so this is their size; the others touch a few
+            per query, which may stay in a memory map.
+        disk_bytes: The size of the index file; 0 for `"flat"`.
         vector_bytes: The size of the vectors, on disk in any case.
     """
 
@@ -74,8 +74,8 @@ def suitable_kinds(
     """Returns the kinds that suit, the best first, among those that the installed FAISS has.
 
     Few vectors are searched exactly. For more, lists of product codes are built soonest, answer soonest and are the
-    smallest, because exact scores make up for what the codes lose. Vectors that codes of four bits describe badly come
-    off better with a graph, or with lists, of one byte per number.
+    smallest. Vectors that codes of four bits describe badly come off better with one byte per number, in a graph or in
+    lists.
 
     Args:
         num_vectors: How many vectors, `N`.
@@ -110,7 +110,7 @@ def suitable_kinds(
 
 
 def check_budget(estimate: IndexEstimate, memory_budget: int | None) -> None:
-    """Refuses an index that needs more memory than it may have."""
+    """Refuses an index that needs more memory than it may have, with an `InvalidInputError`."""
     if memory_budget is not None and estimate.ram_bytes > memory_budget:
         raise InvalidInputError(
             f"memory_budget={memory_budget:,} bytes is too little for the {estimate}. Choose another kind of "
@@ -119,6 +119,6 @@ def check_budget(estimate: IndexEstimate, memory_budget: int | None) -> None:
 
 
 def check_recall(recall: float) -> None:
-    """Refuses a recall that is not above 0 and at most 1."""
+    """Refuses a recall that is not above 0 and at most 1, with an `InvalidInputError`."""
     if isinstance(recall, bool) or not isinstance(recall, (int, float)) or not 0 < recall <= 1:
         raise InvalidInputError(f"recall={recall!r}: expected a share above 0 and at most 1, such as 0.95.")

@@ -1,9 +1,8 @@
-"""The effort with which an index finds what exact search finds, measured once after the build and kept in a table.
+"""The least effort with which an index reaches a wanted recall, measured once after the build and kept in a table.
 
-The one setting of an index, its effort, is the least that reaches the wanted recall on a sample of queries. It is
-found for several depths: the ten best of every third row lie as deep as the thirty best of all, so one table serves
-larger `k` and filters alike. Costs are counts of compared vectors, not seconds: the same build gives the same table.
-(`faiss.ParameterSpace` goes by the clock and knows no filters.)
+It is measured for several depths: the ten best of every third row lie as deep as the thirty best of all, so one table
+serves larger `k` and filters alike. Costs are counts of compared vectors, not seconds: the same build gives the same
+table. (`faiss.ParameterSpace` goes by the clock and knows no filters.)
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ class EffortTable:
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[EffortTable, dict[str, Any]]:
-        """The table in the stored description of an index, and what else the description says.
+        """Returns the table in the stored description of an index, and what else the description says.
 
         Args:
-            spec: The description. It may come from a stranger: every number is checked, nothing is executed.
+            spec: The description. It may come from a stranger: every number is checked.
             path: The file of the index, for messages.
 
         Raises:
@@ -85,14 +84,14 @@ class EffortTable:
         return table, facts
 
     def effort(self, depth: float) -> int:
-        """The effort for a depth: on a straight line between logarithms, in proportion beyond the last one."""
+        """Returns the effort for a depth, interpolated between logarithms, in proportion beyond the last one."""
         if depth <= 1:  # what most searches ask for
             return self.efforts[0]
         inside = np.exp(np.interp(np.log(depth), np.log(self.depths), np.log(self.efforts)))
         return int(np.ceil(inside * max(depth / self.depths[-1], 1.0) - 1e-9))
 
     def cost(self, depth: float) -> float:
-        """The number of vectors that a query is compared with at a depth; infinite where it was not measured."""
+        """Returns with how many vectors a query is compared at a depth; infinite where it was not measured."""
         if depth <= 1:
             return self.costs[0]
         if depth > self.depths[-1] * 1.001:
@@ -103,11 +102,10 @@ class EffortTable:
 def perturbed_passages(vectors: np.ndarray, num_queries: int, seed: int) -> np.ndarray:
     """Makes queries (num_queries, D) for vectors (N, D): passages plus noise with the covariance of the passages.
 
-    Passages themselves would flatter the index, for every passage is a place that the index was built around. With
-    MiniLM vectors of WordNet glosses, lists of bytes with nprobe 32 / 64 / 128 find .951 / .972 / .986 of the
-    neighbours of passages, .911 / .953 / .978 of those of real questions, and .919 / .953 / .978 with this noise; a
-    graph with ef 32 / 64 finds .988 / .991, .949 / .976, and .959 / .980. Equal noise in all directions flatters, too
-    (.943 / .968 / .984): it leaves the passage's neighbours in their order.
+    Passages themselves would flatter the index, which was built around them. With MiniLM vectors of WordNet glosses,
+    lists of bytes with nprobe 32 / 64 / 128 find .951 / .972 / .986 of the neighbours of passages, .911 / .953 / .978
+    of those of real questions, .919 / .953 / .978 with this noise, and .943 / .968 / .984 with equal noise in all
+    directions.
     """
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(len(vectors), min(_NOISE_VECTORS, len(vectors)), replace=False))
@@ -186,11 +184,8 @@ class _Trial:
 
 
 def found_share(rows: np.ndarray, exact: np.ndarray) -> float:
-    """The mean recall: which share of the exact rows (n, k) is among the rows found (n, k).
+    """Returns the mean recall: which share of the exact rows (n, k) is among the rows found (n, k).
 
-    Example:
-
-    >>> from hf_ravlm.retrieval.indexes.index_tuning import found_share
     >>> found_share(np.array([[4, 7], [1, 2]]), np.array([[7, 5], [1, 2]]))
     0.75
     """
@@ -212,12 +207,12 @@ def _grid(filled: FilledIndex) -> list[int]:
 
 def _cheapest(trial: _Trial, grid: list[int], recall: float) -> tuple[int, int]:
     """The number of candidates and the effort that reach the recall at the least cost, or come nearest to it."""
-    choices = index_type(trial.filled.kind).candidates
+    kind = trial.filled.kind
+    choices = index_type(kind).candidates
     options = []
     for candidates in choices:
-        effort = _least_effort(trial, grid, candidates, recall)
-        if effort is not None:
-            cost = search_cost(trial.cost(effort, candidates), trial.k * candidates, trial.filled.kind)
+        if (effort := _least_effort(trial, grid, candidates, recall)) is not None:
+            cost = search_cost(trial.cost(effort, candidates), trial.k * candidates, kind)
             options.append((cost, candidates, effort))
     if options:
         return min(options)[1:]

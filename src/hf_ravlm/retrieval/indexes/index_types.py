@@ -1,7 +1,7 @@
 """The kinds of approximate index: how FAISS calls them, what they need, and the one setting that steers them.
 
-All of them answer with candidates only; the scores are computed from the vectors afterwards. So an index may keep a
-byte or a bit per number, the vectors may stay in a memory map, and a score means the same whatever the index.
+They give candidates only, whose scores are computed from the vectors. So an index may keep a byte or a bit per number,
+and a score means the same whatever the index.
 """
 
 from __future__ import annotations
@@ -34,10 +34,9 @@ class IndexType:
 
     Attributes:
         factory: The description for `faiss.index_factory`; `{lists}` and `{parts}` depend on the vectors.
-        effort: The setting that trades time for recall: `"efSearch"` or `"nprobe"`.
+        effort: The setting that trades time for recall.
         bytes_per_vector: What the index keeps per vector, given the width.
-        candidates: How many times `k` candidates to fetch before exact scores decide; the least that reaches the
-            wanted recall is taken.
+        candidates: How many times `k` candidates may be fetched before exact scores decide; tuning chooses.
         classes: What FAISS may find in a file of this kind, from the outermost index inwards.
     """
 
@@ -74,14 +73,18 @@ INDEX_KINDS = ("flat", *INDEX_TYPES, "auto")
 
 
 def index_type(kind: str) -> IndexType:
-    """Returns the description of an approximate kind, or an error that lists the choices."""
+    """Returns the description of an approximate kind.
+
+    Raises:
+        InvalidInputError: If there is no such kind.
+    """
     if kind not in INDEX_TYPES:
         raise InvalidInputError(f"The index kind {kind!r} is not known. Choose one of {', '.join(INDEX_KINDS)}.")
     return INDEX_TYPES[kind]
 
 
 def num_lists(num_vectors: int) -> int:
-    """The number of inverted lists: the power of two nearest to 4 sqrt(N) that leaves 40 vectors for each list."""
+    """Returns how many inverted lists: the power of two nearest to 4 sqrt(N) that leaves 40 vectors for each list."""
     wanted = 2 ** round(np.log2(4 * max(num_vectors, 1) ** 0.5))
     return int(max(min(wanted, num_vectors // POINTS_PER_LIST), 1))
 
@@ -94,9 +97,6 @@ def num_parts(dim: int) -> int:
 def factory_string(kind: str, num_vectors: int, dim: int) -> str:
     """Returns the description of an index for `faiss.index_factory`.
 
-    Example:
-
-    >>> from hf_ravlm.retrieval.indexes.index_types import factory_string
     >>> factory_string("ivf_sq8", 1_000_000, 384)
     'IVF4096,SQ8'
     """
@@ -142,7 +142,7 @@ def empty_index(kind: str, num_vectors: int, dim: int, seed: int) -> Any:
 
 
 def inverted_lists(index: Any) -> Any | None:
-    """The part of an index with inverted lists (`faiss.IndexIVF`), or `None` where there is none."""
+    """Returns the part of an index with inverted lists (`faiss.IndexIVF`), or `None` where there is none."""
     inner = import_faiss().downcast_index(index.index) if hasattr(index, "chain") else index
     return inner if hasattr(inner, "nprobe") else None
 

@@ -1,15 +1,12 @@
-"""BM25 over the texts of all passages: which passages hold the words of a question, queried through bm25s.
+"""BM25: the passages that hold the words of a question, searched by bm25s.
 
-Three steps. (1) Every text becomes tokens; for each token the index keeps its postings: the rows that hold it and how
-often. (2) Each posting is weighted once, with the formula of Lucene (Kamphuis et al., "Which BM25 do you mean?", ECIR
-2020):
+For each token the index keeps its postings: the rows that hold it and how often. bm25s keeps weights only and cannot
+take another passage; the counts kept here let an index grow. A query adds up the weights of its tokens. A posting is
+weighted by the formula of Lucene (Kamphuis et al., "Which BM25 do you mean?", ECIR 2020):
 
     weight = log(1 + (N - df + 1/2) / (df + 1/2)) · tf / (tf + k1 · (1 - b + b · length / mean length))
 
 with N the number of passages that have a text, df of those that hold the token, and tf the count of the posting.
-
-(3) A query adds up the weights of its tokens, in the compiled code of bm25s. bm25s keeps weights only and cannot take
-another passage; the counts kept here let an index grow (`add`).
 """
 
 from __future__ import annotations
@@ -143,8 +140,9 @@ class LexicalIndex:
             )
         mask = None if allowed is None else allowed.astype(np.float32)
         found = [(np.zeros(0, np.float32), np.zeros(0, np.int64)) for _ in texts]
-        tokens = {place: self._known_tokens(text) for place, text in enumerate(texts) if text}
-        tokens = {place: known for place, known in tokens.items() if known}
+        tokenised = {place: self.tokenise(text) for place, text in enumerate(texts) if text}
+        known = {place: [token for token in tokens if token in self.vocabulary] for place, tokens in tokenised.items()}
+        tokens = {place: some for place, some in known.items() if some}
         if not tokens:
             return found
         if self._compiled or (len(tokens) * len(self) >= _WORK_WORTH_COMPILING and self.compile()):
@@ -161,8 +159,7 @@ class LexicalIndex:
         The answers stay the same, bit by bit. It takes some seconds, once per process.
 
         Returns:
-            Whether it could: `False` where numba is not installed, with one warning per process, or for an index
-            without tokens.
+            `False` without numba, with one warning per process, or for an index without tokens.
         """
         if self._compiled or not self.vocabulary or not _has_numba():
             return self._compiled
@@ -175,22 +172,18 @@ class LexicalIndex:
         self._compiled = True
         return True
 
-    def _known_tokens(self, text: str) -> list[str]:
-        return [token for token in self.tokenise(text) if token in self.vocabulary]
-
     @cached_property
     def _scorer(self) -> Any:
-        """A bm25s searcher over our postings; made when first asked for, as the weights take memory."""
-        bm25s = _import_bm25s()
+        """A bm25s searcher over our postings; made when first used, as the weights take memory."""
+        try:
+            import bm25s
+        except ImportError as error:
+            raise ImportError('Keyword search (BM25) needs bm25s: pip install "hf_ravlm[hybrid]"') from error
         scorer = bm25s.BM25(method="lucene", k1=K1, b=B, backend="numpy")
         scorer.nonoccurrence_array = None
         scorer.vocab_dict = self.vocabulary
-        scorer.scores = {
-            "data": self._weights(),
-            "indices": self.rows,
-            "indptr": self.indptr,
-            "num_docs": len(self),
-        }
+        postings = {"indices": self.rows, "indptr": self.indptr, "num_docs": len(self)}
+        scorer.scores = {"data": self._weights(), **postings}
         return scorer
 
     def _weights(self) -> np.ndarray:
@@ -228,11 +221,7 @@ class LexicalIndex:
 
 
 def searchable_texts(table: pa.Table) -> list[str | None]:
-    """Returns what keyword search reads of every passage: its title, if it has one, and its text.
-
-    Args:
-        table: The table of a knowledge base.
-    """
+    """Returns what keyword search reads of every passage in a knowledge base's table: its title and its text."""
     titles, texts = table["title"].to_pylist(), table["text"].to_pylist()
     return ["\n".join(filter(None, pair)) or None for pair in zip(titles, texts, strict=True)]
 
@@ -253,14 +242,6 @@ def _numbered_tokens(
         numbers.extend(vocabulary.setdefault(token, len(vocabulary)) for token in tokens)
         lengths[place] = len(tokens)
     return np.frombuffer(numbers, np.int64), lengths
-
-
-def _import_bm25s() -> Any:
-    try:
-        import bm25s
-    except ImportError as error:
-        raise ImportError('Keyword search (BM25) needs bm25s: pip install "hf_ravlm[hybrid]"') from error
-    return bm25s
 
 
 @cache

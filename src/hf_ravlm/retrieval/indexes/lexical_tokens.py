@@ -4,10 +4,9 @@ Words of scripts with spaces (Latin, Cyrillic, Greek, Arabic, ...) are tokens wi
 `reunion` finds `Réunion`; a final s goes by the rules of Harman's S-stemmer ("How effective is suffixing?", JASIS
 1991), so that `flags` finds `flag`. Chinese, Japanese, Korean, Thai and their neighbours do not put a space
 between words; each run of such characters gives its single characters and its overlapping pairs. That needs no
-dictionary that ages, no download and no start-up time, and finds more than words from a segmenter: among 8,000 Chinese
-idioms, the sentence that an idiom comes from finds its explanation with an nDCG@10 of .135 (pairs alone .077, words of
-jieba 0.42 .047), and a sentence with half of the idiom finds its entry with .244 (.232, .063). Traditional and
-simplified characters are different tokens. `LexicalIndex.build` takes other functions, too.
+dictionary and finds more than words from a segmenter: among 8,000 Chinese idioms, the sentence that one comes from
+finds its explanation with an nDCG@10 of .135 (pairs alone .077, words of jieba 0.42 .047), and a sentence with half of
+the idiom finds its entry with .244 (.232, .063). Traditional and simplified characters are different tokens.
 """
 
 from __future__ import annotations
@@ -32,11 +31,6 @@ _ACCENTS = re.compile("[\u0300-\u036f]+")
 
 def lexical_tokens(text: str) -> list[str]:
     """Returns the tokens of a text, for passages and questions alike.
-
-    Args:
-        text: Any text.
-
-    Example:
 
     >>> lexical_tokens("The RÉUNION's 2 flags")
     ['the', 'reunion', 's', '2', 'flag']

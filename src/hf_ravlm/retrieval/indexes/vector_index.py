@@ -1,8 +1,7 @@
 """Indexes over unit vectors: exact, or one that finds nearly all of the nearest sooner.
 
-Every index has the same vectors behind it and gives the same scores, cosines. An approximate one decides for each
-search whether to use its links or lists, how hard to try, or to compare with all that a filter leaves. Indexes never
-change: growing gives a new one, so threads that search the old one are safe.
+Both give the same scores, cosines. Indexes never change: growing gives a new one, so threads that search the old one
+are safe.
 """
 
 from __future__ import annotations
@@ -38,29 +37,36 @@ _MAX_CHOICES = 2
 
 
 class VectorIndex(Protocol):
-    """What the retriever asks of an index."""
+    """What the retriever needs of an index over `vectors`, unit vectors (N, D)."""
 
     vectors: np.ndarray
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.vectors)
 
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """The width of the vectors."""
+        return int(self.vectors.shape[1])
 
     @property
-    def spec(self) -> dict[str, Any]: ...
+    def spec(self) -> dict[str, Any]:
+        """What is known about the index, as JSON values."""
+        ...
 
     def search(
         self, queries: Any, k: int, allowed: np.ndarray | None = None, num_threads: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]: ...
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `FlatIndex.search`."""
+        ...
 
-    def grow(self, vectors: Any) -> VectorIndex: ...
+    def grow(self, vectors: Any) -> VectorIndex:
+        """Returns an index over a longer array (N + m, D) that begins with the vectors of this one."""
+        ...
 
 
-class FlatIndex:
-    """Exact inner-product search over vectors that stay where they are.
-
-    The array is searched in place: no second copy of the vectors is made, and nothing can be stale.
+class FlatIndex(VectorIndex):
+    """Exact inner-product search over vectors that stay where they are, without a copy.
 
     Args:
         vectors: Unit vectors of shape (N, D); `N` may be 0. May be a memory map.
@@ -82,14 +88,6 @@ class FlatIndex:
     def __init__(self, vectors: Any) -> None:
         self.vectors = _read_only(check_unit_vectors(vectors, "passage vectors"))
 
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    @property
-    def dim(self) -> int:
-        """The width of the vectors."""
-        return int(self.vectors.shape[1])
-
     @property
     def spec(self) -> dict[str, Any]:
         """What is known about the index, as JSON values."""
@@ -107,8 +105,7 @@ class FlatIndex:
             num_threads: How many threads to use; `None` for what FAISS and torch are set to.
 
         Returns:
-            Scores of shape (n, min(k, number of allowed rows)) in float32, cosines; and rows of the same shape in
-            int64, all of them valid.
+            Cosines (n, min(k, number of allowed rows)) in float32, and rows of the same shape in int64, all valid.
 
         Raises:
             InvalidInputError: If `k < 1`, or queries or `allowed` have a wrong shape or width.
@@ -123,7 +120,7 @@ class FlatIndex:
         return FlatIndex(_longer(self, vectors))
 
 
-class ApproximateIndex:
+class ApproximateIndex(VectorIndex):
     """An index that finds nearly all of the nearest vectors, sooner; make one with `build_index` or `open_index`.
 
     Args:
@@ -142,14 +139,6 @@ class ApproximateIndex:
         lists = inverted_lists(index)
         self._num_lists = None if lists is None else int(lists.nlist)
 
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    @property
-    def dim(self) -> int:
-        """The width of the vectors."""
-        return int(self.vectors.shape[1])
-
     @property
     def spec(self) -> dict[str, Any]:
         """What is known about the index, as JSON values; `open_index` wants it back."""
@@ -160,10 +149,9 @@ class ApproximateIndex:
     def search(
         self, queries: Any, k: int, allowed: np.ndarray | None = None, num_threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the best passages that are found for every query, best first; equal scores in the order of rows.
+        """Returns the best passages that are found; arguments, shapes and errors as `FlatIndex.search`.
 
-        Arguments, shapes and errors are those of `FlatIndex.search`. A filter that leaves few rows, and a query for
-        which the index finds too little, are answered exactly.
+        A filter that leaves few rows, and a query for which the index finds too little, are answered exactly.
         """
         checked, k, allowed = _checked_search(self, queries, k, allowed)
         num_allowed = len(self) if allowed is None else int(np.count_nonzero(allowed))
@@ -184,7 +172,7 @@ class ApproximateIndex:
             return scores, rows
 
     def finds_itself(self) -> bool:
-        """Whether the vector in the middle is found at its own row, with the least effort; if not, it has others."""
+        """Whether the vector in the middle is found at its own row, with the least effort."""
         # A single row: every further one reads all centres of a mapped index again.
         row = len(self) // 2
         probe = np.ascontiguousarray(self.vectors[row : row + 1])
@@ -200,8 +188,7 @@ class ApproximateIndex:
     def grow(self, vectors: Any) -> VectorIndex:
         """Returns an index over a longer array (N + m, D) that begins with the vectors of this one.
 
-        The new vectors are added to a copy of the index, so this one may be searched meanwhile. An index that has
-        more than doubled since it was built is built anew.
+        They are added to a copy of the index, or all to a new one if it has more than doubled since it was built.
         """
         longer = _longer(self, vectors)
         if len(longer) > _MAX_GROWTH * self._facts["built_rows"]:
@@ -224,7 +211,7 @@ def build_index(
 ) -> VectorIndex:
     """Builds an index, sets how hard it searches, and measures its recall against exact search.
 
-    Memory and disk space are logged before the build, the recall after it (level INFO; a warning if it falls short).
+    Its sizes and its recall are logged (INFO; a warning if the recall falls short).
 
     Args:
         vectors: Unit vectors (N, D); float32 in C order is not copied, so a memory map stays one.
@@ -233,9 +220,9 @@ def build_index(
         memory_budget: Bytes that searching may keep in memory; `None` for no limit.
         recall: The wanted share of the exact ten best.
         queries: Vectors (n, D) of typical queries, at best some hundred, to set the effort by; `None` makes some of
-            the passages, see `perturbed_passages`.
-        num_threads: How many threads to build with; `None` for what FAISS is set to. A graph that several threads
-            build differs from run to run.
+            the passages.
+        num_threads: Threads to build with; `None` for what FAISS is set to. A graph that several build differs from
+            run to run.
         seed: Seed of samples and k-means.
 
     Returns:
@@ -282,11 +269,9 @@ def open_index(
 ) -> ApproximateIndex:
     """Opens an index that `ApproximateIndex.write` wrote.
 
-    The file must be one whose checksum was compared: FAISS does not notice changed numbers. While it is mapped it may
-    be renamed or removed, but never written to.
-
     Args:
-        path: The file.
+        path: The file. Compare its checksum first: FAISS does not notice changed numbers. While it is mapped it may
+            be renamed or removed, but never written to.
         spec: The `spec` of the index that was written.
         vectors: The unit vectors (N, D) that it was built of.
         mmap: Whether to map the file into memory (open at once, one copy for all processes) or to read it.

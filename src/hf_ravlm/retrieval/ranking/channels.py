@@ -1,8 +1,4 @@
-"""Ways of finding candidates: by meaning (vectors), by words (BM25), and which queries each serves.
-
-A channel takes queries and gives each its best rows with scores of its own scale. What the scores of several channels
-are worth beside each other is decided later, in the search.
-"""
+"""Ways of finding candidates: by vectors or by words (BM25), with scores on a scale of their own."""
 
 from __future__ import annotations
 
@@ -46,8 +42,7 @@ class Channel(Protocol):
         """Returns at most `k` rows per query, best first, ties by row.
 
         Args:
-            queries: The queries; one that the channel cannot serve, such as an image for a keyword search, gets no
-                candidates.
+            queries: The queries; one that the channel cannot serve, such as an image for a keyword search, gets none.
             k: How many rows per query.
             allowed: Which rows may be found, bool of shape (N,); `None` for all.
         """
@@ -57,15 +52,15 @@ class Channel(Protocol):
 class DenseChannel:
     """Finds passages by their vectors.
 
-    Passages may have vectors for their texts, for their images, or one for both. With vectors of one part only, some
-    passages have none: `rows` says which have.
-
     Args:
         encoder: Turns queries into vectors.
         index: Has `search(vectors, k, allowed)`, over the vectors of `rows`.
         rows: The row of every vector in the knowledge base, rising, shape (V,); `None` where all passages have one.
         name: See `Channel`.
-        query_part: What of a query is encoded: both, or its text or image alone. Queries without it are not served.
+        query_part: What of a query is encoded. Queries without it are not served.
+
+    Raises:
+        InvalidInputError: If `rows` does not fit the index, or `query_part` is not known.
     """
 
     def __init__(
@@ -104,12 +99,7 @@ class DenseChannel:
 
 
 class LexicalChannel:
-    """Finds passages by the words of the question; queries without a text are not served.
-
-    Args:
-        index: The words of all passages.
-        name: See `Channel`.
-    """
+    """Finds passages by the words of the question; queries without a text are not served."""
 
     def __init__(self, index: LexicalIndex, name: str = "bm25") -> None:
         self.index, self.name = index, name
@@ -120,7 +110,11 @@ class LexicalChannel:
 
 
 def encode_queries(encoder: Encoder, images: Sequence[Image.Image | None], texts: Sequence[str | None]) -> np.ndarray:
-    """Returns the vectors of queries, (n, D), one image or text or both each; checks that there are n of them."""
+    """Returns the vectors of queries, (n, D), one image or text or both each.
+
+    Raises:
+        InvalidInputError: If the encoder returns another number of vectors.
+    """
     vectors = encoder.encode_queries(present(list(images)), present(list(texts)))
     if len(vectors) != len(images):
         raise InvalidInputError(f"The encoder returned {len(vectors)} vectors for {len(images)} queries.")

@@ -31,9 +31,9 @@ def matching_rows(table: pa.Table, where: Mapping[str, Any], metadata: pa.Table 
 
     Args:
         table: The table of a knowledge base.
-        where: Conditions by column: `"id"`, `"title"`, `"source"`, `"licence"`, `"url"`, `"text"`, or `"metadata."`
-            and a key, with further keys behind dots for values within values. See the head of this file.
-        metadata: What `metadata_table(table)` returned, to spare decoding it again; `None` decodes it if needed.
+        where: Conditions (see the head of this file) by column: `"id"`, `"title"`, `"source"`, `"licence"`, `"url"`,
+            `"text"`, or `"metadata."` and a key, with further keys behind dots for values within values.
+        metadata: What `metadata_table(table)` returned; `None` decodes it if needed.
 
     Returns:
         A bool array of shape (N,).
@@ -44,7 +44,6 @@ def matching_rows(table: pa.Table, where: Mapping[str, Any], metadata: pa.Table 
     Example:
 
     >>> from hf_ravlm.retrieval import KnowledgeBase
-    >>> from hf_ravlm.retrieval.ranking.filters import matching_rows
     >>> knowledge_base = KnowledgeBase.from_dicts(
     ...     [
     ...         {"id": "robin", "text": "An orange breast.", "licence": "CC0-1.0", "length_cm": 14},
@@ -99,20 +98,21 @@ def _satisfied(column: pa.ChunkedArray, condition: Any, name: str) -> np.ndarray
     if condition is None:
         return _as_numpy(pc.is_null(column))
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return _any_element(column, condition, name)
+        lists = column.combine_chunks()
+        parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+        matching = np.zeros(len(column), bool)
+        matching[parents[_satisfied(pa.chunked_array([pc.list_flatten(lists)]), condition, name)]] = True
+        return matching
     if isinstance(condition, Mapping):
         if not condition or not set(condition) <= {"min", "max"}:
             raise InvalidInputError(
                 f"The condition {condition!r} on {name!r} is not known. Expected a value, a list of values, "
                 '{"min": ..., "max": ...} or {"not": ...}.'
             )
-        least, most = condition.get("min"), condition.get("max")
-        inside = np.ones(len(column), bool)
-        if least is not None:
-            inside &= _compared(pc.greater_equal, column, least, name)
-        if most is not None:
-            inside &= _compared(pc.less_equal, column, most, name)
-        inside &= _as_numpy(pc.is_valid(column))
+        inside = _as_numpy(pc.is_valid(column))
+        for compare, bound in ((pc.greater_equal, condition.get("min")), (pc.less_equal, condition.get("max"))):
+            if bound is not None:
+                inside &= _compared(compare, column, bound, name)
         return inside
     if isinstance(condition, (list, tuple, set, frozenset)):
         return _one_of(column, list(condition), name)
@@ -126,14 +126,11 @@ def _one_of(column: pa.ChunkedArray, values: Sequence[Any], name: str) -> np.nda
     found = np.zeros(len(column), bool) if len(present) == len(values) else _as_numpy(pc.is_null(column))
     if not present or pa.types.is_null(column.type):
         return found
-    numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-    wide = column.cast(pa.float64(), safe=False) if numbers and not _all_whole(column.type, present) else column
-    listed: np.ndarray = found | _as_numpy(pc.is_in(wide, value_set=pa.array(present, wide.type)))
+    whole = all(isinstance(value, (int, np.integer)) for value in present)
+    if pa.types.is_floating(column.type) or (pa.types.is_integer(column.type) and not whole):
+        column = column.cast(pa.float64(), safe=False)
+    listed: np.ndarray = found | _as_numpy(pc.is_in(column, value_set=pa.array(present, column.type)))
     return listed
-
-
-def _all_whole(kind: pa.DataType, values: Sequence[Any]) -> bool:
-    return bool(pa.types.is_integer(kind)) and all(isinstance(value, (int, np.integer)) for value in values)
 
 
 def _compared(compare: Any, column: pa.ChunkedArray, value: Any, name: str) -> np.ndarray:
@@ -145,33 +142,21 @@ def _compared(compare: Any, column: pa.ChunkedArray, value: Any, name: str) -> n
 
 def _check_type(kind: pa.DataType, value: Any, name: str) -> None:
     """Refuses to compare texts with numbers: nothing would match, without a word."""
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if pa.types.is_null(kind):
         return
+    types: tuple[type, ...] = ()
+    held, hint = str(kind), ""
     if pa.types.is_boolean(kind):
-        fits = isinstance(value, (bool, np.bool_))
-    elif text:
-        fits = isinstance(value, str)
-    else:
-        fits = number and isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not fits:
-        held = (
-            "texts" if text else "numbers" if number else "true or false" if pa.types.is_boolean(kind) else str(kind)
-        )
-        hint = " Numbers read from a CSV file are texts." if text and isinstance(value, (int, float)) else ""
+        held, types = "true or false", (bool, np.bool_)
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        held, types = "texts", (str,)
+        hint = " Numbers read from a CSV file are texts." if isinstance(value, (int, float)) else ""
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        held, types = "numbers", (int, float, np.number)
+    if not isinstance(value, types) or (held == "numbers" and isinstance(value, bool)):
         raise InvalidInputError(
             f"{name!r} holds {held}, and the condition compares with {value!r} of type {type(value).__name__}.{hint}"
         )
-
-
-def _any_element(column: pa.ChunkedArray, condition: Any, name: str) -> np.ndarray:
-    lists = column.combine_chunks()
-    matching = np.zeros(len(column), bool)
-    elements = pa.chunked_array([pc.list_flatten(lists)])
-    parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
-    matching[parents[_satisfied(elements, condition, name)]] = True
-    return matching
 
 
 def _as_numpy(mask: Any) -> np.ndarray:

@@ -1,8 +1,6 @@
-"""Rank fusion, per-source caps, near-duplicates, marginal relevance.
+"""Rank fusion, per-source caps, near-duplicates, marginal relevance, for many queries at once.
 
-Everything here is a function of arrays and works on many queries at once. A `Ranking` holds the candidates of `n`
-queries, best first; queries with fewer candidates than others end in rows of -1. Equal scores stand in the order of
-their rows, so that the same question always gets the same answer.
+Equal scores stand in the order of their rows, so that the same question always gets the same answer.
 """
 
 from __future__ import annotations
@@ -33,20 +31,20 @@ class Ranking(NamedTuple):
 
     @classmethod
     def empty(cls, num_queries: int, width: int = 0) -> Ranking:
-        """No candidates, in arrays of shape (num_queries, width) that may be filled."""
+        """Returns no candidates, in arrays of shape (num_queries, width) that may be filled."""
         return cls(np.full((num_queries, width), -np.inf, np.float32), np.full((num_queries, width), -1, np.int64))
 
     def top(self, k: int) -> Ranking:
-        """The best `k` of every query."""
+        """Returns the best `k` of every query."""
         return Ranking(self.scores[:, :k], self.rows[:, :k])
 
     def at(self, places: np.ndarray) -> Ranking:
-        """The candidates at some places (n, k) of each query; none where a place is negative."""
+        """Returns the candidates at some places (n, k) of each query; none where a place is negative."""
         scores, rows = (np.take_along_axis(values, np.maximum(places, 0), axis=1) for values in self)
         return Ranking(np.where(places >= 0, scores, -np.inf).astype(np.float32), np.where(places >= 0, rows, -1))
 
     def keep(self, mask: np.ndarray) -> Ranking:
-        """The candidates where `mask` (n, m) is true, moved up to fill the gaps."""
+        """Returns the candidates where `mask` (n, m) is true, moved up to fill the gaps."""
         mask = mask & (self.rows >= 0)
         order = np.argsort(~mask, axis=1, kind="stable")[:, : mask.sum(axis=1).max(initial=0)]
         return self.at(np.where(np.take_along_axis(mask, order, axis=1), order, -1))
@@ -54,8 +52,6 @@ class Ranking(NamedTuple):
 
 def ranking_from_lists(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Ranking:
     """Pads pairs of scores and rows, one per query and best first, to a `Ranking`.
-
-    Example:
 
     >>> ranking_from_lists([(np.array([0.9, 0.5]), np.array([4, 2])), (np.array([]), np.array([]))]).rows
     array([[ 4,  2],
@@ -76,6 +72,9 @@ def reciprocal_rank_fusion(rankings: Sequence[np.ndarray], k: int = 60) -> Ranki
         rankings: Rows of each ranking, best first, each of shape (n, m) with its own m; -1 at the end stands for none.
         k: How little the first ranks stand out.
 
+    Raises:
+        InvalidInputError: If `k < 0` or there are no rankings.
+
     Example: row 7 is second in both rankings and beats those that only one ranking knows.
 
     >>> fused = reciprocal_rank_fusion([np.array([[5, 7]]), np.array([[3, 7]])])
@@ -94,13 +93,15 @@ def weighted_fusion(
 ) -> Ranking:
     """Joins rankings by the weighted sum of their scores, each brought to one scale within its query first.
 
-    A candidate that a ranking does not list gets that ranking's lowest score. A ranking that lists nothing for a
-    query says nothing there.
+    A candidate that a ranking does not list gets that ranking's lowest score for the query, 0 if it lists nothing.
 
     Args:
         rankings: One per channel, over the same queries.
         weights: One per channel, at least 0; they need not add up to 1.
         normalise: `"zscore"` takes the mean off and divides by the standard deviation; `"minmax"` maps to 0..1.
+
+    Raises:
+        InvalidInputError: If the weights do not fit, or `normalise` is not known.
 
     Example:
 
@@ -131,8 +132,7 @@ def learn_weights(
 ) -> dict[str, Any]:
     """Finds the weights of `weighted_fusion` that rank known answers best, by trying all on a grid.
 
-    On the queries it learns from, the result is never worse than the best channel alone, for that is on the grid too.
-    Of equally good weights it takes the most even.
+    The best channel alone is on the grid, too. Of equally good weights it takes the most even.
 
     Args:
         rankings: The candidates of each channel by name, over the same queries; 50 to 100 per query will do.
@@ -142,8 +142,10 @@ def learn_weights(
         step: The grid's step; weights add up to 1.
 
     Returns:
-        A dictionary for JSON: `weights` by name and `normalise`, both of which `SearchOptions` takes, and `ndcg`, `k`
-        and `num_queries`, which tell how good and how well founded they are.
+        A dictionary for JSON: `weights` by name and `normalise`, both for `SearchOptions`; `ndcg`, `k`, `num_queries`.
+
+    Raises:
+        InvalidInputError: If `gold` does not fit the rankings, or holds no row.
 
     Example:
 
@@ -185,12 +187,15 @@ def cap_per_source(sources: np.ndarray, max_per_source: int) -> np.ndarray:
     """Marks the first `max_per_source` candidates of every source.
 
     Args:
-        sources: A number for the source of each candidate, shape (n, m), best first; negative where it is unknown:
-            such candidates are never capped.
+        sources: A number for the source of each candidate, shape (n, m), best first; those with a negative number,
+            of unknown source, are all kept.
         max_per_source: At least 1.
 
     Returns:
         Which candidates to keep, bool of shape (n, m).
+
+    Raises:
+        InvalidInputError: If `max_per_source < 1`.
 
     Example:
 
@@ -251,6 +256,9 @@ def maximal_marginal_relevance(
     Returns:
         Places of the picked candidates in the order of picking, shape (n, min(k, m)) in int64; -1 where there is none.
 
+    Raises:
+        InvalidInputError: If `relevance_weight` is not from 0 to 1.
+
     Example: the second candidate resembles the first; the third is less relevant but new.
 
     >>> cosines = np.array([[[1.0, 0.9, 0.1], [0.9, 1.0, 0.1], [0.1, 0.1, 1.0]]])
@@ -276,7 +284,7 @@ def maximal_marginal_relevance(
 
 
 def scaled_to_unit(ranking: Ranking) -> np.ndarray:
-    """Scores of every query mapped to 0..1, (n, m); equal ones all to 1; -inf where there is no candidate."""
+    """Returns the scores (n, m) mapped to 0..1 in every query, equal ones all to 1; -inf where there is no candidate."""
     values, _ = _minmax(ranking.scores, ranking.rows >= 0)
     return np.where(ranking.rows >= 0, values, -np.inf)
 

@@ -1,8 +1,7 @@
 """Late interaction: MaxSim over one vector per token, token pooling, and a reranker that applies them to candidates.
 
-A passage is kept as several vectors, one per token or image patch; a query likewise. Each query token looks for the
-passage token most like it, and the cosines add up (ColBERT: Khattab, Zaharia, SIGIR 2020). Only the candidates of a
-search over single vectors are compared like this, in plain torch.
+Each query token looks for the passage token most like it, and the cosines add up (ColBERT: Khattab, Zaharia, SIGIR
+2020).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch
 from ...errors import InvalidInputError
 from ..encoding.encoders import TokenEncoder, present
 from ..passage import Passage
+from ..unit_vectors import unit_or_zero
 from .channels import Query
 
 
@@ -58,10 +58,10 @@ def maxsim(
 def pool_tokens(vectors: np.ndarray, factor: int) -> np.ndarray:
     """Merges similar tokens of one passage, so that fewer vectors need to be kept.
 
-    Tokens are clustered from the bottom up with Ward's criterion, which merges the two clusters whose union adds least
-    to the squared distances from their mean, until `T // factor` clusters are left (at least 1). Each cluster becomes
-    its mean, as a unit vector. Clavié, Chaffin, Adams, "Reducing the footprint of multi-vector retrieval with minimal
-    performance impact via token pooling" (2024), keep about 98 percent of the quality with a factor of 3.
+    Ward's criterion merges the two clusters whose union adds least to the squared distances from their mean, until
+    `T // factor` clusters are left (at least 1). Each becomes its mean, as a unit vector. Clavié, Chaffin, Adams,
+    "Reducing the footprint of multi-vector retrieval with minimal performance impact via token pooling" (2024), keep
+    about 98 percent of the quality with a factor of 3.
 
     Args:
         vectors: Unit vectors, shape (T, D).
@@ -69,6 +69,9 @@ def pool_tokens(vectors: np.ndarray, factor: int) -> np.ndarray:
 
     Returns:
         Unit vectors in float32, in the order of the first token of each cluster, shape (max(T // factor, 1), D).
+
+    Raises:
+        InvalidInputError: If `factor < 1`.
 
     Example:
 
@@ -84,8 +87,7 @@ def pool_tokens(vectors: np.ndarray, factor: int) -> np.ndarray:
     _, clusters = np.unique(ward_clusters(vectors, max(num_tokens // factor, 1)), return_inverse=True)
     sums = np.zeros((clusters.max() + 1, vectors.shape[1]))
     np.add.at(sums, clusters, vectors)
-    norms = np.linalg.norm(sums, axis=1, keepdims=True)
-    return np.asarray(sums / np.maximum(norms, 1e-12), np.float32)
+    return unit_or_zero(sums)
 
 
 def ward_clusters(vectors: np.ndarray, num_clusters: int) -> np.ndarray:
@@ -144,9 +146,7 @@ class LateInteractionReranker:
                 "`encode_passages_tokens`. Late interaction needs one vector per token."
             )
         if stored is not None and rows_of is None:
-            raise InvalidInputError(
-                "`stored` token vectors need `rows_of`, which finds the rows of passages by their ids."
-            )
+            raise InvalidInputError("`stored` token vectors need `rows_of`, which finds the rows of passages by id.")
         self.encoder, self.stored, self.rows_of, self.pooling = encoder, stored, rows_of, pooling
 
     def score(self, queries: Sequence[Query], candidates: Sequence[Sequence[Passage]]) -> list[np.ndarray]:

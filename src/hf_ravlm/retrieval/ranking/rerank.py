@@ -1,8 +1,4 @@
-"""Rerankers, slower and better judges of the few candidates that a search found.
-
-A reranker sees queries and passages and returns numbers, the higher the better. Three stand here, which take the model
-as a callable or by its methods: an image-text-matching head, a reader that is asked for yes or no, a cross-encoder.
-"""
+"""Rerankers, which score the candidates of a search anew: an image-text-matching head, a reader, a cross-encoder."""
 
 from __future__ import annotations
 
@@ -23,12 +19,7 @@ class Reranker(Protocol):
     """Whatever scores candidates anew."""
 
     def score(self, queries: Sequence[Query], candidates: Sequence[Sequence[Passage]]) -> list[np.ndarray]:
-        """Returns one score per candidate, an array per query; NaN where it cannot judge.
-
-        Args:
-            queries: The queries.
-            candidates: The passages found for each.
-        """
+        """Returns one score per candidate, an array per query, the higher the better; NaN where it cannot judge."""
         ...
 
 
@@ -73,11 +64,13 @@ class YesNoReranker:
 
     Args:
         next_token_logits: Takes queries and passages, one of each per pair, asks the reader, and returns its logits
-            (B, V) for the first token of the answer. It writes the prompt, with its own processor, so that a passage
-            stays data and cannot pose as an instruction.
+            (B, V) for the first token of the answer. It writes the prompt, in which a passage must stay data.
         yes_ids: The tokens that say yes; several spellings count together. `answer_token_ids` finds them.
         no_ids: The tokens that say no.
         batch_size: How many pairs go through the model at once.
+
+    Raises:
+        InvalidInputError: If there are no tokens for yes or for no, or one is for both.
 
     Example, with a reader of three tokens (no, yes, other):
 
@@ -140,13 +133,9 @@ class CrossEncoderReranker:
             return _difference(_as_array(self.model.predict(pairs, show_progress_bar=False)))
         import torch
 
-        inputs = self.tokenizer(
-            *map(list, zip(*pairs, strict=True)),
-            padding=True,
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        )
+        texts, passage_texts = map(list, zip(*pairs, strict=True))
+        cut = {"padding": True, "truncation": True, "max_length": self.max_length}
+        inputs = self.tokenizer(texts, passage_texts, return_tensors="pt", **cut)
         device = next(self.model.parameters()).device
         with torch.inference_mode():
             logits = self.model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits  # (B, 1 or 2)
@@ -164,7 +153,7 @@ def score_pairs(
 
     Args:
         queries: The queries.
-        candidates: The passages of each.
+        candidates: The passages found for each.
         score_batch: Takes queries and passages, at most `batch_size` of each, and returns scores (B,).
         batch_size: How many pairs go to `score_batch` at once.
         needs_texts: Whether pairs without both texts are left out and get NaN.

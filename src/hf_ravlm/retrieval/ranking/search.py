@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,11 +56,11 @@ class SearchOptions:
     Attributes:
         k: How many passages to return per query.
         channels: The names of the channels to ask.
-        num_candidates: How many candidates each channel gives, and how many are reranked; at least `k` are taken.
-            One channel with nothing after it is asked for `k`.
+        num_candidates: How many candidates each channel gives, and how many are reranked; at least `k`. One channel
+            with nothing after it is asked for `k`.
         weights: A weight per channel, as `learn_weights` finds them; `None` joins by reciprocal rank.
         normalise: How scores are brought to one scale before they are weighted.
-        where: Which passages may be found, see `hf_ravlm.retrieval.ranking.filters.matching_rows`; `None` for all.
+        where: Which passages may be found, see `filters.matching_rows`; `None` for all.
         reranker: Scores candidates anew; `None` for none.
         rerank_mix: How much the score before reranking counts in the new one, from 0 (not at all) to 1. Above 0 both
             are first mapped to 0..1 within their query.
@@ -130,14 +131,12 @@ def search(
         channels: All channels by name; `options.channels` chooses among them.
         queries: The queries.
         options: What to do.
-        knowledge: The passages, for filters, sources and rerankers: a `KnowledgeBase`, or whatever has its `table` and
-            its method `passages`.
+        knowledge: The passages, such as a `KnowledgeBase`, for filters, sources and rerankers.
         vectors: Unit vectors of all passages, (N, D); needed against near-duplicates and for variety.
         allowed: Rows that may be found, bool (N,), beside what `options.where` says; `None` for all.
 
     Returns:
-        A `Ranking` with at most `k` candidates per query. Scores are those of the last step that gave any: of the
-        reranker; else of the fusion; else of the only channel. Variety changes the order only.
+        At most `k` candidates per query, with the scores of the reranker, else the fusion, else the only channel.
 
     Raises:
         InvalidInputError: If a channel is not known, or vectors are needed and missing.
@@ -154,19 +153,23 @@ def search(
     if not queries or num_rows == 0:
         return Ranking.empty(len(queries))
     selected = [channels[name] for name in options.channels]
+    candidates = partial(_candidates, selected, options, knowledge, vectors, allowed)
     num_candidates = options.num_first_candidates
-    ranking = _candidates(selected, queries, options, knowledge, vectors, allowed, num_candidates)
+    ranking = candidates(queries, num_candidates)
     for _ in range(_REFILLS if options.thins_out else 0):
         short = np.flatnonzero((ranking.rows >= 0).sum(axis=1) < min(options.k, num_rows))
         if len(short) == 0 or num_candidates >= num_rows:
             break
         num_candidates *= _REFILL_FACTOR
-        further = [queries[place] for place in short.tolist()]
-        more = _candidates(selected, further, options, knowledge, vectors, allowed, num_candidates)
+        more = candidates([queries[place] for place in short.tolist()], num_candidates)
         ranking = _replaced(ranking, short, more)
     if options.mmr_lambda is not None:
         assert vectors is not None
-        ranking = _diversified(ranking, vectors, options.k, options.mmr_lambda)
+        relevance = scaled_to_unit(ranking)
+        picked = np.full((len(queries), min(options.k, relevance.shape[1])), -1, np.int64)
+        for part, similarities in _similarities(ranking.rows, vectors):
+            picked[part] = maximal_marginal_relevance(relevance[part], similarities, options.k, options.mmr_lambda)
+        ranking = ranking.at(picked)
     return ranking.top(options.k)
 
 
@@ -179,16 +182,22 @@ def _matching_rows(knowledge: SearchedKnowledge, where: Mapping[str, Any]) -> np
 
 def _candidates(
     channels: Sequence[Channel],
-    queries: Sequence[Query],
     options: SearchOptions,
     knowledge: SearchedKnowledge,
     vectors: np.ndarray | None,
     allowed: np.ndarray | None,
+    queries: Sequence[Query],
     num_candidates: int,
 ) -> Ranking:
     """Steps 2 to 5: candidates found, joined, reranked and thinned out."""
     found = [channel.search(queries, num_candidates, allowed) for channel in channels]
-    ranking = _fused(found, options).top(num_candidates)
+    if len(found) == 1:
+        ranking = found[0]
+    elif options.weights is None:
+        ranking = reciprocal_rank_fusion([part.rows for part in found])
+    else:
+        ranking = weighted_fusion(found, [options.weights[name] for name in options.channels], options.normalise)
+    ranking = ranking.top(num_candidates)
     if options.reranker is not None:
         ranking = _reranked(ranking, queries, options.reranker, options.rerank_mix, knowledge)
     if options.near_duplicate_threshold is not None:
@@ -201,14 +210,6 @@ def _candidates(
         sources = _source_numbers(knowledge.table, ranking.rows)
         ranking = ranking.keep(cap_per_source(sources, options.max_per_source))
     return ranking
-
-
-def _fused(found: Sequence[Ranking], options: SearchOptions) -> Ranking:
-    if len(found) == 1:
-        return found[0]
-    if options.weights is None:
-        return reciprocal_rank_fusion([ranking.rows for ranking in found])
-    return weighted_fusion(found, [options.weights[name] for name in options.channels], options.normalise)
 
 
 def _reranked(
@@ -239,14 +240,6 @@ def _reranked(
     scores = np.where(valid, np.where(silent[:, None], ranking.scores, scores), -np.inf).astype(np.float32)
     order = np.lexsort((ranking.rows, unjudged & ~silent[:, None], -scores, ~valid), axis=1)
     return Ranking(scores, ranking.rows).at(order)
-
-
-def _diversified(ranking: Ranking, vectors: np.ndarray, k: int, relevance_weight: float) -> Ranking:
-    relevance = scaled_to_unit(ranking)
-    picked = np.full((len(ranking.rows), min(k, ranking.rows.shape[1])), -1, np.int64)
-    for part, similarities in _similarities(ranking.rows, vectors):
-        picked[part] = maximal_marginal_relevance(relevance[part], similarities, k, relevance_weight)
-    return ranking.at(picked)
 
 
 def _similarities(rows: np.ndarray, vectors: np.ndarray) -> Any:
