@@ -7,8 +7,7 @@
 | `"dense_text"` | passages with a text | vectors of texts alone, for the text of the question |
 | `"dense_image"` | passages with an image | vectors of images alone, for the image of the question |
 
-All but the first are made when first used; the last two encode the knowledge base once more. Of added passages only
-those are read or encoded.
+All but the first are made when first used; the last two encode the knowledge base once more. They grow with it.
 """
 
 from __future__ import annotations
@@ -20,12 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import InvalidInputError
-from .encoding.encoders import Encoder
+from .encoding.encoders import Encoder, encode_passages
 from .indexes.lexical_index import LexicalIndex, searchable_texts
 from .indexes.vector_index import FlatIndex
 from .ranking.channels import Channel, DenseChannel, LexicalChannel, Query
 from .ranking.fusion import Normalisation, learn_weights
-from .unit_vectors import unit_vectors
 
 
 if TYPE_CHECKING:
@@ -79,13 +77,10 @@ class KnowledgeChannels:
         if missing:
             raise InvalidInputError(f"{len(missing)} gold ids are not in the knowledge base: {missing[:5]}.")
         allowed = None if knowledge.all_alive else knowledge.alive
-        found = {
-            name: channel.search(queries, num_candidates, allowed)
-            for name, channel in self.of(knowledge, names).items()
-        }
-        return learn_weights(
-            found, [{row_of[passage_id] for passage_id in wanted} for wanted in gold_ids], normalise=normalise
-        )
+        channels = self.of(knowledge, names)
+        found = {name: channel.search(queries, num_candidates, allowed) for name, channel in channels.items()}
+        gold = [{row_of[passage_id] for passage_id in wanted} for wanted in gold_ids]
+        return learn_weights(found, gold, normalise=normalise)
 
     def _channel(self, knowledge: KnowledgeState, name: str) -> Channel:
         if name == "dense":
@@ -119,19 +114,10 @@ def _part_channel(
     if len(rows):
         logger.info('Encoding %d passages by their %s alone, for the channel "dense_%s".', len(rows), part, part)
     starts = range(0, len(rows), _PASSAGES_PER_CHUNK)
-    encoded = [_encode_part(encoder, knowledge, rows[start : start + _PASSAGES_PER_CHUNK], part) for start in starts]
+    chunks = (knowledge.passages(rows[start : start + _PASSAGES_PER_CHUNK].tolist()) for start in starts)
+    encoded = [encode_passages(encoder, passages, f"{part} vectors", part=part) for passages in chunks]
     if isinstance(earlier, DenseChannel) and earlier.rows is not None and len(earlier.index):
         encoded.insert(0, earlier.index.vectors)
         rows = np.concatenate([earlier.rows, rows])
     vectors = np.concatenate(encoded) if encoded else np.zeros((0, 0), np.float32)
     return DenseChannel(encoder, FlatIndex(vectors), rows, f"dense_{part}", part)
-
-
-def _encode_part(encoder: Encoder, knowledge: KnowledgeState, rows: np.ndarray, part: str) -> np.ndarray:
-    passages = knowledge.passages(rows.tolist())
-    texts = [passage.text if part == "text" else None for passage in passages]
-    images = [passage.image if part == "image" else None for passage in passages]
-    vectors = encoder.encode_passages(texts, images)
-    if len(vectors) != len(passages):
-        raise InvalidInputError(f"The encoder returned {len(vectors)} vectors for {len(passages)} passages.")
-    return unit_vectors(vectors, f"{part} vectors", names=[repr(passage.id) for passage in passages])

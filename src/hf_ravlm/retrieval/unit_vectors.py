@@ -1,7 +1,6 @@
 """Usable vectors: finite, with a direction, and of length 1 before they are stored or compared.
 
-Similarity is their inner product, the cosine. One vector with a NaN, or with a norm of a thousand, would spoil the
-answers to most queries without an error.
+One vector with a NaN, or with a norm of a thousand, would spoil the answers to most queries without an error.
 """
 
 from __future__ import annotations
@@ -32,9 +31,6 @@ def unit_vectors(vectors: Any, what: str, dim: int | None = None, names: Sequenc
         InvalidInputError: If the shape, width or type is wrong.
         UnsafeInputError: If a vector is zero, NaN or infinite, with its row or name.
 
-    Example:
-
-    >>> from hf_ravlm.retrieval.unit_vectors import unit_vectors
     >>> unit_vectors(np.array([[3.0, 4.0]]), "vectors")
     array([[0.6, 0.8]], dtype=float32)
     """

@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from collections.abc import Collection, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,9 +19,8 @@ import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
 from ..passage import input_digest, passages_at
-from ..unit_vectors import unit_vectors
 from .corpus_shards import MERGED, EmbeddingPlan, StagingFolder, shard_name
-from .encoders import Encoder, require_batch_size
+from .encoders import Encoder, encode_passages, require_batch_size
 from .token_batches import encode_halving, longest_first
 
 
@@ -60,8 +58,7 @@ def embed_corpus(
         encoder: Encodes them. Resuming needs one whose fingerprint stays the same.
         batch_size: How many images are decoded and encoded at once. An encoder gets 32 times as many texts, and
             batches them itself. Where memory does not suffice, halves are encoded.
-        staging: A folder for unfinished work, on a disk that all processes see; `None` works in memory. It can be
-            deleted once the vectors are saved.
+        staging: A folder for unfinished work, on a disk that all processes see; `None` works in memory.
         shard_rows: Passages in a shard, the most that a kill can cost; `None` for four calls of the encoder.
         process: Rank and number of the processes that share the work in `staging`; `None` reads `RANK` and
             `WORLD_SIZE`, as launchers set them. `(0, 1)` works alone.
@@ -75,8 +72,6 @@ def embed_corpus(
         UnsafeInputError: If a vector is zero, NaN or infinite.
         TimeoutError: If other processes stop delivering.
         RuntimeError: If the memory does not suffice for a single passage.
-
-    Example:
 
     >>> import tempfile
     >>> import numpy as np
@@ -121,21 +116,19 @@ def embed_corpus(
         shards = [shard_name(shard) for shard in range(plan.num_shards)]
         if rank == 0:
             missing = _wait_for(folder, shards, shards, timeout_seconds)
-            if missing:
-                ranks = sorted({shards.index(name) % num_processes for name in missing})
-                raise TimeoutError(
-                    f"{folder.folder}: {len(missing)} of {len(shards)} shards are missing, and none came for "
-                    f"{timeout_seconds:g} s. They belong to the processes with rank {ranks} of {num_processes}. "
-                    + _hint(folder)
-                )
-            folder.merge()
+            ranks = sorted({shards.index(name) % num_processes for name in missing})
+            problem = (
+                f"{len(missing)} of {len(shards)} shards are missing, and none came for {timeout_seconds:g} s. They "
+                f"belong to the processes with rank {ranks} of {num_processes}"
+            )
         else:
             missing = _wait_for(folder, [*shards, MERGED], [MERGED], timeout_seconds)
-            if missing:
-                raise TimeoutError(
-                    f"{folder.folder}: the process with rank 0 has not joined the shards within {timeout_seconds:g} s "
-                    f"(missing: {', '.join(missing[:5])}). {_hint(folder)}"
-                )
+            problem = f"the process with rank 0 has not joined the shards within {timeout_seconds:g} s"
+            problem += f" (missing: {', '.join(missing[:5])})"
+        if missing:
+            raise TimeoutError(f"{folder.folder}: {problem}. {_hint(folder)}")
+        if rank == 0:
+            folder.merge()
     return folder.read(MERGED)
 
 
@@ -155,24 +148,20 @@ def _encode_rows(table: pa.Table, encoder: Encoder, rows: range, call_rows: int,
     lengths = pc.fill_null(pc.utf8_length(table["text"].slice(rows.start, len(rows))), 0)  # (n,) characters
     order = rows.start + longest_first(lengths.to_numpy())
     vectors: np.ndarray | None = None
+
+    def encode(rows: list[int]) -> np.ndarray:
+        dim = None if vectors is None else vectors.shape[1]
+        return encode_passages(encoder, passages_at(table, rows), "passage vectors", dim)
+
     for start in range(0, len(order), call_rows):
         call = order[start : start + call_rows]
-        dim = None if vectors is None else vectors.shape[1]
-        encoded = encode_halving(partial(_encode_passages, table, encoder, dim), call.tolist())
+        encoded = encode_halving(encode, call.tolist())
         if vectors is None:
             vectors = np.empty((len(rows), encoded.shape[1]), np.float32)
         vectors[call - rows.start] = encoded
         bar.update(len(call))
     assert vectors is not None
     return vectors
-
-
-def _encode_passages(table: pa.Table, encoder: Encoder, dim: int | None, rows: list[int]) -> np.ndarray:
-    passages = passages_at(table, rows)
-    encoded = encoder.encode_passages([p.text for p in passages], [p.image for p in passages])
-    if len(encoded) != len(rows):
-        raise InvalidInputError(f"The encoder returned {len(encoded)} vectors for {len(rows)} passages.")
-    return unit_vectors(encoded, "passage vectors", dim, names=[repr(p.id) for p in passages])
 
 
 def _progress_bar(num_rows: int, call_rows: int) -> Any:
@@ -185,10 +174,7 @@ def _progress_bar(num_rows: int, call_rows: int) -> Any:
 def _wait_for(
     folder: StagingFolder, names: Sequence[str], verified: Collection[str], timeout_seconds: float
 ) -> list[str]:
-    """Waits for files of other processes; returns those still missing when no new one came for some time.
-
-    Those to be `verified` are read as a whole once they are there; of the others a record is enough.
-    """
+    """Waits for files, some `verified` by their contents; returns those missing when none came for some time."""
     missing, deadline = list(names), time.monotonic() + timeout_seconds
     while True:
         announced = {name for name in missing if folder.is_announced(name)}

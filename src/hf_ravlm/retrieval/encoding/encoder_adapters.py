@@ -25,14 +25,7 @@ from .encoders import (
     require_batch_size,
     require_texts,
 )
-from .inference_model import (
-    InferenceModel,
-    fingerprint_of,
-    inference,
-    network_settings,
-    processor_settings,
-    tokenizer_digest,
-)
+from .inference_model import InferenceModel, fingerprint_of, inference, processor_settings, tokenizer_digest
 from .text_model_encoder import TextModelEncoder
 from .token_batches import encode_halving, encode_in_batches
 
@@ -42,7 +35,6 @@ ENCODER_KINDS = ("auto", "ravlm", "dual", "text", "sentence-transformers")
 # Trained on texts padded to the full length, without a mask: shorter padding changes their vectors.
 _FULLY_PADDED = ("siglip", "siglip2")
 _MAX_SIGLIP_LENGTH = 64
-_PROMPTS = ("visual_prompt_prefix", "query_prefix")
 
 
 def load_encoder(
@@ -53,10 +45,10 @@ def load_encoder(
     device: str | None = None,
     hub_kwargs: dict[str, Any] | None = None,
 ) -> Encoder:
-    """Loads a model from a folder or the Hub and wraps it in the encoder of its kind.
+    """Loads a model and returns the encoder of its kind.
 
     Args:
-        name: A `RavlmModel`, a dual encoder such as CLIP, or a text encoder.
+        name: Folder or Hub id of a `RavlmModel`, a dual encoder such as CLIP, or a text encoder.
         kind: One of `ENCODER_KINDS`; `"auto"` looks at the model's settings.
         dtype: See `RavlmEncoder`.
         device: Such as `"cuda"`; `None` leaves the model on the CPU.
@@ -64,8 +56,6 @@ def load_encoder(
 
     Raises:
         InvalidInputError: If there is no such kind, or the model is of another one.
-
-    Example:
 
     >>> load_encoder("google/siglip2-base-patch16-224", dtype="auto").name  # doctest: +SKIP
     'Siglip2Model dtype=bfloat16'
@@ -123,13 +113,8 @@ class DualEncoder:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over weights and their type, settings of the network, image processing and tokenizer."""
-        return self._inference_model.fingerprint(
-            {
-                "network": network_settings(self._inference_model.model),
-                **processor_settings(self.processor),
-                "text_options": self._text_options(),
-            }
-        )
+        settings = processor_settings(self.processor)
+        return self._inference_model.fingerprint(**settings, text_options=self._text_options())
 
     def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
         """Returns unit vectors (n, D) of images, texts, or both.
@@ -143,11 +128,11 @@ class DualEncoder:
         total: np.ndarray | None = None
         with self._inference_model.running() as model:
             for items, features in ((images, self._image_features), (texts, self._text_features)):
-                present = {row: item for row, item in enumerate([] if items is None else items) if item is not None}
-                if present:
-                    vectors = self._tower_vectors(partial(features, model), list(present.values()))
+                given = {row: item for row, item in enumerate([] if items is None else items) if item is not None}
+                if given:
+                    vectors = self._tower_vectors(partial(features, model), list(given.values()))
                     total = np.zeros((num_rows, vectors.shape[1]), np.float32) if total is None else total
-                    total[list(present)] += vectors
+                    total[list(given)] += vectors
         if total is None:
             raise InvalidInputError("There is nothing to encode: every row is empty. Pass images, texts, or both.")
         return unit_or_zero(total)
@@ -212,18 +197,14 @@ class SentenceTransformerEncoder:
     def fingerprint(self) -> str:
         """SHA-256 over weights and their type, the settings of every step, tokenizer, prompts and length."""
         tokenizer = getattr(self.model, "tokenizer", None)
-        return fingerprint_of(
-            self.model,
-            {
-                "steps": [
-                    [type(step).__name__, step.get_config_dict() if hasattr(step, "get_config_dict") else None]
-                    for step in self.model
-                ],
-                "prompts": [self.model.prompts, self.model.default_prompt_name],
-                "tokenizer": None if tokenizer is None else tokenizer_digest(tokenizer),
-                "max_length": self.model.max_seq_length,
-            },
-        )
+        steps = [(step, step.get_config_dict() if hasattr(step, "get_config_dict") else None) for step in self.model]
+        settings = {
+            "steps": [[type(step).__name__, config] for step, config in steps],
+            "prompts": [self.model.prompts, self.model.default_prompt_name],
+            "tokenizer": None if tokenizer is None else tokenizer_digest(tokenizer),
+            "max_length": self.model.max_seq_length,
+        }
+        return fingerprint_of(self.model, settings)
 
     def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
         """Returns unit vectors (n, D) of queries; every one needs a text."""
@@ -273,13 +254,8 @@ class LateInteractionEncoder:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over weights and their type, settings of the network, image processing and tokenizer."""
-        return self._inference_model.fingerprint(
-            {
-                "network": network_settings(self._inference_model.model),
-                **processor_settings(self.processor),
-                "prompts": [getattr(self.processor, name, None) for name in _PROMPTS],
-            }
-        )
+        prompts = [getattr(self.processor, name, None) for name in ("visual_prompt_prefix", "query_prefix")]
+        return self._inference_model.fingerprint(**processor_settings(self.processor), prompts=prompts)
 
     def encode_queries_tokens(self, images: Images | None, texts: Texts | None) -> list[np.ndarray]:
         """Returns per query the unit vectors (tokens, D) of its text."""

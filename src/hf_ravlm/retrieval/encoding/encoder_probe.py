@@ -35,8 +35,7 @@ class EncoderRecord(NamedTuple):
     probe: Mapping[str, np.ndarray] = {}
 
 
-# Cosines of one model in float32 and in bfloat16, or on another device, differ by less. A model of another training
-# or with other preprocessing is far outside.
+# Cosines of one model in other number types or on other devices differ by less, those of other models by far more.
 TOLERANCE = 2e-3
 
 PROBE_KINDS = ("query_texts", "query_images", "passage_texts", "passage_images")
@@ -107,8 +106,6 @@ def probe_distance(stored: Mapping[str, np.ndarray], found: Mapping[str, np.ndar
 
     Raises:
         InvalidInputError: If nothing was stored.
-
-    Example:
 
     >>> stored = {"query_texts": np.eye(2)}
     >>> float(probe_distance(stored, stored)), float(probe_distance(stored, {"query_texts": np.eye(2)[::-1]}))

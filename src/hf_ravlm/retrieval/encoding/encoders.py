@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
 from ...errors import InvalidInputError
-from .inference_model import InferenceModel
+from ..passage import Passage
+from ..unit_vectors import unit_vectors
+from .inference_model import InferenceModel, fingerprint_of
 from .token_batches import encode_in_batches
 
 
@@ -30,8 +32,7 @@ class Encoder(Protocol):
 
     Attributes:
         name: A description for messages.
-        fingerprint: A SHA-256 in hexadecimal over weights, their number type and preprocessing: whether stored
-            vectors and new queries can be compared.
+        fingerprint: A SHA-256 in hexadecimal over weights, their number type and preprocessing.
     """
 
     @property
@@ -80,8 +81,8 @@ class RavlmEncoder:
 
     Args:
         model: Has `get_query_features(**inputs)` and `get_passage_features(**inputs)`, which return tensors (n, D).
-        processor: Has `for_retrieval(images=..., texts=...)`, which returns the inputs, and
-            `retrieval_fingerprint()`, which returns a JSON-like dictionary of everything that shapes them.
+        processor: Has `for_retrieval(images=..., texts=...)`, which returns the inputs, and `retrieval_fingerprint()`,
+            which returns a JSON-like dictionary of what shapes them.
         batch_size: Rows that go through the model at once; 64 tokens for each row where texts need no padding.
         dtype: `None` uses the live model as it is. `"auto"`, `"bfloat16"` or `"int8"` use a copy made now, which
             does not follow training; `"auto"` takes bfloat16 where this machine is fast in it. The number type is
@@ -92,10 +93,9 @@ class RavlmEncoder:
     """
 
     def __init__(self, model: Any, processor: Any, batch_size: int = 64, dtype: str | None = None) -> None:
-        kind = "of a dual encoder, such as RavlmModel with RavlmProcessor,"
         methods = ("get_query_features", "get_passage_features", "state_dict")
-        require_attributes(model, methods, f"the model {kind}")
-        require_attributes(processor, ("for_retrieval", "retrieval_fingerprint"), f"the processor {kind}")
+        require_attributes(model, methods, "a dual encoder such as RavlmModel")
+        require_attributes(processor, ("for_retrieval", "retrieval_fingerprint"), "a processor such as RavlmProcessor")
         require_batch_size(batch_size)
         self.model = model
         self.processor = processor
@@ -104,7 +104,7 @@ class RavlmEncoder:
 
     @property
     def name(self) -> str:
-        """Class and towers of the model, for messages."""
+        """Class, number type, towers and width of the model, for messages."""
         config = getattr(self.model, "config", None)
         parts = {
             "vision": getattr(getattr(config, "vision_config", None), "model_type", None),
@@ -120,7 +120,7 @@ class RavlmEncoder:
 
         Computed anew each time (about a second per gigabyte), for weights change in training.
         """
-        return self._inference_model.fingerprint(self.processor.retrieval_fingerprint())
+        return fingerprint_of(self._inference_model.model, self.processor.retrieval_fingerprint())
 
     def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
         """Returns unit vectors (n, D) in float32 of questions, images, or both.
@@ -161,19 +161,34 @@ class RavlmEncoder:
         """Texts alone are tokenized once; then each batch takes rows of one length, without their padding."""
         inputs = self.processor.for_retrieval(images=None, texts=list(texts))
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        encoded = encode_in_batches(
-            lambda rows: features(_rows_of(inputs, rows)),
-            lengths,
-            "Encoding texts",
-            max_rows=None if packed else self.batch_size,
-            max_tokens=self.batch_size * _TOKENS_PER_ROW if packed else None,
-        )
-        return np.stack(encoded)
+        limit = {"max_tokens": self.batch_size * _TOKENS_PER_ROW} if packed else {"max_rows": self.batch_size}
+        encode = lambda rows: features(_rows_of(inputs, rows))  # noqa: E731
+        return np.stack(encode_in_batches(encode, lengths, "Encoding texts", **limit))
 
     def _features(self, get_features: Callable[..., Any], inputs: Mapping[str, Any]) -> np.ndarray:
         device = self._inference_model.device
         features = get_features(**{name: tensor.to(device) for name, tensor in inputs.items()})  # (n, D)
         return np.asarray(features.float().cpu().numpy())
+
+
+def encode_passages(
+    encoder: Encoder,
+    passages: Sequence[Passage],
+    what: str,
+    dim: int | None = None,
+    part: Literal["both", "text", "image"] = "both",
+) -> np.ndarray:
+    """Returns the unit vectors (n, D) of passages, or of their texts or images alone; checks what the encoder gives.
+
+    Raises:
+        InvalidInputError: If the vectors have a wrong number, shape, width or type.
+        UnsafeInputError: If one is zero, NaN or infinite, with the id of its passage.
+    """
+    texts = [passage.text if part != "image" else None for passage in passages]
+    vectors = encoder.encode_passages(texts, [passage.image if part != "text" else None for passage in passages])
+    if len(vectors) != len(passages):
+        raise InvalidInputError(f"The encoder returned {len(vectors)} vectors for {len(passages)} passages.")
+    return unit_vectors(vectors, what, dim, names=[repr(passage.id) for passage in passages])
 
 
 def count_rows(images: Sequence[Any] | None, texts: Sequence[Any] | None) -> int:

@@ -1,8 +1,7 @@
 """A model as encoders run it: without gradients, in evaluation mode, without padding, in a number type of choice.
 
 On CPUs with bfloat16 instructions (AVX512-BF16, AMX) bfloat16 doubles the speed of float32 or more, at a cosine of
-0.999 or better to the float32 vectors. float16 is emulated on CPUs, many times slower, and therefore refused there.
-int8 halves the memory of the weights again, but the vectors change visibly: measure the recall before using it.
+0.999 or better to the float32 vectors. int8 halves the memory again, but the vectors change: measure the recall.
 """
 
 from __future__ import annotations
@@ -76,9 +75,11 @@ class InferenceModel:
             for name, value in values.items()
         }
 
-    def fingerprint(self, preprocessing: dict[str, Any]) -> str:
-        """Returns the `fingerprint_of` the model; a copy in another number type has another one."""
-        return fingerprint_of(self.model, preprocessing)
+    def fingerprint(self, **preprocessing: Any) -> str:
+        """Returns the `fingerprint_of` weights with their type, network settings and preprocessing."""
+        config = getattr(self.model, "config", None)
+        network = None if config is None else _without_origin(config.to_dict())
+        return fingerprint_of(self.model, {"network": network, **preprocessing})
 
     def describe(self) -> str:
         """Returns class and number type, for messages; float32 is not mentioned."""
@@ -103,8 +104,7 @@ def fingerprint_of(model: Any, preprocessing: dict[str, Any]) -> str:
     """Returns a SHA-256 over name, type, shape and bytes of every tensor of a model, and over the preprocessing.
 
     Args:
-        model: A `torch.nn.Module`. What shapes its outputs beside its weights it may give as a JSON-like dictionary
-            by a method `retrieval_fingerprint()`.
+        model: A `torch.nn.Module`; may say what else shapes its outputs by `retrieval_fingerprint()`, JSON-like.
         preprocessing: A JSON-like dictionary.
     """
     digest = hashlib.sha256()
@@ -115,12 +115,6 @@ def fingerprint_of(model: Any, preprocessing: dict[str, Any]) -> str:
     own = model.retrieval_fingerprint() if hasattr(model, "retrieval_fingerprint") else None
     digest.update(json.dumps([own, preprocessing], sort_keys=True, default=str).encode())
     return digest.hexdigest()
-
-
-def network_settings(model: Any) -> dict[str, Any] | None:
-    """Returns the settings of a model's config that may shape its outputs, for a fingerprint."""
-    config = getattr(model, "config", None)
-    return None if config is None else dict(_without_origin(config.to_dict()))
 
 
 def processor_settings(processor: Any) -> dict[str, Any]:
@@ -142,6 +136,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _without_origin(settings: Any) -> Any:
+    """A model's config without what says nothing about its outputs."""
     if not isinstance(settings, dict):
         return settings
     return {key: _without_origin(value) for key, value in settings.items() if key not in _ORIGIN}
@@ -153,26 +148,18 @@ def _dtype_of(model: Any) -> torch.dtype:
 
 
 def resolve_dtype(dtype: str | None, device: str | torch.device = "cpu") -> str | None:
-    """Returns the type to compute in: one of `COMPUTE_DTYPES` but `"auto"`, or `None` to leave a model as it is.
-
-    Args:
-        dtype: One of `COMPUTE_DTYPES`; `"auto"` is bfloat16 where the device is fast in it, and float32 elsewhere.
-        device: Where the model is.
+    """Returns the type to compute in: `dtype`, with `"auto"` resolved to bfloat16 where the device is fast in it.
 
     Raises:
         InvalidInputError: If the name is not known, or the device cannot use the type sensibly.
-
-    Example:
 
     >>> resolve_dtype("float32"), resolve_dtype(None)
     ('float32', None)
     >>> resolve_dtype("auto") in ("float32", "bfloat16")
     True
     """
-    if dtype is None:
-        return None
     kind = torch.device(device).type
-    if dtype not in COMPUTE_DTYPES:
+    if dtype is not None and dtype not in COMPUTE_DTYPES:
         raise InvalidInputError(f"dtype={dtype!r} is not known. Choose one of {COMPUTE_DTYPES}, or None.")
     if dtype == "auto":
         if kind == "cuda":

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import InvalidInputError
 from .encoders import Images, Texts, require_texts
-from .inference_model import InferenceModel, network_settings, tokenizer_digest
+from .inference_model import InferenceModel, tokenizer_digest
 from .packed_encoding import PackedTextEncoder, equal_runs
 from .token_batches import encode_in_batches
 
@@ -32,8 +32,7 @@ _UNLIMITED = 1_000_000  # tokenizers without a limit say 10^30
 class TextModelEncoder:
     """Encodes texts with an encoder such as BERT, MiniLM, E5, BGE or GTE, and its tokenizer.
 
-    Images are ignored. The encoder is a `MultiVectorEncoder`, too: one vector per token, marks of the tokenizer
-    included.
+    Images are ignored. It is a `MultiVectorEncoder`, too: one vector per token, marks of the tokenizer included.
 
     Args:
         model: Gives `last_hidden_state` (B, L, C) for `input_ids` and `attention_mask`.
@@ -47,8 +46,6 @@ class TextModelEncoder:
 
     Raises:
         InvalidInputError: If `pooling` or `dtype` is not known, or a number is below 1.
-
-    Example:
 
     >>> encoder = TextModelEncoder.from_pretrained("intfloat/e5-small-v2", dtype="auto")  # doctest: +SKIP
     >>> encoder.encode_queries(None, ["What does a wren eat?"]).shape  # doctest: +SKIP
@@ -121,13 +118,10 @@ class TextModelEncoder:
     def fingerprint(self) -> str:
         """SHA-256 over weights and their type, settings of the network, tokenizer, pooling, prompts and length."""
         return self._inference_model.fingerprint(
-            {
-                "network": network_settings(self._inference_model.model),
-                "tokenizer": tokenizer_digest(self.tokenizer),
-                "pooling": self.pooling,
-                "prompts": [self.query_prompt, self.passage_prompt],
-                "max_length": self.max_length,
-            }
+            tokenizer=tokenizer_digest(self.tokenizer),
+            pooling=self.pooling,
+            prompts=[self.query_prompt, self.passage_prompt],
+            max_length=self.max_length,
         )
 
     def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:

@@ -31,8 +31,6 @@ def cut_batches(lengths: Sequence[int], max_tokens: int, padded: bool) -> list[t
         max_tokens: The most tokens of a batch; a longer row is a batch of its own.
         padded: Whether every row of a batch counts as long as its longest one.
 
-    Example:
-
     >>> cut_batches([6, 3, 2, 1], max_tokens=6, padded=False)
     [(0, 1), (1, 4)]
     >>> cut_batches([6, 3, 2, 1], max_tokens=6, padded=True)

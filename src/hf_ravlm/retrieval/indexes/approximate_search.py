@@ -18,8 +18,7 @@ _FEW = 4
 
 # Costs are counted in comparisons of exact search, one vector after the other. The constants are measured with FAISS
 # 1.15 on vectors of width 384 (a comparison takes a tenth of a microsecond), and good to half as much again.
-# From 8 queries on, exact search works by matrix products, which read the vectors once, and copies what a filter
-# leaves.
+# From 8 queries on, exact search works by matrix products: it reads vectors once and copies what a filter leaves.
 _MIN_QUERIES_FOR_PRODUCTS = 8
 _PRODUCT, _READ, _COPY = 0.05, 2.0, 2.0
 # The vectors of a graph lie anywhere in memory; so does a candidate, which is kept and scored.
@@ -45,15 +44,14 @@ def approximate_search(
 
     Args:
         filled: The index, over vectors in float32, contiguous.
-        queries: Unit vectors (n, D) in float32, contiguous.
+        queries: As `exact_search`.
         k: How many rows per query, at most as many as are allowed.
         effort: The value of the index's one setting, `efSearch` or `nprobe`.
         candidates: How many times `k` rows are scored exactly.
-        allowed: Which rows may be found, bool of shape (N,); `None` for all.
+        allowed: As `exact_search`.
 
     Returns:
-        Scores (n, k) in float32, rows (n, k) in int64. Where the index found fewer than `k`, rows end in -1 and scores
-        in minus infinity.
+        Scores (n, k) in float32, rows (n, k) in int64; they end in minus infinity and -1 where fewer were found.
 
     Raises:
         KnowledgeBaseCorruptError: If the index names a row that does not exist.

@@ -21,8 +21,7 @@ class IndexEstimate:
 
     Attributes:
         kind: The kind of index.
-        ram_bytes: Memory for quick answers. `"flat"` reads all vectors, so this is their size; the others touch a few
-            per query, which may stay in a memory map.
+        ram_bytes: Memory for quick answers. `"flat"` reads all vectors, the others a few, from a memory map.
         disk_bytes: The size of the index file; 0 for `"flat"`.
         vector_bytes: The size of the vectors, on disk in any case.
     """
@@ -48,9 +47,6 @@ def estimate_index(num_vectors: int, dim: int, kind: str) -> IndexEstimate:
     Raises:
         InvalidInputError: If there is no such kind.
 
-    Example:
-
-    >>> from hf_ravlm.retrieval.indexes.index_choice import estimate_index
     >>> print(estimate_index(1_000_000, 384, "hnsw_sq8"))
     hnsw_sq8 index: 656 MB of memory, 656 MB on disk beside 1,536 MB of vectors
     >>> print(estimate_index(1_000_000, 384, "ivf_sq8"))
@@ -74,8 +70,7 @@ def suitable_kinds(
     """Returns the kinds that suit, the best first, among those that the installed FAISS has.
 
     Few vectors are searched exactly. For more, lists of product codes are built soonest, answer soonest and are the
-    smallest. Vectors that codes of four bits describe badly come off better with one byte per number, in a graph or in
-    lists.
+    smallest; vectors that four-bit codes describe badly come off better with one byte per number.
 
     Args:
         num_vectors: How many vectors, `N`.
@@ -86,9 +81,6 @@ def suitable_kinds(
     Raises:
         InvalidInputError: If the budget is too small for every kind, or `recall` is out of range.
 
-    Example:
-
-    >>> from hf_ravlm.retrieval.indexes.index_choice import suitable_kinds
     >>> suitable_kinds(5_000, 384)[0], suitable_kinds(100_000, 384)
     ('flat', ('ivf_pq', 'hnsw_sq8', 'ivf_sq8', 'ivf_rabitq'))
     """

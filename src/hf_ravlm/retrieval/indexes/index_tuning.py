@@ -38,8 +38,7 @@ class EffortTable:
 
     Attributes:
         candidates: How many times `k` candidates get exact scores.
-        depths: The depths that were measured, from 1 up: the wanted number of rows over 10, over the share of rows
-            that a filter keeps.
+        depths: What was measured, from 1 up: the wanted number of rows over 10, over the share that a filter keeps.
         efforts: `efSearch` or `nprobe` for each of them.
         costs: How many vectors a query is compared with, for each of them.
         recall: The share of the exact ten best that was found, on queries that took no part in the choice.
@@ -104,8 +103,7 @@ def perturbed_passages(vectors: np.ndarray, num_queries: int, seed: int) -> np.n
 
     Passages themselves would flatter the index, which was built around them. With MiniLM vectors of WordNet glosses,
     lists of bytes with nprobe 32 / 64 / 128 find .951 / .972 / .986 of the neighbours of passages, .911 / .953 / .978
-    of those of real questions, .919 / .953 / .978 with this noise, and .943 / .968 / .984 with equal noise in all
-    directions.
+    of those of real questions, .919 / .953 / .978 with this noise, .943 / .968 / .984 with white noise.
     """
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(len(vectors), min(_NOISE_VECTORS, len(vectors)), replace=False))
@@ -156,7 +154,7 @@ def tune(filled: FilledIndex, recall: float, queries: np.ndarray | None, seed: i
 
 
 class _Trial:
-    """Queries with their exact answers, put to an index at several efforts."""
+    """Queries with their exact answers, to try an index at several efforts."""
 
     def __init__(self, filled: FilledIndex, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> None:
         self.filled, self.queries, self.k, self.allowed = filled, queries, k, allowed

@@ -1,7 +1,6 @@
 """The kinds of approximate index: how FAISS calls them, what they need, and the one setting that steers them.
 
-They give candidates only, whose scores are computed from the vectors. So an index may keep a byte or a bit per number,
-and a score means the same whatever the index.
+They give candidates only, whose scores are computed from the vectors, so a byte or a bit per number may do.
 """
 
 from __future__ import annotations

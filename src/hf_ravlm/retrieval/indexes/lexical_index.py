@@ -51,8 +51,6 @@ class LexicalIndex:
         lengths: The number of tokens of every passage, shape (N,), int32.
         tokenise: What made the tokens, for queries and added passages.
 
-    Example:
-
     >>> index = LexicalIndex.build(["a red kite", "a kite on a string", None, "红色的风筝"])
     >>> index
     LexicalIndex(4 passages, 14 tokens)
@@ -92,10 +90,9 @@ class LexicalIndex:
         return f"LexicalIndex({len(self)} passages, {len(self.vocabulary)} tokens)"
 
     def add(self, texts: Sequence[str | None]) -> LexicalIndex:
-        """Returns an index over the passages of this one and, after them, those of `texts`.
+        """Returns an index over the passages of this one and, after them, those of `texts`, as `build` would.
 
-        The result equals that of `build` over all texts. Only the new texts are read, but the weights are computed
-        anew, for every passage changes the mean length and the rarity of words: add many at a time.
+        Only the new texts are read, but all weights are computed anew: add many at a time.
         """
         vocabulary = dict(self.vocabulary)
         new_tokens, new_lengths = _numbered_tokens(texts, self.tokenise, vocabulary)
@@ -154,9 +151,7 @@ class LexicalIndex:
         return found
 
     def compile(self) -> bool:
-        """Compiles the search with numba, which large batches do by themselves; call it before serving many queries.
-
-        The answers stay the same, bit by bit. It takes some seconds, once per process.
+        """Compiles the search with numba, which large batches do by themselves; takes some seconds, once per process.
 
         Returns:
             `False` without numba, with one warning per process, or for an index without tokens.
@@ -250,10 +245,7 @@ def _has_numba() -> bool:
     try:
         import numba  # noqa: F401
     except ImportError as error:  # not installed, or not for this NumPy
-        logger.warning(
-            "numba cannot be used (%s), so keyword search runs uncompiled, two to three times slower over large "
-            'knowledge bases. pip install "hf_ravlm[hybrid]" brings it.',
-            error,
-        )
+        hint = 'two to three times slower over large knowledge bases. pip install "hf_ravlm[hybrid]" brings it.'
+        logger.warning("numba cannot be used (%s), so keyword search runs uncompiled, %s", error, hint)
         return False
     return True

@@ -1,7 +1,6 @@
 """Indexes over unit vectors: exact, or one that finds nearly all of the nearest sooner.
 
-Both give the same scores, cosines. Indexes never change: growing gives a new one, so threads that search the old one
-are safe.
+Both give the same scores, cosines. Indexes never change: growing gives a new one while threads search the old one.
 """
 
 from __future__ import annotations
@@ -28,9 +27,8 @@ logger = logging.getLogger(__name__)
 
 # An index that has grown beyond this is built anew: its lists and its effort were made for fewer vectors.
 _MAX_GROWTH = 2.0
-# Fewer vectors are searched exactly in no time, and give an index nothing to learn from.
+# Fewer vectors give an index nothing to learn from.
 _MIN_ROWS = 100
-# How many candidates hold the vector by which opening tries an index, unless it has more equals than that.
 _PROBE_CANDIDATES = 20
 _RECALL_TOLERANCE = 0.01
 _MAX_CHOICES = 2
@@ -69,13 +67,11 @@ class FlatIndex(VectorIndex):
     """Exact inner-product search over vectors that stay where they are, without a copy.
 
     Args:
-        vectors: Unit vectors of shape (N, D); `N` may be 0. May be a memory map.
+        vectors: Unit vectors (N, D), perhaps none; may be a memory map.
 
     Raises:
         InvalidInputError: If the array has a wrong shape or type.
         UnsafeInputError: If a vector is not finite or not of length 1.
-
-    Example:
 
     >>> import numpy as np
     >>> from hf_ravlm.retrieval import FlatIndex
@@ -90,7 +86,7 @@ class FlatIndex(VectorIndex):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What is known about the index, as JSON values."""
+        """See `VectorIndex`."""
         return {"kind": "flat", "rows": len(self), "dim": self.dim}
 
     def search(
@@ -102,7 +98,7 @@ class FlatIndex(VectorIndex):
             queries: Vectors of shape (n, D), array or tensor, of any length but zero: they are normalised.
             k: How many to return.
             allowed: Which rows may be found, bool of shape (N,); `None` for all.
-            num_threads: How many threads to use; `None` for what FAISS and torch are set to.
+            num_threads: `None` for what FAISS and torch are set to.
 
         Returns:
             Cosines (n, min(k, number of allowed rows)) in float32, and rows of the same shape in int64, all valid.
@@ -116,7 +112,7 @@ class FlatIndex(VectorIndex):
             return exact_search(checked, self.vectors, k, allowed)
 
     def grow(self, vectors: Any) -> FlatIndex:
-        """Returns an index over a longer array (N + m, D) that begins with the vectors of this one."""
+        """See `VectorIndex`."""
         return FlatIndex(_longer(self, vectors))
 
 
@@ -186,10 +182,7 @@ class ApproximateIndex(VectorIndex):
         import_faiss().write_index(self._filled.index, os.fspath(path))
 
     def grow(self, vectors: Any) -> VectorIndex:
-        """Returns an index over a longer array (N + m, D) that begins with the vectors of this one.
-
-        They are added to a copy of the index, or all to a new one if it has more than doubled since it was built.
-        """
+        """See `VectorIndex`; a copy grows, or all are indexed anew if they have more than doubled since the build."""
         longer = _longer(self, vectors)
         if len(longer) > _MAX_GROWTH * self._facts["built_rows"]:
             recall = self._facts["recall"]["wanted"]
@@ -219,10 +212,8 @@ def build_index(
             `suitable_kinds`, and takes the second best if the best falls short of the recall.
         memory_budget: Bytes that searching may keep in memory; `None` for no limit.
         recall: The wanted share of the exact ten best.
-        queries: Vectors (n, D) of typical queries, at best some hundred, to set the effort by; `None` makes some of
-            the passages.
-        num_threads: Threads to build with; `None` for what FAISS is set to. A graph that several build differs from
-            run to run.
+        queries: Some hundred vectors (n, D) of typical queries, to set the effort by; `None` makes some of passages.
+        num_threads: `None` for what FAISS is set to. A graph that several threads build differs from run to run.
         seed: Seed of samples and k-means.
 
     Returns:
@@ -231,8 +222,6 @@ def build_index(
     Raises:
         InvalidInputError: If the kind is unknown or missing in FAISS, or the budget is too small.
         UnsafeInputError: If a vector is not finite or not of length 1.
-
-    Example:
 
     >>> from hf_ravlm.retrieval.indexes.vector_index import build_index
     >>> vectors = np.random.default_rng(0).normal(size=(500, 16))
@@ -270,15 +259,13 @@ def open_index(
     """Opens an index that `ApproximateIndex.write` wrote.
 
     Args:
-        path: The file. Compare its checksum first: FAISS does not notice changed numbers. While it is mapped it may
-            be renamed or removed, but never written to.
+        path: The file, its checksum compared: FAISS does not notice changed numbers. Never write to it while mapped.
         spec: The `spec` of the index that was written.
         vectors: The unit vectors (N, D) that it was built of.
         mmap: Whether to map the file into memory (open at once, one copy for all processes) or to read it.
 
     Raises:
-        KnowledgeBaseCorruptError: If the file is missing, damaged, of another kind or size, or belongs to other
-            vectors.
+        KnowledgeBaseCorruptError: If the file is missing, damaged, of another kind or size, or of other vectors.
     """
     array = np.asarray(vectors)
     if array.dtype != np.float32 or array.ndim != 2 or not array.flags.c_contiguous:
@@ -297,7 +284,6 @@ def open_index(
 def _tuned_index(
     index: Any, kind: str, vectors: np.ndarray, recall: float, queries: Any | None, seed: int
 ) -> ApproximateIndex:
-    """Sets how hard a filled FAISS index searches, measures it, and returns it as an `ApproximateIndex`."""
     sample = None if queries is None else unit_vectors(queries, "query vectors", vectors.shape[1])
     if sample is not None and len(sample) < 2:
         raise InvalidInputError(f"{len(sample)} queries: expected at least 2, half to tune with and half to measure.")

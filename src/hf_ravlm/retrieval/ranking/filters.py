@@ -41,8 +41,6 @@ def matching_rows(table: pa.Table, where: Mapping[str, Any], metadata: pa.Table 
     Raises:
         InvalidInputError: If there is no such column or key, or a condition does not fit its type.
 
-    Example:
-
     >>> from hf_ravlm.retrieval import KnowledgeBase
     >>> knowledge_base = KnowledgeBase.from_dicts(
     ...     [

@@ -66,7 +66,7 @@ def ranking_from_lists(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Rankin
 def reciprocal_rank_fusion(rankings: Sequence[np.ndarray], k: int = 60) -> Ranking:
     """Joins rankings by rank alone: a candidate's score is the sum over the rankings of `1 / (k + rank)`, from rank 1.
 
-    It needs no tuning and no comparable scores (Cormack, Clarke, Büttcher, SIGIR 2009).
+    Cormack, Clarke, Büttcher, SIGIR 2009.
 
     Args:
         rankings: Rows of each ranking, best first, each of shape (n, m) with its own m; -1 at the end stands for none.
@@ -102,8 +102,6 @@ def weighted_fusion(
 
     Raises:
         InvalidInputError: If the weights do not fit, or `normalise` is not known.
-
-    Example:
 
     >>> dense = Ranking(np.array([[0.9, 0.5]], np.float32), np.array([[1, 2]]))
     >>> words = Ranking(np.array([[12.0, 3.0, 0.0]], np.float32), np.array([[2, 3, 1]]))
@@ -147,8 +145,6 @@ def learn_weights(
     Raises:
         InvalidInputError: If `gold` does not fit the rankings, or holds no row.
 
-    Example:
-
     >>> good = Ranking(np.array([[0.9, 0.8]], np.float32), np.array([[2, 1]]))
     >>> bad = Ranking(np.array([[0.9, 0.1]], np.float32), np.array([[1, 2]]))
     >>> learn_weights({"good": good, "bad": bad}, [{2}])["weights"]
@@ -184,20 +180,14 @@ def learn_weights(
 
 
 def cap_per_source(sources: np.ndarray, max_per_source: int) -> np.ndarray:
-    """Marks the first `max_per_source` candidates of every source.
+    """Returns which candidates to keep, bool (n, m): the first `max_per_source` of every source.
 
     Args:
-        sources: A number for the source of each candidate, shape (n, m), best first; those with a negative number,
-            of unknown source, are all kept.
+        sources: A number for the source of each candidate, shape (n, m), best first; negative ones are not capped.
         max_per_source: At least 1.
-
-    Returns:
-        Which candidates to keep, bool of shape (n, m).
 
     Raises:
         InvalidInputError: If `max_per_source < 1`.
-
-    Example:
 
     >>> cap_per_source(np.array([[3, 3, 5, 3, -1, -1]]), max_per_source=2)
     array([[ True,  True,  True, False,  True,  True]])
@@ -216,14 +206,11 @@ def cap_per_source(sources: np.ndarray, max_per_source: int) -> np.ndarray:
 
 
 def drop_near_duplicates(similarities: np.ndarray, threshold: float) -> np.ndarray:
-    """Marks the candidates that are not nearly the same as a better one that is kept.
+    """Returns which candidates to keep, bool (n, m): those unlike every better one that is kept.
 
     Args:
         similarities: Cosines between the candidates of each query, shape (n, m, m), best candidate first.
         threshold: A candidate goes if its cosine with a kept one is above it; 0.95 drops copies, 0.9 paraphrases too.
-
-    Returns:
-        Which candidates to keep, bool of shape (n, m).
 
     Example: the second is a copy of the first; the third resembles only the second, which is gone.
 
@@ -231,9 +218,8 @@ def drop_near_duplicates(similarities: np.ndarray, threshold: float) -> np.ndarr
     >>> drop_near_duplicates(cosines, threshold=0.95)
     array([[ True, False,  True]])
     """
-    num_queries, num_candidates, _ = similarities.shape
-    keep = np.ones((num_queries, num_candidates), bool)
-    for place in range(1, num_candidates):
+    keep = np.ones(similarities.shape[:2], bool)
+    for place in range(1, keep.shape[1]):
         alike = (similarities[:, place, :place] > threshold) & keep[:, :place]
         keep[:, place] = ~alike.any(axis=1)
     return keep
@@ -242,10 +228,9 @@ def drop_near_duplicates(similarities: np.ndarray, threshold: float) -> np.ndarr
 def maximal_marginal_relevance(
     relevance: np.ndarray, similarities: np.ndarray, k: int, relevance_weight: float = 0.5
 ) -> np.ndarray:
-    """Picks candidates one by one, each relevant and unlike those picked before.
+    """Picks candidates one by one, each relevant and unlike those before, and returns their places.
 
-    Each pick has the largest `λ · relevance - (1 - λ) · max cosine with the picked ones`; the first is the most
-    relevant (Carbonell, Goldstein, SIGIR 1998).
+    Each has the largest `λ · relevance - (1 - λ) · max cosine with those` (Carbonell, Goldstein, SIGIR 1998).
 
     Args:
         relevance: Shape (n, m), on a scale that compares with cosines; -inf where there is no candidate.
@@ -254,7 +239,7 @@ def maximal_marginal_relevance(
         relevance_weight: `λ`, from 0 (only unlike) to 1 (only relevant).
 
     Returns:
-        Places of the picked candidates in the order of picking, shape (n, min(k, m)) in int64; -1 where there is none.
+        Places in the order of picking, shape (n, min(k, m)) in int64; -1 where there is none.
 
     Raises:
         InvalidInputError: If `relevance_weight` is not from 0 to 1.
@@ -272,11 +257,12 @@ def maximal_marginal_relevance(
     nearest = np.full(relevance.shape, -np.inf)  # the largest cosine with a picked one
     free = np.isfinite(relevance)
     picked = np.full((num_queries, min(k, num_candidates)), -1, np.int64)
+    gains = relevance
     for step in range(picked.shape[1]):
-        penalty = 0.0 if step == 0 else (1 - relevance_weight) * np.where(free, nearest, 0)
-        weight = 1.0 if step == 0 else relevance_weight
-        gains = np.where(free, weight * np.where(free, relevance, 0) - penalty, -np.inf)
-        places = gains.argmax(axis=1)
+        if step > 0:
+            gain, penalty = np.where(free, relevance, 0), np.where(free, nearest, 0)
+            gains = relevance_weight * gain - (1 - relevance_weight) * penalty
+        places = np.where(free, gains, -np.inf).argmax(axis=1)
         picked[:, step] = np.where(free.any(axis=1), places, -1)
         free[queries, places] = False
         nearest = np.maximum(nearest, similarities[queries, places])
@@ -284,7 +270,7 @@ def maximal_marginal_relevance(
 
 
 def scaled_to_unit(ranking: Ranking) -> np.ndarray:
-    """Returns the scores (n, m) mapped to 0..1 in every query, equal ones all to 1; -inf where there is no candidate."""
+    """Returns the scores (n, m) mapped to 0..1 in every query, equal ones to 1; -inf where there is no candidate."""
     values, _ = _minmax(ranking.scores, ranking.rows >= 0)
     return np.where(ranking.rows >= 0, values, -np.inf)
 

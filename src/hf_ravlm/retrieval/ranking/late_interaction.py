@@ -1,7 +1,6 @@
 """Late interaction: MaxSim over one vector per token, token pooling, and a reranker that applies them to candidates.
 
-Each query token looks for the passage token most like it, and the cosines add up (ColBERT: Khattab, Zaharia, SIGIR
-2020).
+The cosines of each query token with the passage token most like it add up (Khattab, Zaharia, "ColBERT", SIGIR 2020).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def maxsim(
     query_mask: torch.Tensor | None = None,
     document_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Sums, over the tokens of a query, the largest inner product with any token of a document.
+    """Returns the sum, over the tokens of a query, of the largest inner product with any token of a document.
 
     Args:
         queries: Shape (n, Q, D).
@@ -73,8 +72,6 @@ def pool_tokens(vectors: np.ndarray, factor: int) -> np.ndarray:
     Raises:
         InvalidInputError: If `factor < 1`.
 
-    Example:
-
     >>> pool_tokens(np.array([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6], [0.0, 1.0]]), factor=2).round(2)
     array([[0.95, 0.32],
            [0.  , 1.  ]], dtype=float32)
@@ -91,12 +88,7 @@ def pool_tokens(vectors: np.ndarray, factor: int) -> np.ndarray:
 
 
 def ward_clusters(vectors: np.ndarray, num_clusters: int) -> np.ndarray:
-    """Returns for every token the first token of its cluster, (T,), by Ward's criterion; exact, O(T³) for few tokens.
-
-    Args:
-        vectors: Shape (T, D).
-        num_clusters: How many clusters to leave, from 1 to T.
-    """
+    """Returns for every token (T, D) the first of its cluster, (T,), by Ward's criterion; exact, in O(T³)."""
     points = np.asarray(vectors, np.float64)
     squares = np.square(points).sum(axis=1)
     costs = squares[:, None] + squares[None, :] - 2 * points @ points.T  # (T, T)
@@ -124,8 +116,8 @@ class LateInteractionReranker:
 
     Args:
         encoder: Has the methods of `TokenEncoder`.
-        stored: Token vectors of all passages, kept since indexing: `gather(rows)` of shape (n, K) returns floats of
-            shape (n, K, T, D) and a mask (n, K, T), as `PassageStates` does. `None` encodes candidates anew.
+        stored: Token vectors of all passages: `gather(rows)` of shape (n, K) returns floats of shape (n, K, T, D) and
+            a mask (n, K, T), as `PassageStates` does. `None` encodes candidates anew.
         rows_of: Finds the rows of passages by their ids; needed with `stored`.
         pooling: The factor of `pool_tokens` for candidates encoded here.
 
@@ -155,15 +147,12 @@ class LateInteractionReranker:
             present([query.image for query in queries]), present([query.text for query in queries])
         )
         documents = self._documents(candidates)
-        scores = []
-        for tokens, found in zip(query_tokens, candidates, strict=True):
-            if not found:
-                scores.append(np.zeros(0, np.float32))
-                continue
-            vectors, mask = documents(found)
-            similarity = maxsim(torch.from_numpy(np.asarray(tokens, np.float32))[None], vectors, document_mask=mask)
-            judged = similarity[0].masked_fill(~mask[0].any(dim=-1), torch.nan)
-            scores.append(judged.numpy())
+        scores = [np.zeros(0, np.float32)] * len(candidates)
+        for place, (tokens, found) in enumerate(zip(query_tokens, candidates, strict=True)):
+            if found:
+                vectors, mask = documents(found)
+                similarity = maxsim(torch.from_numpy(np.asarray(tokens, np.float32))[None], vectors, None, mask)
+                scores[place] = similarity[0].masked_fill(~mask[0].any(dim=-1), torch.nan).numpy()
         return scores
 
     def _documents(

@@ -156,7 +156,7 @@ def score_pairs(
         candidates: The passages found for each.
         score_batch: Takes queries and passages, at most `batch_size` of each, and returns scores (B,).
         batch_size: How many pairs go to `score_batch` at once.
-        needs_texts: Whether pairs without both texts are left out and get NaN.
+        needs_texts: Whether pairs without both texts get NaN unseen.
 
     Returns:
         Scores in float32, an array per query.
@@ -168,12 +168,10 @@ def score_pairs(
         raise InvalidInputError(f"batch_size={batch_size}: expected at least 1.")
     pairs = [(query, passage) for query, found in zip(queries, candidates, strict=True) for passage in found]
     scores = np.full(len(pairs), np.nan, np.float32)
-    judged = [
-        place for place, (query, passage) in enumerate(pairs) if not needs_texts or (query.text and passage.text)
-    ]
+    judged = [place for place, pair in enumerate(pairs) if not needs_texts or all(part.text for part in pair)]
     for start in range(0, len(judged), batch_size):
         places = judged[start : start + batch_size]
-        batch = _as_array(score_batch([pairs[place][0] for place in places], [pairs[place][1] for place in places]))
+        batch = _as_array(score_batch(*map(list, zip(*(pairs[place] for place in places), strict=True))))
         if batch.shape != (len(places),):
             raise InvalidInputError(
                 f"The reranker returned scores of shape {batch.shape} for {len(places)} pairs. Expected one per pair."
@@ -185,10 +183,6 @@ def score_pairs(
 def answer_token_ids(tokenizer: Any, word: str) -> list[int]:
     """Returns the single tokens with which an answer may begin that says `word`: plain, after a space, capitalised.
 
-    Args:
-        tokenizer: A tokenizer of transformers.
-        word: Such as `"yes"`.
-
     Raises:
         InvalidInputError: If the tokenizer splits all spellings.
     """
@@ -197,7 +191,7 @@ def answer_token_ids(tokenizer: Any, word: str) -> list[int]:
     ids = sorted({int(tokens[0]) for tokens in encoded if len(tokens) == 1})
     if not ids:
         raise InvalidInputError(
-            f"The tokenizer has no single token for {word!r} in any spelling. Choose another word."
+            f"The tokenizer has no single token for any spelling of {word!r}. Choose another word."
         )
     return ids
 

@@ -1,9 +1,9 @@
-"""The steps of a search: filter, find, fuse, rerank, thin out, diversify, and the best k are left.
+"""The steps of a search.
 
-(1) `where` decides which rows may be found at all. (2) Every channel gives its best candidates, at most
-`num_candidates`. (3) They are joined by reciprocal rank, or by weights learned on questions with known answers. (4) A
-reranker scores the best of them anew. (5) Near-duplicates go, and so does what exceeds the share of one source; where
-too few are left, the search looks further. (6) Marginal relevance trades a little relevance for variety.
+(1) `where` decides which rows may be found at all. (2) Every channel gives its best candidates. (3) They are joined by
+reciprocal rank, or by weights. (4) A reranker scores the best of them anew. (5) Near-duplicates go, and so does what
+exceeds the share of one source; where too few are left, the search looks further. (6) Marginal relevance trades a
+little relevance for variety.
 """
 
 from __future__ import annotations
@@ -56,14 +56,12 @@ class SearchOptions:
     Attributes:
         k: How many passages to return per query.
         channels: The names of the channels to ask.
-        num_candidates: How many candidates each channel gives, and how many are reranked; at least `k`. One channel
-            with nothing after it is asked for `k`.
+        num_candidates: How many candidates each channel gives, and how many are reranked; at least `k`.
         weights: A weight per channel, as `learn_weights` finds them; `None` joins by reciprocal rank.
         normalise: How scores are brought to one scale before they are weighted.
         where: Which passages may be found, see `filters.matching_rows`; `None` for all.
         reranker: Scores candidates anew; `None` for none.
-        rerank_mix: How much the score before reranking counts in the new one, from 0 (not at all) to 1. Above 0 both
-            are first mapped to 0..1 within their query.
+        rerank_mix: The weight of the score before reranking, from 0 to 1; above 0 both are mapped to 0..1 first.
         near_duplicate_threshold: Drops a candidate whose vector has a larger cosine than this with a better one.
         max_per_source: The most passages of one `source`. Passages without a source are not counted.
         mmr_lambda: The weight of relevance against variety, from 0 to 1, see `maximal_marginal_relevance`.
@@ -92,9 +90,7 @@ class SearchOptions:
             if value is not None and not lowest <= value <= 1:
                 raise InvalidInputError(f"{name}={value!r}: expected a number from {lowest} to 1.")
         if isinstance(self.channels, str) or not self.channels or len(set(self.channels)) != len(self.channels):
-            raise InvalidInputError(
-                f'channels={self.channels!r}: expected different names, such as ("dense", "bm25").'
-            )
+            raise InvalidInputError(f'channels={self.channels!r}: expected different names, as in ("dense", "bm25").')
         if self.weights is not None and set(self.weights) != set(self.channels):
             raise InvalidInputError(
                 f"weights are for {sorted(self.weights)}, channels are {sorted(self.channels)}. Give each channel one."
@@ -109,12 +105,6 @@ class SearchOptions:
     def thins_out(self) -> bool:
         """Whether candidates are dropped after they were found."""
         return self.near_duplicate_threshold is not None or self.max_per_source is not None
-
-    @property
-    def num_first_candidates(self) -> int:
-        """How many candidates a channel is asked for at first."""
-        plain = len(self.channels) == 1 and self.reranker is None and self.mmr_lambda is None and not self.thins_out
-        return self.k if plain else max(self.k, self.num_candidates)
 
 
 def search(
@@ -154,7 +144,8 @@ def search(
         return Ranking.empty(len(queries))
     selected = [channels[name] for name in options.channels]
     candidates = partial(_candidates, selected, options, knowledge, vectors, allowed)
-    num_candidates = options.num_first_candidates
+    plain = len(selected) == 1 and options.reranker is None and options.mmr_lambda is None and not options.thins_out
+    num_candidates = options.k if plain else max(options.k, options.num_candidates)
     ranking = candidates(queries, num_candidates)
     for _ in range(_REFILLS if options.thins_out else 0):
         short = np.flatnonzero((ranking.rows >= 0).sum(axis=1) < min(options.k, num_rows))
@@ -255,8 +246,6 @@ def _similarities(rows: np.ndarray, vectors: np.ndarray) -> Any:
 
 def _source_numbers(table: pa.Table, rows: np.ndarray) -> np.ndarray:
     """A number for the source of each candidate; -1 where it has none."""
-    if rows.size == 0:
-        return np.full(rows.shape, -1)
     unique, places = np.unique(rows, return_inverse=True)
     sources = table["source"].take(pa.array(np.maximum(unique, 0))).combine_chunks().dictionary_encode()
     numbers = np.asarray(pc.fill_null(sources.indices, -1))
