@@ -42,10 +42,7 @@ def unit_vectors(vectors: Any, what: str, dim: int | None = None, names: Sequenc
 
 
 def check_unit_vectors(vectors: Any, what: str) -> np.ndarray:
-    """Returns unit vectors unchanged, as a contiguous float32 array, or refuses them; errors as `unit_vectors`.
-
-    What is contiguous and float32 already, such as a memory map, is not copied.
-    """
+    """Returns unit vectors as contiguous float32, without a copy if they are; errors as `unit_vectors`."""
     array = _float_matrix(vectors, what, None)
     # In blocks: a memory map larger than the memory is read once and never held.
     blocks = [_norms(array[start : start + _ROWS_PER_CHECK]) for start in range(0, len(array), _ROWS_PER_CHECK)]

@@ -74,7 +74,6 @@ def embed_corpus(
         RuntimeError: If the memory does not suffice for a single passage.
 
     >>> import tempfile
-    >>> import numpy as np
     >>> from hf_ravlm.retrieval import KnowledgeBase
     >>> class LengthEncoder:
     ...     name, fingerprint = "lengths", "0" * 64
@@ -188,7 +187,7 @@ def _wait_for(
 
 
 def _hint(folder: StagingFolder) -> str:
-    """What is most likely wrong: a process that died, or one that works on another job."""
+    """What to look for: a process that died, or one that works on another job."""
     others = sorted(path.parent.name for path in folder.folder.parent.glob("*/plan.json"))
     others.remove(folder.folder.name)
     hint = "and call `embed_corpus` with the same folder"

@@ -185,7 +185,8 @@ def encode_passages(
         UnsafeInputError: If one is zero, NaN or infinite, with the id of its passage.
     """
     texts = [passage.text if part != "image" else None for passage in passages]
-    vectors = encoder.encode_passages(texts, [passage.image if part != "text" else None for passage in passages])
+    images = [passage.image if part != "text" else None for passage in passages]
+    vectors = encoder.encode_passages(texts, images)
     if len(vectors) != len(passages):
         raise InvalidInputError(f"The encoder returned {len(vectors)} vectors for {len(passages)} passages.")
     return unit_vectors(vectors, what, dim, names=[repr(passage.id) for passage in passages])

@@ -38,8 +38,7 @@ class InferenceModel:
 
     Args:
         model: A `torch.nn.Module`.
-        dtype: `None` for the model as it is; else one of `COMPUTE_DTYPES`, see `resolve_dtype`. In another type than
-            its own a copy computes, made now, which does not follow training.
+        dtype: `None` for its own type, or one of `COMPUTE_DTYPES`: a copy made now, which does not follow training.
 
     Attributes:
         model: The model that computes.

@@ -40,7 +40,7 @@ class TextModelEncoder:
         pooling: How token states become one vector: their mean, the first (`"cls"`) or the last.
         query_prompt: Put before every query, such as `"query: "` for E5.
         passage_prompt: Put before every passage, such as `"passage: "`.
-        max_length: The most tokens of a text, marks included; what is longer is cut. `None` for the model's limit.
+        max_length: The most tokens of a text, marks included; longer ones are cut. `None` for the model's limit.
         batch_tokens: How many tokens go through the model at once.
         dtype: See `RavlmEncoder`.
 
@@ -88,8 +88,6 @@ class TextModelEncoder:
         **kwargs: Any,
     ) -> TextModelEncoder:
         """Loads model and tokenizer, and from a sentence-transformers folder also its pooling, prompts and length.
-
-        The package sentence-transformers is not needed.
 
         Args:
             name: A folder or a Hub id.
@@ -237,10 +235,8 @@ def _pooling_of(name: Any, config: dict[str, Any]) -> str:
 
 
 def _not_for_us(name: Any, reason: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"{name}: {reason}. TextModelEncoder reads a transformer with mean, cls or last-token pooling; use "
-        "SentenceTransformerEncoder for this model."
-    )
+    known = "TextModelEncoder reads a transformer with mean, cls or last-token pooling"
+    return InvalidInputError(f"{name}: {reason}. {known}; use SentenceTransformerEncoder for this model.")
 
 
 def _read_json(name: Any, file: str, hub_kwargs: dict[str, Any]) -> Any:

@@ -118,6 +118,5 @@ def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     signs = ("out of memory", "defaultcpuallocator", "not enough memory", "alloc_failed")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        sign in str(error).lower() for sign in signs
-    )
+    full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return full or any(sign in str(error).lower() for sign in signs)

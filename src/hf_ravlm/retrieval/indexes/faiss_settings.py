@@ -30,10 +30,7 @@ def import_faiss() -> Any:
 
 @contextmanager
 def matrix_products() -> Iterator[None]:
-    """Lets FAISS use BLAS for small batches too; its own threshold makes these 4 to 14 times slower.
-
-    Several threads may be inside at once; the last one to leave restores the threshold.
-    """
+    """Lets FAISS use BLAS for small batches too, 4 to 14 times faster, until the last of several threads leaves."""
     global _num_users_of_matrix_products, _own_threshold
     faiss = import_faiss()
     with _LOCK:
@@ -77,9 +74,9 @@ def thread_limit(num_threads: int | None) -> Iterator[None]:
 
 @contextmanager
 def reading_limits(num_bytes: int) -> Iterator[None]:
-    """Bounds what a damaged or malicious file of `num_bytes` can make FAISS allocate while it is read.
+    """Bounds what a damaged or malicious file of `num_bytes` can make FAISS allocate while it is read, 1 TiB otherwise.
 
-    FAISS allows 1 TiB otherwise. One thread reads at a time, because the limits belong to the process.
+    One thread reads at a time, because the limits belong to the process.
     """
     faiss = import_faiss()
     with _READ_LOCK:

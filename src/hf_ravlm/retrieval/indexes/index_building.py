@@ -73,7 +73,5 @@ def read_faiss_index(path: str | os.PathLike[str], kind: str, num_rows: int, dim
 
 
 def _unfit(path: str | os.PathLike[str], reason: str) -> KnowledgeBaseCorruptError:
-    return KnowledgeBaseCorruptError(
-        f"{path}: the index file cannot be used: {reason}. Nothing is lost: build it again from the vectors with "
-        "`build_index`."
-    )
+    advice = "Nothing is lost: build it again from the vectors with `build_index`."
+    return KnowledgeBaseCorruptError(f"{path}: the index file cannot be used: {reason}. {advice}")

@@ -95,10 +95,8 @@ def suitable_kinds(
     if fitting:
         return tuple(fitting)
     least = min(estimates, key=lambda estimate: estimate.ram_bytes)
-    raise InvalidInputError(
-        f"memory_budget={memory_budget:,} bytes is too little for {num_vectors:,} vectors of width {dim}. The "
-        f"smallest is the {least}."
-    )
+    problem = f"memory_budget={memory_budget:,} bytes is too little for {num_vectors:,} vectors of width {dim}"
+    raise InvalidInputError(f"{problem}. The smallest is the {least}.")
 
 
 def check_budget(estimate: IndexEstimate, memory_budget: int | None) -> None:

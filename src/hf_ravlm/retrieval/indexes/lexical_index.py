@@ -74,12 +74,7 @@ class LexicalIndex:
 
     @classmethod
     def build(cls, texts: Sequence[str | None], tokenise: Tokenise = lexical_tokens) -> LexicalIndex:
-        """Indexes one text per passage.
-
-        Args:
-            texts: In the order of the knowledge base; `None` where a passage has no text, which is then never found.
-            tokenise: Splits a text into tokens; used for queries as well.
-        """
+        """Indexes one text per passage; `None` where it has none and is never found."""
         none = np.zeros(0, np.int32)
         return cls({}, np.zeros(1, np.int64), none, none, none, tokenise).add(texts)
 

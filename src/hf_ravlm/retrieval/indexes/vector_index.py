@@ -73,8 +73,6 @@ class FlatIndex(VectorIndex):
         InvalidInputError: If the array has a wrong shape or type.
         UnsafeInputError: If a vector is not finite or not of length 1.
 
-    >>> import numpy as np
-    >>> from hf_ravlm.retrieval import FlatIndex
     >>> index = FlatIndex(np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]))
     >>> scores, rows = index.search(np.array([[0.0, 2.0]]), k=2)
     >>> rows.tolist(), scores.round(2).tolist()
@@ -223,7 +221,6 @@ def build_index(
         InvalidInputError: If the kind is unknown or missing in FAISS, or the budget is too small.
         UnsafeInputError: If a vector is not finite or not of length 1.
 
-    >>> from hf_ravlm.retrieval.indexes.vector_index import build_index
     >>> vectors = np.random.default_rng(0).normal(size=(500, 16))
     >>> index = build_index(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), kind="ivf_sq8")
     >>> index.spec["factory"], index.spec["recall"]["measured"] > 0.9
@@ -274,10 +271,8 @@ def open_index(
     index = read_faiss_index(path, facts["kind"], len(array), array.shape[1], mmap)
     opened = ApproximateIndex(index, array, table, facts)
     if not opened.finds_itself():
-        raise KnowledgeBaseCorruptError(
-            f"{path}: the index does not find the vector of row {len(opened) // 2}. It was built of others: build it "
-            "again with `build_index`."
-        )
+        problem = f"the index does not find the vector of row {len(opened) // 2}. It was built of others"
+        raise KnowledgeBaseCorruptError(f"{path}: {problem}: build it again with `build_index`.")
     return opened
 
 

@@ -83,11 +83,9 @@ def _column(table: pa.Table, metadata: pa.Table | None, name: str) -> pa.Chunked
             column = pc.struct_field(column, part)
         else:
             return column
-    known = [f"{_PREFIX}{key}" for key in metadata.column_names]
-    more = ", ..." if len(known) > _MAX_SHOWN else ""
-    raise InvalidInputError(
-        f"No passage has the metadata {name!r}. There is: {', '.join(known[:_MAX_SHOWN]) or 'no metadata'}{more}."
-    )
+    known = [f"{_PREFIX}{key}" for key in metadata.column_names] or ["no metadata"]
+    shown = known[:_MAX_SHOWN] + ["..."] * (len(known) > _MAX_SHOWN)
+    raise InvalidInputError(f"No passage has the metadata {name!r}. There is: {', '.join(shown)}.")
 
 
 def _satisfied(column: pa.ChunkedArray, condition: Any, name: str) -> np.ndarray:

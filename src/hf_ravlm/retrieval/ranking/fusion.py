@@ -109,13 +109,9 @@ def weighted_fusion(
     Ranking(scores=array([[0.6 , 0.4 , 0.15]], dtype=float32), rows=array([[2, 1, 3]]))
     """
     if len(rankings) != len(weights) or not rankings:
-        raise InvalidInputError(
-            f"{len(rankings)} rankings came with {len(weights)} weights. Pass one weight for each."
-        )
+        raise InvalidInputError(f"{len(rankings)} rankings came with {len(weights)} weights. Pass one for each.")
     if not np.isfinite(weights).all() or min(weights) < 0 or max(weights) == 0:
-        raise InvalidInputError(
-            f"weights={list(weights)}: expected finite numbers of at least 0, one of them above 0."
-        )
+        raise InvalidInputError(f"weights={list(weights)}: expected finite numbers of at least 0, not all of them 0.")
     pool = _pooled([ranking.rows for ranking in rankings])
     return _ranked(pool, _score_table(rankings, pool, normalise) @ np.asarray(weights, np.float64))
 
@@ -170,13 +166,9 @@ def learn_weights(
         candidate = (round(quality, 12), -float(np.square(weights).sum()), weights)
         best = candidate if best is None or candidate > best else best
     assert best is not None
-    return {
-        "weights": {name: round(weight, 6) for name, weight in zip(rankings, best[2], strict=True)},
-        "normalise": normalise,
-        "ndcg": best[0],
-        "k": k,
-        "num_queries": int(asking.sum()),
-    }
+    learned = {name: round(weight, 6) for name, weight in zip(rankings, best[2], strict=True)}
+    num_queries = int(asking.sum())
+    return {"weights": learned, "normalise": normalise, "ndcg": best[0], "k": k, "num_queries": num_queries}
 
 
 def cap_per_source(sources: np.ndarray, max_per_source: int) -> np.ndarray:

@@ -33,7 +33,6 @@ class ItmReranker:
 
     Example, with a head that counts common letters:
 
-    >>> from hf_ravlm.retrieval import Passage
     >>> def match(queries, passages):
     ...     return [[0.0, len(set(query.text) & set(passage.text))] for query, passage in zip(queries, passages)]
     >>> ItmReranker(match).score([Query("owl")], [[Passage("1", "wolf"), Passage("2", "hen")]])[0].round(2)
@@ -74,7 +73,6 @@ class YesNoReranker:
 
     Example, with a reader of three tokens (no, yes, other):
 
-    >>> from hf_ravlm.retrieval import Passage
     >>> def logits(queries, passages):
     ...     return np.array([[0.0, 2.0 if "owl" in passage.text else -2.0, 5.0] for passage in passages])
     >>> reranker = YesNoReranker(logits, yes_ids=[1], no_ids=[0])
@@ -190,9 +188,7 @@ def answer_token_ids(tokenizer: Any, word: str) -> list[int]:
     encoded = [tokenizer(spelling, add_special_tokens=False)["input_ids"] for spelling in spellings]
     ids = sorted({int(tokens[0]) for tokens in encoded if len(tokens) == 1})
     if not ids:
-        raise InvalidInputError(
-            f"The tokenizer has no single token for any spelling of {word!r}. Choose another word."
-        )
+        raise InvalidInputError(f"The tokenizer has no single token for {word!r}, however spelt. Choose another word.")
     return ids
 
 

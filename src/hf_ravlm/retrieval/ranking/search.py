@@ -210,15 +210,12 @@ def _reranked(
     valid = ranking.rows >= 0
     rows, places = np.unique(ranking.rows[valid], return_inverse=True)
     passages = knowledge.passages(rows.tolist())
-    counts = valid.sum(axis=1)
-    candidates = [
-        [passages[place] for place in of_query] for of_query in np.split(places, np.cumsum(counts)[:-1].tolist())
-    ]
-    judged = reranker.score(queries, candidates)
-    if [len(scores) for scores in judged] != counts.tolist():
-        raise InvalidInputError(
-            f"The reranker returned {[len(scores) for scores in judged]} scores for {counts.tolist()} candidates."
-        )
+    counts = valid.sum(axis=1).tolist()
+    split = np.split(places, np.cumsum(counts)[:-1])
+    judged = reranker.score(queries, [[passages[place] for place in of_query] for of_query in split])
+    returned = [len(scores) for scores in judged]
+    if returned != counts:
+        raise InvalidInputError(f"The reranker returned {returned} scores for {counts} candidates.")
     scores: np.ndarray = np.full(ranking.rows.shape, np.nan, np.float32)
     scores[valid] = np.concatenate(judged)
     unjudged: np.ndarray = np.isnan(scores)
