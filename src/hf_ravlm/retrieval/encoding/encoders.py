@@ -161,9 +161,9 @@ class RavlmEncoder:
         """Texts alone are tokenized once; then each batch takes rows of one length, without their padding."""
         inputs = self.processor.for_retrieval(images=None, texts=list(texts))
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        limit = {"max_tokens": self.batch_size * _TOKENS_PER_ROW} if packed else {"max_rows": self.batch_size}
         encode = lambda rows: features(_rows_of(inputs, rows))  # noqa: E731
-        return np.stack(encode_in_batches(encode, lengths, "Encoding texts", **limit))
+        most, tokens = self.batch_size, self.batch_size * _TOKENS_PER_ROW if packed else None
+        return np.stack(encode_in_batches(encode, lengths, "Encoding texts", max_rows=most, max_tokens=tokens))
 
     def _features(self, get_features: Callable[..., Any], inputs: Mapping[str, Any]) -> np.ndarray:
         device = self._inference_model.device

@@ -74,12 +74,9 @@ def thread_limit(num_threads: int | None) -> Iterator[None]:
 
 @contextmanager
 def reading_limits(num_bytes: int) -> Iterator[None]:
-    """Bounds what a damaged or malicious file of `num_bytes` can make FAISS allocate while it is read, 1 TiB otherwise.
-
-    One thread reads at a time, because the limits belong to the process.
-    """
+    """Bounds what a damaged or malicious file of `num_bytes` can make FAISS allocate while it is read (else 1 TiB)."""
     faiss = import_faiss()
-    with _READ_LOCK:
+    with _READ_LOCK:  # the limits belong to the process
         before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
         faiss.set_deserialization_vector_byte_limit(num_bytes + _BYTES_BEYOND_FILE)
         faiss.set_deserialization_loop_limit(_MAX_LOOP)

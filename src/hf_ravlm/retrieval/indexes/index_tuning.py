@@ -122,7 +122,7 @@ def tune(filled: FilledIndex, recall: float, queries: np.ndarray | None, seed: i
     Args:
         filled: The index, over at least one vector.
         recall: The wanted share of the exact ten best.
-        queries: Unit vectors (n, D) of typical queries, at least 2; `None` makes some of the passages.
+        queries: Unit vectors (n, D), n at least 2, of typical queries; `None` makes some of the passages.
         seed: Seed of made queries and of the filters that are tried.
     """
     vectors = filled.vectors
@@ -142,9 +142,7 @@ def tune(filled: FilledIndex, recall: float, queries: np.ndarray | None, seed: i
         effort: int | None
         if depth == 1:
             candidates, effort = _cheapest(trial, grid, recall)
-        else:
-            effort = _least_effort(trial, grid, candidates, recall)
-        if effort is None:
+        elif (effort := _least_effort(trial, grid, candidates, recall)) is None:
             break
         effort = max(effort, 1, *(effort for _, effort, _ in found))
         found.append((depth, effort, trial.cost(effort, candidates)))

@@ -211,7 +211,7 @@ def drop_near_duplicates(similarities: np.ndarray, threshold: float) -> np.ndarr
     array([[ True, False,  True]])
     """
     keep = np.ones(similarities.shape[:2], bool)
-    for place in range(1, keep.shape[1]):
+    for place in range(1, similarities.shape[1]):
         alike = (similarities[:, place, :place] > threshold) & keep[:, :place]
         keep[:, place] = ~alike.any(axis=1)
     return keep
