@@ -94,8 +94,8 @@ class RavlmEncoder:
 
     def __init__(self, model: Any, processor: Any, batch_size: int = 64, dtype: str | None = None) -> None:
         methods = ("get_query_features", "get_passage_features", "state_dict")
-        require_attributes(model, methods, "a dual encoder such as RavlmModel")
-        require_attributes(processor, ("for_retrieval", "retrieval_fingerprint"), "a processor such as RavlmProcessor")
+        require_attributes(model, methods, "the model of a dual encoder such as RavlmModel")
+        require_attributes(processor, ("for_retrieval", "retrieval_fingerprint"), "the processor of a dual encoder")
         require_batch_size(batch_size)
         self.model = model
         self.processor = processor
