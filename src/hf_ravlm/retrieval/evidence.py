@@ -35,7 +35,7 @@ class Evidence(Passage):
 
 
 def checked_queries(images: Any, texts: Any) -> list[Query]:
-    """Returns one query per image and text, each of which has at least one of them.
+    """One query per image and text, each of which has at least one of them.
 
     Args:
         images: One image per query, anything that `safe_image` takes; a single one is a batch of one. `None` for no
@@ -48,31 +48,31 @@ def checked_queries(images: Any, texts: Any) -> list[Query]:
     """
     if images is None and texts is None:
         raise InvalidInputError("There is no query. Pass `images`, `texts`, or both.")
-    image_list = None if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
-    text_list = None if texts is None else list(texts) if isinstance(texts, (list, tuple)) else [texts]
+    image_list, text_list = (
+        None if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+        for given in (images, texts)
+    )
     if image_list is not None and text_list is not None and len(image_list) != len(text_list):
         raise InvalidInputError(
             f"{len(image_list)} images came with {len(text_list)} texts. Pass one of each per query; `None` stands "
             "for a missing one."
         )
-    num_queries = len(image_list if image_list is not None else text_list or [])
-    image_list = image_list if image_list is not None else [None] * num_queries
-    text_list = [_checked_question(text, row) for row, text in enumerate(text_list or [None] * num_queries)]
-    for row, (image, text) in enumerate(zip(image_list, text_list, strict=True)):
+    missing = [None] * len(image_list if image_list is not None else text_list or [])
+    queries = []
+    for row, (image, text) in enumerate(zip(image_list or missing, text_list or missing, strict=True)):
+        if text is not None and not isinstance(text, str):
+            raise InvalidInputError(
+                f"The text of query {row} is of type {type(text).__name__}. Expected a string or None."
+            )
+        text = text if text and text.strip() else None
         if image is None and text is None:
             raise InvalidInputError(f"Query {row} is empty: it has no image, and no text but spaces. Ask something.")
-    return [
-        Query(text, None if image is None else safe_image(image))
-        for image, text in zip(image_list, text_list, strict=True)
-    ]
+        queries.append(Query(text, None if image is None else safe_image(image)))
+    return queries
 
 
 def checked_options(**options: Any) -> SearchOptions:
-    """Returns the options of a search.
-
-    Raises:
-        InvalidInputError: If one is no field of `SearchOptions`, or has a wrong value.
-    """
+    """The options of a search; `InvalidInputError` if one is no field of `SearchOptions` or has a wrong value."""
     try:
         return SearchOptions(**options)
     except TypeError as error:
@@ -80,13 +80,13 @@ def checked_options(**options: Any) -> SearchOptions:
 
 
 def cosines_of(encoder: Encoder, queries: Sequence[Query], vectors: np.ndarray, ranking: Ranking) -> np.ndarray:
-    """The cosines of queries with the passages found for them, (n, k).
+    """The cosines of queries with the passages found for them, (n, k); meaningless where no candidate is.
 
     Args:
         encoder: Encodes queries that no dense channel has encoded.
         queries: The queries.
         vectors: Unit vectors of all passages, (N, D).
-        ranking: What was found, (n, k); where there is no candidate the cosine is meaningless.
+        ranking: What was found, (n, k).
     """
     if ranking.rows.size == 0:
         return np.zeros(ranking.rows.shape, np.float32)
@@ -101,10 +101,13 @@ def cosines_of(encoder: Encoder, queries: Sequence[Query], vectors: np.ndarray, 
 
 
 def evidence_of(knowledge: SearchedKnowledge, ranking: Ranking, cosines: np.ndarray) -> list[list[Evidence]]:
-    """Returns the passages of a ranking over rows, a list per query; `cosines` as of `cosines_of`."""
+    """The passages of a ranking over rows, a list per query; `cosines` as of `cosines_of`."""
     valid = ranking.rows >= 0
     unique, places = np.unique(ranking.rows[valid], return_inverse=True)
-    passages = [_fields_of(passage) for passage in knowledge.passages(unique.tolist())]
+    passages = [
+        {item.name: getattr(passage, item.name) for item in fields(passage)}
+        for passage in knowledge.passages(unique.tolist())
+    ]
     place_of = np.full(ranking.rows.shape, -1)
     place_of[valid] = places
     return [
@@ -115,15 +118,3 @@ def evidence_of(knowledge: SearchedKnowledge, ranking: Ranking, cosines: np.ndar
         ]
         for of_query in zip(place_of.tolist(), ranking.scores, cosines, strict=True)
     ]
-
-
-def _checked_question(text: Any, row: int) -> str | None:
-    if text is not None and not isinstance(text, str):
-        raise InvalidInputError(
-            f"The text of query {row} is of type {type(text).__name__}. Expected a string or None."
-        )
-    return text if text and text.strip() else None
-
-
-def _fields_of(passage: Passage) -> dict[str, Any]:
-    return {item.name: getattr(passage, item.name) for item in fields(passage)}

@@ -1,16 +1,12 @@
-"""What is known: passages with their text, image, origin and licence, in a fixed order.
-
-A `KnowledgeBase` is a list of `Passage` with unique ids, backed by one Arrow table. How passages are found is the
-retriever's matter, how they are kept on disk the storage's.
-"""
+"""Passages with their text, image, origin and licence, in a fixed order, backed by one Arrow table."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +16,7 @@ from .hub.download import store_folder
 from .passage import SCHEMA, Passage, check_unique_ids, passage_from_row, passages_at
 from .sources.checked_rows import OnError, SkippedItem, SourceItem, table_from_rows
 from .sources.chunking import Chunking, chunked_rows
+from .sources.columns import ColumnNames
 from .sources.folder import rows_from_folder
 from .sources.in_memory import rows_from_dataset, rows_from_dicts
 from .sources.tables import rows_from_csv, rows_from_jsonl, rows_from_parquet
@@ -31,27 +28,41 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from typing_extensions import Unpack
 
-    from .sources.columns import ColumnNames
+
+class ReadingOptions(TypedDict, total=False):
+    """How any source is read; see `KnowledgeBase`."""
+
+    chunking: Chunking | None
+    on_error: OnError
+    report_file: str | os.PathLike[str] | None
+
+
+class TableOptions(ReadingOptions, ColumnNames, total=False):
+    """How a table is read, and which of its columns holds what; see `KnowledgeBase`."""
 
 
 class KnowledgeBase:
     """Passages in a fixed order, found by position or by id.
 
     The `from_...` methods read a source as a stream; the functions of `hf_ravlm.corpora` read WordNet, ConceptNet and
-    Wikipedia. They share these arguments:
+    Wikipedia. These are their common `**options`; the names of columns are for tables and data sets alone:
 
+    * `chunking=None` cuts long texts into several passages, see `hf_ravlm.Chunking`: passage `"12-3"` is the fourth
+      chunk of `"12"`, with its title, url, licence and metadata. `None` takes texts as they are.
+    * `on_error="raise"` says what happens to an item that cannot be used: a line that is not JSON, a row without id or
+      with neither text nor image, a text over 64 KiB, a broken image, a damaged page, an id that comes again.
+      `"raise"` stops; `"skip"` leaves it out, logs a warning and lists it in `skipped`. A file that is missing, cut or
+      of another kind stops in either case.
+    * `report_file=None`, with `on_error="skip"`, is a file to which the items left out are written as they are met:
+      JSON lines with `where`, `id` and `reason`.
     * `id_column`, `text_column`, `image_column`, `source_column`, `licence_column`, `url_column`, `revision_column`,
       `title_column` name the columns of a table; the defaults are `"id"`, `"text"` and so on. A default column that a
       table lacks is taken as empty, a named one must exist. `id_column=None` numbers the rows. `"license"` is found
       as well.
-    * `metadata_columns` lists the columns kept as metadata; `None` keeps all the others.
-    * `chunking` cuts long texts into several passages, see `hf_ravlm.Chunking`: passage `"12-3"` is the fourth chunk
-      of `"12"`, with its title, url, licence and metadata. `None` takes texts as they are.
-    * `on_error` says what happens to an item that cannot be used: a line that is not JSON, a row without id, a text
-      over 64 KiB, a broken image, a damaged page, an id that comes again. `"raise"` stops; `"skip"` leaves it out,
-      logs a warning and lists it in `skipped`. A file that is missing, cut or of another kind stops in either case.
-    * `report_file`, with `on_error="skip"`, is a file to which the items left out are written as they are met: JSON
-      lines with `where`, `id` and `reason`.
+    * `metadata_columns=None` lists the columns kept as metadata; `None` keeps all the others.
+
+    All of them raise `InvalidInputError` if an item or a column cannot be used or there is nothing to read, and
+    `UnsafeInputError` if an image cannot be used or its path leads out of the folder of the source.
 
     Args:
         table: An Arrow table with the schema of `hf_ravlm.retrieval.passage`; `None` for an empty one.
@@ -90,46 +101,33 @@ class KnowledgeBase:
     def _read(
         cls,
         rows: Iterable[SourceItem],
-        on_error: OnError,
-        report_file: str | os.PathLike[str] | None,
+        *,
         chunking: Chunking | None = None,
+        on_error: OnError = "raise",
+        report_file: str | os.PathLike[str] | None = None,
     ) -> KnowledgeBase:
         rows = rows if chunking is None else chunked_rows(rows, chunking)
         return cls(*table_from_rows(rows, on_error, report_file))
 
     @classmethod
-    def from_dicts(
-        cls,
-        rows: Iterable[Mapping[str, Any]],
-        *,
-        chunking: Chunking | None = None,
-        on_error: OnError = "raise",
-        report_file: str | os.PathLike[str] | None = None,
-    ) -> KnowledgeBase:
+    def _read_table(cls, rows_of: Callable[[Any], Iterable[SourceItem]], options: Mapping[str, Any]) -> KnowledgeBase:
+        reading = {name: value for name, value in options.items() if name in ReadingOptions.__annotations__}
+        columns = {name: value for name, value in options.items() if name not in reading}
+        return cls._read(rows_of(columns), **reading)
+
+    @classmethod
+    def from_dicts(cls, rows: Iterable[Mapping[str, Any]], **options: Unpack[ReadingOptions]) -> KnowledgeBase:
         """Reads dictionaries with the keys `id`, `text`, `image`, `source`, `licence`, `url`, `revision`, `title`.
 
         Args:
             rows: The dictionaries. An `image` may be anything that `hf_ravlm.images.safe_image` takes. A dictionary
                 under `metadata`, and all other keys, become metadata.
-            chunking: See the class; so `on_error` and `report_file`.
-
-        Raises:
-            InvalidInputError: If a row has no id or neither text nor image, if an id comes twice, or if there is
-                no row.
-            UnsafeInputError: If an image cannot be used.
+            **options: As of the class; so are the errors.
         """
-        return cls._read(rows_from_dicts(rows), on_error, report_file, chunking)
+        return cls._read(rows_from_dicts(rows), **options)
 
     @classmethod
-    def from_dataset(
-        cls,
-        dataset: Dataset | IterableDataset,
-        *,
-        chunking: Chunking | None = None,
-        on_error: OnError = "raise",
-        report_file: str | os.PathLike[str] | None = None,
-        **columns: Unpack[ColumnNames],
-    ) -> KnowledgeBase:
+    def from_dataset(cls, dataset: Dataset | IterableDataset, **options: Unpack[TableOptions]) -> KnowledgeBase:
         """Reads a `datasets.Dataset`, or a streamed `datasets.IterableDataset`.
 
         Images are taken as they are encoded, from a column of type `datasets.Image`.
@@ -137,24 +135,12 @@ class KnowledgeBase:
         Args:
             dataset: One split. Of a stream that does not know its columns the first row counts; its images may be
                 `PIL` images or encoded bytes.
-            chunking: See the class; so `on_error` and `report_file`.
-            **columns: Column names, see the class.
-
-        Raises:
-            InvalidInputError: As `from_dicts`, and if a named column does not exist.
-            UnsafeInputError: If an image cannot be used.
+            **options: As of the class; so are the errors.
         """
-        return cls._read(rows_from_dataset(dataset, columns), on_error, report_file, chunking)
+        return cls._read_table(partial(rows_from_dataset, dataset), options)
 
     @classmethod
-    def from_folder(
-        cls,
-        folder: str | os.PathLike[str],
-        *,
-        chunking: Chunking | None = None,
-        on_error: OnError = "raise",
-        report_file: str | os.PathLike[str] | None = None,
-    ) -> KnowledgeBase:
+    def from_folder(cls, folder: str | os.PathLike[str], **options: Unpack[ReadingOptions]) -> KnowledgeBase:
         """Reads a folder of images and texts, with all its sub-folders.
 
         An image becomes a passage, with the text of the `.txt` file of the same stem beside it. A `.txt` or `.md`
@@ -164,75 +150,42 @@ class KnowledgeBase:
 
         Args:
             folder: The folder. Names that begin with a dot are left out.
-            chunking: See the class; so `on_error` and `report_file`.
-
-        Raises:
-            InvalidInputError: If the folder does not exist or holds nothing to read.
-            UnsafeInputError: If an image cannot be used, or a name or a link leads out of the folder.
+            **options: As of the class; so are the errors.
         """
-        return cls._read(rows_from_folder(folder), on_error, report_file, chunking)
+        return cls._read(rows_from_folder(folder), **options)
 
     @classmethod
-    def from_jsonl(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        chunking: Chunking | None = None,
-        on_error: OnError = "raise",
-        report_file: str | os.PathLike[str] | None = None,
-        **columns: Unpack[ColumnNames],
-    ) -> KnowledgeBase:
+    def from_jsonl(cls, path: str | os.PathLike[str], **options: Unpack[TableOptions]) -> KnowledgeBase:
         """Reads a file with one JSON object per line; an image is a path relative to the file's folder.
 
         Args:
             path: The file, in UTF-8; it may be compressed with gzip, bzip2 or xz.
-            chunking: See the class; so `on_error` and `report_file`.
-            **columns: Column names, see the class.
-
-        Raises:
-            InvalidInputError: As `from_dicts`, and if a named column does not exist or a line is not JSON.
-            UnsafeInputError: If an image cannot be used or its path leaves the file's folder.
+            **options: As of the class; so are the errors.
         """
-        return cls._read(rows_from_jsonl(path, columns), on_error, report_file, chunking)
+        return cls._read_table(partial(rows_from_jsonl, path), options)
 
     @classmethod
     def from_csv(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        delimiter: str | None = None,
-        chunking: Chunking | None = None,
-        on_error: OnError = "raise",
-        report_file: str | os.PathLike[str] | None = None,
-        **columns: Unpack[ColumnNames],
+        cls, path: str | os.PathLike[str], *, delimiter: str | None = None, **options: Unpack[TableOptions]
     ) -> KnowledgeBase:
         """Reads a CSV or TSV file with a header line; every value is text, an empty one is missing.
 
-        The other arguments, errors and image paths are those of `from_jsonl`.
+        Args:
+            path: The file, as in `from_jsonl`; image paths are likewise relative to its folder.
+            delimiter: What stands between values; `None` for a tab in `.tsv` files and a comma in all others.
+            **options: As of the class; so are the errors.
+        """
+        return cls._read_table(partial(rows_from_csv, path, delimiter=delimiter), options)
+
+    @classmethod
+    def from_parquet(cls, path: str | os.PathLike[str], **options: Unpack[TableOptions]) -> KnowledgeBase:
+        """Reads a Parquet file; an image is encoded bytes, a `{"bytes", "path"}` struct, or a relative path.
 
         Args:
             path: The file.
-            delimiter: What stands between values; `None` for a tab in `.tsv` files and a comma in all others.
-            chunking: See the class; so `on_error` and `report_file`.
-            **columns: Column names, see the class.
+            **options: As of the class; so are the errors.
         """
-        return cls._read(rows_from_csv(path, columns, delimiter), on_error, report_file, chunking)
-
-    @classmethod
-    def from_parquet(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        chunking: Chunking | None = None,
-        on_error: OnError = "raise",
-        report_file: str | os.PathLike[str] | None = None,
-        **columns: Unpack[ColumnNames],
-    ) -> KnowledgeBase:
-        """Reads a Parquet file; an image is encoded bytes, a `{"bytes", "path"}` struct, or a relative path.
-
-        Args, errors and image paths are those of `from_jsonl`.
-        """
-        return cls._read(rows_from_parquet(path, columns), on_error, report_file, chunking)
+        return cls._read_table(partial(rows_from_parquet, path), options)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], subfolder: str = "knowledge_base") -> KnowledgeBase:

@@ -17,13 +17,15 @@ def metadata_table(table: pa.Table) -> pa.Table:
     throughout, in JSON where it is no text.
     """
     column = table["metadata"]
-    if column.null_count == len(column):
-        return _empty_table(len(column))
-    lines = pc.fill_null(column, "{}").to_pylist()
+    lines = [] if column.null_count == len(column) else pc.fill_null(column, "{}").to_pylist()
     try:
-        return _read_lines(lines)
+        decoded = _read_lines(lines)
     except pa.ArrowInvalid:
-        return _read_slowly(lines)
+        rows = [json.loads(line) for line in lines]
+        keys = dict.fromkeys(key for row in rows for key in row)
+        decoded = pa.table({key: _one_type([row.get(key) for row in rows]) for key in keys})
+    # `pa.table` makes no rows without a column; `select` does.
+    return decoded if decoded.num_columns else pa.table({"": pa.nulls(len(column))}).select([])
 
 
 def _read_lines(lines: list[str]) -> pa.Table:
@@ -35,15 +37,7 @@ def _read_lines(lines: list[str]) -> pa.Table:
     parsed = arrow_json.read_json(io.BytesIO(data), read_options=options)
     if any(_holds_time(field.type) for field in parsed.schema):
         raise pa.ArrowInvalid("times")
-    return parsed if parsed.num_columns else _empty_table(len(lines))
-
-
-def _read_slowly(lines: list[str]) -> pa.Table:
-    rows = [json.loads(line) for line in lines]
-    keys = dict.fromkeys(key for row in rows for key in row)
-    if not keys:
-        return _empty_table(len(lines))
-    return pa.table({key: _one_type([row.get(key) for row in rows]) for key in keys})
+    return parsed
 
 
 def _one_type(values: list[Any]) -> pa.Array:
@@ -60,7 +54,3 @@ def _holds_time(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind):
         return _holds_time(kind.value_type)
     return bool(pa.types.is_temporal(kind))
-
-
-def _empty_table(num_rows: int) -> pa.Table:
-    return pa.table({"": pa.nulls(num_rows)}).select([])

@@ -68,18 +68,18 @@ class Passage:
 
 
 def passages_at(table: pa.Table, rows: Sequence[int]) -> list[Passage]:
-    """Returns the passages in several rows of a table, in the order asked for."""
+    """The passages in several rows of a table, in the order asked for."""
     return [passage_from_row(row) for row in table.take(pa.array(rows, pa.int64())).to_pylist()]
 
 
 def passage_from_row(row: dict[str, Any]) -> Passage:
-    """Returns the passage in one row of the table, as `to_pylist` gives it; the row is used up."""
+    """The passage in one row of the table, as `to_pylist` gives it; the row is used up."""
     image_bytes, metadata = row.pop("image"), row.pop("metadata")
     return Passage(image_bytes=image_bytes, metadata=json.loads(metadata) if metadata else {}, **row)
 
 
 def check_unique_ids(table: pa.Table) -> None:
-    """Refuses a table in which an id occurs twice, naming the first few."""
+    """Raises `InvalidInputError` if an id occurs twice in a table."""
     if len(pc.unique(table["id"])) == table.num_rows:
         return
     counts = pc.value_counts(table["id"])
@@ -124,6 +124,5 @@ def input_digest(table: pa.Table) -> str:
             for part in (text.as_buffer(), image.as_buffer()):
                 # The length says where a part ends, so that no two knowledge bases run together to the same bytes.
                 digest.update(b"none" if part is None else len(part).to_bytes(8, "little"))
-                if part is not None:
-                    digest.update(part)
+                digest.update(b"" if part is None else part)
     return digest.hexdigest()

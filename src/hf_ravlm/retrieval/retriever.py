@@ -122,7 +122,7 @@ class RavlmRetriever:
         Args:
             knowledge_base: The passages; may be empty.
             encoder: Encodes passages now and queries later.
-            batch_size: How many images are decoded and encoded at once. Texts alone are passed on in larger chunks.
+            batch_size: How many images are encoded at once; texts alone are passed on in larger chunks.
             index: One of `INDEX_KINDS`: `"flat"` searches exactly, `"auto"` chooses by size, memory and recall.
             memory_budget: Bytes that searching may keep in memory; `None` for no limit.
             recall: The share of the exact ten best that an approximate index is to find.
@@ -130,14 +130,13 @@ class RavlmRetriever:
                 processes share it, see `embed_corpus`; `None` works in memory. Delete it after saving.
 
         Raises:
-            InvalidInputError: If the encoder returns vectors of a wrong number, shape or type, or the index is not
-                known.
+            InvalidInputError: If the encoder returns no vectors of the right number, shape and type, or the index is
+                not known.
             UnsafeInputError: If a vector is zero, NaN or infinite, with the ids of its passages.
         """
-        options = IndexOptions(index, memory_budget, recall)
         fingerprint = encoder.fingerprint
         vectors = embed_corpus(knowledge_base, encoder, batch_size=batch_size, staging=staging)
-        return cls(knowledge_base, encoder, vectors, fingerprint, options)
+        return cls(knowledge_base, encoder, vectors, fingerprint, IndexOptions(index, memory_budget, recall))
 
     @classmethod
     def from_pretrained(
@@ -155,8 +154,7 @@ class RavlmRetriever:
     ) -> Self:
         """Opens a stored knowledge base, verifying every file and that the encoder is the one that built it.
 
-        Changes of a knowledge base in a local folder are committed there; one from the Hub changes in memory, until
-        it is saved elsewhere.
+        Changes are committed to a local folder; a knowledge base from the Hub changes in memory, until it is saved.
 
         Args:
             pretrained_model_name_or_path: A folder written by `save_pretrained`, the knowledge base inside it, or the
@@ -169,11 +167,12 @@ class RavlmRetriever:
                 these if they are the ones the vectors were made for. The retriever then lives in memory.
             on_error: What to do about damage: `"raise"` refuses it; `"rebuild"` makes a damaged index again from
                 the vectors; `"skip_shard"` also leaves out passages whose files are damaged, see `num_missing`.
-            verify: `"size"` compares the sizes of files instead of their checksums; see `OpenOptions`.
-            allow_foreign_index: Whether to load an approximate index that somebody else wrote; otherwise it is
-                built again from the vectors.
+            verify: `"size"` compares the sizes of files instead of their checksums, for a store that was verified
+                before and lies on a disk that nobody else writes.
+            allow_foreign_index: Whether to download and load an approximate index that somebody else wrote, read by
+                compiled code that is not made for hostile files; otherwise it is built again from the vectors.
             **hub_kwargs: Passed to `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`,
-                `local_files_only`, ... An index of somebody else is not even downloaded, unless it is allowed.
+                `local_files_only`, ...
 
         Raises:
             InvalidInputError: If there is no model to ask with, and no `encoder`.
@@ -205,11 +204,8 @@ class RavlmRetriever:
         return len(self._knowledge)
 
     def __repr__(self) -> str:
-        kind = self.index.spec["kind"]
-        return (
-            f"RavlmRetriever({len(self)} passages, {self.index.dim} dimensions, {kind} index, encoder "
-            f"{self.encoder.name!r})"
-        )
+        index = f"{self.index.dim} dimensions, {self.index.spec['kind']} index"
+        return f"RavlmRetriever({len(self)} passages, {index}, encoder {self.encoder.name!r})"
 
     @property
     def _knowledge(self) -> KnowledgeState:
@@ -266,8 +262,7 @@ class RavlmRetriever:
             A list per query, of at most `k` pieces of evidence.
 
         Raises:
-            InvalidInputError: If a query has neither image nor text, the lists differ in length, `k < 1`, or an
-                option is wrong.
+            InvalidInputError: If a query is empty, the lists differ in length, or an option is wrong.
             UnsafeInputError: If an image cannot be used.
         """
         queries = checked_queries(images, texts)
@@ -277,8 +272,9 @@ class RavlmRetriever:
         found = self._channels.of(knowledge, search_options.channels)
         alive = None if knowledge.all_alive else knowledge.alive
         ranking = search(found, queries, search_options, knowledge, vectors, alive)
-        by_cosine = search_options.ranks_by_cosine
-        cosines = ranking.scores if by_cosine else cosines_of(self.encoder, queries, vectors, ranking)
+        cosines = ranking.scores
+        if not search_options.ranks_by_cosine:
+            cosines = cosines_of(self.encoder, queries, vectors, ranking)
         return evidence_of(knowledge, ranking, cosines)
 
     def learn_weights(
@@ -298,11 +294,8 @@ class RavlmRetriever:
 
         Args:
             gold_ids: The ids of the passages that each query wants.
-            images: One image per query, as in `retrieve`.
-            texts: One question per query.
-            channels: The channels to weigh.
-            num_candidates: How many candidates each channel gives.
-            normalise: As `SearchOptions`.
+            images, texts: The queries, as in `retrieve`.
+            channels, num_candidates, normalise: As in `SearchOptions`.
 
         Returns:
             A dictionary for JSON, see `retrieval.ranking.fusion.learn_weights`. Its `weights` and `normalise` are
@@ -315,14 +308,11 @@ class RavlmRetriever:
         return self._channels.learn_weights(self._knowledge, queries, gold_ids, channels, num_candidates, normalise)
 
     def search_vectors(self, vectors: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns scores and rows of the passages nearest to query vectors; see `FlatIndex.search`.
+        """The passages nearest to query vectors: scores (n, min(k, N)) in float32, and rows of `knowledge_base`.
 
         Args:
             vectors: Shape (n, D), array or tensor, of any length but zero.
             k: How many passages per query.
-
-        Returns:
-            Scores (n, min(k, N)) in float32, and rows of `knowledge_base`, of the same shape in int64.
         """
         knowledge = self._knowledge
         scores, rows = knowledge.search(vectors, k)
@@ -331,12 +321,10 @@ class RavlmRetriever:
     def add(self, passages: PassageSource, batch_size: int = 64) -> None:
         """Adds passages; they can be found as soon as the method returns.
 
-        Many passages for a folder are encoded in its sub-folder `staging`: after an interruption the same call goes
-        on where it stopped.
+        Of many, interrupted while they are encoded for a folder, the same call goes on where it stopped.
 
         Args:
-            passages: A knowledge base, or what `KnowledgeBase.from_dicts` takes, or `Passage` objects. Their ids
-                must be new.
+            passages: A knowledge base, or what `KnowledgeBase.from_dicts` takes, or `Passage` objects, with new ids.
             batch_size: As in `build`.
 
         Raises:
@@ -384,8 +372,8 @@ class RavlmRetriever:
 
         Args:
             purge: Whether to erase removed passages: earlier versions go as well, with every file that holds a
-                removed text, image or vector, and half-made work in `staging`. (Copies elsewhere, such as on the Hub
-                or in backups, are yours to replace, and so are the free blocks of the disk.)
+                removed text, image or vector, and half-made work in `staging`. Copies elsewhere (on the Hub, in
+                backups, in free blocks of the disk) are yours to replace.
 
         Raises:
             KnowledgeBaseLockedError: If another process goes on writing, or, with `purge`, goes on reading an
@@ -428,8 +416,7 @@ class RavlmRetriever:
         """Stores the knowledge base in a sub-folder, beside the files of a model; later changes are committed there.
 
         An existing knowledge base is replaced in one step: whatever interrupts the save leaves the previous one. The
-        folder that this retriever was opened from or last saved to is written anew as it is now, with what other
-        processes have added.
+        folder that this retriever was opened from or last saved to keeps what other processes have added.
 
         Args:
             save_directory: The folder of the model; created if needed.
@@ -458,15 +445,14 @@ class RavlmRetriever:
     ) -> Any:
         """Publishes the knowledge base in one commit, so that no reader of the repository sees half of it.
 
-        What is not alive is not published, and files of earlier pushes go in the same commit (they stay in the history
-        of the repository). An interrupted push changes nothing; the next one sends only what is missing. The files are
-        written to the temporary folder of the system (`TMPDIR`) first, which needs room for them.
+        Removed passages are not published, and files of earlier pushes go (but stay in the history of the repository).
+        An interrupted push changes nothing; the next one sends only what is missing. The files are written to the
+        temporary folder of the system (`TMPDIR`) first, which needs room for them.
 
         Args:
             repo_id: A repository, such as `"owner/name"`; created if needed.
             repo_type: `"model"` puts the knowledge base beside a model, into a sub-folder; `"dataset"` publishes it on
-                its own, with a card of counts, licences, sources and encoder, for `from_pretrained(...,
-                repo_type="dataset")`, `KnowledgeBase.from_pretrained` and `datasets.load_dataset`.
+                its own, with a card, also for `KnowledgeBase.from_pretrained` and `datasets.load_dataset`.
             subfolder: The name of the knowledge base beside a model.
             include_passages: Whether to publish passages; without them a reader of the vectors brings their own.
                 Vectors alone are no secret: much of a text can be reconstructed from them. Datasets only.
@@ -482,12 +468,10 @@ class RavlmRetriever:
             The `huggingface_hub.CommitInfo`.
 
         Raises:
-            InvalidInputError: If passages have no licence, with their number and ids; if nothing or half of what a
-                model needs would be published; if `private=True` and the repository is public.
-            HubUnavailableError: If the Hub cannot be reached or refuses, or repository or revision are not there for
-                this token.
+            InvalidInputError: If passages have no licence, if nothing or half of what a model needs would be
+                published, or if `private=True` and the repository is public.
+            HubUnavailableError: If the Hub cannot be reached or refuses this token.
         """
-        included = {"passages": include_passages, "vectors": include_vectors}
         destination = Destination(
             repo_id,
             commit_message,
@@ -498,7 +482,8 @@ class RavlmRetriever:
             revision=revision,
             create_pr=create_pr,
         )
-        parts = [name for name, is_included in included.items() if is_included]
+        included = {"passages": include_passages, "vectors": include_vectors}
+        parts = [name for name in PARTS if included[name]]
         return publish(self._knowledge, self._encoder_record(), destination, parts, allow_missing_licence)
 
     def _encoder_record(self) -> EncoderRecord:

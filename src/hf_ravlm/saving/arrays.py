@@ -17,8 +17,7 @@ from ..errors import KnowledgeBaseCorruptError
 
 _TYPES = {"F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "|u1", "I8": "|i1", "U16": "<u2"}
 _DESCRIPTION = "hf_ravlm"
-# Mapping saves nothing for small arrays.
-_MIN_MAPPED_BYTES = 1_000_000
+_MIN_MAPPED_BYTES = 1_000_000  # mapping saves nothing for small arrays
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], description: Mapping[str, Any] | None = None) -> None:
@@ -27,9 +26,9 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], description: Mapp
     Args:
         path: The file.
         arrays: Arrays by name.
-        description: JSON values to keep beside them. They stand in one key, for safetensors writes several in random
-            order.
+        description: JSON values to keep beside them.
     """
+    # All in one key: safetensors writes several in random order.
     metadata = None if description is None else {_DESCRIPTION: json.dumps(description, sort_keys=True)}
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, metadata)
 

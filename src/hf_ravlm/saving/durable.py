@@ -18,14 +18,12 @@ from ..errors import KnowledgeBaseLockedError
 
 
 TEMPORARY_SUFFIX = ".tmp"
-_BLOCK = 1 << 20
 _LOCK_POLL_SECONDS = 0.05
 
 
 def make_folder(folder: Path) -> None:
     """Creates a folder and its missing parents, durably."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
+    for path in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
         with suppress(FileExistsError):
             os.mkdir(path)
         sync_folder(path.parent)
@@ -33,18 +31,17 @@ def make_folder(folder: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Flushes the names in a folder."""
-    if os.name == "nt":  # Windows cannot open a folder and needs no such flush.
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if os.name != "nt":  # Windows cannot open a folder and needs no such flush.
+        _sync(folder, os.O_RDONLY)
 
 
 def sync_file(path: Path) -> None:
     """Flushes the content of a file."""
-    descriptor = os.open(path, os.O_RDWR)
+    _sync(path, os.O_RDWR)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:
@@ -66,31 +63,26 @@ def temporary_file(folder: Path) -> Iterator[Path]:
 
 def create_file(path: Path, data: bytes) -> None:
     """Writes a file that must not exist yet, and flushes its content."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        _write_all(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _write(path, data, os.O_CREAT | os.O_EXCL)
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Replaces the content of a file in one step: every reader sees the old bytes or the new ones."""
     with temporary_file(path.parent) as temporary:
-        descriptor = os.open(temporary, os.O_WRONLY)
-        try:
-            _write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _write(temporary, data)
         os.replace(temporary, path)
     sync_folder(path.parent)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def _write(path: Path, data: bytes, flags: int = 0) -> None:
+    descriptor = os.open(path, os.O_WRONLY | flags, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def publish_file(write: Callable[[Path], None], folder: Path, name_of: Callable[[str], Path]) -> tuple[Path, str, int]:
@@ -122,18 +114,14 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
 @contextmanager
 def exclusive_lock(path: Path, timeout_seconds: float) -> Iterator[None]:
-    """Holds the lock of a single writer; the kernel frees it when the process dies.
-
-    Args:
-        path: The lock file; it stays, and stays empty.
-        timeout_seconds: How long to wait for another writer.
+    """Holds the lock of a single writer; the kernel frees it when the process dies. The file stays, and stays empty.
 
     Raises:
         KnowledgeBaseLockedError: If another writer holds the lock all that time, or the disk knows no locks.

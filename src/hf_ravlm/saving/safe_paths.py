@@ -1,8 +1,7 @@
 """File names found in data that may be opened: relative ones that stay inside their folder.
 
 A table row, a manifest or a downloaded folder is data written by somebody else; `../../secret.png` in it must not
-reach the disk. Two questions are asked: is the *name* harmless on every system, and does the *file* it leads to, with
-all links followed, lie inside the folder?
+reach the disk.
 """
 
 from __future__ import annotations
@@ -44,8 +43,7 @@ def safe_relpath(name: str) -> str:
 
     ```
     """
-    reason = _reason_to_refuse(name)
-    if reason:
+    if reason := _reason_to_refuse(name):
         raise UnsafeInputError(
             f"{name[:200]!r} is not a safe file name: {reason}. Expected a relative path that stays inside its folder."
         )
@@ -72,30 +70,20 @@ def resolve_inside(folder: Path, name: str) -> Path:
 
     A snapshot folder of the Hugging Face cache consists of links to the `blobs` folder beside it; those are allowed.
 
-    Args:
-        folder: The folder that holds the files.
-        name: A relative path, as found in data.
-
-    Returns:
-        The path, which need not exist.
+    The path need not exist.
 
     Raises:
-        UnsafeInputError: If the path leaves the folder.
+        UnsafeInputError: If the path leaves the folder, or its name is none that `safe_relpath` takes.
     """
     path = folder / safe_relpath(name)
-    target = path.resolve()
-    if not any(target.is_relative_to(allowed) for allowed in _allowed_roots(folder)):
+    root, target = folder.resolve(), path.resolve()
+    roots = [root]
+    for revision in (root, *root.parents):
+        # <cache>/models--owner--name/snapshots/<revision>/... beside <cache>/models--owner--name/blobs
+        if revision.parent.name == "snapshots" and (revision.parent.parent / "blobs").is_dir():
+            roots.append(revision.parent.parent / "blobs")
+    if not any(target.is_relative_to(allowed) for allowed in roots):
         raise UnsafeInputError(
             f"{name!r} in {folder} is a link that leads out of the folder. Copy the file itself into the folder."
         )
     return path
-
-
-def _allowed_roots(folder: Path) -> list[Path]:
-    root = folder.resolve()
-    roots = [root]
-    for parent in (root, *root.parents):
-        # <cache>/models--owner--name/snapshots/<revision>/... beside <cache>/models--owner--name/blobs
-        if parent.parent.name == "snapshots" and (parent.parent.parent / "blobs").is_dir():
-            roots.append(parent.parent.parent / "blobs")
-    return roots

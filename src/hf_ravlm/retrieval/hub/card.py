@@ -17,14 +17,12 @@ from ..store.manifest import StoredFile, Version
 
 _TAGS = ("hf_ravlm", "knowledge-base", "retrieval-augmented-generation")
 # A store holds at most a hundred million passages.
-_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
-_LARGEST_SIZE = "10M<n<100M"
-
+_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
 _COLUMN_TYPES = {"text": "large_string", "image": "image", "metadata": "large_string"}
 
 
 def dataset_card(repo_id: str, version: Version, table: pa.Table, earlier: str | None = None) -> str:
-    """Returns the card of a dataset repository that holds a knowledge base.
+    """The card of a dataset repository that holds a knowledge base.
 
     Args:
         repo_id: The repository.
@@ -48,7 +46,8 @@ def _head(version: Version, table: pa.Table) -> dict[str, Any]:
     licences = sorted({hub_licence(name) if name else "unknown" for name, _ in value_counts(table, "licence")})
     data: dict[str, Any] = {
         "license": licences[0] if len(licences) == 1 else licences,
-        "size_categories": [next((name for most, name in _SIZES.items() if len(table) < most), _LARGEST_SIZE)],
+        # One category per number of digits, from three on.
+        "size_categories": [_SIZES[min(max(len(str(len(table))) - 3, 0), len(_SIZES) - 1)]],
         "tags": list(_TAGS),
     }
     passages = [file.fields["name"] for file in version.files_of("passages")]
@@ -61,14 +60,13 @@ def _head(version: Version, table: pa.Table) -> dict[str, Any]:
 
 
 def _body(repo_id: str, version: Version, table: pa.Table) -> str:
-    sections = [
-        _summary(version, table),
-        "## Use it\n\n" + _usage(repo_id, version),
-        "## Licences\n\n" + count_table(table, "licence", "none stated"),
-        "## Sources\n\n" + count_table(table, "source", "none stated"),
-        "## What publishing this means\n\n" + _warning(version),
-    ]
-    return "\n\n".join(sections)
+    sections = {
+        "Use it": _usage(repo_id, version),
+        "Licences": count_table(table, "licence", "none stated"),
+        "Sources": count_table(table, "source", "none stated"),
+        "What publishing this means": _warning(version),
+    }
+    return "\n\n".join([_summary(version, table), *(f"## {title}\n\n{text}" for title, text in sections.items())])
 
 
 def _summary(version: Version, table: pa.Table) -> str:
@@ -89,28 +87,22 @@ def _summary(version: Version, table: pa.Table) -> str:
             "encoder": f"{as_code(encoder['name'])}, fingerprint {as_code(encoder['fingerprint'])}",
             "index": version.manifest["index"]["kind"] + (f" ({_megabytes(index)})" if index else ""),
         }
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join(
-        [
-            "A knowledge base for retrieval-augmented models, written by `hf_ravlm`. Every file is listed with its "
-            "SHA-256 in `manifests/` and verified when it is opened.",
-            "",
-            "| | |",
-            "|---|---|",
-            *lines,
-        ]
+    intro = (
+        "A knowledge base for retrieval-augmented models, written by `hf_ravlm`. Every file is listed with its "
+        "SHA-256 in `manifests/` and verified when it is opened."
     )
+    return "\n".join([intro, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 def _usage(repo_id: str, version: Version) -> str:
     lines = ["from hf_ravlm import KnowledgeBase, RavlmRetriever", ""]
-    has_passages, has_vectors = bool(version.files_of("passages")), bool(version.files_of("vectors"))
+    has_passages = bool(version.files_of("passages"))
     if has_passages:
         lines.append(f'knowledge_base = KnowledgeBase.from_pretrained("{repo_id}")  # the passages, for any encoder')
-    if has_vectors:
+    else:
+        lines.append("knowledge_base = ...  # the passages, read as the publisher did, in the same order")
+    if version.files_of("vectors"):
         own = "" if has_passages else ", knowledge_base=knowledge_base"
-        if own:
-            lines.append("knowledge_base = ...  # the passages, read as the publisher did, in the same order")
         lines.append("encoder = ...  # the one named above")
         lines.append(f'retriever = RavlmRetriever.from_pretrained("{repo_id}", encoder, repo_type="dataset"{own})')
     return "\n".join(["```python", *lines, "```"])

@@ -30,7 +30,7 @@ def store_folder(
     parts: Sequence[str] = PARTS,
     allow_foreign_index: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
-    """The local folder that holds `CURRENT`, downloaded if the source is a Hub id, and the revision that was resolved.
+    """The local folder that holds `CURRENT`, downloaded if the source is a Hub id.
 
     Args:
         source: A folder, or the id of a repository.
@@ -59,8 +59,7 @@ def store_folder(
         return file.role in roles and (file.role != "index" or allow_foreign_index or is_trusted(file.sha256))
 
     try:
-        doing = f"reading the {repo_type} repository {source}"
-        with hub_errors(doing, not_found=KnowledgeBaseNotFoundError):
+        with hub_errors(f"reading the {repo_type} repository {source}", not_found=KnowledgeBaseNotFoundError):
             return _download(os.fspath(source), prefix, hub_kwargs, repo_type, wanted)
     except HFValidationError as error:
         raise KnowledgeBaseNotFoundError(
@@ -104,25 +103,19 @@ _OTHER_TYPE = {
 
 
 def check_repo_type(repo_type: str) -> None:
-    """Refuses a type of repository that holds no knowledge bases."""
+    """Raises `InvalidInputError` for a type of repository that holds no knowledge bases."""
     if repo_type not in _OTHER_TYPE:
         raise InvalidInputError(f'repo_type={repo_type!r} is not known. Choose "model" or "dataset".')
 
 
 def is_hub_snapshot(folder: Path) -> bool:
     """Whether a folder belongs to the cache of the Hub, which other programs manage."""
-    return any(
-        parent.parent.name == "snapshots" and _COMMIT.fullmatch(parent.name)
-        for parent in (folder.absolute(), *folder.absolute().parents)
-    )
+    absolute = folder.absolute()
+    return any(_COMMIT.fullmatch(one.name) and one.parent.name == "snapshots" for one in (absolute, *absolute.parents))
 
 
 def encoder_beside(source: Any, store: Path, hub_kwargs: dict[str, Any]) -> RavlmEncoder:
-    """Loads the model and processor that lie beside a knowledge base.
-
-    Raises:
-        InvalidInputError: If there is no model.
-    """
+    """Loads the model and processor beside a knowledge base; `InvalidInputError` if there is no model."""
     from transformers import AutoModel, AutoProcessor
 
     if os.path.isdir(source):

@@ -14,7 +14,7 @@ from ...saving.commit import Destination, commit_files
 from ..encoding.encoder_probe import EncoderRecord
 from ..passage import first_few
 from ..store.parts import PARTS, roles_of
-from ..store.saving import write_published
+from ..store.saving import write_state
 from ..store.state import KnowledgeState
 from .card import dataset_card
 from .download import check_repo_type
@@ -27,7 +27,11 @@ def publish(
     parts: Sequence[str] = PARTS,
     allow_missing_licence: bool = False,
 ) -> Any:
-    """Publishes a state; see `RavlmRetriever.push_to_hub`, also for the errors."""
+    """Publishes a state; see `RavlmRetriever.push_to_hub`.
+
+    Raises:
+        InvalidInputError: If licences are missing, or `parts` are none that can be published there.
+    """
     check_repo_type(destination.repo_type)
     roles_of(parts)
     if destination.repo_type == "model" and set(parts) != set(PARTS):
@@ -38,9 +42,9 @@ def publish(
     table = knowledge.live_table
     if not allow_missing_licence:
         check_licences(table)
-    stored = tuple(f"{destination.prefix}{name}/" for name in ("manifests", "objects"))
+    stored = (f"{destination.prefix}manifests/", f"{destination.prefix}objects/")
     with tempfile.TemporaryDirectory() as folder:
-        version = write_published(folder, knowledge, encoder, parts)
+        version = write_state(folder, knowledge, encoder, parts).version
         is_dataset = destination.repo_type == "dataset"
         return commit_files(
             {name: version.folder / name for name in version.file_names()},
@@ -51,20 +55,12 @@ def publish(
 
 
 def check_licences(table: pa.Table) -> None:
-    """Refuses passages without a licence, for their readers would not know what they may do with them.
-
-    Raises:
-        InvalidInputError: With how many there are, and the first ids.
-    """
-    missing = table["id"].filter(without_licence(table)).to_pylist()
+    """Raises `InvalidInputError` if passages say nothing about their licence."""
+    licences = pc.utf8_trim_whitespace(pc.fill_null(table["licence"], ""))
+    missing = table["id"].filter(pc.equal(licences, "")).to_pylist()
     if missing:
         raise InvalidInputError(
             f"{len(missing)} of {len(table)} passages say nothing about their licence: {first_few(missing, 10)}. "
             "Publishing them, or vectors made of them, without a licence leaves readers without rights. Give each a "
             "`licence`, or pass `allow_missing_licence=True` if you may publish them all the same."
         )
-
-
-def without_licence(table: pa.Table) -> pa.ChunkedArray:
-    """Which passages say nothing about their licence."""
-    return pc.equal(pc.utf8_trim_whitespace(pc.fill_null(table["licence"], "")), "")

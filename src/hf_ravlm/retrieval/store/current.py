@@ -6,7 +6,6 @@ lock of the folder.
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -38,9 +37,7 @@ class CurrentKnowledge:
         stored: The state as it was read from a folder; `None` if it is in memory alone.
         options: How newer versions of that folder are opened.
 
-    Attributes:
-        knowledge: The state that searches see; replaced as a whole.
-        stored: As given, and after every change.
+    The attributes `knowledge` and `stored` follow every change; each is replaced as a whole.
     """
 
     def __init__(
@@ -60,8 +57,7 @@ class CurrentKnowledge:
     def change(self, change: Callable[[KnowledgeState], KnowledgeState]) -> None:
         """Makes the next state of the newest one, and commits it if there is a folder.
 
-        Args:
-            change: Gets the newest state and returns the next; called once, under the lock of the folder.
+        `change` is called once, under the lock of the folder.
         """
         with self._lock:
             if self.stored is None:
@@ -81,16 +77,15 @@ class CurrentKnowledge:
     def adopt(self, state: SavedState) -> None:
         """Takes over a state that `newer` returned, unless a change has brought a later one meanwhile."""
         with self._lock:
-            if self.stored is None or _number(state) > _number(self.stored):
+            if self.stored is None or state.version.number > self.stored.version.number:
                 self._adopt(state)
 
     def save(self, folder: Path, encoder: EncoderRecord) -> None:
-        """Writes all files of the state into a folder, and commits later changes there.
-
-        The folder that it was committed to already is written anew with its newest state; another one is replaced.
-        """
+        """Writes all files of the state (the newest one of the same folder) anew, and commits later changes there."""
         with self._lock:
-            if self.stored is not None and _is_same_folder(folder, self.stored.version.folder):
+            store = None if self.stored is None else self.stored.version.folder
+            is_same = store is not None and (folder / "CURRENT").exists() and store.exists() and folder.samefile(store)
+            if self.stored is not None and is_same:
                 self.stored = replace(self.stored, encoder=encoder)
                 self.change(lambda knowledge: knowledge.renewed())
             else:
@@ -100,8 +95,7 @@ class CurrentKnowledge:
     def staging(self, table: pa.Table) -> Iterator[Path | None]:
         """Gives a folder for the half-made vectors of new passages, and removes it once they are committed.
 
-        A folder stays after an error or a kill, for the next attempt. There is none (`None`) for few passages, or
-        without a folder to commit to.
+        It stays after an error or a kill, for the next attempt. `None` for few passages, or knowledge in memory alone.
         """
         if self.stored is None or len(table) < _MIN_STAGED_PASSAGES:
             yield None
@@ -122,11 +116,3 @@ class CurrentKnowledge:
         before, self.stored, self.knowledge = self.stored, state, state.knowledge
         if before is not None and before.version is not state.version:
             before.version.lease.release()
-
-
-def _number(state: SavedState) -> int:
-    return int(state.version.name.removeprefix("gen-"))
-
-
-def _is_same_folder(folder: Path, other: Path) -> bool:
-    return (folder / "CURRENT").exists() and other.exists() and os.path.samefile(folder, other)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import weakref
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +66,11 @@ def remove_unless_leased(path: Path) -> bool:
             return True
     finally:
         os.close(descriptor)
-    # Windows refuses to remove a file that is open anywhere, which is a lease of its own.
-    with suppress(FileNotFoundError):
-        try:
-            path.unlink()
-        except PermissionError:
-            return False
-    return True
+    try:
+        path.unlink(missing_ok=True)
+        return True
+    except PermissionError:  # Windows refuses to remove a file that is open anywhere, which is a lease of its own
+        return False
 
 
 def _lock(descriptor: int, shared: bool) -> bool:

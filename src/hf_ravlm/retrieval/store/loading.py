@@ -41,16 +41,7 @@ OnError = Literal["raise", "rebuild", "skip_shard"]
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """How a stored knowledge base is opened.
-
-    Attributes:
-        on_error: `"raise"` refuses any damage; `"rebuild"` makes a damaged index again from the vectors;
-            `"skip_shard"` also leaves out passages whose files are damaged, and says how many.
-        verify: `"full"` reads every file and compares its checksum; `"size"` compares sizes alone, for a store that
-            was verified before and lies on a disk that nobody else writes.
-        allow_foreign_index: Whether to load an index file that was not written by this user on this machine. The
-            compiled code that reads it is not made for hostile files; otherwise the index is built again.
-    """
+    """How a stored knowledge base is opened; see `RavlmRetriever.from_pretrained`."""
 
     on_error: OnError = "raise"
     verify: Literal["full", "size"] = "full"
@@ -76,7 +67,7 @@ def open_state(
     Args:
         folder: The folder that holds `CURRENT`.
         options: What to verify and what to do about damage.
-        earlier: A state that was read from the same folder; what both have is not read again.
+        earlier: A state of the same folder; what both have is not read again.
         passages: The passages that the stored vectors were made for, instead of the stored ones.
 
     Raises:
@@ -110,7 +101,7 @@ def read_state(
     check_parts(version, ("vectors",) if own_passages is not None else ("passages", "vectors"))
     if earlier is not None and earlier.version.sha256 == version.sha256:
         return earlier
-    if earlier is not None and (earlier.num_missing or not _begins_with(version, earlier.version)):
+    if earlier is not None and (earlier.num_missing or not _is_extended_by(earlier.version, version)):
         earlier = None
     if own_passages is None:
         table, right = _read_table(_files_beyond(version, earlier, "passages"), options)
@@ -127,13 +118,16 @@ def read_state(
         knowledge, indexed_rows = earlier.knowledge.appended(table, vectors), earlier.indexed_rows
         right = np.concatenate([np.ones(len(earlier.knowledge.table), bool), right])
     alive = _read_alive(version, len(right), options)
-    num_missing = int(np.count_nonzero(alive & ~right))
+    num_missing, num_listed = np.count_nonzero(alive & ~right), np.count_nonzero(alive)
+    if num_missing == num_listed > 0:
+        raise _unusable(version.folder, f"none of its {num_listed} passages can be read")
     if num_missing:
-        _report_missing(version, num_missing, int(np.count_nonzero(alive)))
-    return SavedState(version, knowledge.with_alive(alive & right), encoder, indexed_rows, num_missing)
+        lost = f"{num_missing} of {num_listed} passages are lost and were left out"
+        logger.warning("%s: %s. Download or copy the knowledge base again.", version.folder, lost)
+    return SavedState(version, knowledge.with_alive(alive & right), encoder, indexed_rows, int(num_missing))
 
 
-def _begins_with(version: Version, earlier: Version) -> bool:
+def _is_extended_by(earlier: Version, version: Version) -> bool:
     """Whether a version lists the passages and vectors of an earlier one first."""
     for role in ("passages", "vectors"):
         before, now = ([file.sha256 for file in one.files_of(role)] for one in (earlier, version))
@@ -158,24 +152,16 @@ def _read_table(files: Sequence[StoredFile], options: OpenOptions) -> tuple[pa.T
             if options.on_error != "skip_shard" or file.rows > _MAX_LOST_ROWS:
                 raise
             logger.warning("%s", error)
-            parts.append(_lost_rows(file.rows))
+            lost = [pa.nulls(file.rows, one.type) if one.nullable else pa.repeat("", file.rows) for one in SCHEMA]
+            parts.append(pa.table(lost, schema=SCHEMA))  # rows that keep the place of the others, and are never alive
             masks.append(np.zeros(file.rows, bool))
     return pa.concat_tables(parts), np.concatenate(masks)
-
-
-def _lost_rows(num_rows: int) -> pa.Table:
-    """Rows that keep the place of others and are never alive."""
-    columns = [
-        pa.nulls(num_rows, column.type) if column.nullable else pa.repeat(pa.scalar("", column.type), num_rows)
-        for column in SCHEMA
-    ]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
 def _read_vectors(
     files: Sequence[StoredFile], table: pa.Table, right: np.ndarray, options: OpenOptions
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors of a table, and a mask of the rows whose passages and vectors are both as they were written."""
+    """The vectors of a table, and a mask of the rows whose passages (`right`) and vectors are as they were written."""
     if sum(file.rows for file in files) != len(table):
         folder = files[0].path.parents[2] if files else "The store"
         raise _unusable(folder, f"it lists {len(table)} passages and {sum(file.rows for file in files)} vectors")
@@ -259,32 +245,17 @@ def _read_index(
             )
         else:
             try:
-                return _open_index(file, vectors, options), file.rows
+                verify_file(file, options.verify == "full")
+                spec = file.fields.get("spec")
+                if not isinstance(spec, dict):
+                    raise unreadable(file, "the manifest does not say what it is")
+                index = open_index(file.path, spec, vectors[: file.rows], mmap=file.rows == len(vectors))
+                return (index if file.rows == len(vectors) else index.grow(vectors)), file.rows
             except KnowledgeBaseCorruptError as error:
                 if options.on_error == "raise":
                     raise
                 logger.warning("%s The index is built from the vectors.", error)
     return index_options.build(vectors), 0
-
-
-def _open_index(file: StoredFile, vectors: np.ndarray, options: OpenOptions) -> VectorIndex:
-    verify_file(file, options.verify == "full")
-    spec = file.fields.get("spec")
-    if not isinstance(spec, dict):
-        raise unreadable(file, "the manifest does not say what it is")
-    index = open_index(file.path, spec, vectors[: file.rows], mmap=file.rows == len(vectors))
-    return index if file.rows == len(vectors) else index.grow(vectors)
-
-
-def _report_missing(version: Version, num_missing: int, num_listed: int) -> None:
-    if num_missing == num_listed:
-        raise _unusable(version.folder, f"none of its {num_listed} passages can be read")
-    logger.warning(
-        "%s: %d of %d passages are lost and were left out. Download or copy the knowledge base again.",
-        version.folder,
-        num_missing,
-        num_listed,
-    )
 
 
 def _unusable(path: Path | str, reason: str) -> KnowledgeBaseCorruptError:

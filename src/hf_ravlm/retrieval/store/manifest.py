@@ -4,8 +4,7 @@ A manifest is data, perhaps a stranger's: names must have the form that we write
 that is not known is refused before anything else is believed.
 
 Passages, vectors, tombstones and probe are what was given; every other file was made from files of the same version,
-an index from the vectors. It names them, holds as long as they are listed in the same place, and may be missing:
-it can be made again.
+an index from the vectors. It names them, holds as long as they are listed in the same place, and may be missing.
 """
 
 from __future__ import annotations
@@ -27,13 +26,12 @@ FORMAT = 2
 # A manifest of this size lists about 20,000 files.
 MAX_MANIFEST_BYTES = 8_000_000
 _MAX_ROWS = 100_000_000
-_SUFFIXES = ("parquet", "safetensors", "faiss")
 
 SOURCE_ROLES = ("passages", "vectors", "tombstones", "probe")
 _OWN_FIELDS = ("format", "generation", "parent", "files")
 
 MANIFEST_NAME = re.compile(r"gen-([0-9]{8,12})\.json")
-OBJECT_NAME = re.compile(rf"objects/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})\.({'|'.join(_SUFFIXES)})")
+OBJECT_NAME = re.compile(r"objects/([0-9a-f]{2})/(\1[0-9a-f]{62})\.(parquet|safetensors|faiss)")
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,11 @@ class Version:
         """The fields of the manifest that belong to the knowledge and not to one version."""
         return {name: value for name, value in self.manifest.items() if name not in _OWN_FIELDS}
 
+    @property
+    def number(self) -> int:
+        """Counts the versions of a folder: later ones are greater."""
+        return int(self.name.removeprefix("gen-"))
+
     def file_names(self) -> list[str]:
         """The names of all files, relative to the folder: what is to be copied or published."""
         return ["CURRENT", f"manifests/{self.name}.json", *(entry["name"] for entry in self.manifest["files"])]
@@ -95,18 +98,18 @@ class Version:
 
         Rows are those of the stored table, removed passages included. A file covers the first `rows` of them.
         """
-        return [file for file in self.files_of(role) if self._still_holds(file)]
-
-    def _still_holds(self, file: StoredFile) -> bool:
-        source, sources = file.fields.get("made_from"), file.fields.get("built_from")
-        if file.fields.get("first_row") != 0 or not isinstance(source, str) or not isinstance(sources, list):
-            return False
-        first = self.files_of(source)[: len(sources)]
-        return [other.sha256 for other in first] == sources and sum(other.rows for other in first) == file.rows
+        holding = []
+        for file in self.files_of(role):
+            source, sources = file.fields.get("made_from"), file.fields.get("built_from")
+            if file.fields.get("first_row") == 0 and isinstance(source, str) and isinstance(sources, list):
+                first = self.files_of(source)[: len(sources)]
+                if [other.sha256 for other in first] == sources and sum(other.rows for other in first) == file.rows:
+                    holding.append(file)
+        return holding
 
 
 def manifest_bytes(fields: Mapping[str, Any], number: int, parent: str | None, files: list[dict[str, Any]]) -> bytes:
-    """Returns a manifest as it is written."""
+    """A manifest as it is written; `ValueError` if it has too many bytes to be read again."""
     manifest = {**fields, "format": FORMAT, "generation": number, "parent": parent, "files": files}
     data = json.dumps(manifest, sort_keys=True, indent=1).encode()
     if len(data) > MAX_MANIFEST_BYTES:
@@ -115,7 +118,7 @@ def manifest_bytes(fields: Mapping[str, Any], number: int, parent: str | None, f
 
 
 def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
-    """Returns a manifest whose list of files has been checked.
+    """A manifest whose list of files has been checked.
 
     Raises:
         KnowledgeBaseCorruptError: If it is no manifest, has a format that is not known, or lists impossible files.
@@ -125,7 +128,12 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
         found = manifest["format"]
         if found == FORMAT and isinstance(found, int) and not isinstance(found, bool):
             for entry in manifest["files"]:
-                _check_entry(path, entry)
+                match = OBJECT_NAME.fullmatch(entry["name"])
+                counts = (entry["bytes"], entry["rows"])
+                if match is None or match.group(2) != entry["sha256"] or not isinstance(entry["role"], str):
+                    raise corrupt(path, f"it lists a file under the name {str(entry['name'])[:200]!r}")
+                if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in counts):
+                    raise corrupt(path, f"it lists {entry['name']} with the sizes {str(counts)[:200]}")
             if sum(entry["rows"] for entry in manifest["files"] if entry["role"] == "passages") > _MAX_ROWS:
                 raise corrupt(path, f"it lists more than {_MAX_ROWS:,} passages")
             return dict(manifest)
@@ -153,12 +161,3 @@ def corrupt(path: Path, reason: str) -> KnowledgeBaseCorruptError:
         f"{path}: the stored knowledge base is damaged: {reason}. Download or copy it again, or build it anew with "
         "`RavlmRetriever.build(...).save_pretrained(...)`."
     )
-
-
-def _check_entry(path: Path, entry: dict[str, Any]) -> None:
-    match = OBJECT_NAME.fullmatch(entry["name"])
-    counts = (entry["bytes"], entry["rows"])
-    if match is None or match.group(2) != entry["sha256"] or not isinstance(entry["role"], str):
-        raise corrupt(path, f"it lists a file under the name {str(entry['name'])[:200]!r}")
-    if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in counts):
-        raise corrupt(path, f"it lists {entry['name']} with the sizes {str(counts)[:200]}")

@@ -26,6 +26,9 @@ _REMEDIES = {
 def roles_of(parts: Collection[str]) -> set[str]:
     """The roles of the files that make up some of `PARTS`.
 
+    Raises:
+        InvalidInputError: If there is none, or one is not known.
+
     >>> sorted(roles_of(["passages"]))
     ['passages', 'tombstones']
     """
@@ -36,11 +39,7 @@ def roles_of(parts: Collection[str]) -> set[str]:
 
 
 def check_parts(version: Version, needed: Sequence[str]) -> None:
-    """Refuses a knowledge base that was published without a part that is needed now.
-
-    Raises:
-        KnowledgeBaseNotFoundError: With what to do instead.
-    """
+    """Raises `KnowledgeBaseNotFoundError` if a part that is needed was not published."""
     published = version.manifest.get("parts", PARTS)
     missing = [part for part in needed if isinstance(published, Sequence) and part not in published]
     if missing:
@@ -50,11 +49,7 @@ def check_parts(version: Version, needed: Sequence[str]) -> None:
 
 
 def check_made_for(version: Version, table: pa.Table) -> None:
-    """Refuses vectors that were made for other passages.
-
-    Args:
-        version: Holds the vectors.
-        table: The passages, from elsewhere.
+    """Refuses the vectors of a version if they were made for other passages than those of a table.
 
     Raises:
         KnowledgeBaseMismatchError: If number, ids, order or (as far as the manifest says) content differ.

@@ -1,8 +1,6 @@
 """Looking at, verifying and repairing a stored knowledge base; every answer is a report of JSON values.
 
-`store_info` reads the manifest alone, `verify_store` reads every byte; neither writes. `repair_store` writes: it finds
-a version that is whole, makes again what was derived, and gives up lost passages only when asked to. No report
-names a path outside the folder.
+`store_info` and `verify_store` write nothing. No report names a path outside the folder.
 """
 
 from __future__ import annotations
@@ -23,10 +21,7 @@ from .versions import Commit, point_to_version, read_version, update_version, ve
 
 
 def store_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Says what a folder holds, by its manifest.
-
-    Args:
-        folder: The folder that holds `CURRENT`.
+    """Says what the folder of `CURRENT` holds, by its manifest alone.
 
     Returns:
         `generation`, `format`, `passages`, `removed`, `encoder` (name, fingerprint, dim, has_probe), `index` (kind,
@@ -39,13 +34,13 @@ def store_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
     root = Path(folder)
     version = read_version(root)
     removed = sum(file.rows for file in version.files_of("tombstones"))
-    roles: dict[str, dict[str, int]] = {}
-    for file in version.files:
-        counts = roles.setdefault(file.role, {"files": 0, "rows": 0, "bytes": 0})
-        counts["files"] += 1
-        counts["rows"] += file.rows
-        counts["bytes"] += file.num_bytes
-    encoder, index = (_dictionary(version.manifest.get(name)) for name in ("encoder", "index"))
+    roles = {}
+    for role in dict.fromkeys(file.role for file in version.files):
+        files = version.files_of(role)
+        counts = {"rows": sum(file.rows for file in files), "bytes": sum(file.num_bytes for file in files)}
+        roles[role] = {"files": len(files), **counts}
+    records = (version.manifest.get(name) for name in ("encoder", "index"))
+    encoder, index = (record if isinstance(record, dict) else {} for record in records)
     indexes = version.derived_files("index")
     return {
         "generation": version.name,
@@ -69,10 +64,7 @@ def store_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def verify_store(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads every byte of the current version and says what is wrong; damage is reported, not raised.
-
-    Args:
-        folder: The folder that holds `CURRENT`.
+    """Reads every byte of the version in `CURRENT` and says what is wrong; damage is reported, not raised.
 
     Returns:
         `ok`; `generation`, `None` if it cannot be read; `passages` that can be read and `missing` ones; `files` (name,
@@ -94,7 +86,8 @@ def verify_store(folder: str | os.PathLike[str]) -> dict[str, Any]:
         report["files"].append({**entry, "problem": None if problem is None else _relative(problem, folder)})
     try:
         # Without its index, which was verified above: a stranger's would be built again here.
-        state = read_state(_exact(version), OpenOptions(on_error="skip_shard"))
+        exact = replace(version, manifest={**version.manifest, "index": {"kind": "flat"}})
+        state = read_state(exact, OpenOptions(on_error="skip_shard"))
         report.update(passages=len(state.knowledge), missing=state.num_missing)
         faults: list[str] = []
     except RavlmError as error:
@@ -107,8 +100,8 @@ def repair_store(
 ) -> dict[str, Any]:
     """Makes a damaged knowledge base usable again.
 
-    A pointer or manifest that cannot be read is replaced by the newest version that is whole. An index that is
-    damaged, missing or somebody else's is built from the vectors, other damaged derived files are dropped.
+    An index that is damaged, missing or somebody else's is built from the vectors, other damaged derived files are
+    dropped.
 
     Args:
         folder: The folder that holds `CURRENT`, or held it.
@@ -171,7 +164,8 @@ def _renew_derived(
     folder: str | os.PathLike[str], version: Version, damaged: Sequence[StoredFile], actions: list[str]
 ) -> None:
     dropped = {file.path for file in damaged}
-    state = read_state(_without(version, dropped), OpenOptions(on_error="rebuild"))
+    whole = replace(version, files=tuple(file for file in version.files if file.path not in dropped))
+    state = read_state(whole, OpenOptions(on_error="rebuild"))
     needs_index = state.indexed_rows == 0 and not is_exact(state.knowledge)
     if needs_index:
         dropped |= {file.path for file in version.files_of("index")}
@@ -191,15 +185,6 @@ def _renew_derived(
     actions.extend(f"dropped a damaged file of the role {file.role!r}" for file in damaged if file.role != "index")
 
 
-def _exact(version: Version) -> Version:
-    """The same version, to be searched exactly: its index is neither read nor built."""
-    return replace(version, manifest={**version.manifest, "index": {"kind": "flat"}})
-
-
-def _without(version: Version, paths: set[Path]) -> Version:
-    return replace(version, files=tuple(file for file in version.files if file.path not in paths))
-
-
 def _problems_of(version: Version) -> dict[Path, Exception]:
     problems: dict[Path, Exception] = {}
     for file in version.files:
@@ -213,7 +198,3 @@ def _problems_of(version: Version) -> dict[Path, Exception]:
 def _relative(error: Exception, folder: str | os.PathLike[str]) -> str:
     """A message without the place of the folder on this machine."""
     return str(error).replace(f"{os.fspath(folder)}{os.sep}", "").replace(os.fspath(folder), ".")
-
-
-def _dictionary(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -34,8 +34,7 @@ _ROWS_PER_GROUP = 5_000
 
 # Only these repeat; in another column a dictionary, or a shared prefix, could unfold a small file into gigabytes.
 _DICTIONARY_COLUMNS = ("source", "licence")
-_PLAIN_ENCODINGS = {"PLAIN", "RLE"}
-_DICTIONARY_ENCODINGS = {*_PLAIN_ENCODINGS, "RLE_DICTIONARY", "PLAIN_DICTIONARY"}
+_DICTIONARY_ENCODINGS = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
 _MAX_EXPANSION = 200
 _MIN_BYTES_ALLOWED = 32_000_000
 
@@ -83,20 +82,17 @@ def _shards(table: pa.Table) -> Iterator[pa.Table]:
 
 def write_passages(table: pa.Table, path: Path) -> None:
     """Writes one shard."""
-    _write_table(table, path, "zstd")
-    if _unfolds_too_far(pq.read_metadata(path), path):  # such as one image in every row
-        _write_table(table, path, "none")
-
-
-def _write_table(table: pa.Table, path: Path, compression: str) -> None:
-    pq.write_table(
-        table,
-        path,
-        row_group_size=_ROWS_PER_GROUP,
-        compression=compression,
-        use_dictionary=list(_DICTIONARY_COLUMNS),
-        write_page_checksum=True,
-    )
+    for compression in ("zstd", "none"):
+        pq.write_table(
+            table,
+            path,
+            row_group_size=_ROWS_PER_GROUP,
+            compression=compression,
+            use_dictionary=list(_DICTIONARY_COLUMNS),
+            write_page_checksum=True,
+        )
+        if not _unfolds_too_far(pq.read_metadata(path), path):  # one image in every row would
+            return
 
 
 def read_passages(file: StoredFile) -> pa.Table:
@@ -118,8 +114,8 @@ def read_passages(file: StoredFile) -> pa.Table:
         raise unreadable(file, str(error)[:300]) from error
     if not table.schema.equals(SCHEMA):
         raise unreadable(file, f"it has the columns {str(table.schema.names)[:300]}")
-    if len(table) != file.rows or table["id"].null_count:
-        num_missing = table["id"].null_count
+    num_missing = table["id"].null_count
+    if len(table) != file.rows or num_missing:
         raise unreadable(file, f"it holds {len(table)} rows with {num_missing} ids missing, not {file.rows}")
     return table
 
@@ -130,13 +126,14 @@ def _check_size(metadata: pq.FileMetaData, file: StoredFile) -> None:
     if metadata.num_columns != len(SCHEMA):
         raise unreadable(file, f"it has {metadata.num_columns} columns instead of {len(SCHEMA)}")
     if _unfolds_too_far(metadata, file.path):
-        bound = f"more than {_MAX_EXPANSION} times as many"
-        raise unreadable(file, f"its {file.num_bytes:,} bytes would unfold into {bound}")
+        raise unreadable(
+            file, f"its {file.num_bytes:,} bytes would unfold into more than {_MAX_EXPANSION} times as many"
+        )
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     for column in (group.column(number) for group in groups for number in range(metadata.num_columns)):
         name = column.path_in_schema
-        known = _DICTIONARY_ENCODINGS if name in _DICTIONARY_COLUMNS else _PLAIN_ENCODINGS
-        if not known.issuperset(column.encodings):
+        dictionary_encodings = _DICTIONARY_ENCODINGS if name in _DICTIONARY_COLUMNS else set()
+        if not set(column.encodings) <= {"PLAIN", "RLE"} | dictionary_encodings:
             raise unreadable(file, f"its column {name[:80]!r} is encoded as {column.encodings}")
 
 
@@ -146,12 +143,7 @@ def _unfolds_too_far(metadata: pq.FileMetaData, path: Path) -> bool:
 
 
 def read_vectors(file: StoredFile) -> np.ndarray:
-    """Maps the vectors of one file into memory, (n, D) in float32, read-only.
-
-    Raises:
-        FileNotFoundError: If it is gone.
-        KnowledgeBaseCorruptError: If it holds something else.
-    """
+    """Maps the vectors of one file into memory, (n, D) in float32, read-only; errors as `read_passages`."""
     vectors = open_arrays(file.path)[0].get("vectors")
     if vectors is None or vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.shape[1] > _MAX_DIM:
         raise unreadable(file, "it holds no float32 matrix named `vectors`")

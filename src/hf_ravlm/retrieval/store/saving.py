@@ -22,12 +22,12 @@ from ...saving.safe_paths import safe_relpath
 from ..encoding.encoder_probe import EncoderRecord, inputs_digest
 from ..indexes.vector_index import ApproximateIndex
 from ..passage import input_digest
-from .manifest import SOURCE_ROLES, StoredFile, Version
+from .manifest import SOURCE_ROLES, Version
 from .parts import roles_of
 from .row_files import array_file, row_files
 from .state import KnowledgeState
 from .trust import trust_file
-from .versions import Commit, NewFile, update_version, write_version
+from .versions import AnyFile, Commit, NewFile, update_version, write_version
 
 
 # Rows that the stored index does not cover are added to it when it is opened; beyond this share it is stored anew.
@@ -37,14 +37,10 @@ _MIN_UNINDEXED_ROWS = 1_000
 
 @dataclass(frozen=True)
 class SavedState:
-    """A state in memory and the version that holds it.
+    """A state in memory and the version that holds it, whose files stay while this object lives.
 
-    Attributes:
-        version: The version; while this object lives, its files stay.
-        knowledge: What it holds.
-        encoder: Who made the vectors.
-        indexed_rows: How many rows the stored index covers, if it is the one in memory.
-        num_missing: How many passages could not be read and were left out.
+    `indexed_rows` says how many rows the stored index covers, if it is the one in memory; `num_missing` how many
+    passages could not be read and were left out.
     """
 
     version: Version
@@ -55,11 +51,7 @@ class SavedState:
 
 
 def find_store(folder: str | os.PathLike[str], subfolder: str) -> Path:
-    """Returns the folder that holds `CURRENT`: the given one, or its sub-folder.
-
-    Raises:
-        KnowledgeBaseNotFoundError: If neither does.
-    """
+    """The folder that holds `CURRENT`, the given one or its sub-folder; else a `KnowledgeBaseNotFoundError`."""
     root = Path(folder)
     for store in (root, root / safe_relpath(subfolder)):
         if (store / "CURRENT").exists():
@@ -70,38 +62,33 @@ def find_store(folder: str | os.PathLike[str], subfolder: str) -> Path:
     )
 
 
-def write_state(folder: str | os.PathLike[str], knowledge: KnowledgeState, encoder: EncoderRecord) -> SavedState:
+def write_state(
+    folder: str | os.PathLike[str],
+    knowledge: KnowledgeState,
+    encoder: EncoderRecord,
+    parts: Sequence[str] | None = None,
+) -> SavedState:
     """Stores the passages that are alive as the next version of a folder, whatever it held.
+
+    Args:
+        folder: The folder; created if needed.
+        knowledge: The state.
+        encoder: Who made the vectors.
+        parts: Which of `PARTS` are published; `None` for a state that stays here.
 
     Raises:
         KnowledgeBaseLockedError, KnowledgeBaseCorruptError, OSError: See `write_version`.
     """
     knowledge = knowledge.compacted()
-    version = write_version(folder, _fields(knowledge, encoder), _all_files(knowledge, encoder))
-    return SavedState(version, knowledge, encoder, trust_indexes(version))
-
-
-def write_published(
-    folder: str | os.PathLike[str], knowledge: KnowledgeState, encoder: EncoderRecord, parts: Sequence[str]
-) -> Version:
-    """Stores the passages that are alive, or their vectors, or both, in the form in which they are published.
-
-    Args:
-        folder: A new folder.
-        knowledge: The state.
-        encoder: Who made the vectors.
-        parts: Some of `hf_ravlm.retrieval.store.parts.PARTS`.
-    """
-    knowledge = knowledge.compacted()
-    roles = roles_of(parts)
-    fields = {**_fields(knowledge, encoder), "parts": list(parts)}
-    fields["input_sha256"] = input_digest(knowledge.live_table)
-    if "vectors" not in roles:
-        fields = {name: value for name, value in fields.items() if name not in ("encoder", "index")}
-    files = [file for file in _all_files(knowledge, encoder) if file.role in roles]
+    fields, files = _fields(knowledge, encoder), _all_files(knowledge, encoder)
+    if parts is not None:
+        fields |= {"parts": list(parts), "input_sha256": input_digest(knowledge.table)}
+        roles = roles_of(parts)
+        files = [file for file in files if file.role in roles]
+        if "vectors" not in roles:
+            del fields["encoder"], fields["index"]
     version = write_version(folder, fields, files)
-    trust_indexes(version)
-    return version
+    return SavedState(version, knowledge, encoder, trust_indexes(version))
 
 
 def write_change(
@@ -113,8 +100,8 @@ def write_change(
 
     Args:
         base: The state as it was read.
-        change: Makes the next state from the current one.
-        reload: Reads a version that somebody else has written since.
+        change: Makes the next state from the current one; returning that very one writes nothing.
+        reload: Reads a version that another process has written since.
 
     Raises:
         KnowledgeBaseMismatchError: If another encoder's knowledge base has taken the place.
@@ -164,22 +151,18 @@ def _fields(knowledge: KnowledgeState, encoder: EncoderRecord) -> dict[str, Any]
     }
 
 
-def _all_files(knowledge: KnowledgeState, encoder: EncoderRecord) -> list[NewFile | StoredFile]:
+def _all_files(knowledge: KnowledgeState, encoder: EncoderRecord) -> list[AnyFile]:
     """All files of a state that has no others yet."""
-    files: list[NewFile | StoredFile] = [
-        *row_files(knowledge.table, knowledge.index.vectors),
-        *_tombstone_files(knowledge),
-        *_probe_files(encoder),
-    ]
+    files = row_files(knowledge.table, knowledge.index.vectors) + _tombstone_files(knowledge) + _probe_files(encoder)
     return files if is_exact(knowledge) else [*files, index_file(knowledge)]
 
 
-def _files_after(before: SavedState, knowledge: KnowledgeState) -> list[NewFile | StoredFile]:
+def _files_after(before: SavedState, knowledge: KnowledgeState) -> list[AnyFile]:
     """The files of a state: those of the one before it, as far as they hold, and those that it adds."""
     if not knowledge.continues(before.knowledge):
         return _all_files(knowledge, before.encoder)
     version, num_stored = before.version, len(before.knowledge.table)
-    files: list[NewFile | StoredFile] = [*version.files_of("passages"), *version.files_of("vectors")]
+    files: list[AnyFile] = [*version.files_of("passages"), *version.files_of("vectors")]
     if len(knowledge.table) > num_stored:
         files += row_files(knowledge.table.slice(num_stored), knowledge.index.vectors[num_stored:])
     files += _tombstone_files(knowledge)
@@ -193,18 +176,14 @@ def _files_after(before: SavedState, knowledge: KnowledgeState) -> list[NewFile 
     return files + [file for file in version.files if file.role not in (*SOURCE_ROLES, "index")]
 
 
-def _tombstone_files(knowledge: KnowledgeState) -> list[NewFile | StoredFile]:
-    if knowledge.all_alive:
-        return []
+def _tombstone_files(knowledge: KnowledgeState) -> list[AnyFile]:
     removed = np.flatnonzero(~knowledge.alive)
-    return [array_file("tombstones", len(removed), {"rows": removed})]
+    return [array_file("tombstones", len(removed), {"rows": removed})] if len(removed) else []
 
 
-def _probe_files(encoder: EncoderRecord) -> list[NewFile | StoredFile]:
-    if not encoder.probe:
-        return []
+def _probe_files(encoder: EncoderRecord) -> list[AnyFile]:
     rows = sum(len(vectors) for vectors in encoder.probe.values())
-    return [array_file("probe", rows, encoder.probe, {"inputs_sha256": inputs_digest()})]
+    return [array_file("probe", rows, encoder.probe, {"inputs_sha256": inputs_digest()})] if encoder.probe else []
 
 
 def index_file(knowledge: KnowledgeState) -> NewFile:

@@ -66,7 +66,7 @@ class GrowingArray:
 
 @dataclass(frozen=True)
 class KnowledgeState:
-    """One state: passages, what finds them, and which of them are alive.
+    """One state of N rows.
 
     Attributes:
         table: All rows, also those that were removed.
@@ -140,7 +140,7 @@ class KnowledgeState:
         return metadata_table(self.table)
 
     def search(self, queries: Any, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns scores and rows of the table, (n, k') each, of the nearest passages that are alive and allowed.
+        """Scores and rows of the table, (n, k') each, of the nearest passages that are alive and allowed.
 
         Args:
             queries: Vectors of shape (n, D).
@@ -158,11 +158,8 @@ class KnowledgeState:
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
         """The rows of the table in which passages with these ids are alive; -1 where there is none."""
         known = self.table["id"] if self.all_alive else self.table["id"].take(pa.array(self.live_rows))
-        places = pc.index_in(pa.array(ids, pa.string()), value_set=known)
-        found = np.asarray(pc.fill_null(places, -1).to_numpy(zero_copy_only=False), np.int64)
-        rows = np.full(len(found), -1, np.int64)
-        rows[found >= 0] = self.live_rows[found[found >= 0]]
-        return rows
+        places = pc.fill_null(pc.index_in(pa.array(ids, pa.string()), value_set=known), -1)
+        return np.append(self.live_rows, -1)[np.asarray(places)]  # place -1 is the last
 
     def added(self, table: pa.Table, vectors: np.ndarray) -> KnowledgeState:
         """The state after passages were added at the end.
@@ -225,19 +222,15 @@ class KnowledgeState:
                 f"The new vectors are {vectors.shape[1]} wide, those of the knowledge base {self.index.dim}. Use the "
                 "encoder that built it."
             )
-        index = self._index_over(vectors)
+        if len(self.table) == 0:  # an empty index knows no width
+            index = self.options.build(vectors)
+        else:
+            together = self.buffer.extended(self.index.vectors, vectors)
+            # What was searched exactly because it was small may have grown.
+            outgrown = self.options.kind != "flat" and self.index.spec["kind"] == "flat"
+            index = self.options.build(together) if outgrown else self.index.grow(together)
         alive = np.concatenate([self.alive, np.ones(len(table), bool)])
         return replace(self, table=pa.concat_tables([self.table, table]), index=index, alive=alive)
-
-    def _index_over(self, vectors: np.ndarray) -> VectorIndex:
-        """The index over the vectors of this state and more."""
-        if len(self.table) == 0:  # an empty index knows no width
-            return self.options.build(vectors)
-        together = self.buffer.extended(self.index.vectors, vectors)
-        # What was searched exactly because it was small may have grown.
-        if self.options.kind != "flat" and self.index.spec["kind"] == "flat":
-            return self.options.build(together)
-        return self.index.grow(together)
 
     def renewed(self) -> KnowledgeState:
         """The same passages as a state of its own, compacted: all of its files are written again."""

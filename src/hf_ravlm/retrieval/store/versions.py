@@ -18,7 +18,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,6 +53,7 @@ logger = logging.getLogger(__name__)
 _CURRENT = re.compile(rb"(gen-[0-9]{8,12}) ([0-9a-f]{64})\n")
 _MAX_CURRENT_BYTES = 256
 _NUM_OPEN_ATTEMPTS = 5
+_LOCK_TIMEOUT_SECONDS = 60.0
 _LEASE_POLL_SECONDS = 0.05
 
 _Loaded = TypeVar("_Loaded")
@@ -78,32 +80,32 @@ class NewFile(NamedTuple):
     made_from: str | None = None
 
 
+AnyFile = NewFile | StoredFile
+
+
 class Commit(NamedTuple):
     """What the next version consists of: JSON fields of its manifest, and files that are new or kept."""
 
     fields: Mapping[str, Any]
-    files: Sequence[NewFile | StoredFile]
+    files: Sequence[AnyFile]
 
 
 def write_version(
     folder: str | os.PathLike[str],
     fields: Mapping[str, Any],
-    files: Sequence[NewFile | StoredFile],
-    lock_timeout_seconds: float = 60.0,
+    files: Sequence[AnyFile],
+    lock_timeout_seconds: float = _LOCK_TIMEOUT_SECONDS,
 ) -> Version:
     """Stores files as the next version of a knowledge base and makes it the current one, whatever was there.
 
     The previous version is kept, and older ones that somebody reads; others and the remains of interrupted writers
-    are removed.
+    are removed. When the function returns, the new version survives a power cut.
 
     Args:
         folder: The folder of the knowledge base; created if needed.
         fields: JSON values of the manifest, beside its list of files.
         files: What to store, or to keep of the previous version.
         lock_timeout_seconds: How long to wait for another writer.
-
-    Returns:
-        The version. When the function returns, it survives a power cut.
 
     Raises:
         KnowledgeBaseLockedError: If another process goes on writing.
@@ -118,21 +120,11 @@ def write_version(
         return _commit(root, parent, Commit(fields, files))
 
 
-def update_version(
-    folder: str | os.PathLike[str],
-    plan: Callable[[Version], Commit | None],
-    lock_timeout_seconds: float = 60.0,
-) -> Version:
+def update_version(folder: str | os.PathLike[str], plan: Callable[[Version], Commit | None]) -> Version:
     """Stores a version that is made of the current one; no other writer can come between the two.
 
-    Args:
-        folder: The folder of the knowledge base.
-        plan: Gets the current version, whose files have not been verified, and says what the next one consists
-            of; `None` leaves everything as it is.
-        lock_timeout_seconds: How long to wait for another writer.
-
-    Returns:
-        The new version, or the current one if there was nothing to do.
+    `plan` gets the current version, whose files have not been verified, and says what the next one consists of; `None`
+    leaves everything as it is. Returns the version that is the current one afterwards.
 
     Raises:
         KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
@@ -140,7 +132,7 @@ def update_version(
     """
     root = Path(folder)
     _read_pointer(root)  # before a lock file is made where no knowledge base is
-    with exclusive_lock(root / "LOCK", lock_timeout_seconds):
+    with exclusive_lock(root / "LOCK", _LOCK_TIMEOUT_SECONDS):
         current = read_version(root)
         commit = plan(current)
         return current if commit is None else _commit(root, current.name, commit)
@@ -155,7 +147,8 @@ def _commit(root: Path, parent: str | None, commit: Commit) -> Version:
     # A writer that was stopped may have left folders whose names were never flushed.
     for made_folder in (root / "objects", root):
         sync_folder(made_folder)
-    number = 1 + max(_version_numbers(root), default=0)
+    manifests = _manifests(root)
+    number = 1 + (_number(manifests[-1]) if manifests else 0)
     name = f"gen-{number:08d}"
     data = manifest_bytes(commit.fields, number, parent, entries)
     path = root / "manifests" / f"{name}.json"
@@ -179,43 +172,35 @@ def _store_file(root: Path, file: NewFile, earlier: list[dict[str, Any]]) -> dic
     path, sha256, num_bytes = publish_file(
         file.write, objects, lambda sha256: objects / sha256[:2] / f"{sha256}.{file.suffix}"
     )
-    origin: dict[str, Any] = {}
+    entry = {"role": file.role, "name": path.relative_to(root).as_posix(), "sha256": sha256, "bytes": num_bytes}
     if file.made_from is not None:
-        sources = [entry["sha256"] for entry in earlier if entry["role"] == file.made_from]
-        origin = {"made_from": file.made_from, "first_row": 0, "built_from": sources}
-    return {
-        **file.fields,
-        **origin,
-        "role": file.role,
-        "name": path.relative_to(root).as_posix(),
-        "sha256": sha256,
-        "bytes": num_bytes,
-        "rows": file.rows,
-    }
+        sources = [other["sha256"] for other in earlier if other["role"] == file.made_from]
+        entry |= {"made_from": file.made_from, "first_row": 0, "built_from": sources}
+    return {**file.fields, **entry, "rows": file.rows}
 
 
-def _version_numbers(root: Path) -> list[int]:
-    return [int(path.stem.removeprefix("gen-")) for path in _manifests(root)]
+def _number(manifest: Path) -> int:
+    return int(manifest.stem.removeprefix("gen-"))
 
 
 def _manifests(root: Path) -> list[Path]:
-    return [path for path in (root / "manifests").iterdir() if MANIFEST_NAME.fullmatch(path.name)]
+    """The manifests of all versions, oldest first."""
+    manifests = (path for path in (root / "manifests").iterdir() if MANIFEST_NAME.fullmatch(path.name))
+    return sorted(manifests, key=_number)
 
 
 def version_names(folder: str | os.PathLike[str]) -> list[str]:
     """The versions that lie in a folder, oldest first."""
-    if not (Path(folder) / "manifests").is_dir():
-        return []
-    return [f"gen-{number:08d}" for number in sorted(_version_numbers(Path(folder)))]
+    return [path.stem for path in _manifests(Path(folder))] if (Path(folder) / "manifests").is_dir() else []
 
 
-def point_to_version(folder: str | os.PathLike[str], name: str, lock_timeout_seconds: float = 60.0) -> Version:
+def point_to_version(folder: str | os.PathLike[str], name: str) -> Version:
     """Makes a version the current one that lies in a folder already; nothing is removed.
 
     Errors are those of `read_version`, and `KnowledgeBaseLockedError`.
     """
     root = Path(folder)
-    with exclusive_lock(root / "LOCK", lock_timeout_seconds):
+    with exclusive_lock(root / "LOCK", _LOCK_TIMEOUT_SECONDS):
         version = read_version(root, name)
         _point_to(version)
     return version
@@ -224,9 +209,7 @@ def point_to_version(folder: str | os.PathLike[str], name: str, lock_timeout_sec
 def remove_old_versions(folder: str | os.PathLike[str], timeout_seconds: float) -> None:
     """Removes every version but the current one, with every file that only they hold.
 
-    Args:
-        folder: The folder of the knowledge base.
-        timeout_seconds: How long to wait for readers of the old versions, and for another writer.
+    Waits `timeout_seconds` for readers of the old versions, and for another writer.
 
     Raises:
         KnowledgeBaseLockedError: If somebody goes on reading; their versions and their files are then still there.
@@ -277,7 +260,7 @@ def read_version(folder: str | os.PathLike[str], name: str | None = None) -> Ver
 
     Args:
         folder: The folder that holds `CURRENT`.
-        name: A version that lies there, whose manifest then has no checksum to meet; `None` for the current one.
+        name: A version that lies there, read without a checksum to meet; `None` for the current one.
 
     Raises:
         KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
@@ -301,12 +284,7 @@ def read_version(folder: str | os.PathLike[str], name: str | None = None) -> Ver
 def load_version(folder: str | os.PathLike[str], load: Callable[[Version], _Loaded]) -> _Loaded:
     """Reads the current version, again if a writer has replaced and removed it in the meantime.
 
-    Args:
-        folder: The folder that holds `CURRENT`.
-        load: Verifies and reads the files of a version.
-
-    Raises:
-        KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: As `read_version`, and what `load` raises.
+    `load` verifies and reads the files of a version. Errors are those of `read_version`, and what `load` raises.
     """
     for _ in range(_NUM_OPEN_ATTEMPTS - 1):
         before = _read_pointer(Path(folder))
@@ -332,34 +310,28 @@ def _read_pointer(root: Path) -> tuple[str, str]:
 
 
 def _read_small(path: Path, max_bytes: int) -> bytes:
+    with _regular_file(path) as num_bytes:
+        if num_bytes > max_bytes:
+            raise corrupt(path, f"it has {num_bytes:,} bytes, more than {max_bytes:,}")
+        return path.read_bytes()
+
+
+@contextmanager
+def _regular_file(path: Path) -> Iterator[int]:
+    """Gives the size of a file; it may vanish while it is read."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise corrupt(path, "it is not a regular file")
-        if status.st_size > max_bytes:
-            raise corrupt(path, f"it has {status.st_size:,} bytes, more than {max_bytes:,}")
-        return path.read_bytes()
+        yield status.st_size
     except FileNotFoundError as error:
         raise corrupt(path, "it is missing") from error
 
 
 def verify_file(file: StoredFile, full: bool = True) -> None:
-    """Compares a file with what its manifest says of it.
-
-    Args:
-        file: The file.
-        full: Whether to read it and compare its SHA-256; otherwise its size alone is compared.
-
-    Raises:
-        KnowledgeBaseCorruptError: If it is missing or differs.
-    """
-    try:
-        status = file.path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise corrupt(file.path, "it is not a regular file")
-        if status.st_size != file.num_bytes:
-            raise corrupt(file.path, f"it has {status.st_size:,} bytes instead of {file.num_bytes:,}")
+    """Raises `KnowledgeBaseCorruptError` if a file is missing or its size or (if `full`) SHA-256 is not as listed."""
+    with _regular_file(file.path) as num_bytes:
+        if num_bytes != file.num_bytes:
+            raise corrupt(file.path, f"it has {num_bytes:,} bytes instead of {file.num_bytes:,}")
         if full and sha256_of(file.path) != file.sha256:
             raise corrupt(file.path, "its content has changed: the checksum differs")
-    except FileNotFoundError as error:
-        raise corrupt(file.path, "it is missing") from error
