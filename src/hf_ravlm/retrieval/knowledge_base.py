@@ -273,10 +273,10 @@ def as_knowledge_base(passages: PassageSource) -> KnowledgeBase:
     """Passages as a user gives them, see `RavlmRetriever.add`."""
     if isinstance(passages, KnowledgeBase):
         return passages
-    rows = [_row_of(passage) if isinstance(passage, Passage) else passage for passage in passages]
+    rows: list[Any] = list(passages)
+    for place, passage in enumerate(rows):
+        if isinstance(passage, Passage):
+            row = {item.name: getattr(passage, item.name) for item in fields(passage)}
+            row["image"] = row.pop("image_bytes")
+            rows[place] = row
     return KnowledgeBase.from_dicts(rows) if rows else KnowledgeBase()
-
-
-def _row_of(passage: Passage) -> dict[str, Any]:
-    row = {item.name: getattr(passage, item.name) for item in fields(passage) if item.name != "image_bytes"}
-    return {**row, "image": passage.image_bytes}

@@ -184,13 +184,11 @@ class RavlmRetriever:
         """
         options = OpenOptions(on_error, verify, allow_foreign_index)
         if encoder is None and repo_type == "dataset":
-            raise InvalidInputError(
-                "A dataset repository holds no model. Pass `encoder=`, the encoder that its card names."
-            )
-        parts = PARTS if knowledge_base is None else ("vectors",)
+            raise InvalidInputError("A dataset repository holds no model. Pass `encoder=`, the one its card names.")
+        parts, table = (PARTS, None) if knowledge_base is None else (("vectors",), knowledge_base.table)
         source = pretrained_model_name_or_path
         store, hub_kwargs = store_folder(source, subfolder, hub_kwargs, repo_type, parts, allow_foreign_index)
-        state = open_state(store, options, passages=None if knowledge_base is None else knowledge_base.table)
+        state = open_state(store, options, passages=table)
         if encoder is None:
             encoder = encoder_beside(source, store, hub_kwargs)
         check_encoder(encoder, state.encoder, store)
@@ -244,22 +242,18 @@ class RavlmRetriever:
         channels: Sequence[str] = ("dense",),
         **options: Any,
     ) -> list[list[Evidence]]:
-        """Returns the best passages of every query, best first.
+        """Returns a list per query of its best passages, best first.
 
         Args:
             images: One image per query, anything that `safe_image` takes; a single one is a batch of one. `None` for
                 no images at all, or in single places.
             texts: One question per query; likewise.
-            k: How many passages to return; a smaller knowledge base returns all it has.
+            k: The most passages per query.
             where: Which passages may be found, such as `{"licence": "CC0-1.0"}`, see
                 `hf_ravlm.retrieval.ranking.filters.matching_rows`; `None` for all.
             channels: How candidates are found, names of `hf_ravlm.retrieval.knowledge_channels`: `"dense"` by
                 vectors, `"bm25"` by words, ...; several are fused.
-            **options: The other fields of `SearchOptions`: `num_candidates`, `weights`, `reranker`,
-                `max_per_source`, `near_duplicate_threshold`, `mmr_lambda`, ...
-
-        Returns:
-            A list per query, of at most `k` pieces of evidence.
+            **options: The other fields of `SearchOptions`: `num_candidates`, `weights`, `reranker`, ...
 
         Raises:
             InvalidInputError: If a query is empty, the lists differ in length, or an option is wrong.
@@ -316,7 +310,7 @@ class RavlmRetriever:
         """
         knowledge = self._knowledge
         scores, rows = knowledge.search(vectors, k)
-        return scores, knowledge.live_places(rows)
+        return scores, rows if knowledge.all_alive else np.searchsorted(knowledge.live_rows, rows)
 
     def add(self, passages: PassageSource, batch_size: int = 64) -> None:
         """Adds passages; they can be found as soon as the method returns.
@@ -343,8 +337,7 @@ class RavlmRetriever:
     def update(self, passages: PassageSource, batch_size: int = 64) -> None:
         """Replaces passages that have the same ids, and adds the others; arguments and errors as `add`.
 
-        A passage that is the same as before is not encoded again, so that a whole source can be passed after a few
-        of its rows have changed.
+        A passage that is the same as before is not encoded again: pass a whole source after a few rows have changed.
         """
         self.refresh()
         new = as_knowledge_base(passages)

@@ -18,6 +18,11 @@ from ..store.manifest import StoredFile, Version
 _TAGS = ("hf_ravlm", "knowledge-base", "retrieval-augmented-generation")
 # A store holds at most a hundred million passages.
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
+_PASSAGES = "Texts and images are published as they are, under the licences above."
+_VECTORS_ALONE = (
+    "Only vectors are published. That does not keep the passages secret: from the vectors of a known encoder a good "
+    "part of a text can be reconstructed. Treat them as you would treat the passages."
+)
 _COLUMN_TYPES = {"text": "large_string", "image": "image", "metadata": "large_string"}
 
 
@@ -64,7 +69,7 @@ def _body(repo_id: str, version: Version, table: pa.Table) -> str:
         "Use it": _usage(repo_id, version),
         "Licences": count_table(table, "licence", "none stated"),
         "Sources": count_table(table, "source", "none stated"),
-        "What publishing this means": _warning(version),
+        "What publishing this means": (_PASSAGES if version.files_of("passages") else _VECTORS_ALONE),
     }
     return "\n\n".join([_summary(version, table), *(f"## {title}\n\n{text}" for title, text in sections.items())])
 
@@ -106,15 +111,6 @@ def _usage(repo_id: str, version: Version) -> str:
         lines.append("encoder = ...  # the one named above")
         lines.append(f'retriever = RavlmRetriever.from_pretrained("{repo_id}", encoder, repo_type="dataset"{own})')
     return "\n".join(["```python", *lines, "```"])
-
-
-def _warning(version: Version) -> str:
-    if version.files_of("passages"):
-        return "Texts and images are published as they are, under the licences above."
-    return (
-        "Only vectors are published. That does not keep the passages secret: from the vectors of a known encoder a "
-        "good part of a text can be reconstructed. Treat them as you would treat the passages."
-    )
 
 
 def _megabytes(files: list[StoredFile]) -> str:

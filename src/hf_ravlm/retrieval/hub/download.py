@@ -30,18 +30,15 @@ def store_folder(
     parts: Sequence[str] = PARTS,
     allow_foreign_index: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
-    """The local folder that holds `CURRENT`, downloaded if the source is a Hub id.
+    """The local folder that holds `CURRENT`, and `hub_kwargs` with the revision that everything else must come from.
 
     Args:
         source: A folder, or the id of a repository.
-        subfolder: Where the knowledge base lies in a model repository. In a dataset repository it is the root.
+        subfolder: Where the knowledge base lies in a folder or model repository; it is the root of a dataset one.
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, ...
         repo_type: The type of the repository.
         parts: What to download, some of `PARTS`.
         allow_foreign_index: Whether to download an index that was not written on this machine.
-
-    Returns:
-        The folder, and `hub_kwargs` with the revision that everything else must come from.
 
     Raises:
         KnowledgeBaseNotFoundError: If the source is neither a folder nor a repository with a knowledge base.

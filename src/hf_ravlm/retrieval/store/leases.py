@@ -40,13 +40,11 @@ def take_lease(path: Path) -> Lease:
         FileNotFoundError: If there is no such file, or it is being removed.
     """
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if not _lock(descriptor, shared=True) or os.fstat(descriptor).st_nlink == 0:
-            raise FileNotFoundError(f"{path} is being removed.")
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return Lease(descriptor)
+    lease = Lease(descriptor)
+    if not _lock(descriptor, shared=True) or os.fstat(descriptor).st_nlink == 0:
+        lease.release()
+        raise FileNotFoundError(f"{path} is being removed.")
+    return lease
 
 
 def remove_unless_leased(path: Path) -> bool:

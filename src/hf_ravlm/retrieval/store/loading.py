@@ -1,7 +1,7 @@
 """Stored versions as states in memory, and what is done about files that are damaged.
 
-What was given (passages, vectors, tombstones) must be whole, or the caller has agreed to do without the rows that are
-lost; an index is made again. Nothing is believed before its checksum was compared.
+Passages, vectors and tombstones must be whole, or the caller has agreed to do without the rows that are lost; an index
+is made again. Nothing is believed before its checksum was compared.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """The rows of a knowledge base in files: Parquet shards of passages, and safetensors with their vectors.
 
-Checksums of whole files are compared before anything comes here. What is checked here is the rest: that a small file
-does not unfold into a huge table, that columns and shapes are ours, that the rows are as many as listed.
+Checksums of whole files were compared before. Here it is checked that a small file does not unfold into a huge table,
+that columns and shapes are ours, and the rows as many as listed.
 
-A commit writes one file of vectors. A single one is mapped into memory as it lies; several, after passages were added,
-are copied into one array, until `compact` makes one file of them again. Every block of rows has a checksum, which says
-what of a damaged file is still right.
+A commit writes one file of vectors. A single one is mapped into memory as it lies; several are copied into one array,
+until `compact` makes one file of them. Every block of rows has a checksum, which says what of a damaged file is right.
 """
 
 from __future__ import annotations
@@ -153,11 +152,7 @@ def read_vectors(file: StoredFile) -> np.ndarray:
 
 
 def join_vectors(parts: Sequence[np.ndarray], files: Sequence[StoredFile]) -> np.ndarray:
-    """Joins the vectors of several files, (N, D); a single one stays mapped.
-
-    Raises:
-        KnowledgeBaseCorruptError: If they differ in width.
-    """
+    """The vectors of several files as one array, (N, D); `KnowledgeBaseCorruptError` if they differ in width."""
     filled = [(part, file) for part, file in zip(parts, files, strict=True) if len(part)]
     if not filled:
         return parts[0] if parts else np.zeros((0, 0), np.float32)

@@ -102,10 +102,6 @@ class KnowledgeState:
         """Whether no row was removed."""
         return len(self.live_rows) == len(self.table)
 
-    def live_places(self, rows: np.ndarray) -> np.ndarray:
-        """The places in `live_table` of rows of the table that are alive."""
-        return rows if self.all_alive else np.searchsorted(self.live_rows, rows)
-
     def differs(self, table: pa.Table) -> pa.Array:
         """Which rows of a table say something else than the living passage with their id, or have a new id."""
         rows = self.rows_of(table["id"].to_pylist())
@@ -140,11 +136,11 @@ class KnowledgeState:
         return metadata_table(self.table)
 
     def search(self, queries: Any, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and rows of the table, (n, k') each, of the nearest passages that are alive and allowed.
+        """Scores and rows of the table, (n, k') each, of the `k` nearest passages that are alive and allowed.
 
         Args:
             queries: Vectors of shape (n, D).
-            k: How many passages per query.
+            k: At most so many per query.
             allowed: Shape (N,), bool: which rows of the table may be returned; `None` for all.
         """
         if not self.all_alive:
@@ -162,16 +158,12 @@ class KnowledgeState:
         return np.append(self.live_rows, -1)[np.asarray(places)]  # place -1 is the last
 
     def added(self, table: pa.Table, vectors: np.ndarray) -> KnowledgeState:
-        """The state after passages were added at the end.
-
-        Raises:
-            InvalidInputError: If an id is taken, or the vectors differ in number or width.
-        """
+        """The state after passages were added at the end; errors as `check_new` and `appended`."""
         self.check_new(table["id"].to_pylist())
         return self.appended(table, vectors)
 
     def check_new(self, ids: Sequence[str]) -> None:
-        """Refuses ids that are taken."""
+        """Raises `InvalidInputError` if ids are taken."""
         taken = [passage_id for passage_id, row in zip(ids, self.rows_of(ids), strict=True) if row >= 0]
         if taken:
             raise InvalidInputError(
@@ -185,11 +177,7 @@ class KnowledgeState:
         return self._without(rows[rows >= 0]).appended(table, vectors)
 
     def removed(self, ids: Sequence[str]) -> KnowledgeState:
-        """The state without passages.
-
-        Raises:
-            InvalidInputError: If there is no passage with one of the ids.
-        """
+        """The state without passages; `InvalidInputError` if there is none with one of the ids."""
         rows = self.rows_of(ids)
         if (rows < 0).any():
             unknown = [passage_id for passage_id, row in zip(ids, rows, strict=True) if row < 0]

@@ -60,16 +60,10 @@ _Loaded = TypeVar("_Loaded")
 
 
 class NewFile(NamedTuple):
-    """A file to be stored.
+    """A file to be stored, which `write` fills at a path.
 
-    Attributes:
-        role: What it is for.
-        suffix: `"parquet"`, `"safetensors"` or `"faiss"`.
-        rows: How many rows it holds or covers.
-        write: Fills the (empty) file at a path.
-        fields: What else the manifest says about it, JSON values.
-        made_from: The role of the files of the same version, listed before it, that it was made from; `None` for
-            what was given.
+    `rows` counts what it holds or covers; `fields` are further JSON values of the manifest; `made_from` is the role of
+    files of the same version, listed before it, that it was made from (`None` for what was given).
     """
 
     role: str
