@@ -155,7 +155,8 @@ class KnowledgeState:
         """The rows of the table in which passages with these ids are alive; -1 where there is none."""
         known = self.table["id"] if self.all_alive else self.table["id"].take(pa.array(self.live_rows))
         places = pc.fill_null(pc.index_in(pa.array(ids, pa.string()), value_set=known), -1)
-        return np.append(self.live_rows, -1)[np.asarray(places)]  # place -1 is the last
+        rows: np.ndarray = np.append(self.live_rows, -1)[np.asarray(places)]  # place -1 is the last
+        return rows
 
     def added(self, table: pa.Table, vectors: np.ndarray) -> KnowledgeState:
         """The state after passages were added at the end; errors as `check_new` and `appended`."""
