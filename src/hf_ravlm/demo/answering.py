@@ -29,9 +29,8 @@ class PageAnswer:
     """What is shown.
 
     Args:
-        retrieved (`str`, *optional*), closed_book (`str`, *optional*): the answers that were asked for.
-        table (`list[list]`):
-            a row per passage, best first, under `TABLE_HEAD`; `worth` is what it gives to the answer, in nats.
+        retrieved, closed_book (`str`, *optional*): the answers that were asked for.
+        table (`list[list]`): a row per passage, best first, under `TABLE_HEAD`; `worth` is in nats.
         gallery (`list[tuple]`): an image and a caption per passage.
         maps (`list[tuple]`): the image, where it speaks for the answer, where it found each passage.
         sheet (`PIL.Image.Image`, *optional*): the whole explanation.

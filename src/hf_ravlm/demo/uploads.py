@@ -77,13 +77,11 @@ def read_upload(
 
 
 def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> None:
-    """Unpacks images, texts and tables of a ZIP archive; other files stay in it.
+    """Unpacks images, texts and tables of a ZIP archive; links and other files stay in it.
 
     Args:
-        archive: The archive; what its directory says of sizes is not believed.
-        folder: Where to.
-        max_bytes: Of all files together.
-        max_files: How many files there may be.
+        archive, folder: From where to where.
+        max_bytes, max_files: Of all files together, as they come out, whatever the archive says of their sizes.
 
     Raises:
         InvalidInputError: If it is no archive, damaged, encrypted, or holds too much or nothing to read.

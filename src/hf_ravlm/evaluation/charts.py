@@ -85,7 +85,7 @@ def growth_chart(report: Mapping[str, Any]) -> Image.Image:
 
 
 def coverage_chart(curves: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]], title: str) -> Image.Image:
-    """How right the answers are, if only the surest are given: a curve per system, for choosing when to abstain.
+    """Accuracy over the share of questions that are answered, surest first: a curve per system.
 
     Args:
         curves (`dict`): By name, confidences and what was right, each `(Q,)`; six at most have colours of their own.

@@ -26,7 +26,7 @@ _FORMAT = 2
 
 @dataclass(frozen=True)
 class FinishedReply:
-    """One reply to a question, with the arm that gave it, the digest of the question, and the seconds it took."""
+    """One reply, the arm that gave it, the id and digest of its question, and the seconds it took."""
 
     arm: str
     id: str

@@ -115,7 +115,7 @@ class EvaluationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; what is not a number is `None`."""
-        return _plain(asdict(self))
+        return {name: _plain(value) for name, value in asdict(self).items()}
 
     def to_markdown(self) -> str:
         """A few short tables: answers, effect of the evidence, retrieval, abstentions, trust and cost."""
@@ -166,7 +166,7 @@ class GrowthReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; what is not a number is `None`."""
-        return _plain(asdict(self))
+        return {name: _plain(value) for name, value in asdict(self).items()}
 
     def to_markdown(self) -> str:
         """One table, a row per size."""

@@ -72,7 +72,7 @@ def write_card(
 
     Args:
         folder: model, and knowledge base if there is one.
-        facts (`CardFacts`): what only people know.
+        facts (`CardFacts`): what is in no file.
         report (`dict`, *optional*): `EvaluationReport.to_dict()`, or `report.json` as read; without it the card says
             that the model is not evaluated.
 

@@ -41,7 +41,7 @@ class ReliabilityBin:
 
 
 def reliability_bins(confidences: npt.ArrayLike, correct: npt.ArrayLike, num_bins: int = 15) -> list[ReliabilityBin]:
-    """Confidence beside accuracy in `num_bins` intervals of one width: what a reliability diagram draws.
+    """Confidence beside accuracy in `num_bins` intervals of one width, for a reliability diagram.
 
     Raises:
         InvalidInputError: `num_bins` is below 1.
@@ -202,7 +202,7 @@ Calibrator = TemperatureCalibrator | IsotonicCalibrator
 def fit_temperature(confidences: npt.ArrayLike, correct: npt.ArrayLike) -> TemperatureCalibrator:
     """The temperature with the least negative log-likelihood of what was right and wrong, between e^-5 and e^5.
 
-    One number, so a few dozen answers are enough; it cannot mend a confidence that is wrong at one end only.
+    A few dozen answers are enough; it cannot mend a confidence that is wrong at one end only.
 
     Example: 90 % sure each time, right three times of four; `sigmoid(logit(0.9) / 2) = 0.75`.
 

@@ -25,14 +25,13 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Abstention:
-    """What abstaining did.
+    """What abstaining did; a share of nothing is `None`.
 
     Attributes:
         coverage: The share of the questions that were answered.
-        accuracy: Of the answers that were given; `None` if there were none.
-        precision: Of the abstentions: how many of the answers that were withheld would have been wrong; `None` if none
-            was withheld.
-        recall: How many of the wrong answers were withheld; `None` if none would have been wrong.
+        accuracy: The share of right answers among those that were given.
+        precision: The share of the withheld answers that would have been wrong.
+        recall: The share of the wrong answers that were withheld.
     """
 
     coverage: float

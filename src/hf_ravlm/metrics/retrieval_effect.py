@@ -21,8 +21,7 @@ class RetrievalEffect:
         rescue_rate: Wrong without evidence, right with it.
         harm_rate: Right without evidence, wrong with it.
         net_gain: Their difference, which is the difference of the two accuracies.
-        rescued_of_wrong: The rescued among those that were wrong without evidence; `None` if there were none.
-        harmed_of_right: The harmed among those that were right without evidence; `None` if there were none.
+        rescued_of_wrong, harmed_of_right: Of those that were wrong, or right, without evidence; `None` if none was.
     """
 
     rescue_rate: float

@@ -169,7 +169,7 @@ def value_counts(table: pa.Table, column: str) -> list[tuple[str, int]]:
 
 
 def plain_text(text: str) -> str:
-    """Text from data on one line of a table, without Markdown or HTML of its own: it may be a stranger's."""
+    """Text from data on one line of a table, its Markdown and HTML escaped."""
     line = " ".join(text.split())[:200].replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{character}" if character in "\\`*_[]|" else character for character in line)
 
