@@ -126,9 +126,9 @@ def gather_inputs(inputs: dict[str, torch.Tensor], layout: BatchLayout) -> dict[
 
 def _gather_side(side: dict[str, torch.Tensor], sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
     # Masks may be missing where all rows have the image or the text, but other processes may lack some.
-    for tensor, mask in (("pixel_values", "image_mask"), ("input_ids", "text_mask")):
-        if tensor in side:
-            side.setdefault(mask, torch.ones(len(side[tensor]), dtype=torch.bool, device=side[tensor].device))
+    for values, mask in (("pixel_values", "image_mask"), ("input_ids", "text_mask")):
+        if values in side:
+            side.setdefault(mask, torch.ones(len(side[values]), dtype=torch.bool, device=side[values].device))
     if "input_ids" in side:
         side.setdefault("attention_mask", torch.ones_like(side["input_ids"]))
     known: list[Any] = [None] * len(sizes)

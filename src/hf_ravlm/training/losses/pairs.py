@@ -84,7 +84,7 @@ def pair_inputs(
     """
     query_rows, further_queries = _local_rows(pairs.queries, queries)
     passage_rows, further_passages = _local_rows(pairs.passages, passages)
-    further = {}
+    further: dict[str, torch.Tensor] = {}
     for prefix, places in (("", further_queries), ("passage_", further_passages)):
         names = [prefix + name for name in SIDE if places and pool.get(prefix + name) is not None]
         further |= {name: pool[name][torch.tensor(places, device=pairs.rows.device)] for name in names}
