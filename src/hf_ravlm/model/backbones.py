@@ -1,8 +1,6 @@
-"""The models of transformers that can be a part of ours: how they are loaded with all their weights, and pooled.
+"""Backbones: the models of transformers that can be a vision tower, a text encoder or a generator of ours.
 
-Three roles: a vision tower, a text encoder, a generator. Each is given as a name on the Hub, a folder, or a model
-object; of a dual tower (CLIP, SigLIP) the half that fits is taken. What does not fit is refused by name, and weights
-that a checkpoint lacks are an error instead of random numbers.
+What does not fit a role is refused by name, and weights that a checkpoint lacks are an error, not random numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ Backbone = Union[str, "os.PathLike[str]", PreTrainedModel]
 Reader = Literal["image_text", "causal"]
 
 AUTO_READERS: dict[str, Any] = {"image_text": AutoModelForImageTextToText, "causal": AutoModelForCausalLM}
-POOLERS = ("pooler",)  # we pool ourselves, so a checkpoint may lack these
 
 
 def reader_kind(config: PreTrainedConfig) -> Reader:
@@ -43,8 +40,6 @@ def reader_kind(config: PreTrainedConfig) -> Reader:
 
     Raises:
         `InvalidInputError`: for a type in neither mapping, and for encoder-decoders.
-
-    Example:
 
     >>> from transformers import Gemma3Config, LlamaConfig
     >>> reader_kind(LlamaConfig()), reader_kind(Gemma3Config())
@@ -67,11 +62,6 @@ def reader_kind(config: PreTrainedConfig) -> Reader:
     )
 
 
-def reads_images(config: PreTrainedConfig) -> bool:
-    """Whether a generator of this configuration is an image-text-to-text model."""
-    return reader_kind(config) == "image_text"
-
-
 def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
     """The generator: a causal language model, or an image-text-to-text model with its own vision tower.
 
@@ -84,14 +74,13 @@ def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
     """
     if not isinstance(source, nn.Module):
         config = read_config(source, **loading)
-        auto = AUTO_READERS[reader_kind(config)]
-        return _load(auto, source, config, "generator", **loading)
-    config = source.config
-    mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if reads_images(config) else MODEL_FOR_CAUSAL_LM_MAPPING
-    if not isinstance(source, mapping[type(config)]):
+        return _load(AUTO_READERS[reader_kind(config)], source, config, "generator", **loading)
+    kind = reader_kind(source.config)
+    mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if kind == "image_text" else MODEL_FOR_CAUSAL_LM_MAPPING
+    if not isinstance(source, expected := mapping[type(source.config)]):
         raise InvalidInputError(
             f"the generator came as a {type(source).__name__}, which has no head that writes; expected a "
-            f"{mapping[type(config)].__name__}: load it with {AUTO_READERS[reader_kind(config)].__name__}"
+            f"{expected.__name__}: load it with {AUTO_READERS[kind].__name__}"
         )
     return source
 
@@ -161,7 +150,7 @@ def _load_half(source: Backbone, half: Literal["vision", "text"], **loading: Any
 
 def _load(auto: Any, source: Any, config: PreTrainedConfig, role: str, **loading: Any) -> PreTrainedModel:
     model, report = auto.from_pretrained(source, config=config, output_loading_info=True, **loading)
-    missing = [key for key in report["missing_keys"] if not any(name in key for name in POOLERS)]
+    missing = [key for key in report["missing_keys"] if "pooler" not in key]  # we pool ourselves
     if missing or report["mismatched_keys"]:
         misshapen = [str(entry[0]) for entry in report["mismatched_keys"]]
         raise InvalidInputError(
@@ -182,8 +171,6 @@ def patch_grid(features: torch.Tensor, grid: int) -> torch.Tensor:
 
     Returns:
         `torch.Tensor` of shape `(B, grid * grid, C)`, row by row.
-
-    Example:
 
     >>> tokens = torch.tensor([[[9.0], [1.0], [2.0], [3.0], [4.0]]])  # a class token and 2 x 2 patches
     >>> patch_grid(tokens, 1).tolist(), patch_grid(tokens, 2).flatten().tolist()

@@ -1,7 +1,4 @@
-"""The configuration: three backbones by their own configs, the shared embedding space, and how evidence is fused.
-
-It is data only: no paths, no addresses, no code. A wrong value is refused with the list of choices.
-"""
+"""The configuration: three backbones by their own configs, the shared embedding space, and how evidence is fused."""
 
 from typing import Literal
 
@@ -15,14 +12,8 @@ from ..saving.folders import PublishMixin
 DESCRIBE_PROMPT = "Describe this image and say what is known about it."
 
 
-class PublishedConfig(PublishMixin, PreTrainedConfig):
-    """`PreTrainedConfig` that saves with our shim."""
-
-    _published_as = "config"
-
-
 @strict
-class RavlmConfig(PublishedConfig):
+class RavlmConfig(PublishMixin, PreTrainedConfig):
     r"""
     Configuration of [`RavlmModel`] and [`RavlmForConditionalGeneration`].
 
@@ -33,8 +24,7 @@ class RavlmConfig(PublishedConfig):
             Encoder of questions and passages; defaults to BERT. Of a dual tower the text half is taken.
         generator_config (`dict` or `PreTrainedConfig`, *optional*):
             Any causal language model of attention layers, or any image-text-to-text model; defaults to Llama.
-        projection_dim (`int`, *optional*, defaults to 256):
-            `D`, width of the space that images, questions and passages share.
+        projection_dim (`int`, *optional*, defaults to 256): `D`, width of the space that queries and passages share.
         pooling_grid (`int`, *optional*, defaults to 1):
             The image embedding is one linear map of the patch features averaged over a `grid x grid` raster; 1 is the
             plain mean, 2 and more keep the layout of the image.
@@ -49,12 +39,9 @@ class RavlmConfig(PublishedConfig):
         marginalization (`"none"`, `"sequence"` or `"token"`, *optional*, defaults to `"none"`):
             `"none"` reads all passages in one prompt. The others read each in a prompt of its own and weigh them by
             the retriever's belief, for the answer as a whole (RAG-sequence) or token by token (RAG-token).
-        num_passages (`int`, *optional*, defaults to 4):
-            Passages that a pipeline retrieves per question.
-        num_image_tokens (`int`, *optional*, defaults to 4):
-            `P`, placeholders of the query image in the prompt; a square number (the raster of the image).
-        num_memory_tokens (`int`, *optional*, defaults to 8):
-            `M`, memory tokens per passage with `fusion="attention"` or `"gated"`.
+        num_passages (`int`, *optional*, defaults to 4): passages that a pipeline retrieves per question.
+        num_image_tokens (`int`, *optional*, defaults to 4): `P`, image tokens in the prompt; a square number.
+        num_memory_tokens (`int`, *optional*, defaults to 8): `M` per passage, with `fusion="attention"` or `"gated"`.
         fusion_layers (`int`, *optional*, defaults to 2): gated exchange layers.
         fusion_heads (`int`, *optional*, defaults to 4): attention heads of the fusion; must divide its width.
         cross_attention_every (`int`, *optional*, defaults to 4):
@@ -70,6 +57,7 @@ class RavlmConfig(PublishedConfig):
     ('gpt2', 8)
     """
 
+    _published_as = "config"
     model_type = "ravlm"
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit"),
@@ -111,7 +99,7 @@ class RavlmConfig(PublishedConfig):
 
     @property
     def vision_dim(self) -> int:
-        """Width of one patch feature of the vision tower (the last stage's of a convolutional one)."""
+        """Width of one patch feature of the vision tower; raises `ValueError` if its config does not tell."""
         sizes = getattr(self.vision_config, "hidden_sizes", None)
         if sizes:
             return sizes[-1]
@@ -130,19 +118,19 @@ class RavlmConfig(PublishedConfig):
         return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
     def validate_positive(self):
-        """Every count is at least 1."""
+        """Raises `ValueError` for a count below 1."""
         names = ("projection_dim", "pooling_grid", "num_passages", "num_image_tokens", "num_memory_tokens")
         for name in (*names, "fusion_layers", "fusion_heads", "cross_attention_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a whole number of at least 1")
 
     def validate_text_weight(self):
-        """A weight, whose logarithm is learned."""
+        """Raises `ValueError` for a weight without a logarithm, which is what is learned."""
         if self.text_weight_init <= 0:
             raise ValueError(f"text_weight_init={self.text_weight_init}: expected a positive number")
 
     def validate_image_tokens(self):
-        """The image tokens form a square raster."""
+        """Raises `ValueError` if the image tokens form no square raster."""
         if round(self.num_image_tokens**0.5) ** 2 != self.num_image_tokens:
             raise ValueError(
                 f"num_image_tokens={self.num_image_tokens}: expected a square number (1, 4, 9, 16, ...), "
@@ -150,7 +138,7 @@ class RavlmConfig(PublishedConfig):
             )
 
     def validate_fusion_heads(self):
-        """The fusion works at the text encoder's width."""
+        """Raises `ValueError` for heads that do not divide the text encoder's width, at which the fusion works."""
         if self.text_config is not None and self.text_config.hidden_size % self.fusion_heads:
             raise ValueError(
                 f"fusion_heads={self.fusion_heads} does not divide the text encoder's width "

@@ -1,8 +1,7 @@
 """From three backbones to one model, with every pretrained weight in its place, and the processor that fits it.
 
-What is loaded is put in as it is; only what is ours (projections, fusion) starts from new numbers. A causal generator
-gets embeddings for the marks of our prompts that its tokenizer lacks, each the mean of the old ones; an
-image-text-to-text generator keeps its vocabulary.
+A causal generator gets embeddings for those marks of our prompts that its tokenizer lacks, each the mean of the old
+ones. Only what is ours (projections, fusion) starts from new numbers.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def from_backbones(
     ... )  # doctest: +SKIP
     """
     access = {"trust_remote_code": trust_remote_code}
-    text_tokenizer = text_tokenizer or _load_tokenizer(text, "text_tokenizer", access)
+    text_tokenizer = text_tokenizer or AutoTokenizer.from_pretrained(_folder_of(text, "text_tokenizer"), **access)
     image_processor = image_processor or _load_image_processor(vision, access)
     language_model = load_generator(generator, dtype=dtype, **access)
     dtype = language_model.dtype
@@ -91,7 +90,8 @@ def from_backbones(
             marks["image_token_id"] = language_model.config.image_token_id
     else:
         generator_processor = None
-        tokenizer = add_marks(tokenizer or _load_tokenizer(generator, "tokenizer", access))
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(_folder_of(generator, "tokenizer"), **access)
+        add_marks(tokenizer)
         add_embeddings(language_model, len(tokenizer))
         for name in ("image", "evidence"):
             marks[f"{name}_token_id"] = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[name])
@@ -126,9 +126,8 @@ def put_together(config: RavlmConfig, parts: dict[str, PreTrainedModel]) -> Ravl
     if config.fusion == "cross_attention":  # its hooks were on the language model that stood there before
         attach_cross_attention(model.language_model)
     initialize_new(model, parts.values(), model.language_model.device, config.dtype)
-    own = getattr(model.language_model, "generation_config", None)
-    if own is not None:
-        model.generation_config = copy.deepcopy(own)
+    if getattr(model.language_model, "generation_config", None) is not None:
+        model.generation_config = copy.deepcopy(model.language_model.generation_config)
     return model.eval()
 
 
@@ -156,12 +155,12 @@ def prompt_limit(config: PreTrainedConfig, at_most: int) -> int:
     return min(at_most, holds - holds // 8) if holds else at_most
 
 
-def text_limit(config: PreTrainedConfig, tokenizer: Any, at_most: int = 256) -> int:
-    """Tokens of a question or passage that the text encoder can hold (77 of CLIP)."""
-    holds = getattr(config, "max_position_embeddings", None) or at_most
+def text_limit(config: PreTrainedConfig, tokenizer: Any) -> int:
+    """Tokens of a question or passage that the text encoder can hold (77 of CLIP), at most 256."""
+    holds = getattr(config, "max_position_embeddings", None) or 256
     if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet", "longformer"):
         holds -= config.pad_token_id + 1  # their positions count from there
-    return min(at_most, holds, tokenizer.model_max_length)
+    return min(256, holds, tokenizer.model_max_length)
 
 
 def _part_config(part: PreTrainedModel) -> PreTrainedConfig:
@@ -174,10 +173,6 @@ def _part_config(part: PreTrainedModel) -> PreTrainedConfig:
     if str(getattr(method, "value", method)) == "gguf":  # unpacked when it was loaded
         del config.quantization_config
     return config
-
-
-def _load_tokenizer(source: Backbone, argument: str, access: dict[str, bool]) -> Any:
-    return AutoTokenizer.from_pretrained(_folder_of(source, argument), **access)
 
 
 def _load_image_processor(source: Backbone, access: dict[str, bool]) -> Any:

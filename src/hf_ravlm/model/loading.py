@@ -19,20 +19,14 @@ from transformers import PreTrainedModel
 class Origin:
     """How a repository was read.
 
-    Args:
-        revision (`str`, *optional*): the commit, where it is known, or what the caller named.
-        cache_dir (`str` or `os.PathLike`, *optional*): where downloads are kept.
-        local_files_only (`bool`): whether the Hub must not be asked.
-        token (`str` or `bool`, *optional*): is never pickled or copied, so that no saved model gives it away.
-
     >>> Origin(revision="v1", token="secret").hub_kwargs()
     {'revision': 'v1', 'token': 'secret'}
     """
 
-    revision: str | None = None
+    revision: str | None = None  # the commit, where it is known, or what the caller named
     cache_dir: Any = None
     local_files_only: bool = False
-    token: str | bool | None = field(default=None, repr=False)
+    token: str | bool | None = field(default=None, repr=False)  # never pickled or copied: no saved model gives it away
 
     def hub_kwargs(self) -> dict[str, Any]:
         """As arguments of `from_pretrained`; what is not set is left out."""

@@ -35,7 +35,7 @@ NOT_OF_THE_NETWORK = ("_name_or_path", "architectures", "dtype", "transformers_v
 
 
 class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
-    """Loading, saving and initialisation for both models."""
+    """Loading, saving and initialisation for all models."""
 
     config_class = RavlmConfig
     base_model_prefix = "model"
@@ -184,13 +184,9 @@ class RavlmModel(RavlmPreTrainedModel):
             raise ValueError(
                 "nothing to embed: expected pixel_values (images), input_ids (texts) or both, got neither"
             )
-        images = texts = None
-        if pixel_values is not None:
-            images = self.get_image_features(pixel_values)
-        if input_ids is not None:
-            texts = self.get_text_features(input_ids, attention_mask, **recorded)
-        vectors = [None if output is None else output.pooler_output for output in (images, texts)]
-        return self.combine(vectors[0], image_mask, vectors[1], text_mask), texts
+        images = None if pixel_values is None else self.get_image_features(pixel_values).pooler_output
+        texts = None if input_ids is None else self.get_text_features(input_ids, attention_mask, **recorded)
+        return self.combine(images, image_mask, None if texts is None else texts.pooler_output, text_mask), texts
 
     def combine(
         self,
@@ -218,11 +214,11 @@ class RavlmModel(RavlmPreTrainedModel):
 
     def retrieval_fingerprint(self) -> dict:
         """What, beside the weights, decides an embedding: the towers' settings and the pooling."""
-        towers = {}
+        found = {"pooling_grid": self.config.pooling_grid}
         for name in ("vision_config", "text_config"):
             settings = getattr(self.config, name).to_dict()
-            towers[name] = {key: value for key, value in settings.items() if key not in NOT_OF_THE_NETWORK}
-        return {"pooling_grid": self.config.pooling_grid, **towers}
+            found[name] = {key: value for key, value in settings.items() if key not in NOT_OF_THE_NETWORK}
+        return found
 
     @can_return_tuple
     def forward(

@@ -1,8 +1,4 @@
-"""The processor: from image, question and evidence to the tensors of the model, made safe.
-
-The processor holds an image processor, the tokenizer of the language model (`tokenizer`) and that of the text encoder
-(`text_tokenizer`). Evidence is whatever has a text and perhaps a score and an image.
-"""
+"""The processor: from image, question and evidence, none of them trusted, to the tensors of the model."""
 
 from __future__ import annotations
 
@@ -39,13 +35,7 @@ class RavlmProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-
     passage_prompts: bool | None
 
 
-class PublishedProcessor(PublishMixin, GeneratorProcessorMixin, ProcessorMixin):
-    """`ProcessorMixin` that saves with our shim."""
-
-    _published_as = "processor"
-
-
-class RavlmProcessor(PublishedProcessor):
+class RavlmProcessor(PublishMixin, GeneratorProcessorMixin, ProcessorMixin):
     r"""
     Prepares questions about images, with evidence, for [`RavlmForConditionalGeneration`], and queries and passages for
     [`RavlmModel`].
@@ -56,10 +46,8 @@ class RavlmProcessor(PublishedProcessor):
             `<answer>`) are added to it, so resize the language model's embeddings for a tokenizer that lacks them.
         text_tokenizer: tokenizer of the text encoder.
         chat_template (`str`, *optional*): Jinja template; the default puts `<image>` before the words.
-        fusion (`str`, *optional*, defaults to `"in_context"`):
-            as in the model's config: whether passages are words of the prompt, places for memory tokens, or neither.
-        num_image_tokens (`int`, *optional*, defaults to 4): `P`, as in the model's config.
-        num_memory_tokens (`int`, *optional*, defaults to 8): `M`, as in the model's config.
+        fusion (`str`, *optional*, defaults to `"in_context"`), num_image_tokens (`int`, *optional*, defaults to 4),
+            num_memory_tokens (`int`, *optional*, defaults to 8): as in the model's config.
         question_first (`bool`, *optional*, defaults to `False`):
             the question stands before the passages: with one prompt per passage, image and question are then read
             once. A reader answers well only in the layout that it was trained in.
@@ -68,13 +56,12 @@ class RavlmProcessor(PublishedProcessor):
         passage_images (`bool`, *optional*, defaults to `False`): whether the reader sees the images of passages.
         max_length (`int`, *optional*, defaults to 1024): tokens of a prompt; what the language model was trained for.
         max_passage_length (`int`, *optional*, defaults to 256): tokens of one passage in a prompt.
-        max_text_length (`int`, *optional*, defaults to 256):
-            tokens of a question or passage for the text encoder, its own marks included.
+        max_text_length (`int`, *optional*, defaults to 256): tokens for the text encoder, its own marks included.
         trim_image_margins (`bool`, *optional*, defaults to `False`):
             cut the white margin off drawings first (`hf_ravlm.images.trim_margins`).
         generator_processor (*optional*):
             the processor of an image-text-to-text generator, which then writes the prompts in its own chat template;
-            `tokenizer` is its tokenizer. Number of image tokens and question first are its own business.
+            `tokenizer` is its tokenizer.
 
     Example:
 
@@ -82,6 +69,7 @@ class RavlmProcessor(PublishedProcessor):
     >>> model.generate(**inputs)  # doctest: +SKIP
     """
 
+    _published_as = "processor"
     valid_processor_kwargs = RavlmProcessorKwargs
 
     def __init__(
@@ -184,8 +172,7 @@ class RavlmProcessor(PublishedProcessor):
                     "passage_prompts=True with an image-text-to-text generator: it reads all passages in one prompt; "
                     "pass passage_prompts=False, or choose a causal language model as the generator"
                 )
-            given = layout.get("max_length")
-            data = self.multimodal_inputs(questions, images, passages, answers, side, given)
+            data = self.multimodal_inputs(questions, images, passages, answers, side, max_length)
             return BatchFeature(data, tensor_type=None)
         tower = self._evidence_tensors(questions, passages, num_passages)
         prompts = self._prompts(questions, passages, each, images is not None, answers, max_length, tower)
@@ -194,15 +181,9 @@ class RavlmProcessor(PublishedProcessor):
             tower["evidence_mask"] &= torch.tensor(shown).reshape(-1, num_passages)
             if "evidence_image_mask" in tower:
                 tower["evidence_image_mask"] &= tower["evidence_mask"]
-        data = pad_prompts(
-            prompts,
-            self.tokenizer.pad_token_id,
-            side,
-            align_prefixes=each,
-            with_labels=answers is not None,
-            width=max_length if layout.get("padding") == "max_length" else 0,
-            multiple=layout.get("pad_to_multiple_of") or 1,
-        )
+        width = max_length if layout.get("padding") == "max_length" else 0
+        multiple = layout.get("pad_to_multiple_of") or 1
+        data = pad_prompts(prompts, self.tokenizer.pad_token_id, side, each, width, multiple)
         if not num_passages:
             del data["token_passages"]
         if images is not None:
@@ -268,10 +249,8 @@ class RavlmProcessor(PublishedProcessor):
         return ["input_ids", "attention_mask", "pixel_values"]
 
     def _load_images(self, images: Any) -> list[Image.Image]:
-        if not isinstance(images, (list, tuple)):
-            images = [images]
         flat = []
-        for image in images:
+        for image in images if isinstance(images, (list, tuple)) else [images]:
             if isinstance(image, (list, tuple)):
                 if len(image) != 1:
                     raise InvalidInputError(f"got {len(image)} images for one question; give exactly one")
@@ -309,9 +288,7 @@ class RavlmProcessor(PublishedProcessor):
         tower: dict[str, torch.Tensor],
     ) -> list[Prompt]:
         """One prompt per question, or per question and passage (`each`), in which a missing passage has no place."""
-        targets: list[list[int] | None] = [None] * len(questions)
-        if answers is not None:
-            targets = [*self.encode_text(answers)]
+        targets = [None] * len(questions) if answers is None else self.encode_text(answers)
         parts = self._passage_parts(passages, tower)
         return [
             layout_prompt(

@@ -1,7 +1,6 @@
 """Attention fusion: learned queries read image and question, then each passage, into `M` memory tokens.
 
-The cheapest fusion whose memory depends on the question: the passages themselves are projected once and never
-rewritten, only `M` queries per passage are.
+The cheapest fusion whose memory depends on the question: passages are projected once and never rewritten.
 """
 
 from __future__ import annotations

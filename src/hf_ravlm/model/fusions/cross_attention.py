@@ -4,10 +4,9 @@ A gated layer stands in front of some decoder layers: `h <- h + tanh(a) * attend
 `h <- h + tanh(b) * MLP(h)`. Both gates are 0 at the start, so the model begins as the bare language model, exactly,
 and the language model can stay frozen. It stands there as a hook: no parameter of the language model changes its name.
 
-The way of the evidence: (1) [`CrossAttentionFusion`] projects all passages to the keys and values of all its layers,
-once per question; (2) `fusion.reading(...)` packs them, with the layers that read them, into an [`EvidenceMemory`];
-(3) that is given to the language model as the keyword `evidence_memory`, which reaches every decoder layer; (4) the
-hook of [`attach_cross_attention`] takes it there and lets the layer's states read it. The hook itself holds nothing:
+The evidence is projected once per question to keys and values of all layers, packed with these layers into an
+[`EvidenceMemory`], and given to the language model as the keyword `evidence_memory`. That reaches every decoder layer,
+where the hook of [`attach_cross_attention`] takes it and lets the states read it. The hook itself holds nothing:
 copies, adapters and recomputation in the backward pass all see the memory of their own call.
 """
 
@@ -54,41 +53,25 @@ class CrossAttentionFusion(nn.Module):
         )
 
     def forward(self, evidence_states: torch.Tensor, **_: torch.Tensor | None) -> torch.Tensor:
-        """Keys and values of every passage for every layer; image and question are in the prompt.
+        """Keys and values `(B, K, L, 2 * width * number of layers)` of passages `(B, K, L, width)`, for all layers.
 
-        Args:
-            evidence_states (`torch.Tensor` of shape `(B, K, L, width)`): of the passages.
-
-        Returns:
-            `torch.Tensor` of shape `(B, K, L, 2 * width * number of layers)`. Batch first, so that `generate` can
-            carry it from step to step and repeat it for beams.
+        Batch first, so that `generate` can carry them from step to step and repeat them for beams.
         """
         return self.key_value(self.norm(evidence_states))
 
     def reading(self, keys_values: torch.Tensor, mask: torch.Tensor) -> EvidenceMemory:
-        """What the language model is given as `evidence_memory`.
-
-        Args:
-            keys_values (`torch.Tensor` of shape `(B, K, L, ...)`): what `forward` returned.
-            mask (`torch.Tensor` of shape `(B, K, L)`): which tokens of which passages may be read.
-        """
+        """The argument `evidence_memory` of the language model: what `forward` returned, where `mask (B, K, L)`."""
         per_layer = keys_values.flatten(1, 2).chunk(len(self.places), dim=-1)
         return EvidenceMemory(self.layers, dict(zip(self.layers, per_layer, strict=True)), mask.bool().flatten(1, 2))
 
 
 @dataclass(eq=False)
 class EvidenceMemory:
-    """The evidence of one call: who reads it (`layers`, by decoder layer), what, and where it may be read.
-
-    Args:
-        layers (`nn.ModuleDict`): the reading layers; with adapters, those of the active one.
-        keys_values (`dict` of `torch.Tensor` of shape `(B, S, 2 * width)`): per layer, for `S = K * L` tokens.
-        keep (`torch.Tensor` of shape `(B, S)`): bool.
-    """
+    """The evidence of one call: the layers that read it (of the active adapter), what, and where it may be read."""
 
     layers: nn.ModuleDict
-    keys_values: dict[str, torch.Tensor]
-    keep: torch.Tensor
+    keys_values: dict[str, torch.Tensor]  # by decoder layer: (B, S, 2 * width), S = K * L
+    keep: torch.Tensor  # (B, S)
 
 
 class CrossReading(GradientCheckpointingLayer):
@@ -136,9 +119,6 @@ def attach_cross_attention(language_model: PreTrainedModel) -> list[RemovableHan
 
     Without that keyword it computes what it computed before. A model that is attached already is left as it is.
 
-    Args:
-        language_model (`PreTrainedModel`): any causal language model whose decoder has a list of layers.
-
     Returns:
         `list` of handles; `handle.remove()` on each undoes it.
 
@@ -161,6 +141,9 @@ def attach_cross_attention(language_model: PreTrainedModel) -> list[RemovableHan
 
 def decoder_layers(language_model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers: the outermost one that is as long as the configuration says.
+
+    Raises:
+        `ValueError`: if there is none.
 
     >>> from transformers import AutoModelForCausalLM, GPT2Config
     >>> model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=3, n_embd=8, n_head=2, vocab_size=9))
@@ -185,12 +168,10 @@ def read_evidence(place: str, layer: nn.Module, args: tuple, kwargs: dict) -> tu
     memory = kwargs.pop("evidence_memory") if "evidence_memory" in kwargs else find_held_evidence(layer)
     if memory is None or place not in memory.layers:
         return args, kwargs
-    hidden_states = args[0] if args else kwargs["hidden_states"]
-    device = hidden_states.device
-    read = memory.layers[place](hidden_states, memory.keys_values[place].to(device), memory.keep.to(device))
-    if args:
-        return (read.to(device), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": read.to(device)}
+    states = args[0] if args else kwargs["hidden_states"]
+    device = states.device
+    read = memory.layers[place](states, memory.keys_values[place].to(device), memory.keep.to(device)).to(device)
+    return ((read, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": read})
 
 
 def hold_evidence(hand_down: bool, language_model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

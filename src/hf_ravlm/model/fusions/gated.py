@@ -1,8 +1,4 @@
-"""Gated fusion: image, question and passage read each other through learned gates, then memory is read out.
-
-Each passage meets its own copy of the image and question streams; what all passages share (the streams before they
-have read a passage) is computed once per question.
-"""
+"""Gated fusion: image, question and passage read each other through learned gates, then memory is read out."""
 
 from __future__ import annotations
 

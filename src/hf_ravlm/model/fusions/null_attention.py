@@ -1,7 +1,6 @@
 """Attention that always has something to read: a learned null key and value stand beside every source.
 
-So an empty source (no image, no question, a masked passage) is legal and gives finite numbers and gradients. What
-passages share (one image, one question) is computed once.
+So an empty source (no image, no question, a masked passage) is legal and gives finite numbers and gradients.
 """
 
 from __future__ import annotations
@@ -16,9 +15,6 @@ class NullAttend(nn.Module):
 
     Target and source each have an axis of passages, of length `K`, or 1 where all passages share them.
 
-    Example:
-
-    >>> import torch
     >>> attend = NullAttend(width=8, heads=2)
     >>> question, passages = torch.randn(2, 1, 5, 8), torch.randn(2, 3, 7, 8)
     >>> nothing = torch.zeros(2, 3, 7, dtype=torch.bool)
@@ -36,11 +32,7 @@ class NullAttend(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, target: torch.Tensor, source: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """`target (B, K or 1, T, width)` reads `source (B, K or 1, S, width)` where `mask (B, K or 1, S)` keeps it.
-
-        Returns:
-            `torch.Tensor` of shape `(B, K, T, width)`; `K` is 1 where both are shared.
-        """
+        """Targets `(B, K or 1, T, width)` after reading `source (B, K or 1, S, width)` where `mask (B, K or 1, S)`."""
         batch, _, length, width = target.shape
         passages = torch.broadcast_shapes(target.shape[1:2], source.shape[1:2])[0]
         key_value = self.key_value(source).flatten(0, 1)

@@ -1,9 +1,7 @@
 """The fusions by name: how evidence reaches the language model.
 
-A fusion turns image, question and passage states (keywords of its `forward`, of which it takes what it reads) into
-`M` memory tokens per passage, which take the places of the `<evidence>` placeholders in the prompt. `in_context` makes
-none (`M = 0`): there the passages are text of the prompt, which the processor writes; `cross_attention` makes none
-either, it reads the evidence inside the language model.
+A fusion turns states of image, question and passages (keywords of its `forward`, of which it takes what it reads) into
+memory tokens, which fill the `<evidence>` placeholders of the prompt.
 
 | fusion | placeholders per passage | reads |
 |---|---|---|
@@ -21,11 +19,10 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from ..backbones import masked_mean
 from ..configuration_ravlm import RavlmConfig
 from .attention import AttentionFusion
 from .cross_attention import CrossAttentionFusion, CrossReading
-from .gated import GatedFusion
+from .gated import GatedFusion, passage_mean
 from .null_attention import NullAttend, feed_forward
 
 
@@ -81,10 +78,9 @@ class ProductFusion(nn.Module):
         self, image_patches: torch.Tensor, evidence_states: torch.Tensor, evidence_token_mask: torch.Tensor, **_
     ) -> torch.Tensor:
         """Memory tokens `(B, K, 1, H)` of every passage; the arguments are those of [`GatedFusion`]."""
-        shape = evidence_states.shape[:2]
         image = self.image_input(image_patches.sum(dim=1) / max(image_patches.shape[1], 1)) + self.null_image
-        passages = masked_mean(evidence_states.flatten(0, 1), evidence_token_mask.flatten(0, 1)).unflatten(0, shape)
-        product = image.unsqueeze(1) * self.evidence_input(passages)  # (B, K, width)
+        passages = self.evidence_input(passage_mean(evidence_states, evidence_token_mask))
+        product = image.unsqueeze(1) * passages  # (B, K, width)
         return self.output(self.norm(product)).unsqueeze(2)
 
 
@@ -99,11 +95,7 @@ FUSIONS: dict[str, type[nn.Module]] = {
 
 
 def init_fusion_weights(module: nn.Module, std: float) -> None:
-    """Initialises the parameters that `module` itself holds, if it is a part of a fusion; loaded ones stay.
-
-    Args:
-        std (`float`): of the normal distribution of learned queries.
-    """
+    """Initialises the parameters that a part of a fusion itself holds, queries by `N(0, std^2)`; loaded ones stay."""
     if isinstance(module, (AttentionFusion, GatedFusion)):
         init.normal_(module.memory_queries, std=std)
     elif isinstance(module, NullAttend):

@@ -1,12 +1,11 @@
-"""The joint encoder: reads a query and a passage together, which the dot product of two towers cannot.
-
-The states of the towers are the input. The passage's tokens, and one learned state before them that stands for the
-pair, read the query and the image of the passage.
-"""
+"""The joint encoder: reads the states of a query and a passage together, as no dot product of two towers can."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -15,8 +14,26 @@ from ..configuration_ravlm import RavlmConfig
 from ..fusions.null_attention import NullAttend, feed_forward
 
 
+class SideStates(NamedTuple):
+    """What the towers make of `n` queries or passages; no tokens or no patches is a width of 0."""
+
+    embeds: torch.Tensor  # (n, D), unit length
+    states: torch.Tensor  # (n, L, C), of the text
+    mask: torch.Tensor  # (n, L)
+    patches: torch.Tensor  # (n, P, Cv), of the image
+    patch_mask: torch.Tensor  # (n, P)
+
+    def rows(self, index: torch.Tensor) -> SideStates:
+        """The rows that `index` names, one per pair."""
+        return SideStates(*(tensor[index] for tensor in self))
+
+    def joined(self, other: SideStates) -> SideStates:
+        """These rows, then those of `other`."""
+        return SideStates(*map(join_padded, self, other))
+
+
 class JointEncoder(nn.Module):
-    """Layers in which a passage reads itself, then its query and its own image.
+    """Layers in which a passage's tokens, and one learned state before them for the pair, read query and images.
 
     `config.fusion_layers` layers with `config.fusion_heads` heads, at the width of the text encoder. A null key beside
     every source makes queries without an image and passages without a text legal.
@@ -32,37 +49,17 @@ class JointEncoder(nn.Module):
         self.layers = nn.ModuleList(JointLayer(width, config.fusion_heads) for _ in range(config.fusion_layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(
-        self,
-        passage_states: torch.Tensor,
-        passage_mask: torch.Tensor,
-        query_patches: torch.Tensor,
-        query_patch_mask: torch.Tensor,
-        query_states: torch.Tensor,
-        query_mask: torch.Tensor,
-        passage_patches: torch.Tensor,
-        passage_patch_mask: torch.Tensor,
-    ) -> torch.Tensor:
-        """States of `n` pairs.
-
-        Args:
-            passage_states (`torch.Tensor` of shape `(n, L, width)`), passage_mask (`(n, L)`): with `L = 0` for none.
-            query_patches (`(n, P, C)`), query_patch_mask (`(n, P)`): with `P = 0` for none.
-            query_states (`(n, Lq, width)`), query_mask (`(n, Lq)`).
-            passage_patches (`(n, P, C)`), passage_patch_mask (`(n, P)`).
-
-        Returns:
-            `torch.Tensor` of shape `(n, 1 + L, width)`; the first state of each row stands for the pair.
-        """
-        sources = (self.image_input(query_patches), query_states, self.image_input(passage_patches))
+    def forward(self, queries: SideStates, passages: SideStates) -> torch.Tensor:
+        """States `(n, 1 + L, width)` of `n` pairs, of which the first of each row stands for the pair."""
+        sources = (self.image_input(queries.patches), queries.states, self.image_input(passages.patches))
         context = torch.cat(
             [states + kind for states, kind in zip(sources, self.source_embeddings, strict=True)], dim=1
         )
         context = self.context_norm(context)  # (n, P + Lq + P, width)
-        context_mask = torch.cat([query_patch_mask, query_mask, passage_patch_mask], dim=1).bool()
-        pair = self.pair_state.to(passage_states.dtype).expand(len(passage_states), 1, -1)
-        states = torch.cat([pair, passage_states], dim=1)
-        mask = nn.functional.pad(passage_mask.bool(), (1, 0), value=True)
+        context_mask = torch.cat([queries.patch_mask, queries.mask, passages.patch_mask], dim=1).bool()
+        pair = self.pair_state.to(passages.states.dtype).expand(len(passages.states), 1, -1)
+        states = torch.cat([pair, passages.states], dim=1)
+        mask = F.pad(passages.mask.bool(), (1, 0), value=True)
         for layer in self.layers:
             states = layer(states, mask, context, context_mask)
         return self.norm(states)
@@ -99,3 +96,17 @@ def init_joint_weights(module: nn.Module, std: float) -> None:
     if isinstance(module, JointEncoder):
         init.normal_(module.source_embeddings, std=std)
         init.normal_(module.pair_state, std=std)
+
+
+def join_padded(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Rows of both; from the second axis on the shorter is padded with zeros.
+
+    >>> join_padded(torch.ones(1, 1, dtype=torch.int), torch.ones(1, 2, dtype=torch.int)).tolist()
+    [[1, 0], [1, 1]]
+    """
+
+    def widen(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        gap = max(other.shape[1] - tensor.shape[1], 0)
+        return F.pad(tensor, (*(0, 0) * (tensor.dim() - 2), 0, gap)) if gap else tensor
+
+    return torch.cat([widen(first, second), widen(second, first)])

@@ -5,7 +5,7 @@ Both read the states of the two towers together ([`JointEncoder`]). Which rows a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ..configuration_ravlm import RavlmConfig
 from ..loading import initialize_new
 from ..modeling_ravlm import READER_KEYS, RavlmModel, RavlmPreTrainedModel, info_nce
 from ..outputs import RavlmEmbeddingOutput
-from .joint_encoder import JointEncoder, init_joint_weights
+from .joint_encoder import JointEncoder, SideStates, init_joint_weights
 
 
 SIDE = ("pixel_values", "image_mask", "input_ids", "attention_mask", "text_mask")  # what a query or a passage is
@@ -40,37 +40,10 @@ class RavlmMatchingOutput(RavlmEmbeddingOutput):
     mlm_logits: torch.FloatTensor | None = None
 
 
-@dataclass(frozen=True)
-class SideStates:
-    """What the towers make of `n` queries or passages; no tokens or no patches is a width of 0.
-
-    Args:
-        embeds (`torch.Tensor` of shape `(n, D)`): unit length.
-        states (`torch.Tensor` of shape `(n, L, C)`), mask (`(n, L)`): of the text.
-        patches (`torch.Tensor` of shape `(n, P, Cv)`), patch_mask (`(n, P)`): of the image.
-    """
-
-    embeds: torch.Tensor
-    states: torch.Tensor
-    mask: torch.Tensor
-    patches: torch.Tensor
-    patch_mask: torch.Tensor
-
-    def rows(self, index: torch.Tensor) -> SideStates:
-        """The rows that `index` names, one per pair."""
-        return SideStates(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
-
-    def joined(self, other: SideStates) -> SideStates:
-        """These rows, then those of `other`."""
-        pairs = [(getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__]
-        return SideStates(*(join_padded(first, second) for first, second in pairs))
-
-
 class RavlmForImageTextRetrieval(RavlmPreTrainedModel):
     """The dual encoder with a second look: a joint encoder says how surely a query and a passage belong together.
 
-    The towers find candidates, `match_logits` orders them anew. A query and a passage may each have image, text or
-    both.
+    The towers find candidates, `match_logits` orders them anew. Each may have image, text or both.
 
     Example:
 
@@ -135,7 +108,7 @@ class RavlmForImageTextRetrieval(RavlmPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
     ) -> SideStates:
-        """Embeddings and states of queries or passages; the arguments are those of `RavlmModel.get_query_features`."""
+        """Embeddings and states of queries or passages; arguments and errors of `RavlmModel.get_query_features`."""
         given = input_ids if pixel_values is None else pixel_values
         if given is None:
             raise ValueError("nothing to read: expected pixel_values (images), input_ids (texts) or both, got neither")
@@ -156,19 +129,6 @@ class RavlmForImageTextRetrieval(RavlmPreTrainedModel):
             texts, states = outputs.pooler_output, outputs.last_hidden_state.masked_fill(~mask.unsqueeze(-1), 0)
         embeds = self.model.combine(images, image_mask, texts, text_mask)
         return SideStates(embeds, states, mask, patches, patch_mask)
-
-    def read_pairs(self, queries: SideStates, passages: SideStates) -> torch.Tensor:
-        """Joint states `(n, 1 + L, C)` of `n` queries with the passages of the same rows."""
-        return self.joint_encoder(
-            passages.states,
-            passages.mask,
-            queries.patches,
-            queries.patch_mask,
-            queries.states,
-            queries.mask,
-            passages.patches,
-            passages.patch_mask,
-        )
 
     @can_return_tuple
     def forward(
@@ -198,12 +158,7 @@ class RavlmForImageTextRetrieval(RavlmPreTrainedModel):
         Compares every query with every passage by the towers, and pairs of them by the joint encoder.
 
         Args:
-            input_ids, attention_mask, pixel_values, image_mask, text_mask:
-                the queries, as in `RavlmModel.get_query_features`.
-            passage_input_ids, passage_attention_mask, passage_pixel_values, passage_image_mask, passage_text_mask:
-                the passages; passage `i` is the positive of query `i`, further ones are hard negatives.
-            query_labels (`(B,)`), passage_labels (`(N,)`), *optional*:
-                passages with the label of a query are never its negatives.
+            input_ids, ..., passage_labels: as in `RavlmModel.forward`.
             match_queries, match_passages (`torch.LongTensor` of shape `(n,)`, *optional*):
                 rows of the pairs that are read together; by default query `i` with passage `i`.
             match_labels (`torch.Tensor` of shape `(n,)`, *optional*): 1 where the two belong together, else 0.
@@ -215,19 +170,10 @@ class RavlmForImageTextRetrieval(RavlmPreTrainedModel):
                 [`RavlmForPreTraining`].
             return_loss (`bool`, *optional*): whether to compute the loss.
         """
-        sides = {
-            "input_ids": input_ids,
-            "pixel_values": pixel_values,
-            "attention_mask": attention_mask,
-            "image_mask": image_mask,
-            "text_mask": text_mask,
-            "passage_input_ids": passage_input_ids,
-            "passage_attention_mask": passage_attention_mask,
-            "passage_pixel_values": passage_pixel_values,
-            "passage_image_mask": passage_image_mask,
-            "passage_text_mask": passage_text_mask,
-        }
-        queries, passages = (self.read_side(**side) for side in split_sides(sides))
+        queries = self.read_side(pixel_values, image_mask, input_ids, attention_mask, text_mask)
+        passages = self.read_side(
+            passage_pixel_values, passage_image_mask, passage_input_ids, passage_attention_mask, passage_text_mask
+        )
         parts = {
             "query_embeds": queries.embeds,
             "passage_embeds": passages.embeds,
@@ -238,11 +184,13 @@ class RavlmForImageTextRetrieval(RavlmPreTrainedModel):
         if return_loss:
             embeds = (queries.embeds, passages.embeds, parts["logit_scale"])
             losses.append(info_nce(*embeds, query_labels, passage_labels))
-        all_queries, all_passages = self._with_further(queries, passages, match_inputs)
+        more_queries, more_passages = split_sides(match_inputs or {})
+        all_queries = queries.joined(self.read_side(**more_queries)) if more_queries else queries
+        all_passages = passages.joined(self.read_side(**more_passages)) if more_passages else passages
         if match_queries is None or match_passages is None:
             match_queries = match_passages = torch.arange(min(parts["scores"].shape), device=parts["scores"].device)
         if len(match_queries):
-            joint = self.read_pairs(all_queries.rows(match_queries), all_passages.rows(match_passages))
+            joint = self.joint_encoder(all_queries.rows(match_queries), all_passages.rows(match_passages))
             parts["match_logits"] = self.match_head(joint[:, 0]).squeeze(-1).float()
             if match_labels is not None:
                 losses.append(F.binary_cross_entropy_with_logits(parts["match_logits"], match_labels.float()))
@@ -253,28 +201,11 @@ class RavlmForImageTextRetrieval(RavlmPreTrainedModel):
                 losses.append(F.cross_entropy(parts["mlm_logits"], words))
         return RavlmMatchingOutput(loss=sum(losses) if return_loss else None, **parts)
 
-    def guess_words(
-        self,
-        queries: SideStates,
-        passages: SideStates,
-        mlm_labels: torch.Tensor,
-        masked_passage_input_ids: torch.Tensor,
-    ) -> torch.Tensor:
-        """Only [`RavlmForPreTraining`] can."""
+    def guess_words(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Raises `ValueError`: only [`RavlmForPreTraining`] has a head for it."""
         raise ValueError(
             f"{type(self).__name__} got mlm_labels, but has no head that guesses words; use RavlmForPreTraining"
         )
-
-    def _with_further(
-        self, queries: SideStates, passages: SideStates, match_inputs: dict[str, torch.Tensor] | None
-    ) -> tuple[SideStates, SideStates]:
-        """The sides, each with the further rows of `match_inputs` behind its own."""
-        more_queries, more_passages = split_sides(match_inputs or {})
-        if more_queries:
-            queries = queries.joined(self.read_side(**more_queries))
-        if more_passages:
-            passages = passages.joined(self.read_side(**more_passages))
-        return queries, passages
 
 
 class RavlmForPreTraining(RavlmForImageTextRetrieval):
@@ -302,17 +233,13 @@ class RavlmForPreTraining(RavlmForImageTextRetrieval):
             init.zeros_(self.mlm_bias)
 
     def guess_words(
-        self,
-        queries: SideStates,
-        passages: SideStates,
-        mlm_labels: torch.Tensor,
-        masked_passage_input_ids: torch.Tensor,
+        self, queries: SideStates, passages: SideStates, mlm_labels: torch.Tensor, masked_ids: torch.Tensor
     ) -> torch.Tensor:
         """Scores `(m, V)` of the hidden words: the text is read anew with its gaps, then together with the query."""
-        rows = torch.arange(len(masked_passage_input_ids), device=mlm_labels.device)
-        query, whole = queries.rows(rows), passages.rows(rows)
-        states = self.model.get_text_states(masked_passage_input_ids, whole.mask)
-        joint = self.read_pairs(query, replace(whole, states=states))
+        rows = torch.arange(len(masked_ids), device=mlm_labels.device)
+        whole = passages.rows(rows)
+        states = self.model.get_text_states(masked_ids, whole.mask)
+        joint = self.joint_encoder(queries.rows(rows), whole._replace(states=states))
         hidden = self.mlm_transform(joint[:, 1:][mlm_labels != -100])  # (m, E)
         return F.linear(hidden, self.get_input_embeddings().weight, self.mlm_bias).float()
 
@@ -337,20 +264,6 @@ def kept_rows(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """`mask (n,)` of rows as a mask of their tokens `(n, T)`; all, if it is `None`."""
     kept = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     return kept if mask is None else kept & mask.bool().unsqueeze(-1)
-
-
-def join_padded(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Rows of both; from the second axis on the shorter is padded with zeros.
-
-    >>> join_padded(torch.ones(1, 1, dtype=torch.int), torch.ones(1, 2, dtype=torch.int)).tolist()
-    [[1, 0], [1, 1]]
-    """
-
-    def widen(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        gap = max(other.shape[1] - tensor.shape[1], 0)
-        return F.pad(tensor, (*(0, 0) * (tensor.dim() - 2), 0, gap)) if gap else tensor
-
-    return torch.cat([widen(first, second), widen(second, first)])
 
 
 __all__ = ["RavlmForImageTextRetrieval", "RavlmForPreTraining", "RavlmMatchingOutput"]

@@ -1,9 +1,8 @@
 """Prompts for image-text-to-text models, written by their own processor and chat template.
 
-Images, template and expansion of image tokens are the processor's business. The words of questions and passages are
-not: they never enter the template. It is filled with one reserved token per text, which is a token only in a copy of
-the tokenizer; the processor's output is then cut at these tokens, and the texts' ids, tokenised apart as literal text,
-are put there. So no text can produce a control token, whatever the template does.
+Words of questions and passages never enter the chat template. It is filled with one reserved token per text, which is
+a token only in a copy of the tokenizer; the processor's output is cut at these tokens and the texts' ids, tokenised
+apart as literal text, are put there. So no text can produce a control token, whatever the template does.
 
 The layout is image, passages (with their images), question; the best passage stands last, next to the question.
 Too long a prompt loses passages, the worst first; the question and its image are never cut.
@@ -33,7 +32,8 @@ FOLDER = "generator_processor"  # of a saved processor
 SLOT = "<|ravlm-slot|>"  # stands for one text from outside, in a copy of the tokenizer
 PASSAGE, QUESTION = "Passage: ", "Question: "
 ASKED_ABOUT = "The first picture is the one that is asked about.\n\n"
-_WORD = re.compile(r"ravlmtext(\d+)end")  # what the chat template sees of a text
+WORD = "ravlmtext{}end"  # what the chat template sees of a text
+HUB_ACCESS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "trust_remote_code")
 
 
 @dataclass
@@ -55,13 +55,6 @@ class MultimodalPrompt:
 
     Raises:
         `InvalidInputError`: if there is no chat template.
-
-    Example:
-
-    >>> prompt = MultimodalPrompt(processor.generator_processor)  # doctest: +SKIP
-    >>> question, passage = literal_ids(processor.tokenizer, ["What is this?", "A red kite."])  # doctest: +SKIP
-    >>> inputs = prompt([MultimodalRow(question, image, [passage])], max_length=4096)  # doctest: +SKIP
-    >>> model.generate(**inputs)  # doctest: +SKIP
     """
 
     def __init__(self, processor: ProcessorMixin):
@@ -90,10 +83,15 @@ class MultimodalPrompt:
         Raises:
             `InvalidInputError`: if images, question and answer alone are longer than `max_length`.
         """
+        answers = [[] if row.answer is None else [*row.answer, *self.answer_frame[1]] for row in rows]
         kept = [len(row.passages) for row in rows]
         while True:
             inputs, order = self._template_inputs(rows, kept)
-            rooms = [max_length - self._fixed_length(inputs, i, row) for i, row in enumerate(rows)]
+            fixed = inputs["attention_mask"].bool() & (inputs["input_ids"] != self.slot_id)  # beside the texts
+            rooms = [
+                max_length - taken - len(row.question) - len(answer)
+                for taken, row, answer in zip(fixed.sum(dim=1).tolist(), rows, answers, strict=True)
+            ]
             fitting = [
                 num_fitting([len(ids) for ids in row.passages[:count]], room)
                 for row, count, room in zip(rows, kept, rooms, strict=True)
@@ -113,40 +111,38 @@ class MultimodalPrompt:
             [[*share_room(row.passages[:count], room), row.question][slot] for slot in slots]
             for row, count, room, slots in zip(rows, kept, rooms, order, strict=True)
         ]
-        return self._with_texts(inputs, rows, texts, padding_side)
+        return self._with_texts(inputs, texts, answers, padding_side)
 
     @cached_property
     def answer_frame(self) -> tuple[str, list[int]]:
         """What the template puts between its generation prompt and an answer (blanks), and the ids that close it."""
         tokenizer = self.processor.tokenizer
         asked = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-        answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": _word(0)}]}]
+        answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": WORD.format(0)}]}]
         prompt = self.processor.apply_chat_template(asked, add_generation_prompt=True)
-        before, _, after = self.processor.apply_chat_template(answered).partition(_word(0))
-        lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
-        special = set(tokenizer.all_special_ids) | set(control_tokens(tokenizer).values())
-        closing = []
-        for id in tokenizer(after, add_special_tokens=False)["input_ids"]:
-            closing.append(id)
-            if id in special:  # the end of the turn; what follows is the template's own
-                return lead if lead.isspace() else "", closing
-        return lead if lead.isspace() else "", [tokenizer.eos_token_id]
+        before, _, after = self.processor.apply_chat_template(answered).partition(WORD.format(0))
+        lead = before[len(prompt) :] if before.startswith(prompt) else ""
+        special = {*tokenizer.all_special_ids, *control_tokens(tokenizer).values()}
+        ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+        end = next((place + 1 for place, id in enumerate(ids) if id in special), 0)  # of the turn
+        return lead if lead.isspace() else "", ids[:end] or [tokenizer.eos_token_id]
 
     def _template_inputs(self, rows: Sequence[MultimodalRow], kept: Sequence[int]) -> tuple[dict, list[list[int]]]:
         """The processor's output for templates with slots, and per row which text each slot stands for, in order."""
         written, order, images = [], [], []
+        slot = re.compile(WORD.format(r"(\d+)"))
         for row, count in zip(rows, kept, strict=True):
             content, shown = self.content(row, count)
             text = self.processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True
             )
-            slots = [int(number) for number in _WORD.findall(text)]
+            slots = [int(number) for number in slot.findall(text)]
             if sorted(slots) != list(range(count + 1)):
                 raise InvalidInputError(
                     f"the chat template of {type(self.processor).__name__} lost or repeated parts of the message: of "
                     f"{count + 1} texts it wrote {len(slots)}; give it a template that writes every part once"
                 )
-            written.append(_WORD.sub(SLOT, text))
+            written.append(slot.sub(SLOT, text))
             order.append(slots)
             images.append(shown)
         options = {"padding": True, "return_tensors": "pt"}
@@ -170,47 +166,36 @@ class MultimodalPrompt:
                 parts.append({"type": "image"})
                 shown.append(image)
                 text = ""
-            text += f"{PASSAGE}{_word(k)}\n\n"
-        text += f"{QUESTION if num_passages else ''}{_word(num_passages)}"
+            text += f"{PASSAGE}{WORD.format(k)}\n\n"
+        text += f"{QUESTION if num_passages else ''}{WORD.format(num_passages)}"
         return [*parts, {"type": "text", "text": text}], shown
 
-    def _fixed_length(self, inputs: dict[str, Any], i: int, row: MultimodalRow) -> int:
-        """Tokens of a prompt beside its passages."""
-        template = inputs["attention_mask"][i].bool() & (inputs["input_ids"][i] != self.slot_id)
-        answer = 0 if row.answer is None else len(row.answer) + len(self.answer_frame[1])
-        return int(template.sum()) + len(row.question) + answer
-
     def _with_texts(
-        self, inputs: dict[str, Any], rows: Sequence[MultimodalRow], texts: list[list[list[int]]], side: str
+        self, inputs: dict[str, Any], texts: list[list[list[int]]], answers: list[list[int]], side: str
     ) -> dict[str, Any]:
-        """Cuts the template's ids at the slots and joins them with the texts' ids, and the answer's.
+        """Puts the texts' ids in place of their slots, and the closed answers (empty for none) behind the prompts.
 
-        What else the processor says of each token (its type, the images that it may see) is said of a text's tokens
-        as it was of their slot, and of an answer's tokens as of the prompt's last one.
+        What else the processor gives per token (types, the images it may see) is repeated: a text's tokens take that
+        of their slot, an answer's tokens that of the prompt's last one.
         """
         shape = inputs["input_ids"].shape
-        sequences, sources, starts = [], [], []
-        for i, row in enumerate(rows):
+        sequences, sources, labels = [], [], []
+        for i, answer in enumerate(answers):
             waiting, ids, source = iter(texts[i]), [], []
             for place in inputs["attention_mask"][i].nonzero().flatten().tolist():
                 id = int(inputs["input_ids"][i, place])
                 chunk = next(waiting) if id == self.slot_id else [id]
                 ids += chunk
                 source += [place] * len(chunk)
-            starts.append(len(ids))
-            if row.answer is not None:
-                closed = [*row.answer, *self.answer_frame[1]]
-                ids += closed
-                source += [source[-1]] * len(closed)
-            sequences.append(ids)
-            sources.append(source)
+            labels.append([-100] * len(ids) + answer)
+            sequences.append(ids + answer)
+            sources.append(source + [source[-1]] * len(answer))
         spread = {name for name, value in inputs.items() if getattr(value, "shape", ())[:2] == shape}
         out = {name: value for name, value in inputs.items() if name not in spread}
         for name in spread - {"input_ids"}:
             out[name] = pad_rows([inputs[name][i, source] for i, source in enumerate(sources)], 0, side)
         out["input_ids"] = pad_rows(sequences, self.processor.tokenizer.pad_token_id, side)
-        if rows[0].answer is not None:
-            labels = [[-100] * start + ids[start:] for ids, start in zip(sequences, starts, strict=True)]
+        if answers[0]:
             out["labels"] = pad_rows(labels, -100, side)
         return out
 
@@ -243,12 +228,8 @@ def share_room(passages: Sequence[Sequence[int]], room: int) -> list[list[int]]:
     return shared
 
 
-def _word(number: int) -> str:
-    return f"ravlmtext{number}end"
-
-
 class GeneratorProcessorMixin:
-    """Base of our processor that keeps the processor of an image-text-to-text generator in a folder of its own."""
+    """Base of our processor; keeps the processor of an image-text-to-text generator in a folder of its own."""
 
     generator_processor: ProcessorMixin | None
 
@@ -264,7 +245,7 @@ class GeneratorProcessorMixin:
         passages: Sequence[Sequence[EvidenceItem]],
         answers: Sequence[str] | None,
         padding_side: str,
-        max_length: int | None,
+        max_length: int,
     ) -> dict[str, Any]:
         """Inputs of an image-text-to-text generator; arguments as in `RavlmProcessor.__call__`.
 
@@ -288,7 +269,7 @@ class GeneratorProcessorMixin:
                     answer=targets[i],
                 )
             )
-        return {**prompt(rows, max_length or self.max_length, padding_side), **evidence_tensors(passages)}
+        return {**prompt(rows, max_length, padding_side), **evidence_tensors(passages)}
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
         """As every processor; the generator's goes to a folder in it."""
@@ -318,6 +299,3 @@ class GeneratorProcessorMixin:
                 pretrained_model_name_or_path, settings[FOLDER], subfolder=folder, **access
             )
         return settings, rest
-
-
-HUB_ACCESS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "trust_remote_code")

@@ -1,8 +1,7 @@
 """Loads the processor of an image-text-to-text model, also where torchvision is missing.
 
-Qwen-VL, SmolVLM and others take videos too, and transformers needs torchvision for that part alone. Without
-torchvision the processor is loaded without its video part: the same class otherwise, so that chat template and image
-tokens are its own.
+Qwen-VL, SmolVLM and others take videos too, for which alone transformers needs torchvision; without it the processor
+is loaded without its video part.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class WithoutVideos:
 
 
 def without_videos(cls: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """The processor class, if need be without its video part; of the same name, for the saved folder tells it.
+    """The processor class without its video part, if it has one; the name, which saved folders hold, stays.
 
     >>> from transformers import LlavaProcessor, Qwen2VLProcessor
     >>> without_videos(LlavaProcessor) is LlavaProcessor, without_videos(Qwen2VLProcessor).get_attributes()

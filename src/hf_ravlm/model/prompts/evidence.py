@@ -62,11 +62,7 @@ def _read_item(item: Any) -> EvidenceItem:
 
 
 def read_answers(answers: str | Sequence[str] | None, num_questions: int) -> list[str] | None:
-    """One answer per question, or `None`.
-
-    Raises:
-        `InvalidInputError`: if the numbers differ.
-    """
+    """One answer per question, or `None`; raises `InvalidInputError` if the numbers differ."""
     if answers is None:
         return None
     answers = [answers] if isinstance(answers, str) else list(answers)
@@ -100,16 +96,9 @@ def pad_rows(rows: Sequence[Sequence[int] | torch.Tensor], value: int, side: str
 
 
 def pad_prompts(
-    prompts: Sequence[Prompt],
-    pad_token_id: int,
-    side: str,
-    *,
-    align_prefixes: bool,
-    with_labels: bool,
-    width: int = 0,
-    multiple: int = 1,
+    prompts: Sequence[Prompt], pad_token_id: int, side: str, align_prefixes: bool, width: int = 0, multiple: int = 1
 ) -> dict[str, torch.Tensor]:
-    """Prompts as tensors `(n, L)`: `input_ids`, `attention_mask`, `token_passages` and, if asked for, `labels`.
+    """Prompts as tensors `(n, L)`: `input_ids`, `attention_mask`, `token_passages` and, with answers, `labels`.
 
     Args:
         side (`str`): `"left"` or `"right"`, where padding goes.
@@ -130,8 +119,7 @@ def pad_prompts(
         "attention_mask": pad([[1] * len(prompt.ids) for prompt in prompts], 0),
         "token_passages": pad([prompt.passages for prompt in prompts], -1),
     }
-    if with_labels:
-        starts = [prompt.answer_start for prompt in prompts]
-        labels = [[-100] * start + prompt.ids[start:] for prompt, start in zip(prompts, starts, strict=True)]
+    if prompts[0].answer_start < len(prompts[0].ids):
+        labels = [[-100] * prompt.answer_start + prompt.ids[prompt.answer_start :] for prompt in prompts]
         data["labels"] = pad(labels, -100)
     return data

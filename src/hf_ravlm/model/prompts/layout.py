@@ -1,12 +1,10 @@
-"""How a prompt is laid out in token ids, and how text that came from outside is kept literal.
+"""The layout of a prompt in token ids.
 
-`<bos> <image>*P [<passage> text]*K <question> question <answer>`; with memory tokens `<evidence>*(K*M)` stands where
-the passages' text would, best passage first. Of texts the best stands last, next to the question: what is near weighs
-most. With
-`question_first` the question stands before the passages, so that prompts that differ in their passage alone share all
-that comes before it. The markers are ids of ours: passages and questions are tokenised apart, with special tokens
-split into ordinary ones, so no text can produce a marker. Too long a prompt loses passage text, worst passage first;
-image and question are never cut.
+`<bos> <image>*P [<passage> text]*K <question> question <answer>`; with memory tokens `<evidence>*(K*M)`, best passage
+first, stands where the passages' text would. Of texts the best stands last, next to the question: what is near weighs
+most. With `question_first` the question stands before the passages, so that prompts that differ in their passage alone
+share all that comes before it. Too long a prompt loses passage text, worst passage first; image and question are never
+cut.
 """
 
 from __future__ import annotations
@@ -19,13 +17,7 @@ from typing import NamedTuple
 from ...errors import InvalidInputError
 
 
-SPECIAL_TOKENS = {
-    "image": "<image>",
-    "evidence": "<evidence>",
-    "passage": "<passage>",
-    "question": "<question>",
-    "answer": "<answer>",
-}
+SPECIAL_TOKENS = {name: f"<{name}>" for name in ("image", "evidence", "passage", "question", "answer")}
 
 
 @dataclass(frozen=True)
@@ -93,8 +85,6 @@ def layout_prompt(
 
     Raises:
         `InvalidInputError`: if image, question and answer alone are longer than `max_length`.
-
-    Example:
 
     >>> marks = PromptMarkers(bos=0, eos=1, image=2, evidence=3, passage=4, question=5, answer=6)
     >>> passages = [PassagePart([60, 61]), PassagePart([70, 71])]

@@ -1,4 +1,4 @@
-"""How text that came from outside becomes token ids that are text and nothing else, with any tokenizer.
+"""Text from outside as token ids that are text and nothing else, with any tokenizer.
 
 `split_special_tokens` alone does not suffice: it leaves added tokens that are not marked special (`<tool_call>`), and
 a unigram vocabulary matches `</s>` as one piece. Here such words are cut after their first character and both halves
@@ -34,11 +34,7 @@ def literal_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lead: 
     """Token ids of texts, cleaned, each as literal text: no special tokens added, none produced.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): any tokenizer.
-        texts (`Sequence[str]`): what came from outside.
         lead (`str`, *optional*): our own blanks before every text.
-
-    Example:
 
     >>> literal_ids(processor.tokenizer, ["</s> <image> a kite"])  # doctest: +SKIP
     [[529, 29914, 29879, 29958, ...]]

@@ -1,7 +1,7 @@
 """Which passage an answer rests on: what it is worth under each passage alone, and without each of them.
 
-Two ways to the same numbers: [`attribute`] masks passages in encoded prompts; [`attribute_prompts`] writes the prompts
-again, for image-text-to-text models, which count positions and images over their prompt.
+[`attribute`] masks passages in encoded prompts; [`attribute_prompts`] writes the prompts again, for image-text-to-text
+models, which count positions and images over their prompt.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..outputs import RavlmAttribution
+from ..prompts.evidence import EvidenceItem, read_evidence
 from .inputs import EncodedInputs, encode_inputs
 from .latent_passages import columns_of_answers, log_prior, passages_are_latent, read_passages
 from .likelihoods import answer_log_likelihood, leave_one_out, passage_posterior, rag_sequence_log_likelihood
@@ -26,11 +27,10 @@ PROMPTS_PER_PASS = 8  # of an image-text-to-text model, each with its images
 
 @torch.no_grad()
 def attribute(model: Any, inputs: EncodedInputs, prompt: PromptTensors, labels: torch.Tensor) -> RavlmAttribution:
-    """Attribution by masks, see `attribute` of [`RavlmForConditionalGeneration`].
+    """Attribution by masks: `attribute` of [`RavlmForConditionalGeneration`]; `inputs` need `evidence_scores`.
 
-    Args:
-        model, inputs, prompt: a reader, its inputs with `evidence_scores (B, K)`, and prompts with their answers.
-        labels (`torch.LongTensor` of shape `(N, L)`): -100 on the prompt.
+    Raises:
+        `ValueError`: for an image-text-to-text reader.
     """
     if model.reads_images:
         raise ValueError(
@@ -118,8 +118,7 @@ def attribute_prompts(
         max_length (`int`, *optional*): tokens of a prompt with its answer.
 
     Returns:
-        [`RavlmAttribution`]: `posterior (B, K)`, `leave_one_out (B, K)`, `log_likelihood (B,)` and
-        `passage_log_likelihood (B, K)`; 0 where a question has no such passage.
+        [`RavlmAttribution`], with 0 where a question has no such passage.
     """
     asked = []  # (question, the passages that its prompt shows)
     for row, passages in enumerate(evidence):
@@ -141,10 +140,10 @@ def attribute_prompts(
         keep = columns_of_answers(labels)
         logits = model(**inputs, logits_to_keep=keep).logits[:, -keep:]
         scored.update(zip(chunk, answer_log_likelihood(logits, labels[:, -keep:]).tolist(), strict=True))
-    return _as_tensors(scored, evidence, model.model.get_logit_scale())
+    return _as_tensors(scored, read_evidence(evidence, len(questions)), model.model.get_logit_scale())
 
 
-def _as_tensors(scored: dict, evidence: Sequence[Sequence[Any]], scale: torch.Tensor) -> RavlmAttribution:
+def _as_tensors(scored: dict, evidence: Sequence[Sequence[EvidenceItem]], scale: torch.Tensor) -> RavlmAttribution:
     shape = (len(evidence), max(len(row) for row in evidence))
     alone, without, scores = (torch.zeros(shape, device=scale.device) for _ in range(3))
     mask = torch.zeros(shape, dtype=torch.bool, device=scale.device)
@@ -156,9 +155,7 @@ def _as_tensors(scored: dict, evidence: Sequence[Sequence[Any]], scale: torch.Te
             mask[row, k] = True
             alone[row, k] = scored[row, (k,)]
             without[row, k] = scored[row, every[:k] + every[k + 1 :]]
-            item = passages[k]
-            score = item.get("score") if isinstance(item, dict) else getattr(item, "score", None)
-            scores[row, k] = float(score or 0.0)
+            scores[row, k] = passages[k].score
     return RavlmAttribution(
         posterior=passage_posterior(alone, scores, scale, mask) * mask,
         leave_one_out=(joint.unsqueeze(1) - without) * mask,

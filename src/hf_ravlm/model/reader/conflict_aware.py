@@ -1,8 +1,8 @@
 """Decoding that trusts the passages where they speak against what the language model believes by itself.
 
 At every step the reader is asked twice, with its evidence and without: `log p(y | x, z) + beta * (log p(y | x, z) -
-log p(y | x))`. What the passages make likelier rises, what was likely anyway does not. Of tokens that are unlikely
-even with the passages the ratio is noise, so only those within a share of the likeliest stay.
+log p(y | x))`. Of tokens that are unlikely even with the passages the ratio is noise, so only those within a share of
+the likeliest stay.
 
 References: Shi et al. 2023 (arXiv 2305.14739, context-aware decoding); Li et al. 2022 (arXiv 2210.15097: plausible
 tokens only).
@@ -21,9 +21,8 @@ from transformers import LogitsProcessor
 class ConflictAwareLogitsProcessor(LogitsProcessor):
     """For `generate`: answers lean on the evidence, beyond what they are likely without it.
 
-    Works with greedy decoding, sampling and beams, with all fusions, and over latent passages token by token; with
-    RAG-sequence every passage proposes its answers so. It costs a second reading of the short prompt, and a second
-    step for every token.
+    Works with greedy decoding, sampling and beams, all fusions and latent passages (with RAG-sequence, for each
+    passage's proposals). It costs a second reading of the short prompt, and a second step for every token.
 
     Args:
         model: The reader that generates.
@@ -57,36 +56,24 @@ class ConflictAwareLogitsProcessor(LogitsProcessor):
     @torch.no_grad()
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores `(N, V)` of the next token behind `input_ids (N, L)`, `N` a multiple of `B`."""
-        closed = self._closed_book_logits(input_ids)
-        return lean_on_evidence(scores, closed.to(scores.device), self.beta, self.plausibility)
-
-    def _closed_book_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         is_new = self._read is None or input_ids.shape[1] != self._read.shape[1] + 1
         if is_new:
             self._prompt_length = input_ids.shape[1]
-        step = self._whole_step if self.model.reads_images else self._first_step if is_new else self._next_step
-        logits = step(input_ids)
+        closed = self._whole_step(input_ids) if self.model.reads_images else self._cached_step(input_ids, is_new)
         self._read = input_ids.clone()
-        return logits
+        return lean_on_evidence(scores, closed.to(scores.device), self.beta, self.plausibility)
 
-    def _first_step(self, input_ids: torch.Tensor) -> torch.Tensor:
-        inputs = self._expanded(len(input_ids))
+    def _cached_step(self, input_ids: torch.Tensor, is_new: bool) -> torch.Tensor:
+        if is_new:
+            inputs = self._expanded(len(input_ids))
+        else:
+            parents = self._parents(input_ids)
+            if parents.tolist() != list(range(len(input_ids))):
+                self._cache.reorder_cache(parents)
+            mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+            inputs = {"input_ids": input_ids[:, -1:], "attention_mask": mask, "past_key_values": self._cache}
         outputs = self.model(**inputs, use_cache=True, logits_to_keep=1)
         self._cache, self._mask = outputs.past_key_values, inputs["attention_mask"]
-        return outputs.logits[:, -1]
-
-    def _next_step(self, input_ids: torch.Tensor) -> torch.Tensor:
-        parents = self._parents(input_ids)
-        if parents.tolist() != list(range(len(input_ids))):
-            self._cache.reorder_cache(parents)
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
-        outputs = self.model(
-            input_ids=input_ids[:, -1:],
-            attention_mask=self._mask,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
         return outputs.logits[:, -1]
 
     def _whole_step(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -134,8 +121,7 @@ def lean_on_evidence(
     """`log p(y | x, z) + beta * (log p(y | x, z) - log p(y | x))`, `(N, V)`, `-inf` where `y` is not plausible.
 
     Args:
-        scores (`torch.Tensor` of shape `(N, V)`): logits with evidence.
-        closed_book (`torch.Tensor` of shape `(N, V)`): logits without.
+        scores, closed_book (`torch.Tensor` of shape `(N, V)`): logits with and without evidence.
         beta, plausibility (`float`): as in [`ConflictAwareLogitsProcessor`].
 
     Example, where the language model says the first token by itself and the passage the second:

@@ -1,4 +1,4 @@
-"""Generation: everything is encoded before the first step, and lives in the cache afterwards."""
+"""Generation: all inputs are encoded before the first step, and live in the cache afterwards."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from transformers.generation import GenerationMixin
 from ..outputs import RavlmGenerateOutput
 from .inputs import EncodedInputs, check_evidence, encode_inputs, split_inputs
 from .latent_passages import passages_are_latent
-from .multimodal import generate_multimodal
 from .placing import PromptTensors, cut_out_hidden, hide_passages
 from .proposals import best_proposals, generation_setting
+from .reading import NOT_OF_IMAGE_TEXT
 from .shared_prefix import BranchCache
-
-
-DECODINGS = ("thorough", "fast")
 
 
 @torch.no_grad()
 def generate(model: Any, input_ids: torch.Tensor | None = None, *args, **kwargs) -> Any:
     """`generate` of [`RavlmForConditionalGeneration`], see there."""
     if model.reads_images:
-        return generate_multimodal(model.language_model, model.generation_config, input_ids, *args, **kwargs)
+        model.language_model.generation_config = model.generation_config
+        kwargs = {name: value for name, value in kwargs.items() if name not in NOT_OF_IMAGE_TEXT}
+        return model.language_model.generate(input_ids, *args, **kwargs)
     if passages_are_latent(model.config, kwargs.get("evidence_scores")):
         return generate_over_passages(model, input_ids, *args, **kwargs)
     if model.config.marginalization != "none":
@@ -33,7 +32,8 @@ def generate(model: Any, input_ids: torch.Tensor | None = None, *args, **kwargs)
         return GenerationMixin.generate(model, None, *args, **kwargs)
     prompt, inputs, kwargs = encode_prompts(model, input_ids, kwargs, latent=False)
     inputs = replace(inputs, evidence_scores=None, evidence_mask=None)
-    outputs = GenerationMixin.generate(model, prompt.input_ids, *args, **_rest(prompt), **inputs.given(), **kwargs)
+    given = prompt.given() | inputs.given()
+    outputs = GenerationMixin.generate(model, given.pop("input_ids"), *args, **given, **kwargs)
     if prompt.input_ids is not input_ids:  # the caller's prompt, with what was hidden, before what was generated
         sequences = getattr(outputs, "sequences", outputs)
         sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0)
@@ -43,15 +43,15 @@ def generate(model: Any, input_ids: torch.Tensor | None = None, *args, **kwargs)
 def encode_prompts(
     model: Any, input_ids: torch.Tensor, kwargs: dict[str, Any], latent: bool
 ) -> tuple[PromptTensors, EncodedInputs, dict[str, Any]]:
-    """Arguments of `generate`: prompts that show no hidden passage, every input encoded, and the rest.
-
-    Args:
-        latent (`bool`): whether each passage has a prompt of its own.
-    """
+    """Arguments of `generate`: prompts that show no hidden passage, every input encoded, and the rest."""
     inputs, rest = split_inputs(kwargs)
     prompt = PromptTensors(input_ids, rest.pop("attention_mask", None), rest.pop("token_passages", None))
     if latent:
-        _check_prompts(model, prompt, inputs)
+        if prompt.token_passages is None:
+            raise ValueError(
+                f"config.marginalization={model.config.marginalization!r} reads one prompt per passage, and there are "
+                "no token_passages; make the inputs with RavlmProcessor(..., passage_prompts=True)"
+            )
         prompt.attention_mask = torch.ones_like(input_ids) if prompt.attention_mask is None else prompt.attention_mask
     check_evidence(inputs, len(input_ids), latent)
     inputs = encode_inputs(model, inputs)
@@ -59,19 +59,16 @@ def encode_prompts(
     shown = counts if counts is None or not latent else counts.flatten().unsqueeze(1)  # (B * K, 1)
     prompt.attention_mask = hide_passages(prompt.attention_mask, prompt.token_passages, shown)
     if model.counts_columns and prompt.attention_mask is not None:
-        prompt = cut_out_hidden(prompt, _pad_id(model))
+        settings = model.generation_config
+        pad = settings.eos_token_id if settings.pad_token_id is None else settings.pad_token_id
+        prompt = cut_out_hidden(prompt, (pad[0] if isinstance(pad, list) else pad) or 0)
         if counts is not None and inputs.evidence_image_mask is not None:
             inputs.evidence_image_mask = inputs.evidence_image_mask.bool() & counts.bool()
     return prompt, inputs, rest
 
 
 def generate_over_passages(
-    model: Any,
-    input_ids: torch.Tensor,
-    generation_config: Any = None,
-    *args,
-    decoding: str = "thorough",
-    **kwargs,
+    model: Any, input_ids: torch.Tensor, generation_config: Any = None, *args, decoding: str = "thorough", **kwargs
 ) -> Any:
     """`generate` over latent passages; `input_ids (B * K, L)`, one prompt per passage.
 
@@ -88,8 +85,9 @@ def generate_over_passages(
     Raises:
         `ValueError`: if `decoding` is not known, the prompts are not one per passage, or a cache is given.
     """
-    if decoding not in DECODINGS or (decoding != "thorough" and model.config.marginalization == "token"):
-        raise ValueError(f"decoding={decoding!r}: expected one of {list(DECODINGS)}, and for RAG-token none")
+    decodings = ["thorough", "fast"]
+    if decoding not in decodings or (decoding != "thorough" and model.config.marginalization == "token"):
+        raise ValueError(f"decoding={decoding!r}: expected one of {decodings}, and for RAG-token none")
     prompt, inputs, kwargs = encode_prompts(model, input_ids, kwargs, latent=True)
     num_passages = inputs.evidence_scores.shape[1]
     if model.config.marginalization == "sequence":
@@ -107,29 +105,5 @@ def generate_over_passages(
         kwargs["past_key_values"] = BranchCache(model.config.get_text_config(), num_passages)
     branches = {f"branch_{name}": tensor.unflatten(0, (-1, num_passages)) for name, tensor in prompt.given().items()}
     first = branches["branch_input_ids"][:, 0]
-    mask = torch.ones_like(first)
-    given = {"attention_mask": mask, **branches, **inputs.given(), **kwargs}
+    given = {"attention_mask": torch.ones_like(first), **branches, **inputs.given(), **kwargs}
     return GenerationMixin.generate(model, first, generation_config, *args, **given)
-
-
-def _pad_id(model: Any) -> int:
-    """The token that stands for nothing."""
-    for token in (model.generation_config.pad_token_id, model.generation_config.eos_token_id):
-        if token is not None:
-            return token[0] if isinstance(token, list) else int(token)
-    return 0
-
-
-def _rest(prompt: PromptTensors) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in prompt.given().items() if name != "input_ids"}
-
-
-def _check_prompts(model: Any, prompt: PromptTensors, inputs: EncodedInputs) -> None:
-    rows, wanted = len(prompt.input_ids), inputs.evidence_scores.numel()
-    if rows != wanted or prompt.token_passages is None:
-        raise ValueError(
-            f"config.marginalization={model.config.marginalization!r} reads one prompt per passage: expected "
-            f"input_ids with B * K = {wanted} rows and token_passages of the same shape, got {rows} rows"
-            f"{'' if prompt.token_passages is not None else ' and no token_passages'}; make the inputs with "
-            "RavlmProcessor(..., passage_prompts=True)"
-        )

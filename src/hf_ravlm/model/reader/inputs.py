@@ -16,38 +16,24 @@ class EncodedInputs:
 
     The first six are read by the towers ([`encode_inputs`]); the last seven are what comes out. All of them are
     arguments of the reader's `forward`.
-
-    Args:
-        pixel_values (`torch.Tensor` of shape `(B, 3, height, width)`): the image asked about.
-        question_input_ids, question_attention_mask (`(B, Lq)`): the question for the text encoder.
-        evidence_input_ids, evidence_attention_mask (`(B, K, T)`): the passages for the text encoder.
-        evidence_pixel_values (`(B, K, 3, height, width)`): images of passages.
-        evidence_image_mask (`(B, K)`): which passages have an image.
-        evidence_scores (`(B, K)`): retrieval scores.
-        evidence_mask (`(B, K)`): which passages count.
-        image_patches (`(B, P, C)`): of the image asked about.
-        question_states (`(B, Lq, C)`), question_mask (`(B, Lq)`): of the question.
-        evidence_states (`(B, K, S, C)`), evidence_token_mask (`(B, K, S)`): of the passages.
-        evidence_keys_values (`(B, K, S, ...)`): of the passages, for layers inside the language model.
-        evidence_patches (`(B, K, P, C)`): of the passages' images, where these stand in the prompt.
     """
 
-    pixel_values: torch.Tensor | None = None
-    question_input_ids: torch.Tensor | None = None
+    pixel_values: torch.Tensor | None = None  # (B, 3, height, width), the image asked about
+    question_input_ids: torch.Tensor | None = None  # (B, Lq), for the text encoder, as all ids here
     question_attention_mask: torch.Tensor | None = None
-    evidence_input_ids: torch.Tensor | None = None
+    evidence_input_ids: torch.Tensor | None = None  # (B, K, T)
     evidence_attention_mask: torch.Tensor | None = None
-    evidence_pixel_values: torch.Tensor | None = None
-    evidence_image_mask: torch.Tensor | None = None
-    evidence_scores: torch.Tensor | None = None
-    evidence_mask: torch.Tensor | None = None
-    image_patches: torch.Tensor | None = None
-    question_states: torch.Tensor | None = None
+    evidence_pixel_values: torch.Tensor | None = None  # (B, K, 3, height, width), images of passages
+    evidence_image_mask: torch.Tensor | None = None  # (B, K), passages that have an image
+    evidence_scores: torch.Tensor | None = None  # (B, K), of the retriever
+    evidence_mask: torch.Tensor | None = None  # (B, K), passages that count
+    image_patches: torch.Tensor | None = None  # (B, P, C)
+    question_states: torch.Tensor | None = None  # (B, Lq, C)
     question_mask: torch.Tensor | None = None
-    evidence_states: torch.Tensor | None = None
+    evidence_states: torch.Tensor | None = None  # (B, K, S, C)
     evidence_token_mask: torch.Tensor | None = None
-    evidence_keys_values: torch.Tensor | None = None
-    evidence_patches: torch.Tensor | None = None
+    evidence_keys_values: torch.Tensor | None = None  # (B, K, S, ...), for layers inside the language model
+    evidence_patches: torch.Tensor | None = None  # (B, K, P, C), where images of passages stand in the prompt
 
     def given(self) -> dict[str, torch.Tensor]:
         """What is there, by name."""
@@ -80,11 +66,7 @@ def split_inputs(given: Mapping[str, Any]) -> tuple[EncodedInputs, dict[str, Any
 
 
 def encode_inputs(model: Any, inputs: EncodedInputs) -> EncodedInputs:
-    """Everything that the towers of a reader compute; what is encoded already is kept.
-
-    Args:
-        model ([`RavlmForConditionalGeneration`]): the reader.
-        inputs ([`EncodedInputs`]): of which nothing that only the towers read is left in what is returned.
+    """Everything that the towers of a reader compute, without what they read; what is encoded already is kept.
 
     Raises:
         `ValueError`: if a tensor that its fusion reads is missing.
@@ -104,13 +86,7 @@ def encode_inputs(model: Any, inputs: EncodedInputs) -> EncodedInputs:
             raise ValueError(
                 "evidence_input_ids came without evidence_attention_mask; pass all outputs of RavlmProcessor"
             )
-        encoded.evidence_states, encoded.evidence_token_mask = encode_evidence(
-            model,
-            inputs.evidence_input_ids,
-            inputs.evidence_attention_mask,
-            inputs.evidence_pixel_values,
-            inputs.evidence_image_mask,
-        )
+        encoded.evidence_states, encoded.evidence_token_mask = encode_evidence(model, inputs)
     elif encoded.evidence_states is not None:  # kept ones may be of another precision
         encoded.evidence_states = encoded.evidence_states.to(model.image_projector.weight.dtype)
     if fusion.reads_question and encoded.question_states is None:
@@ -133,23 +109,18 @@ def encode_inputs(model: Any, inputs: EncodedInputs) -> EncodedInputs:
     return encoded
 
 
-def encode_evidence(
-    model: Any,
-    evidence_input_ids: torch.LongTensor,
-    evidence_attention_mask: torch.Tensor,
-    evidence_pixel_values: torch.FloatTensor | None = None,
-    evidence_image_mask: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_evidence(model: Any, inputs: EncodedInputs) -> tuple[torch.Tensor, torch.Tensor]:
     """States `(B, K, S, C)` of passages and their mask `(B, K, S)`; see `encode_evidence` of the reader."""
-    shape = evidence_input_ids.shape[:2]
-    states = model.model.get_text_states(evidence_input_ids.flatten(0, 1), evidence_attention_mask.flatten(0, 1))
-    states, mask = states.unflatten(0, shape), evidence_attention_mask.bool()
-    if evidence_pixel_values is None:
+    mask = inputs.evidence_attention_mask
+    states = model.model.get_text_states(inputs.evidence_input_ids.flatten(0, 1), mask.flatten(0, 1))
+    states, mask = states.unflatten(0, mask.shape[:2]), mask.bool()
+    if inputs.evidence_pixel_values is None:
         return states, mask
-    images = model.evidence_image_projector(_passage_patches(model, evidence_pixel_values)).to(states.dtype)
-    if evidence_image_mask is None:
-        evidence_image_mask = mask.new_ones(shape)
-    with_image = evidence_image_mask.bool().unsqueeze(-1).expand(*shape, images.shape[2])
+    patches = _passage_patches(model, inputs.evidence_pixel_values)
+    images = model.evidence_image_projector(patches).to(states.dtype)
+    with_image = inputs.evidence_image_mask
+    with_image = mask.new_ones(mask.shape[:2]) if with_image is None else with_image.bool()
+    with_image = with_image.unsqueeze(-1).expand(-1, -1, images.shape[2])
     states = torch.cat([images.masked_fill(~with_image.unsqueeze(-1), 0), states], dim=2)
     return states, torch.cat([with_image, mask], dim=2)
 
@@ -178,15 +149,13 @@ def _passage_patches(model: Any, evidence_pixel_values: torch.Tensor) -> torch.T
 
 
 def check_evidence(inputs: EncodedInputs, num_prompts: int, latent: bool) -> None:
-    """Refuses evidence whose `B`, `K` or `L` disagree.
+    """Compares the shapes of a batch with each other and with `num_prompts`, the rows of `input_ids`.
 
     Args:
-        inputs ([`EncodedInputs`]): of a batch.
-        num_prompts (`int`): rows of `input_ids`.
         latent (`bool`): whether each passage has a prompt of its own.
 
     Raises:
-        `ValueError`: names the tensors, the shapes that came and the shape that fits.
+        `ValueError`: if `B`, `K` or `L` disagree.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in inputs.given().items()}
     evidence = {name: shape for name, shape in shapes.items() if name.startswith("evidence")}

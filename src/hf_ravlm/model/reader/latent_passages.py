@@ -1,8 +1,7 @@
 """Latent passages: each has a prompt of its own, and the answer's likelihood is summed over them.
 
-`p(y | x) = sum_k p(z_k | x) p(y | x, z_k)`: RAG-sequence for the answer as a whole, RAG-token for every token. The
-prior `p(z | x)` is the softmax of the retriever's scores at its learned temperature. Inputs are flat, `(B * K, L)`,
-passage by passage; `K` is known from `evidence_scores (B, K)`. What comes out is per query.
+`p(y | x) = sum_k p(z_k | x) p(y | x, z_k)`: RAG-sequence for the answer as a whole, RAG-token for every token. Prompts
+are flat, `(B * K, L)`, passage by passage; `K` is known from `evidence_scores (B, K)`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from .reading import evidence_memory, read
 
 
 def passages_are_latent(config: Any, evidence_scores: torch.Tensor | None) -> bool:
-    """Whether inputs hold one prompt per passage; without evidence they are plain, closed-book ones."""
+    """Whether inputs hold one prompt per passage; closed-book ones never do."""
     return config.marginalization != "none" and evidence_scores is not None and evidence_scores.shape[1] > 0
 
 
@@ -48,9 +47,8 @@ def read_passages(
     Returns:
         Logits `(B * K, T, V)` of the last `T` positions: `logits_to_keep`, or with labels all that are needed for
         them; with labels the loss, `passage_log_likelihood (B, K)` and `posterior (B, K)`. The loss is the sum of
-        `-log p(y | x)` over queries, divided by the number of answer tokens; where a trainer counts these over
-        several batches (`num_items_in_batch`), it counts every answer `K` times, which is taken back here, exactly if
-        `K` is the same in all of them.
+        `-log p(y | x)` over queries, divided by the number of answer tokens. `num_items_in_batch` counts every answer
+        `K` times, which is taken back: exactly, if `K` is the same in all batches that it counts.
 
     Raises:
         `ValueError`: if the prompts of a query have answers of different lengths.
@@ -76,7 +74,6 @@ def read_passages(
         likelihood = rag_token_log_likelihood(token_log_probs, token_mask[::num_passages], prior)
     else:
         likelihood = rag_sequence_log_likelihood(outputs.passage_log_likelihood, prior)
-    # The Trainer counts the labels of every prompt, and an answer stands in K of them.
     count = lengths[:, 0].sum() if num_items_in_batch is None else num_items_in_batch / num_passages
     outputs.loss = -likelihood.sum() / count
     outputs.posterior = (outputs.passage_log_likelihood + prior).softmax(dim=-1).detach()
@@ -105,11 +102,10 @@ def read_branches(
     """One step of RAG-token: the prompts of every passage behind one row of `input_ids`, mixed into one logit.
 
     Args:
-        model, inputs: the reader, encoded inputs of `B` queries.
+        inputs ([`EncodedInputs`]): encoded, of `B` queries.
         prompt ([`PromptTensors`]): of every passage, `B * K` rows.
         input_ids (`torch.LongTensor` of shape `(B, L + t)` or `(B, 1)`): what `generate` has written; with a filled
             cache the last token alone.
-        past_key_values, logits_to_keep, use_cache: as of `forward`.
 
     Returns:
         `log sum_k p(z_k | x) p(next | x, z_k, before)` as logits `(B, T, V)`: a distribution already, so that

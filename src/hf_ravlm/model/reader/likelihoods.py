@@ -1,7 +1,4 @@
-"""Likelihoods of answers over latent passages: pure functions of tensors, computed in float32.
-
-Formulas and the identities that their tests check are named with each function.
-"""
+"""Likelihoods of answers over latent passages: pure functions of tensors, computed in float32."""
 
 from __future__ import annotations
 
@@ -22,8 +19,6 @@ def answer_token_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> tuple[
         Log-probabilities `(N, T)` in float32, 0 where a row has no token, and the mask `(N, T)` of real tokens; `T`
         is the length of the longest answer.
 
-    Example:
-
     >>> logits = torch.zeros(2, 3, 4)  # uniform over 4 tokens
     >>> log_probs, mask = answer_token_log_probs(logits, torch.tensor([[-100, 1, 2], [-100, -100, 3]]))
     >>> mask.tolist(), round(log_probs[1, 0].item(), 4)
@@ -43,8 +38,6 @@ def answer_token_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> tuple[
 def answer_log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Log-probability `(N,)` of each labelled answer: the sum over `answer_token_log_probs`, at most 0.
 
-    Example:
-
     >>> logits = torch.zeros(1, 3, 4)  # uniform over 4 tokens
     >>> round(answer_log_likelihood(logits, torch.tensor([[-100, 1, 2]])).item(), 4)  # 2 * log(1/4)
     -2.7726
@@ -60,17 +53,11 @@ def passage_log_prior(
     Args:
         scores (`torch.Tensor` of shape `(B, K)`): retrieval scores.
         evidence_mask (`torch.BoolTensor` of shape `(B, K)`, *optional*):
-            passages that count; the others get the smallest finite number. A row of which none counts is closed-book
-            under every passage alike, and all of it counts the same.
+            passages that count; the others get the smallest finite number. Where none of a row counts, all are alike.
         logit_scale (`float`): `1 / temperature` of the retriever.
-
-    Returns:
-        `torch.FloatTensor` of shape `(B, K)`.
 
     Raises:
         `ValueError`: if a score that counts is NaN or infinite.
-
-    Example:
 
     >>> passage_log_prior(torch.tensor([[0.5, 0.5, 9.0]]), torch.tensor([[True, True, False]])).exp().tolist()
     [[0.5, 0.5, 0.0]]
@@ -106,8 +93,6 @@ def rag_sequence_log_likelihood(log_likelihood: torch.Tensor, log_prior: torch.T
 
     References: Lewis et al. 2020 (arXiv 2005.11401), RAG-Sequence.
 
-    Example:
-
     >>> both = torch.tensor([[0.5, 0.1]]).log()  # p(answer) under two passages
     >>> round(rag_sequence_log_likelihood(both, torch.tensor([[0.25, 0.75]]).log()).exp().item(), 4)
     0.2
@@ -131,8 +116,6 @@ def rag_token_log_likelihood(
     Relations: for answers of one token it equals `rag_sequence_log_likelihood`.
 
     References: Lewis et al. 2020 (arXiv 2005.11401), RAG-Token.
-
-    Example:
 
     >>> tokens = torch.tensor([[[0.5, 1.0], [0.5, 0.5]]]).log()
     >>> even = torch.tensor([[0.5, 0.5]]).log()
@@ -158,8 +141,6 @@ def passage_posterior(
     Returns:
         `torch.FloatTensor` of shape `(B, K)`; rows sum to 1. Lewis et al. 2020 (arXiv 2005.11401), RAG-sequence.
 
-    Example:
-
     >>> passage_posterior(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.5, 0.5]])).tolist()
     [[0.5, 0.5]]
     """
@@ -173,15 +154,11 @@ def leave_one_out(
     """What each passage adds to an answer: `log p(y | x, Z) - log p(y | x, Z without z_k)` under RAG-sequence.
 
     Args:
-        log_likelihood (`torch.Tensor` of shape `(B, K)`): of the answer under each passage alone.
-        log_prior (`torch.Tensor` of shape `(B, K)`): normalised anew over the passages that stay.
-        evidence_mask (`torch.BoolTensor` of shape `(B, K)`, *optional*): passages that count.
+        log_likelihood, log_prior, evidence_mask: `(B, K)`, as above; the prior is normalised anew over what stays.
 
     Returns:
         `torch.FloatTensor` of shape `(B, K)`; above 0 where the passage helped; 0 where nothing would stay without it,
         and for passages that do not count.
-
-    Example:
 
     >>> both = torch.tensor([[0.5, 0.25]]).log()
     >>> leave_one_out(both, torch.tensor([[0.5, 0.5]]).log()).exp().tolist()

@@ -10,17 +10,11 @@ import torch
 
 @dataclass
 class PromptTensors:
-    """Prompts of a batch.
+    """Prompts of a batch."""
 
-    Args:
-        input_ids (`torch.LongTensor` of shape `(N, L)`): token ids with placeholders.
-        attention_mask (`torch.Tensor` of shape `(N, L)`, *optional*): which tokens count; `None` for all.
-        token_passages (`torch.LongTensor` of shape `(N, L)`, *optional*): the passage of every token, -1 for none.
-    """
-
-    input_ids: torch.Tensor | None
-    attention_mask: torch.Tensor | None = None
-    token_passages: torch.Tensor | None = None
+    input_ids: torch.Tensor | None  # (N, L), with placeholders
+    attention_mask: torch.Tensor | None = None  # (N, L), `None` for all ones
+    token_passages: torch.Tensor | None = None  # (N, L), the passage of every token, -1 for none
 
     def given(self) -> dict[str, torch.Tensor]:
         """What is there, by name."""
@@ -100,16 +94,12 @@ def passage_columns(token_passages: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def hide_passages(
-    attention_mask: torch.Tensor | None,
-    token_passages: torch.Tensor | None,
-    evidence_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None, token_passages: torch.Tensor | None, evidence_mask: torch.Tensor | None
 ) -> torch.Tensor | None:
     """The attention mask `(B, L)` without the tokens of passages that `evidence_mask (B, K)` leaves out.
 
     Raises:
         `ValueError`: if a passage is left out and nothing says which tokens are its own.
-
-    Example:
 
     >>> hide_passages(torch.ones(1, 4).long(), torch.tensor([[-1, 1, 0, -1]]), torch.tensor([[True, False]])).tolist()
     [[1, 0, 1, 1]]

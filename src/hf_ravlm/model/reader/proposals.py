@@ -18,32 +18,16 @@ from .reading import evidence_memory, read
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of `B` queries, best first.
+    """Answers of `B` queries, best first, and the log-likelihoods that they were chosen by."""
 
-    Args:
-        answers (`torch.LongTensor` of shape `(B, R, T)`): token ids.
-        scores (`torch.Tensor` of shape `(B, R)`): what each was chosen by, a log-likelihood.
-    """
-
-    answers: torch.Tensor
-    scores: torch.Tensor
+    answers: torch.Tensor  # (B, R, T) token ids
+    scores: torch.Tensor  # (B, R)
 
 
 def best_proposals(
-    model: Any,
-    inputs: EncodedInputs,
-    prompt: PromptTensors,
-    decoding: str,
-    generation_config: Any = None,
-    *args,
-    **kwargs,
+    model: Any, inputs: EncodedInputs, prompt: PromptTensors, decoding: str, generation_config: Any, *args, **kwargs
 ) -> Answers:
-    """The `num_return_sequences` best answers of each query; arguments as of `generate_over_passages`.
-
-    Args:
-        inputs ([`EncodedInputs`]): encoded, of `B` queries.
-        prompt ([`PromptTensors`]): of every passage, `(B * K, L)`.
-    """
+    """The `num_return_sequences` best answers of each of `B` queries, whose passages have prompts `(B * K, L)`."""
 
     def setting(name: str) -> Any:
         return generation_setting(model, name, kwargs, generation_config)
@@ -56,7 +40,9 @@ def best_proposals(
     written = GenerationMixin.generate(model, given.pop("input_ids"), generation_config, *args, **given)
     shape = (*inputs.evidence_scores.shape, -1)
     answers = written[:, prompt.input_ids.shape[1] :].unflatten(0, shape)  # (B, K, R, T)
-    ends, pad = _marks(setting("eos_token_id"), setting("pad_token_id"))
+    ends, pad = setting("eos_token_id"), setting("pad_token_id")  # as `generate` understands them
+    ends = ends if isinstance(ends, list) else [] if ends is None else [int(ends)]
+    pad = pad if pad is not None else (ends or [0])[0]
     prior = log_prior(model, inputs).unsqueeze(-1)  # (B, K, 1)
     counts = torch.ones_like(prior[..., 0], dtype=torch.bool)
     if inputs.evidence_mask is not None:  # a row in which none counts is closed-book under each prompt alike
@@ -136,15 +122,7 @@ def answer_mask(answers: torch.Tensor, ends: list[int], pad: int) -> torch.Tenso
     return (ended.cumsum(dim=-1) - ended == 0) & ~(padding & open_ended)
 
 
-def _marks(ends: Any, pad: int | None) -> tuple[list[int], int]:
-    """End marks and padding as `generate` understands them."""
-    ends = ends if isinstance(ends, list) else [] if ends is None else [int(ends)]
-    return ends, pad if pad is not None else (ends or [0])[0]
-
-
 def generation_setting(model: Any, name: str, kwargs: dict[str, Any], generation_config: Any = None) -> Any:
     """A setting of `generate`: of the call, else of its generation config, else of the model's."""
-    for given in (kwargs.get(name), getattr(generation_config, name, None)):
-        if given is not None:
-            return given
-    return getattr(model.generation_config, name, None)
+    own = getattr(generation_config, name, None) if kwargs.get(name) is None else kwargs[name]
+    return getattr(model.generation_config, name, None) if own is None else own

@@ -1,7 +1,7 @@
 """The reader: a language model that answers a question about an image from the passages it is given.
 
-Image, question and passages are encoded once; the fusion turns them into what the language model sees; the language
-model stays what it was, so caches, beam search, adapters and quantization work as they do without us.
+Image, question and passages are encoded once; the fusion turns them into what the language model sees. It stays what
+it was, so caches, beam search, adapters and quantization work as without us.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import math
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from ..backbones import AUTO_READERS, patch_grid, reader_kind, reads_images
+from ..backbones import AUTO_READERS, patch_grid, reader_kind
 from ..configuration_ravlm import RavlmConfig
 from ..fusions.cross_attention import attach_cross_attention
 from ..fusions.registry import FUSIONS
@@ -26,9 +25,8 @@ from .attribution import attribute
 from .generation import generate
 from .inputs import NAMES, EncodedInputs, check_evidence, encode_evidence, encode_inputs, split_inputs
 from .latent_passages import passages_are_latent, read_branches, read_passages
-from .multimodal import read_multimodal
 from .placing import PromptTensors, counts_columns
-from .reading import read, read_states
+from .reading import read, read_multimodal, read_states
 
 
 class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
@@ -40,6 +38,9 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
     `evidence_mask` leaves out is invisible: no evidence at all gives the closed-book output. [`RavlmProcessor`] writes
     all of these inputs. With `config.marginalization` each passage has a prompt of its own and the answer's likelihood
     is that over latent passages. [`from_backbones`] makes a reader out of three pretrained models.
+
+    Raises:
+        `ValueError`: if the generator cannot take the evidence in the way that `config.fusion` gives it.
     """
 
     _can_compile_fullgraph = True
@@ -47,9 +48,16 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: RavlmConfig):
         super().__init__(config)
+        kind = reader_kind(config.generator_config)
+        self.reads_images = kind == "image_text"
+        if self.reads_images and (config.fusion, config.marginalization) != ("in_context", "none"):
+            raise ValueError(
+                f"fusion={config.fusion!r} and marginalization={config.marginalization!r} with a "
+                f"{config.generator_config.model_type!r} generator: an image-text-to-text model reads its passages in "
+                "one prompt; choose fusion='in_context' and marginalization='none', or a causal language model"
+            )
         self.model = RavlmModel(config)
-        self.language_model = build_language_model(config)
-        self.reads_images = reads_images(config.generator_config)
+        self.language_model = AUTO_READERS[kind].from_config(config.generator_config)
         self.counts_columns = counts_columns(config.generator_config)
         if not self.reads_images:  # it sees images through our tower
             self.image_projector = nn.Linear(config.vision_dim, config.generator_dim)
@@ -104,8 +112,13 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         Returns:
             `evidence_states` `(B, K, S, C)` and `evidence_token_mask` `(B, K, S)`, as `forward` takes them.
         """
-        passages = (evidence_input_ids, evidence_attention_mask, evidence_pixel_values, evidence_image_mask)
-        return encode_evidence(self, *passages)
+        inputs = EncodedInputs(
+            evidence_input_ids=evidence_input_ids,
+            evidence_attention_mask=evidence_attention_mask,
+            evidence_pixel_values=evidence_pixel_values,
+            evidence_image_mask=evidence_image_mask,
+        )
+        return encode_evidence(self, inputs)
 
     @can_return_tuple
     def forward(
@@ -161,7 +174,7 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         reading |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep, **kwargs}
         if self.reads_images:
             asked = {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
-            return read_multimodal(self.language_model, **asked, labels=labels, **reading)
+            return read_multimodal(self, **asked, labels=labels, **reading)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         batch = EncodedInputs(
@@ -189,8 +202,8 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         batch = encode_inputs(self, batch)
         if branch_input_ids is not None:
             branches = (branch_input_ids, branch_attention_mask, branch_token_passages)
-            branches = PromptTensors(*(tensor.flatten(0, 1) for tensor in branches))
-            return read_branches(self, batch, branches, input_ids, past_key_values, logits_to_keep, use_cache)
+            prompt = PromptTensors(*(tensor.flatten(0, 1) for tensor in branches))
+            return read_branches(self, batch, prompt, input_ids, past_key_values, logits_to_keep, use_cache)
         if latent:
             return read_passages(self, batch, prompt, labels, **reading)
         reading.pop("num_items_in_batch", None)
@@ -214,21 +227,19 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         prepared = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
-        if (not is_first_iteration or self._continues(prepared)) and kwargs.get("use_cache", True):
+        cache, ids = prepared.get("past_key_values"), prepared.get("input_ids")
+        prefill = is_first_iteration
+        if prefill and ids is not None and cache is not None and cache.get_seq_length():
+            # An earlier call's cache may hold all places that states fill.
+            marks = torch.tensor([self.config.image_token_id, self.config.evidence_token_id], device=ids.device)
+            prefill = bool(torch.isin(ids, marks).any())
+        if not prefill and kwargs.get("use_cache", True):
             kept = {"evidence_scores", "evidence_mask"}
             if self.fusion.num_memory_tokens == 0:
                 kept |= {"evidence_keys_values", "evidence_token_mask"}
             for name in {"token_passages", *NAMES} - kept:
                 prepared.pop(name, None)
         return prepared
-
-    def _continues(self, prepared: dict) -> bool:
-        """Whether the cache of an earlier call holds all places that states fill."""
-        cache, input_ids = prepared.get("past_key_values"), prepared.get("input_ids")
-        if cache is None or input_ids is None or not cache.get_seq_length():
-            return False
-        marks = torch.tensor([self.config.image_token_id, self.config.evidence_token_id], device=input_ids.device)
-        return not torch.isin(input_ids, marks).any()
 
     def attribute(
         self,
@@ -239,16 +250,12 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         token_passages: torch.LongTensor | None = None,
         **inputs: torch.Tensor | None,
     ) -> RavlmAttribution:
-        """Which passage an answer rests on.
+        """Which passage an answer rests on: one in `input_ids` and `labels`.
 
-        Args: as of `forward`, the answer in `input_ids` and `labels`, with all passages in one prompt `(B, L)` or,
-            with `config.marginalization`, one prompt per passage `(B * K, L)`: what
-            `processor(images, text, evidence, answers=...)` returns.
+        Args: as of `forward`; `processor(images, text, evidence, answers=...)` returns them.
 
         Returns:
-            [`RavlmAttribution`]: `posterior (B, K)`, the probability that a passage carries the answer; `leave_one_out
-            (B, K)`, by how much the answer's log-probability falls when a passage is taken away; `log_likelihood
-            (B,)`; `passage_log_likelihood (B, K)`. A passage that `evidence_mask` leaves out has 0 and 0.
+            [`RavlmAttribution`], in which a passage that `evidence_mask` leaves out has posterior and loss 0.
 
         Raises:
             `ValueError`: for an image-text-to-text reader, which `attribute_prompts` is for.
@@ -272,22 +279,6 @@ class ReaderBody:
         if name == "reader":  # not there yet, as in a copy under way
             raise AttributeError(name)
         return getattr(self.reader.model, name)
-
-
-def build_language_model(config: RavlmConfig) -> PreTrainedModel:
-    """The language model of a reader, with weights yet to be loaded.
-
-    Raises:
-        `ValueError`: if it cannot take the evidence in the way that `config.fusion` gives it.
-    """
-    asked = (config.fusion, config.marginalization)
-    if reads_images(config.generator_config) and asked != ("in_context", "none"):
-        raise ValueError(
-            f"fusion={config.fusion!r} and marginalization={config.marginalization!r} with a "
-            f"{config.generator_config.model_type!r} generator: an image-text-to-text model reads its passages in one "
-            "prompt; choose fusion='in_context' and marginalization='none', or a causal language model"
-        )
-    return AUTO_READERS[reader_kind(config.generator_config)].from_config(config.generator_config)
 
 
 __all__ = ["RavlmForConditionalGeneration"]

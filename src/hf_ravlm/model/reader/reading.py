@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..outputs import RavlmCausalLMOutputWithPast
-from .inputs import EncodedInputs, get_memory
+from .inputs import NAMES, EncodedInputs, get_memory
 from .placing import (
     PromptTensors,
     fill_memory,
@@ -21,6 +21,9 @@ from .placing import (
     positions_from,
 )
 from .shared_prefix import MAX_PADDING, has_plain_layers, read_rows, shared_prefix_length
+
+
+NOT_OF_IMAGE_TEXT = {"token_passages", *NAMES} - {"pixel_values"}
 
 
 def read(
@@ -37,12 +40,9 @@ def read(
     """The language model over prompts that see their passages.
 
     Args:
-        model ([`RavlmForConditionalGeneration`]): the reader.
         inputs ([`EncodedInputs`]): of the `N` prompts, as from `encode_inputs`.
         prompt ([`PromptTensors`]): `N` rows; with `inputs_embeds`, its mask alone counts.
-        num_passages (`int`): so many rows in turn are prompts of one query, and what they share is read once wherever
-            that is exact.
-        inputs_embeds, position_ids, past_key_values, logits_to_keep, kwargs: as of the language model.
+        num_passages (`int`): rows in turn that are prompts of one query; what they share is read once, where exact.
     """
     mask, image_states, memory = prompt.attention_mask, None, None
     if inputs_embeds is None:
@@ -51,11 +51,8 @@ def read(
     seen = {"image_hidden_states": image_states, "evidence_hidden_states": memory}
     prefix = grouped_prefix(model, prompt, mask, num_passages, past_key_values, logits_to_keep, kwargs)
     if prefix is not None:
-        cache = past_key_values
-        if cache is None:
-            cache = DynamicCache(config=model.config.get_text_config())
-        if mask is None:
-            mask = torch.ones_like(prompt.input_ids)
+        cache = DynamicCache(config=model.config.get_text_config()) if past_key_values is None else past_key_values
+        mask = torch.ones_like(prompt.input_ids) if mask is None else mask
         logits = read_rows(model.language_model, inputs_embeds, mask, prefix, num_passages, logits_to_keep, cache)
         kept = None if kwargs.get("use_cache") is False else cache
         return RavlmCausalLMOutputWithPast(logits=logits, past_key_values=kept, **seen)
@@ -86,6 +83,18 @@ def read(
         attentions=outputs.attentions,
         **seen,
     )
+
+
+def read_multimodal(model: Any, **inputs: Any) -> RavlmCausalLMOutputWithPast:
+    """The forward pass of an image-text-to-text model: it gets all that is given, but for evidence tensors.
+
+    It has a vision tower of its own, so our image and memory tokens have no place in it; its processor writes passages
+    and their images into the prompt.
+    """
+    given = {name: value for name, value in inputs.items() if value is not None and name not in NOT_OF_IMAGE_TEXT}
+    outputs = model.language_model(**{**given, "return_dict": True})
+    names = ("loss", "logits", "past_key_values", "hidden_states", "attentions", "image_hidden_states")
+    return RavlmCausalLMOutputWithPast(**{name: outputs.get(name) for name in names})
 
 
 def read_states(
@@ -154,8 +163,7 @@ def grouped_prefix(
         or (model.fusion.reads_evidence and model.fusion.num_memory_tokens == 0)  # the prefix sees passages, too
         or kwargs.get("output_hidden_states")
         or kwargs.get("output_attentions")
-        or (cache is not None and not isinstance(cache, DynamicCache))
-        or (cache is not None and cache.get_seq_length() > 0)
+        or (cache is not None and (not isinstance(cache, DynamicCache) or cache.get_seq_length() > 0))
     )
     if unfit:
         return None

@@ -1,19 +1,21 @@
 """Reading many prompts that begin alike: what they share is read once, what is padding is hardly read at all.
 
 The prompts of one question that differ in their passage begin with the same image (and question, where the processor
-puts it first). Keys and values of that prefix depend on it alone, so it is read once per question and its cache is
-repeated (three steps: read the prefixes, repeat the cache, read the rest on top). Rows of similar length are then read
-together, so that padding stays below `MAX_PADDING` of the tokens that the language model sees.
+puts it first). That prefix is read once per question, its cache is repeated, and the rest is read on top, rows of
+similar length together, so that padding stays below `MAX_PADDING` of the tokens that the language model sees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from .placing import positions_from
 
 
 MAX_PADDING = 0.15  # of the tokens that a group of rows sends to the language model
@@ -36,13 +38,7 @@ def shared_prefix_length(
 ) -> int:
     """Leading columns in which all `K` prompts of every query are alike and that belong to no passage.
 
-    Args:
-        input_ids, attention_mask, token_passages (`torch.Tensor` of shape `(B * K, L)`): passage by passage.
-
-    Returns:
-        At most `L - 1`: a prompt keeps one token of its own.
-
-    Example:
+    The tensors are `(B * K, L)`, passage by passage; at most `L - 1`, as a prompt keeps one token of its own.
 
     >>> ids = torch.tensor([[1, 5, 7, 9], [1, 5, 8, 9]])
     >>> passages = torch.tensor([[-1, -1, 0, -1], [-1, -1, 0, -1]])
@@ -85,12 +81,10 @@ def read_rows(
     num_passages: int,
     logits_to_keep: int,
     cache: Cache,
-    **kwargs,
 ) -> torch.Tensor:
     """Reads prompts on top of their shared prefix, in groups of similar length.
 
     Args:
-        language_model: a causal language model of attention layers.
         inputs_embeds (`(N, L, H)`), attention_mask (`(N, L)`): `N = B * K` rows; behind the prefix, padding stands
             on the left of each row.
         prefix (`int`): columns that the `K` rows of a query share; 0 for none.
@@ -100,59 +94,46 @@ def read_rows(
     Returns:
         Logits `(N, logits_to_keep, V)`; what stands for padding is meaningless.
     """
-    positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-    whole = {"use_cache": True, "past_key_values": cache, **kwargs}
-    if prefix:
-        language_model(
-            inputs_embeds=inputs_embeds[::num_passages, :prefix],
-            attention_mask=attention_mask[::num_passages, :prefix],
-            position_ids=positions[::num_passages, :prefix],
-            logits_to_keep=1,
-            **whole,
-        )
-        cache.batch_repeat_interleave(num_passages)
-    length = inputs_embeds.shape[1] - prefix
-    lengths = _left_padded_lengths(attention_mask[:, prefix:])
-    groups = length_groups(lengths) if lengths is not None and has_plain_layers(cache) else [range(len(inputs_embeds))]
-    if len(groups) == 1:
+    positions = positions_from(attention_mask)
+
+    def read_part(rows: Any, columns: slice, mask: torch.Tensor, keep: int, cache: Cache) -> torch.Tensor:
         return language_model(
-            inputs_embeds=inputs_embeds[:, prefix:],
-            attention_mask=attention_mask,
-            position_ids=positions[:, prefix:],
-            logits_to_keep=logits_to_keep,
-            **whole,
+            inputs_embeds=inputs_embeds[rows, columns],
+            attention_mask=mask,
+            position_ids=positions[rows, columns],
+            logits_to_keep=keep,
+            past_key_values=cache,
+            use_cache=True,
         ).logits
+
+    if prefix:
+        first = slice(None, None, num_passages)  # row of every query
+        read_part(first, slice(prefix), attention_mask[first, :prefix], 1, cache)
+        cache.batch_repeat_interleave(num_passages)
+    behind = attention_mask[:, prefix:]
+    lengths = behind.sum(dim=1).tolist()
+    groups = [list(range(len(behind)))]
+    if has_plain_layers(cache) and not bool((behind[:, 1:] < behind[:, :-1]).any()):  # all padding is on the left
+        groups = length_groups(lengths)
+    if len(groups) == 1:
+        return read_part(slice(None), slice(prefix, None), attention_mask, logits_to_keep, cache)
     logits, caches = [], []
     for group in groups:
         rows = torch.tensor(group, device=inputs_embeds.device)
         width = max(lengths[group[0]], 1)
-        own = _select_rows(cache, rows)
         columns = torch.cat([attention_mask[rows, :prefix], attention_mask[rows, -width:]], dim=1)
         keep = min(logits_to_keep, width)
-        outputs = language_model(
-            inputs_embeds=inputs_embeds[rows, -width:],
-            attention_mask=columns,
-            position_ids=positions[rows, -width:],
-            logits_to_keep=keep,
-            **{**whole, "past_key_values": own},
-        )
-        logits.append(F.pad(outputs.logits, (0, 0, logits_to_keep - keep, 0)))
-        caches.append(own)
+        caches.append(_select_rows(cache, rows))
+        read = read_part(rows, slice(-width, None), columns, keep, caches[-1])
+        logits.append(F.pad(read, (0, 0, logits_to_keep - keep, 0)))
     order = torch.tensor([row for group in groups for row in group], device=inputs_embeds.device).argsort()
-    _join_rows(cache, caches, order, prefix, length)
+    _join_rows(cache, caches, order, prefix, behind.shape[1])
     return torch.cat(logits)[order]
 
 
 def has_plain_layers(cache: Cache | None) -> bool:
     """Whether every layer of the cache keeps all keys and values, as they come: no window, no fixed size."""
     return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
-
-
-def _left_padded_lengths(attention_mask: torch.Tensor) -> list[int] | None:
-    """Kept tokens per row, or `None` if padding stands elsewhere than on the left."""
-    if attention_mask.shape[1] > 1 and bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):
-        return None
-    return attention_mask.sum(dim=1).tolist()
 
 
 def _select_rows(cache: Cache, rows: torch.Tensor) -> DynamicCache:
