@@ -337,3 +337,24 @@ def test_smolvlm():
         generator_processor=processor,
     )
     assert model.generate(**ask(ours), max_new_tokens=2).shape[0] == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_by_folder_equals_by_object(family, readers, tmp_path):
+    by_object, its_processor = readers(family)
+    generator, generator_processor = multimodal_model(family)
+    generator.load_state_dict(by_object.language_model.state_dict())
+    generator.save_pretrained(tmp_path / "generator")
+    generator_processor.save_pretrained(tmp_path / "generator")
+    model, processor = from_backbones(
+        vision_model("vit"),
+        text_model("bert"),
+        tmp_path / "generator",
+        image_processor=ViTImageProcessorPil(size={"height": 16, "width": 16}),
+        text_tokenizer=causal_tokenizer(),
+        projection_dim=16,
+    )
+    processor.passage_images = True
+    inputs, expected = ask(processor), ask(its_processor)
+    torch.testing.assert_close(inputs["input_ids"], expected["input_ids"])
+    torch.testing.assert_close(model(**inputs).logits, by_object(**expected).logits)

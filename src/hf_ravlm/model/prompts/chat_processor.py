@@ -57,7 +57,7 @@ def load_generator_processor(
     Raises:
         `InvalidInputError`: if what is there is no processor of images and texts.
     """
-    cls = processor_class_from_name(kind) if isinstance(kind, str) else PROCESSOR_MAPPING.get(type(kind))
+    cls = processor_class_from_name(kind) if isinstance(kind, str) else PROCESSOR_MAPPING.get(type(kind), None)
     if cls is None or is_torchvision_available():
         processor = AutoProcessor.from_pretrained(source, **loading)
     else:
