@@ -34,9 +34,9 @@ test: lint  ## lint, types, floors, then all tests and doctests
 		tests/model/test_good_citizen.py tests/training/test_lora.py
 
 # What is computed may differ in its last bits from processor to processor; what the tests say of it may not.
-kernels: $(VENV)/.test-installed  ## the quick tests once more, with other kernels of PyTorch and MKL (KERNELS)
+kernels: $(VENV)/.test-installed  ## the quick tests that compute, once more with other kernels of PyTorch and MKL (KERNELS)
 	$(KERNELS) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow" $(ARGS) \
-		tests/explain tests/model tests/pipelines tests/retrieval tests/training
+		tests/explain tests/model tests/pipelines tests/retrieval/encoding tests/training
 
 # The suites come from the source archives of the installed versions, which are downloaded once into HARNESS.
 conformance: $(VENV)/.test-installed  ## common test suites of transformers and peft, run on our classes
