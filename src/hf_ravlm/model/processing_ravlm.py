@@ -35,7 +35,11 @@ class RavlmProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-
     passage_prompts: bool | None
 
 
-class RavlmProcessor(PublishMixin, GeneratorProcessorMixin, ProcessorMixin):
+class PublishedProcessor(PublishMixin, GeneratorProcessorMixin, ProcessorMixin):
+    """`ProcessorMixin` that saves with our shim: transformers asks a processor's first base for what it overrides."""
+
+
+class RavlmProcessor(PublishedProcessor):
     r"""
     Prepares questions about images, with evidence, for [`RavlmForConditionalGeneration`], and queries and passages for
     [`RavlmModel`].
