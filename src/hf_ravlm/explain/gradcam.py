@@ -138,7 +138,7 @@ def answer_score(model: Any, inputs: Any, labels: torch.Tensor, token: int | Non
             "answer has; explain the whole answer, with token=None"
         )
     outputs = model(**inputs, labels=labels, use_cache=False)
-    scale = model.model.get_logit_scale()
+    scale = model.get_logit_scale()
     prior = passage_log_prior(inputs["evidence_scores"], inputs.get("evidence_mask"), scale)
     return rag_sequence_log_likelihood(outputs.passage_log_likelihood, prior)
 

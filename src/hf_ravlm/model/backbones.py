@@ -25,11 +25,13 @@ from transformers import (
 )
 
 from ..errors import InvalidInputError
+from .loading import loading_errors
 
 
 Backbone = Union[str, "os.PathLike[str]", PreTrainedModel]
 Reader = Literal["image_text", "causal"]
 
+OF_ANY_SOURCE = ("trust_remote_code", "token", "cache_dir", "local_files_only", "force_download")
 AUTO_READERS: dict[str, Any] = {"image_text": AutoModelForImageTextToText, "causal": AutoModelForCausalLM}
 
 
@@ -62,15 +64,32 @@ def reader_kind(config: PreTrainedConfig) -> Reader:
     )
 
 
+def check_fusion(
+    generator_config: PreTrainedConfig, fusion: str = "in_context", marginalization: str = "none", **_: Any
+) -> None:
+    """Refuses ways of giving evidence that a generator of this configuration cannot take.
+
+    Raises:
+        `InvalidInputError`: for an image-text-to-text model and anything but one prompt with all passages.
+    """
+    if (fusion, marginalization) != ("in_context", "none") and reader_kind(generator_config) == "image_text":
+        raise InvalidInputError(
+            f"fusion={fusion!r} and marginalization={marginalization!r} with a {generator_config.model_type!r} "
+            "generator: an image-text-to-text model reads its passages in one prompt; choose fusion='in_context' and "
+            "marginalization='none', or a causal language model"
+        )
+
+
 def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
     """The generator: a causal language model, or an image-text-to-text model with its own vision tower.
 
     Args:
         source (`str`, `os.PathLike` or `PreTrainedModel`): name on the Hub, folder, or the model itself.
-        loading: passed to `from_pretrained` (`dtype`, `trust_remote_code`).
+        loading: passed to `from_pretrained` (`dtype`, `quantization_config`, `trust_remote_code`, `revision`, ...).
 
     Raises:
-        `InvalidInputError`: if it is no generator, or its checkpoint lacks weights.
+        `InvalidInputError`: if it is no generator, its checkpoint lacks weights, or it came as an object and
+            `loading` asks for what only loading can do.
     """
     if not isinstance(source, nn.Module):
         config = read_config(source, **loading)
@@ -82,7 +101,24 @@ def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
             f"the generator came as a {type(source).__name__}, which has no head that writes; expected a "
             f"{expected.__name__}: load it with {AUTO_READERS[kind].__name__}"
         )
+    _apply_loading(source, **loading)
     return source
+
+
+def _apply_loading(
+    model: PreTrainedModel, dtype: str | torch.dtype = "auto", attn_implementation: Any = None, **loading: Any
+) -> None:
+    """Does to a generator that came as an object what loading would have done, or says that it cannot be done."""
+    late = [name for name, value in loading.items() if value is not None and name not in OF_ANY_SOURCE]
+    if dtype != "auto" and dtype != model.dtype:
+        late.append("dtype")
+    if late:
+        raise InvalidInputError(
+            f"{late[0]}= is of loading, and the generator came as an object: load it with {late[0]}=, or give its "
+            "name or folder"
+        )
+    if attn_implementation is not None:
+        model.set_attn_implementation(attn_implementation)
 
 
 def load_vision_tower(source: Backbone, **loading: Any) -> PreTrainedModel:
@@ -122,11 +158,17 @@ def load_text_encoder(source: Backbone, **loading: Any) -> PreTrainedModel:
     return encoder
 
 
-def read_config(source: Backbone, trust_remote_code: bool = False, **_: Any) -> PreTrainedConfig:
-    """The configuration of a backbone that may not be loaded yet."""
+def read_config(source: Backbone, **loading: Any) -> PreTrainedConfig:
+    """The configuration of a backbone that may not be loaded yet; of `loading` the access to its repository counts.
+
+    Raises:
+        `InvalidInputError`, `HubUnavailableError`: if there is none.
+    """
     if isinstance(source, nn.Module):
         return source.config
-    return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    access = {name: loading[name] for name in (*OF_ANY_SOURCE, "revision", "subfolder") if name in loading}
+    with loading_errors("configuration", source):
+        return AutoConfig.from_pretrained(source, **access)
 
 
 def _load_half(source: Backbone, half: Literal["vision", "text"], **loading: Any) -> PreTrainedModel:
@@ -149,7 +191,8 @@ def _load_half(source: Backbone, half: Literal["vision", "text"], **loading: Any
 
 
 def _load(auto: Any, source: Any, config: PreTrainedConfig, role: str, **loading: Any) -> PreTrainedModel:
-    model, report = auto.from_pretrained(source, config=config, output_loading_info=True, **loading)
+    with loading_errors(role, source):
+        model, report = auto.from_pretrained(source, config=config, output_loading_info=True, **loading)
     missing = [key for key in report["missing_keys"] if "pooler" not in key]  # we pool ourselves
     if missing or report["mismatched_keys"]:
         misshapen = [str(entry[0]) for entry in report["mismatched_keys"]]

@@ -1,4 +1,4 @@
-"""The configuration: three backbones by their own configs, the shared embedding space, and how evidence is fused."""
+"""The configuration: the backbones by their own configs, the shared embedding space, and how evidence is fused."""
 
 from typing import Literal
 
@@ -19,9 +19,11 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
 
     Args:
         vision_config (`dict` or `PreTrainedConfig`, *optional*):
-            Any vision tower of transformers; defaults to a ViT. Of a dual tower (CLIP, SigLIP) the vision half counts.
+            Any vision tower of transformers. Of a dual tower (CLIP, SigLIP) the vision half counts.
         text_config (`dict` or `PreTrainedConfig`, *optional*):
-            Encoder of questions and passages; defaults to BERT. Of a dual tower the text half is taken.
+            Encoder of questions and passages. Of a dual tower the text half is taken. With neither of the two the
+            model is a reader without towers: passages are its words, and an encoder beside it finds them. Where one
+            is given, or a fusion that needs both, a missing one is a ViT or a BERT.
         generator_config (`dict` or `PreTrainedConfig`, *optional*):
             Any causal language model of attention layers, or any image-text-to-text model; defaults to Llama.
         projection_dim (`int`, *optional*, defaults to 256): `D`, width of the space that queries and passages share.
@@ -60,8 +62,8 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
     _published_as = "config"
     model_type = "ravlm"
     sub_configs_defaults = {
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit"),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit", optional=True),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True),
         "generator_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
     keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states", "evidence_hidden_states"]
@@ -89,6 +91,9 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs.pop("auto_map", None)  # of the folder it was loaded from; saving writes it anew
+        if self.fusion != "in_context" or not (self.vision_config is None and self.text_config is None):
+            self.vision_config = {} if self.vision_config is None else self.vision_config
+            self.text_config = {} if self.text_config is None else self.text_config
         super().__post_init__(**kwargs)
         self.vision_config = getattr(self.vision_config, "vision_config", self.vision_config)
         self.text_config = getattr(self.text_config, "text_config", self.text_config)
@@ -96,6 +101,11 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """The config that generation, caches and the vocabulary are about: the generator's."""
         return self.generator_config.get_text_config(decoder=decoder, encoder=encoder)
+
+    @property
+    def has_towers(self) -> bool:
+        """Whether there is a dual encoder in the model; without, images are seen by the generator or not at all."""
+        return self.vision_config is not None
 
     @property
     def vision_dim(self) -> int:

@@ -1,4 +1,4 @@
-"""From three backbones to one model, with every pretrained weight in its place, and the processor that fits it.
+"""From backbones to one model, with every pretrained weight in its place, and the processor that fits it.
 
 A causal generator gets embeddings for those marks of our prompts that its tokenizer lacks, each the mean of the old
 ones. Only what is ours (projections, fusion) starts from new numbers.
@@ -7,19 +7,32 @@ ones. Only what is ours (projections, fusion) starts from new numbers.
 from __future__ import annotations
 
 import copy
+import difflib
+import inspect
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from ..errors import InvalidInputError
-from .backbones import Backbone, load_generator, load_text_encoder, load_vision_tower, reader_kind
+from .backbones import (
+    Backbone,
+    check_fusion,
+    load_generator,
+    load_text_encoder,
+    load_vision_tower,
+    read_config,
+    reader_kind,
+)
 from .configuration_ravlm import RavlmConfig
 from .fusions.cross_attention import attach_cross_attention
-from .loading import initialize_new
+from .loading import initialize_new, loading_errors
 from .processing_ravlm import RavlmProcessor
 from .prompts.chat_processor import load_generator_processor
 from .prompts.layout import SPECIAL_TOKENS
@@ -28,12 +41,33 @@ from .reader.reader import RavlmForConditionalGeneration
 
 
 MAX_PROMPT = {"causal": 1024, "image_text": 8192}  # tokens, where the generator was trained for more
+CONFIG_OF = {
+    "model.vision_tower": "vision_config",
+    "model.text_encoder": "text_config",
+    "language_model": "generator_config",
+}
+_DERIVED = {  # from the backbones and from other settings
+    *CONFIG_OF.values(),
+    *("image_token_id", "evidence_token_id", "tie_word_embeddings", "references", "encoder_config"),
+    *("self", "image_processor", "tokenizer", "text_tokenizer", "generator_processor", "passage_prompts"),
+}
+OF_TOWERS = ("projection_dim", "pooling_grid", "text_weight_init", "num_image_tokens")
+CONFIG_SETTINGS = [name for name in RavlmConfig.__annotations__ if name not in _DERIVED]
+PROCESSOR_SETTINGS = [
+    name for name in inspect.signature(RavlmProcessor.__init__).parameters if name not in {*_DERIVED, *CONFIG_SETTINGS}
+]
+READER_LOADING = (  # arguments of `from_pretrained` that the generator alone is loaded with
+    *("quantization_config", "attn_implementation", "device_map", "max_memory", "offload_folder", "offload_buffers"),
+    *("variant", "use_safetensors"),
+)
+HUB_ACCESS = ("token", "cache_dir", "local_files_only", "force_download")  # for every part
+OF_A_REPOSITORY = ("revision", "subfolder")  # alone they are of the generator
 
 
 def from_backbones(
-    vision: Backbone,
-    text: Backbone,
-    generator: Backbone,
+    vision: Backbone | None = None,
+    text: Backbone | None = None,
+    generator: Backbone | None = None,
     *,
     image_processor: Any = None,
     text_tokenizer: Any = None,
@@ -43,24 +77,33 @@ def from_backbones(
     trust_remote_code: bool = False,
     **settings: Any,
 ) -> tuple[RavlmForConditionalGeneration, RavlmProcessor]:
-    """A reader and its processor out of three backbones.
+    """A reader and its processor out of pretrained backbones.
 
     Args:
         vision, text, generator (`str`, `os.PathLike` or `PreTrainedModel`):
             each a name on the Hub, a folder, or a model object, which then becomes a part of the model (no copy).
-            The generator is a causal language model or an image-text-to-text model.
+            The generator is a causal language model or an image-text-to-text model. `vision` and `text` are given
+            both, or neither: then the encoder that finds passages stands beside the reader, and a causal generator
+            reads words alone.
         image_processor, text_tokenizer, tokenizer, generator_processor (*optional*):
             of the vision tower, the text encoder, a causal generator, an image-text-to-text generator. Needed only
             where the backbone is an object that came from no folder.
-        dtype (`str` or `torch.dtype`, *optional*): of all parts; `"auto"` is that of the generator's checkpoint.
+        dtype (`str` or `torch.dtype`, *optional*):
+            of all parts, also as `torch_dtype`; `"auto"` is that of the generator's checkpoint.
         trust_remote_code (`bool`, *optional*): whether backbones on the Hub may bring their own code.
-        settings: fields of [`RavlmConfig`] (`fusion`, `projection_dim`, ...).
+        settings: fields of [`RavlmConfig`] (`fusion`, `projection_dim`, ...); settings of [`RavlmProcessor`]
+            (`passage_images`, `max_length`, ...); how the generator is loaded (`quantization_config`,
+            `attn_implementation`, `device_map`, ...); `token`, `cache_dir`, `local_files_only` and `force_download`
+            for all parts; `revision` and `subfolder` of the generator, `vision_revision`, `text_subfolder` and so on
+            of the others. Anything else is refused.
 
     Returns:
         [`RavlmForConditionalGeneration`] in eval mode and [`RavlmProcessor`].
 
     Raises:
-        `InvalidInputError`: if a backbone does not fit its role or lacks weights, or if a processor is missing.
+        `InvalidInputError`: if a backbone does not fit its role or lacks weights, if a processor is missing, or for a
+            setting that is not known or cannot be applied.
+        `HubUnavailableError`: if the Hub does not give a backbone.
 
     Example:
 
@@ -68,40 +111,42 @@ def from_backbones(
     >>> model, processor = from_backbones(
     ...     "google/siglip2-base-patch16-224", "sentence-transformers/all-MiniLM-L6-v2", "Qwen/Qwen3-0.6B"
     ... )  # doctest: +SKIP
+    >>> model, processor = from_backbones(generator="Qwen/Qwen3-VL-2B-Instruct")  # doctest: +SKIP
     """
-    access = {"trust_remote_code": trust_remote_code}
-    text_tokenizer = text_tokenizer or AutoTokenizer.from_pretrained(_folder_of(text, "text_tokenizer"), **access)
-    image_processor = image_processor or _load_image_processor(vision, access)
-    language_model = load_generator(generator, dtype=dtype, **access)
-    dtype = language_model.dtype
-    parts = {
-        "model.vision_tower": load_vision_tower(vision, dtype=dtype, **access).to(dtype),
-        "model.text_encoder": load_text_encoder(text, dtype=dtype, **access).to(dtype),
-        "language_model": language_model,
-    }
-    kind = reader_kind(language_model.config)
+    sources = {"vision": vision, "text": text, "generator": generator}
+    given = sort_settings(settings, sources, dtype, trust_remote_code)
+    check_sources(sources, given.config)
+    generator_config = read_config(generator, **given.access["generator"])
+    kind = reader_kind(generator_config)
+    check_fusion(generator_config, **given.config)
+    parts = {"language_model": load_generator(generator, **given.reader, **given.access["generator"])}
+    language_model = parts["language_model"]
+    if vision is not None:
+        tower_parts, image_processor, text_tokenizer = _load_towers(
+            vision, text, image_processor, text_tokenizer, language_model, given
+        )
+        parts |= tower_parts
     marks: dict[str, int] = {}
     if kind == "image_text":
-        if generator_processor is None:
-            folder = _folder_of(generator, "generator_processor")
-            generator_processor = load_generator_processor(folder, language_model.config, **access)
+        generator_processor = generator_processor or _load_for(
+            load_generator_processor, generator, "generator_processor", given, kind=language_model.config
+        )
         tokenizer = generator_processor.tokenizer
         if getattr(language_model.config, "image_token_id", None) is not None:
             marks["image_token_id"] = language_model.config.image_token_id
     else:
         generator_processor = None
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(_folder_of(generator, "tokenizer"), **access)
+        tokenizer = tokenizer or _load_for(AutoTokenizer.from_pretrained, generator, "tokenizer", given)
         add_marks(tokenizer)
         add_embeddings(language_model, len(tokenizer))
         for name in ("image", "evidence"):
             marks[f"{name}_token_id"] = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[name])
-    config = RavlmConfig(
-        vision_config=_part_config(parts["model.vision_tower"]),
-        text_config=_part_config(parts["model.text_encoder"]),
-        generator_config=_part_config(language_model),
-        **{**marks, **settings},
-    )
-    config.dtype = dtype
+    subconfigs = {CONFIG_OF[name]: _part_config(part) for name, part in parts.items()}
+    config = make_config(**subconfigs, **marks, **given.config)
+    config.dtype = language_model.dtype
+    limits = {"max_length": prompt_limit(language_model.config, MAX_PROMPT[kind])}
+    if config.has_towers:
+        limits["max_text_length"] = text_limit(config.text_config, text_tokenizer)
     processor = RavlmProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
@@ -111,10 +156,105 @@ def from_backbones(
         num_image_tokens=config.num_image_tokens,
         num_memory_tokens=config.num_memory_tokens,
         passage_prompts=config.marginalization != "none",
-        max_length=prompt_limit(language_model.config, MAX_PROMPT[kind]),
-        max_text_length=text_limit(config.text_config, text_tokenizer),
+        **{**limits, **given.processor},
     )
     return put_together(config, parts), processor
+
+
+@dataclass
+class Settings:
+    """The keyword arguments of `from_backbones`, by whom they are for."""
+
+    config: dict[str, Any]
+    processor: dict[str, Any]
+    reader: dict[str, Any]  # how the generator is loaded, beside `access`
+    access: dict[str, dict[str, Any]]  # of each part, to its repository
+
+
+def sort_settings(
+    settings: dict[str, Any], sources: dict[str, Backbone | None], dtype: str | torch.dtype, trust_remote_code: bool
+) -> Settings:
+    """Says who each keyword argument is for.
+
+    Raises:
+        `InvalidInputError`: for one that nobody takes, with those that are taken, and for one of loading where a
+            backbone came as an object or from a folder that it cannot be applied to.
+
+    >>> sort_settings({"fusionn": "gated"}, {}, "auto", False)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    hf_ravlm.errors.InvalidInputError: from_backbones takes no fusionn=; did you mean fusion=? It takes ...
+    """
+    dtype = settings.get("torch_dtype", dtype) if dtype in ("auto", None) else dtype
+    of_parts = {f"{part}_{name}": (part, name) for part in sources for name in OF_A_REPOSITORY}
+    of_parts |= {name: ("generator", name) for name in OF_A_REPOSITORY}
+    choices = [*CONFIG_SETTINGS, *PROCESSOR_SETTINGS, *READER_LOADING, *HUB_ACCESS, *of_parts, "torch_dtype"]
+    for name in settings:
+        if name not in choices:
+            near = difflib.get_close_matches(name, choices, 1)
+            hint = f"did you mean {near[0]}=? " if near else ""
+            raise InvalidInputError(f"from_backbones takes no {name}=; {hint}It takes {', '.join(sorted(choices))}")
+    shared = {"trust_remote_code": trust_remote_code, **_chosen(settings, HUB_ACCESS)}
+    access = {part: dict(shared) for part in sources}
+    for name, (part, argument) in of_parts.items():
+        if settings.get(name) is not None:
+            kinds = {"an object": isinstance(sources[part], nn.Module), "a folder": _is_folder(sources[part])}
+            came = "nothing" if sources[part] is None else next((kind for kind, is_it in kinds.items() if is_it), None)
+            if came == "a folder" and argument == "subfolder":
+                came = None
+            if came is not None:
+                raise InvalidInputError(f"{name}={settings[name]!r} is of a repository, and {part} came as {came}")
+            access[part][argument] = settings[name]
+    reader = {**_chosen(settings, READER_LOADING), "dtype": _dtype(dtype)}
+    return Settings(_chosen(settings, CONFIG_SETTINGS), _chosen(settings, PROCESSOR_SETTINGS), reader, access)
+
+
+def check_sources(sources: dict[str, Backbone | None], config: dict[str, Any]) -> None:
+    """Refuses backbones that make no reader, and settings that they leave without effect, before anything is loaded.
+
+    Raises:
+        `InvalidInputError`: with what is missing.
+    """
+    if sources["generator"] is None:
+        raise InvalidInputError("no generator given: expected generator=, a name on the Hub, a folder or a model")
+    if (sources["vision"] is None) != (sources["text"] is None):
+        missing = "vision" if sources["vision"] is None else "text"
+        raise InvalidInputError(f"{missing}= is missing: expected both towers, vision= and text=, or neither")
+    make_config(**{name: value for name, value in config.items() if name != "fusion_heads"})  # it depends on the text
+    if sources["vision"] is not None:
+        return
+    if config.get("fusion", "in_context") != "in_context":
+        raise InvalidInputError(
+            f"fusion={config['fusion']!r} needs towers: give vision= and text=, or choose fusion='in_context'"
+        )
+    if idle := [name for name in OF_TOWERS if name in config]:
+        raise InvalidInputError(f"{idle[0]}={config[idle[0]]!r} is of towers, and none came: give vision= and text=")
+
+
+def make_config(**fields: Any) -> RavlmConfig:
+    """[`RavlmConfig`], whose mistakes are `InvalidInputError` in one line."""
+    try:
+        return RavlmConfig(**fields)
+    except StrictDataclassError as error:
+        raise InvalidInputError(" ".join(str(error).split())) from error
+
+
+def _load_towers(
+    vision: Backbone,
+    text: Backbone,
+    image_processor: Any,
+    text_tokenizer: Any,
+    language_model: PreTrainedModel,
+    given: Settings,
+) -> tuple[dict[str, PreTrainedModel], Any, Any]:
+    """Both towers in the type and on the device of the language model, and what prepares their inputs."""
+    place: dict[str, Any] = {"device": language_model.device, "dtype": language_model.dtype}
+    text_tokenizer = text_tokenizer or _load_for(AutoTokenizer.from_pretrained, text, "text_tokenizer", given, "text")
+    image_processor = image_processor or _load_for(_load_image_processor, vision, "image_processor", given, "vision")
+    towers = {
+        "model.vision_tower": load_vision_tower(vision, dtype=place["dtype"], **given.access["vision"]),
+        "model.text_encoder": load_text_encoder(text, dtype=place["dtype"], **given.access["text"]),
+    }
+    return {name: tower.to(**place) for name, tower in towers.items()}, image_processor, text_tokenizer
 
 
 def put_together(config: RavlmConfig, parts: dict[str, PreTrainedModel]) -> RavlmForConditionalGeneration:
@@ -175,12 +315,42 @@ def _part_config(part: PreTrainedModel) -> PreTrainedConfig:
     return config
 
 
-def _load_image_processor(source: Backbone, access: dict[str, bool]) -> Any:
-    folder = _folder_of(source, "image_processor")
+def _load_for(
+    load: Any, source: Backbone, argument: str, given: Settings, part: str = "generator", **more: Any
+) -> Any:
+    """What prepares the inputs of a backbone, from where it came from."""
+    folder = _folder_of(source, argument)
+    with loading_errors(argument.replace("_", " "), folder):
+        return load(folder, **more, **given.access[part])
+
+
+def _load_image_processor(folder: Any, **access: Any) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(folder, **access)
     except ImportError:  # some (DINOv3) need torchvision, and do what this one does without it
-        return ViTImageProcessorPil.from_pretrained(folder)
+        return ViTImageProcessorPil.from_pretrained(folder, **access)
+
+
+def _chosen(settings: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: settings[name] for name in names if name in settings}
+
+
+def _is_folder(source: Backbone | None) -> bool:
+    return isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """What `from_pretrained` takes as `dtype`.
+
+    Raises:
+        `InvalidInputError`: if there is no such type.
+    """
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    found = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise InvalidInputError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16', 'float16' or a torch.dtype")
+    return found
 
 
 def _folder_of(source: Backbone, argument: str) -> Any:

@@ -6,13 +6,18 @@ knowledge base of the default branch; with its `Origin` it gets those of its own
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from ..errors import InvalidInputError, RavlmError
+from ..saving.commit import hub_errors, hub_failure
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,32 @@ def remember_origin(loaded: Any, kwargs: dict[str, Any]) -> None:
 def origin_of(model: Any) -> dict[str, Any]:
     """The arguments to read the model's repository with; none for a model that was not loaded."""
     return getattr(model, "origin", Origin()).hub_kwargs()
+
+
+@contextmanager
+def loading_errors(what: str, source: Any) -> Iterator[None]:
+    r"""Turns what goes wrong while `what` is loaded from a folder or the Hub into one line that says what to do.
+
+    Raises:
+        `HubUnavailableError`: if the Hub does not give it.
+        `InvalidInputError`: for anything else that is not there, or is not what it should be.
+
+    >>> with loading_errors("generator", "no/such/folder"):
+    ...     raise OSError("no file named config.json\nand more")
+    Traceback (most recent call last):
+    hf_ravlm.errors.InvalidInputError: the generator 'no/such/folder' cannot be loaded: no file named config.json
+    """
+    name = os.fspath(source)
+    try:
+        yield
+    except RavlmError:
+        raise
+    except (OSError, ValueError) as error:
+        if hub_failure(error) is None:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise InvalidInputError(f"the {what} {name!r} cannot be loaded: {reason}") from error
+        with hub_errors(f"the {what} {name!r} (there is no folder of this name here)"):
+            raise
 
 
 def initialize_new(

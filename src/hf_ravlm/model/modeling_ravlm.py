@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from ..errors import UnsafeInputError
+from ..errors import InvalidInputError, UnsafeInputError
 from ..saving.folders import PublishMixin
 from .backbones import masked_mean, patch_grid
 from .configuration_ravlm import RavlmConfig
@@ -102,6 +102,11 @@ class RavlmModel(RavlmPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [*READER_KEYS, *HEAD_KEYS]
 
     def __init__(self, config: RavlmConfig):
+        if not config.has_towers:
+            raise InvalidInputError(
+                "this model is a reader without towers, so there is no dual encoder in it: load the encoder that "
+                "stands beside it (`hf_ravlm.load_encoder(name)`), and pass it where an encoder is asked for"
+            )
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.text_encoder = AutoModel.from_config(config.text_config)

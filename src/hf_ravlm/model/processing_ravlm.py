@@ -35,6 +35,14 @@ class RavlmProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-
     passage_prompts: bool | None
 
 
+class PresentParts:
+    """`get_attributes` of a processor, on an object without the parts that this one lacks: they are not saved."""
+
+    def __get__(self, processor, owner):
+        names = [*ProcessorMixin.__dict__["get_attributes"].__func__(owner)]
+        return lambda: [name for name in names if processor is None or getattr(processor, name, self) is not None]
+
+
 class PublishedProcessor(PublishMixin, GeneratorProcessorMixin, ProcessorMixin):
     """`ProcessorMixin` that saves with our shim: transformers asks a processor's first base for what it overrides."""
 
@@ -45,10 +53,12 @@ class RavlmProcessor(PublishedProcessor):
     [`RavlmModel`].
 
     Args:
-        image_processor: an image processor of transformers (the PIL ones need no torchvision).
+        image_processor (*optional*): an image processor of transformers (the PIL ones need no torchvision).
         tokenizer: tokenizer of the language model; missing marks (`<image>`, `<evidence>`, `<passage>`, `<question>`,
             `<answer>`) are added to it, so resize the language model's embeddings for a tokenizer that lacks them.
-        text_tokenizer: tokenizer of the text encoder.
+        text_tokenizer (*optional*):
+            tokenizer of the text encoder. A reader without towers has neither this nor the image processor: an
+            image-text-to-text generator sees images through `generator_processor`, a causal one sees none.
         chat_template (`str`, *optional*): Jinja template; the default puts `<image>` before the words.
         fusion (`str`, *optional*, defaults to `"in_context"`), num_image_tokens (`int`, *optional*, defaults to 4),
             num_memory_tokens (`int`, *optional*, defaults to 8): as in the model's config.
@@ -75,6 +85,7 @@ class RavlmProcessor(PublishedProcessor):
 
     _published_as = "processor"
     valid_processor_kwargs = RavlmProcessorKwargs
+    get_attributes = PresentParts()
 
     def __init__(
         self,
@@ -94,6 +105,7 @@ class RavlmProcessor(PublishedProcessor):
         trim_image_margins=False,
         generator_processor=None,
     ):
+        _check_parts(image_processor, text_tokenizer, generator_processor, fusion, passage_images)
         if generator_processor is not None:
             generator_processor.tokenizer = tokenizer  # one, which is loaded and changed once
         else:
@@ -115,6 +127,18 @@ class RavlmProcessor(PublishedProcessor):
         self.image_token = SPECIAL_TOKENS["image"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         super().__init__(image_processor, tokenizer, text_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        """As in transformers, but that the parts of the towers may be missing."""
+        if argument is not None or argument_name == "tokenizer":
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        """The parts in their order, `None` for those that were not saved."""
+        if (processor_dict or {}).get("image_processor", {}) is not None:
+            return super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
+        return [None, cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs), None]
 
     def __call__(
         self,
@@ -179,6 +203,7 @@ class RavlmProcessor(PublishedProcessor):
             data = self.multimodal_inputs(questions, images, passages, answers, side, max_length)
             return BatchFeature(data, tensor_type=None)
         tower = self._evidence_tensors(questions, passages, num_passages)
+        images = images if self.image_processor is not None else None  # without a tower they are for the search alone
         prompts = self._prompts(questions, passages, each, images is not None, answers, max_length, tower)
         if num_passages and self.fusion != "cross_attention":  # what had no room in the prompt is not there
             shown = [[k in prompt.passages for k in range(1 if each else num_passages)] for prompt in prompts]
@@ -211,6 +236,7 @@ class RavlmProcessor(PublishedProcessor):
             raise InvalidInputError("nothing to embed: expected images, texts or both, got neither")
         if images is not None and texts is not None and len(images) != len(texts):
             raise InvalidInputError(f"got {len(images)} images and {len(texts)} texts; give lists of one length")
+        self._check_towers()
         data = {}
         if images is not None and any(image is not None for image in images):
             present = [image for image in images if image is not None]
@@ -236,6 +262,7 @@ class RavlmProcessor(PublishedProcessor):
 
     def retrieval_fingerprint(self) -> dict[str, Any]:
         """What, beside the weights, decides an embedding: image processing and the text tokenizer."""
+        self._check_towers()
         vocabulary = json.loads(self.text_tokenizer.backend_tokenizer.to_str())
         for state in ("truncation", "padding"):  # of the last call, not of the tokenizer
             vocabulary.pop(state, None)
@@ -251,6 +278,13 @@ class RavlmProcessor(PublishedProcessor):
     def model_input_names(self) -> list[str]:
         """Names of the tensors that the reader takes."""
         return ["input_ids", "attention_mask", "pixel_values"]
+
+    def _check_towers(self) -> None:
+        if self.image_processor is None or self.text_tokenizer is None:
+            raise InvalidInputError(
+                "this processor is of a reader without towers, which cannot embed images and texts for a search: load "
+                "the encoder that stands beside it (`hf_ravlm.load_encoder(name)`)"
+            )
 
     def _load_images(self, images: Any) -> list[Image.Image]:
         flat = []
@@ -365,6 +399,27 @@ class RavlmProcessor(PublishedProcessor):
             data["evidence_pixel_values"] = with_image["pixel_values"].unflatten(0, shape)
             data["evidence_image_mask"] = with_image["image_mask"].reshape(shape)
         return data
+
+
+def _check_parts(
+    image_processor: Any, text_tokenizer: Any, generator_processor: Any, fusion: str, passage_images: bool
+) -> None:
+    if (image_processor is None) != (text_tokenizer is None):
+        missing = "image_processor" if image_processor is None else "text_tokenizer"
+        raise InvalidInputError(
+            f"{missing}=None: the two towers of a dual encoder have both, an image processor and a text tokenizer; "
+            "give both, or neither for a reader without towers"
+        )
+    if image_processor is None and fusion != "in_context":
+        raise InvalidInputError(
+            f"fusion={fusion!r} needs the towers of a dual encoder: give image_processor and text_tokenizer, or "
+            "choose fusion='in_context'"
+        )
+    if passage_images and image_processor is generator_processor is None:
+        raise InvalidInputError(
+            "passage_images=True: this reader sees no images; choose an image-text-to-text generator, or give a "
+            "vision tower"
+        )
 
 
 __all__ = ["RavlmProcessor"]

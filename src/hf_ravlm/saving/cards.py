@@ -73,12 +73,16 @@ def base_models_of(config: Any) -> list[str]:
 
 def describe(config: Any, num_parameters: int) -> str:
     """What the model is made of, in a paragraph."""
-    parts = {"vision tower": config.vision_config, "text encoder": config.text_config}
-    towers = ", ".join(f"{part.model_type} as {name}" for name, part in parts.items())
+    parts = {
+        "vision tower": config.vision_config,
+        "text encoder": config.text_config,
+        "reader": config.generator_config,
+    }
+    made_of = ", ".join(f"{part.model_type} as {name}" for name, part in parts.items() if part is not None)
     return (
         f"A retrieval-augmented vision-language model of {num_parameters / 1e6:,.1f} million parameters: shown an "
         "image and asked a question, it finds passages in a knowledge base and answers from them, with sources. "
-        f"It is made of {towers}, {config.generator_config.model_type} as reader; fusion `{config.fusion}`, "
+        f"It is made of {made_of}; fusion `{config.fusion}`, "
         f"{config.num_passages} passages per question."
     )
 

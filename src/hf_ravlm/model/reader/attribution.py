@@ -46,7 +46,7 @@ def attribute(model: Any, inputs: EncodedInputs, prompt: PromptTensors, labels: 
         joint, without = rag_sequence_log_likelihood(alone, prior), leave_one_out(alone, prior, counts)
     else:
         alone, joint, without = _read_subsets(model, inputs, prompt, labels)
-    posterior = passage_posterior(alone, inputs.evidence_scores, model.model.get_logit_scale(), counts)
+    posterior = passage_posterior(alone, inputs.evidence_scores, model.get_logit_scale(), counts)
     return RavlmAttribution(
         posterior=posterior * counts,
         leave_one_out=without * counts,
@@ -140,7 +140,7 @@ def attribute_prompts(
         keep = columns_of_answers(labels)
         logits = model(**inputs, logits_to_keep=keep).logits[:, -keep:]
         scored.update(zip(chunk, answer_log_likelihood(logits, labels[:, -keep:]).tolist(), strict=True))
-    return _as_tensors(scored, read_evidence(evidence, len(questions)), model.model.get_logit_scale())
+    return _as_tensors(scored, read_evidence(evidence, len(questions)), model.get_logit_scale())
 
 
 def _as_tensors(scored: dict, evidence: Sequence[Sequence[EvidenceItem]], scale: torch.Tensor) -> RavlmAttribution:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ...errors import InvalidInputError
+
 
 @dataclass
 class EncodedInputs:
@@ -72,6 +74,8 @@ def encode_inputs(model: Any, inputs: EncodedInputs) -> EncodedInputs:
         `ValueError`: if a tensor that its fusion reads is missing.
     """
     fusion = model.fusion
+    if model.model is None and not (inputs.pixel_values is inputs.evidence_pixel_values is None):
+        check_towers(model, images=True)
     encoded = replace(inputs, **dict.fromkeys(FOR_TOWERS))
     if encoded.image_patches is None and inputs.pixel_values is not None:
         encoded.image_patches = model.model.get_image_patches(inputs.pixel_values, _grid(model))
@@ -107,6 +111,20 @@ def encode_inputs(model: Any, inputs: EncodedInputs) -> EncodedInputs:
         encoded.evidence_keys_values = fusion(evidence_states=encoded.evidence_states)
         encoded.evidence_states = None
     return encoded
+
+
+def check_towers(model: Any, images: bool = False) -> None:
+    """Refuses what only the towers of a reader can do.
+
+    Raises:
+        `InvalidInputError`: if it has none.
+    """
+    if model.model is None:
+        came = "images (pixel_values)" if images else "passages to encode"
+        raise InvalidInputError(
+            f"{came} came to a reader without towers, which reads words alone: let its own processor prepare the "
+            "inputs, or assemble the reader with vision= and text= (`from_backbones`)"
+        )
 
 
 def encode_evidence(model: Any, inputs: EncodedInputs) -> tuple[torch.Tensor, torch.Tensor]:

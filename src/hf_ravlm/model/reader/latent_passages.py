@@ -30,7 +30,7 @@ def passages_are_latent(config: Any, evidence_scores: torch.Tensor | None) -> bo
 
 def log_prior(model: Any, inputs: EncodedInputs) -> torch.Tensor:
     """`log p(z_k | x)`, `(B, K)`: what the retriever believes, at its learned temperature."""
-    return passage_log_prior(inputs.evidence_scores, inputs.evidence_mask, model.model.get_logit_scale())
+    return passage_log_prior(inputs.evidence_scores, inputs.evidence_mask, model.get_logit_scale())
 
 
 def read_passages(

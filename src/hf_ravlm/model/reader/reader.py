@@ -15,7 +15,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from ..backbones import AUTO_READERS, patch_grid, reader_kind
+from ..backbones import AUTO_READERS, check_fusion, patch_grid, reader_kind
 from ..configuration_ravlm import RavlmConfig
 from ..fusions.cross_attention import attach_cross_attention
 from ..fusions.registry import FUSIONS
@@ -23,7 +23,7 @@ from ..modeling_ravlm import HEAD_KEYS, RavlmModel, RavlmPreTrainedModel, with_p
 from ..outputs import RavlmAttribution, RavlmCausalLMOutputWithPast
 from .attribution import attribute
 from .generation import generate
-from .inputs import NAMES, EncodedInputs, check_evidence, encode_evidence, encode_inputs, split_inputs
+from .inputs import NAMES, EncodedInputs, check_evidence, check_towers, encode_evidence, encode_inputs, split_inputs
 from .latent_passages import passages_are_latent, read_branches, read_passages
 from .placing import PromptTensors, counts_columns
 from .reading import read, read_multimodal, read_states
@@ -37,7 +37,8 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
     placeholders; with `fusion="cross_attention"` layers inside the language model read them. A passage that
     `evidence_mask` leaves out is invisible: no evidence at all gives the closed-book output. [`RavlmProcessor`] writes
     all of these inputs. With `config.marginalization` each passage has a prompt of its own and the answer's likelihood
-    is that over latent passages. [`from_backbones`] makes a reader out of three pretrained models.
+    is that over latent passages. [`from_backbones`] makes a reader out of pretrained models. One without
+    towers (`model` is `None`) reads words alone, or sees images by itself.
 
     Raises:
         `ValueError`: if the generator cannot take the evidence in the way that `config.fusion` gives it.
@@ -50,16 +51,11 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         super().__init__(config)
         kind = reader_kind(config.generator_config)
         self.reads_images = kind == "image_text"
-        if self.reads_images and (config.fusion, config.marginalization) != ("in_context", "none"):
-            raise ValueError(
-                f"fusion={config.fusion!r} and marginalization={config.marginalization!r} with a "
-                f"{config.generator_config.model_type!r} generator: an image-text-to-text model reads its passages in "
-                "one prompt; choose fusion='in_context' and marginalization='none', or a causal language model"
-            )
-        self.model = RavlmModel(config)
+        check_fusion(config.generator_config, config.fusion, config.marginalization)
+        self.model = RavlmModel(config) if config.has_towers else None
         self.language_model = AUTO_READERS[kind].from_config(config.generator_config)
         self.counts_columns = counts_columns(config.generator_config)
-        if not self.reads_images:  # it sees images through our tower
+        if config.has_towers and not self.reads_images:  # it sees images through our tower
             self.image_projector = nn.Linear(config.vision_dim, config.generator_dim)
         self.fusion = FUSIONS[config.fusion](config)
         if config.fusion == "cross_attention":
@@ -88,9 +84,21 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         """The dual encoder that lies in the reader; called, it is the reader without its head."""
         return ReaderBody(self)
 
+    def get_logit_scale(self) -> torch.Tensor:
+        """`1 / temperature` of the scores that passages come with; the config's start value where nothing learns it."""
+        if self.model is not None:
+            return self.model.get_logit_scale()
+        return torch.tensor(math.exp(self.config.logit_scale_init), device=self.device)
+
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """The vision tower's output for images `(B, 3, h, w)`; `pooler_output` is image tokens, `(B, P, H)`."""
+        """The vision tower's output for images `(B, 3, h, w)`; `pooler_output` is image tokens, `(B, P, H)`.
+
+        An image-text-to-text generator does it its own way, and takes what its processor returns.
+        """
+        if self.reads_images:
+            return self.language_model.get_image_features(pixel_values, **kwargs)
+        check_towers(self, images=True)
         outputs = self.model.vision_tower(pixel_values.to(self.image_projector.weight.dtype), **kwargs)
         patches = patch_grid(outputs.last_hidden_state, math.isqrt(self.config.num_image_tokens))
         return with_pooled(outputs, self.image_projector(patches))
@@ -112,6 +120,7 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         Returns:
             `evidence_states` `(B, K, S, C)` and `evidence_token_mask` `(B, K, S)`, as `forward` takes them.
         """
+        check_towers(self)
         inputs = EncodedInputs(
             evidence_input_ids=evidence_input_ids,
             evidence_attention_mask=evidence_attention_mask,
@@ -265,7 +274,7 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
 
 
 class ReaderBody:
-    """What trainers that bring a head of their own (trl) call instead of the reader; else the dual encoder."""
+    """What trainers that bring a head of their own (trl) call instead of the reader; else its dual encoder."""
 
     def __init__(self, reader: RavlmForConditionalGeneration):
         self.reader = reader
@@ -278,7 +287,7 @@ class ReaderBody:
     def __getattr__(self, name: str):
         if name == "reader":  # not there yet, as in a copy under way
             raise AttributeError(name)
-        return getattr(self.reader.model, name)
+        return getattr(self.reader.language_model if self.reader.model is None else self.reader.model, name)
 
 
 __all__ = ["RavlmForConditionalGeneration"]
