@@ -85,7 +85,7 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         return ReaderBody(self)
 
     def get_logit_scale(self) -> torch.Tensor:
-        """`1 / temperature` of the scores that passages come with; the config's start value where nothing learns it."""
+        """`1 / temperature` of the scores of passages; the config's start value where nothing learns it."""
         if self.model is not None:
             return self.model.get_logit_scale()
         return torch.tensor(math.exp(self.config.logit_scale_init), device=self.device)
