@@ -189,7 +189,10 @@ class RavlmModel(RavlmPreTrainedModel):
             raise ValueError(
                 "nothing to embed: expected pixel_values (images), input_ids (texts) or both, got neither"
             )
-        images = None if pixel_values is None else self.get_image_features(pixel_values).pooler_output
+        check_rows(pixel_values, image_mask, input_ids, text_mask)
+        images = None
+        if pixel_values is not None:
+            images = self.get_image_features(without_absent_images(pixel_values, image_mask)).pooler_output
         texts = None if input_ids is None else self.get_text_features(input_ids, attention_mask, **recorded)
         return self.combine(images, image_mask, None if texts is None else texts.pooler_output, text_mask), texts
 
@@ -253,8 +256,8 @@ class RavlmModel(RavlmPreTrainedModel):
                 the queries, as in `get_query_features`.
             passage_input_ids, passage_attention_mask, passage_pixel_values, passage_image_mask, passage_text_mask:
                 the passages; passage `i` is the positive of query `i`, further ones are hard negatives.
-            query_labels (`(B,)`), passage_labels (`(N,)`), *optional*:
-                passages with the label of a query are never its negatives.
+            query_labels (`(B,)` or `(B, R)`), passage_labels (`(N,)` or `(N, R)`), *optional*:
+                passages with a label of a query are never its negatives.
             return_loss (`bool`, *optional*): whether to compute InfoNCE.
             output_hidden_states, output_attentions (`bool`, *optional*):
                 whether to return those of the text encoder over the queries; `get_image_features` has the images'.
@@ -299,7 +302,7 @@ def info_nce(
     `s = logit_scale * cosine`; columns `j != i` that carry the query's label are no negatives and are left out.
 
     Inputs: `query_embeds (B, D)` and `passage_embeds (N, D)` of unit length, `N >= B`, passage `i` positive for query
-    `i`, the rest hard negatives; `logit_scale` is `1 / temperature`; labels `(B,)` and `(N,)` are whole numbers.
+    `i`, the rest hard negatives; `logit_scale` is `1 / temperature`; labels as in `belong_together`.
 
     Recommendations: give labels whenever a batch can hold one thing twice; unmasked, such rows have the floor `log 2`.
 
@@ -316,10 +319,25 @@ def info_nce(
     scores = query_embeds.float() @ passage_embeds.float().mT * logit_scale  # (B, N)
     positives = torch.arange(len(query_embeds), device=scores.device)
     if query_labels is not None and passage_labels is not None:
-        same = query_labels[:, None] == passage_labels[None, :]  # (B, N)
+        same = belong_together(query_labels, passage_labels)
         same[positives, positives] = False
         scores = scores.masked_fill(same, float("-inf"))
     return F.cross_entropy(scores, positives)
+
+
+def belong_together(query_labels: torch.Tensor, passage_labels: torch.Tensor) -> torch.Tensor:
+    """Which passages have a label of a query, bool `(B, N)`.
+
+    Args:
+        query_labels (`(B,)` or `(B, R)`), passage_labels (`(N,)` or `(N, R)`):
+            whole numbers; of `R` relations (the same entity, the same words) one that is equal is enough.
+
+    >>> queries, passages = torch.tensor([[1, 7], [2, 8]]), torch.tensor([[1, 8], [3, 9]])
+    >>> belong_together(queries, passages).tolist()
+    [[True, False], [True, False]]
+    """
+    same = query_labels[:, None] == passage_labels[None, :]
+    return same if same.dim() == 2 else same.any(dim=-1)
 
 
 def with_pooled(outputs, pooled: torch.Tensor) -> BaseModelOutputWithPooling:
@@ -330,6 +348,39 @@ def with_pooled(outputs, pooled: torch.Tensor) -> BaseModelOutputWithPooling:
         hidden_states=outputs.get("hidden_states"),
         attentions=outputs.get("attentions"),
     )
+
+
+def without_absent_images(pixel_values: torch.Tensor, image_mask: torch.Tensor | None) -> torch.Tensor:
+    """Images with zeros in rows that have none: what stands there may be NaN, also in the backward pass."""
+    return pixel_values if image_mask is None else pixel_values.masked_fill(~image_mask.bool()[:, None, None, None], 0)
+
+
+def check_rows(
+    pixel_values: torch.Tensor | None,
+    image_mask: torch.Tensor | None,
+    input_ids: torch.Tensor | None,
+    text_mask: torch.Tensor | None,
+) -> None:
+    """Refuses rows whose masks leave neither image nor text, which no direction could stand for.
+
+    Raises:
+        `ValueError`: with their numbers.
+    """
+    kept = []
+    for values, mask in ((pixel_values, image_mask), (input_ids, text_mask)):
+        if values is not None:
+            kept.append(
+                torch.ones(len(values), dtype=torch.bool, device=values.device) if mask is None else mask.bool()
+            )
+    if len({len(rows) for rows in kept}) != 1 or torch.compiler.is_compiling():
+        return
+    empty = ~torch.stack(kept).any(dim=0)
+    if empty.any():
+        rows = empty.nonzero().flatten().tolist()
+        raise ValueError(
+            f"nothing to embed in {len(rows)} of {len(empty)} rows ({rows[:5]}): expected an image, a text or both in "
+            "each; leave such rows out"
+        )
 
 
 def _keep_rows(vectors: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

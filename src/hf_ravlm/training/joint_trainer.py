@@ -30,7 +30,7 @@ from ..model.loading import without_adapters
 from ..retrieval import RavlmEncoder, RavlmRetriever
 from .batches.evidence_mixing import EvidenceMix
 from .batches.leakage import holds_answer
-from .batches.rows import TrainingRow
+from .batches.rows import TrainingRow, first_row
 from .callbacks import RefreshIndexCallback
 from .checkpoints.index_versions import FOLDER, drop_unused_versions, load_index_version, save_index_version
 from .joint_model import JointOutput, JointReader
@@ -299,8 +299,8 @@ def _freeze_passage_side(towers: nn.Module, retriever: RavlmRetriever, rows: Any
     """Freezes what encodes passages, if queries have another part to learn with; whether it did."""
     table = retriever.knowledge_base.table
     has_text, has_image = (table[name].null_count < len(table) for name in ("text", "image"))
-    indexed = rows is not None and hasattr(rows, "__getitem__") and len(rows)
-    first = TrainingRow.parse(rows[0]) if indexed else TrainingRow()
+    row = first_row(rows)
+    first = TrainingRow.parse(row) if row else TrainingRow()
     if has_text and not has_image and first.image is not None:
         freeze(towers.text_encoder, towers.text_projection)
         return True

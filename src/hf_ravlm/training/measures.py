@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.accelerator import Accelerator
+from accelerate.data_loader import IterableDatasetShard
 from accelerate.utils import gather_object
 from transformers import EvalPrediction
 
@@ -16,7 +18,7 @@ from ..metrics.answers import exact_match, token_f1
 from ..metrics.ranking import hit_at_k, reciprocal_rank, relevance_from_ids, relevance_from_scores
 from ..model.reader.reader import RavlmForConditionalGeneration
 from .batches.reader_batches import ROW_NAMES, ReaderBatches
-from .batches.rows import TrainingRow
+from .batches.rows import TrainingRow, is_stream
 
 
 _CUTOFFS = (1, 5, 10)
@@ -24,27 +26,37 @@ _BLOCK = 1024  # queries that are ranked at once
 
 
 def corpus_recall(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of queries whose passage is among the first k, and the mean reciprocal rank; for `compute_metrics`.
+    """Share of queries whose passage is among the first k, the mean reciprocal rank, and among how many passages.
 
     Args:
         prediction (`EvalPrediction`):
-            `predictions` are query and passage vectors `(n, D)`, `label_ids` their labels `(n,)`; passages with one
-            label count as one, by the first of them.
+            `predictions` are query and passage vectors `(n, D)`, `label_ids` their labels `(n,)`, or `(n, R)` where a
+            passage belongs to a query if one of `R` labels is equal; passages with one (first) label count as one, by
+            the first of them. Both may come as a list of batches.
 
     >>> vectors, labels = np.eye(2), np.arange(2)
-    >>> corpus_recall(EvalPrediction((vectors, vectors), (labels, labels)))["recall@1"]
-    1.0
+    >>> found = corpus_recall(EvalPrediction((vectors, vectors), (labels, labels)))
+    >>> found["recall@1"], found["num_passages"]
+    (1.0, 2)
     """
-    (queries, passages), (query_labels, passage_labels) = prediction.predictions, prediction.label_ids
-    labels, first = np.unique(passage_labels, return_index=True)
+    queries, passages = _joined(prediction.predictions)
+    query_labels, passage_labels = (side.reshape(len(side), -1) for side in _joined(prediction.label_ids))
+    first = np.unique(passage_labels[:, 0], return_index=True)[1]
+    labels = passage_labels[first]
     sums = {f"recall@{k}": 0.0 for k in _CUTOFFS} | {"mrr": 0.0}
     for start in range(0, len(queries), _BLOCK):
         block = slice(start, start + _BLOCK)
-        relevant = relevance_from_scores(queries[block] @ passages[first].T, query_labels[block, None] == labels)
+        belong = (query_labels[block, None] == labels).any(axis=-1)
+        relevant = relevance_from_scores(queries[block] @ passages[first].T, belong)
         for k in _CUTOFFS:
             sums[f"recall@{k}"] += float(hit_at_k(relevant, k).sum())
         sums["mrr"] += float(reciprocal_rank(relevant).sum())
-    return {name: value / len(queries) for name, value in sums.items()}
+    return {name: value / len(queries) for name, value in sums.items()} | {"num_passages": len(first)}
+
+
+def _joined(sides: Any) -> Sequence[np.ndarray]:
+    """Queries and passages of all batches, which the Trainer keeps apart with `eval_do_concat_batches=False`."""
+    return [np.concatenate(batches) for batches in zip(*sides, strict=True)] if isinstance(sides, list) else sides
 
 
 @torch.no_grad()
@@ -87,10 +99,9 @@ def measure_answers(
 ) -> dict[str, float]:
     """The measures of a whole evaluation set; each process reads every n-th row of it."""
     reader.eval()
-    own = range(accelerator.process_index, len(rows), accelerator.num_processes)
+    own = own_rows(rows, accelerator.process_index, accelerator.num_processes)
     totals: defaultdict[str, float] = defaultdict(float)
-    for start in range(0, len(own), batch_size):
-        batch = [rows[number] for number in own[start : start + batch_size]]
+    while batch := list(islice(own, batch_size)):
         for name, value in reader_sums(reader, batches, batch, **generation).items():
             totals[name] += value
     if accelerator.num_processes > 1:
@@ -98,6 +109,18 @@ def measure_answers(
         values = torch.tensor([totals[name] for name in names], device=accelerator.device)
         return means_of(dict(zip(names, accelerator.reduce(values, "sum").tolist(), strict=True)))
     return means_of(totals)
+
+
+def own_rows(rows: Any, process: int, num_processes: int) -> Iterator[Mapping[str, Any]]:
+    """Every n-th row of a data set or stream, which may be cut for several processes already.
+
+    >>> list(own_rows([{"id": 1}, {"id": 2}, {"id": 3}], process=0, num_processes=2))
+    [{'id': 1}, {'id': 3}]
+    """
+    rows = rows.dataset if isinstance(rows, IterableDatasetShard) else rows
+    if is_stream(rows):
+        return islice(iter(rows), process, None, num_processes)
+    return (rows[number] for number in range(process, len(rows), num_processes))
 
 
 def means_of(sums: Mapping[str, float]) -> dict[str, float]:
@@ -118,11 +141,11 @@ def answer(
     evidence: Sequence[Sequence[Mapping[str, Any]]],
     **generation: Any,
 ) -> list[str]:
-    """The reader's answers to opened rows with given evidence."""
+    """The reader's answers to opened rows with given evidence; greedy, unless `generation` says otherwise."""
     inputs = batches.inputs(rows, evidence, with_answers=False)
     inputs.pop(ROW_NAMES)
     inputs = {name: value.to(reader.device) for name, value in inputs.items()}
-    sequences = reader.generate(**inputs, **generation)
+    sequences = reader.generate(**inputs, **{"do_sample": False, "num_beams": 1, **generation})
     texts = batches.processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
 

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InvalidInputError
 from ..model.heads.matching import SIDE
-from ..model.modeling_ravlm import MAX_LOGIT_SCALE, RavlmModel
+from ..model.modeling_ravlm import MAX_LOGIT_SCALE, RavlmModel, belong_together
+from .applied_arguments import check_chunked_steps
 from .arguments import RavlmPreTrainingArguments
 from .losses.grad_cache import Chunk, RandomState, split_batch
 from .losses.joined_batch import (
@@ -85,7 +87,8 @@ class RavlmPreTrainer(RavlmTrainer):
     `passage_labels` where a passage belongs to a query. The gradient of many processes is that of one process with the
     joined batch, also if they have different numbers of rows.
 
-    Evaluation ranks all passages of the evaluation set for each query (`eval_recall@1`, ..., `eval_mrr`).
+    Evaluation ranks the passages of the evaluation set for each query (`eval_recall@1`, ..., `eval_mrr`), of which
+    there are `eval_num_passages`: among all passages of a knowledge base the right one is harder to find.
 
     Args:
         model: A [`RavlmModel`] for `itc` and `triplet`, [`RavlmForImageTextRetrieval`] also for `itm`,
@@ -112,6 +115,7 @@ class RavlmPreTrainer(RavlmTrainer):
                 "data_collator is missing: give one that names the columns of queries and passages, as "
                 'RetrievalCollator(processor=processor, query_image="image", passage_text="caption")'
             )
+        check_chunked_steps(args)
         kwargs.setdefault("compute_metrics", corpus_recall)
         super().__init__(model=model, args=args, **kwargs)
         self.can_return_loss = True
@@ -126,6 +130,16 @@ class RavlmPreTrainer(RavlmTrainer):
                 )
         if "mlm" in args.objectives:
             masking_tokenizer(self._processor)
+
+    def _loss_of_its_own(self) -> str:
+        return "that of the objectives, over pairs"
+
+    def _track_num_input_tokens(self, inputs):
+        """Counts the tokens of queries and of passages, which may have none."""
+        for prefix in ("", "passage_"):
+            if f"{prefix}input_ids" in inputs:
+                side = {name: inputs.get(f"{prefix}{name}") for name in ("input_ids", "attention_mask")}
+                super()._track_num_input_tokens({name: value for name, value in side.items() if value is not None})
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted sum of the objectives on a batch; its mean over the processes is the loss of the joined one."""
@@ -153,7 +167,11 @@ class RavlmPreTrainer(RavlmTrainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
-        return self._cached_step(model, self._prepare_inputs(inputs))
+        loss = self._cached_step(model, self._prepare_inputs(inputs))
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
+        return loss
 
     def _cached_step(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         with self.compute_loss_context_manager():  # puts frozen parts into eval mode
@@ -234,9 +252,9 @@ class RavlmPreTrainer(RavlmTrainer):
         device = next(iter(own.values())).device
         layout = read_layout(queries, passages, device)
         labels = None
-        if inputs.get("query_labels") is not None and inputs.get("passage_labels") is not None:
-            whole = gather_rows(inputs["passage_labels"], layout.num_passages)
-            labels = (gather_rows(inputs["query_labels"], layout.num_queries), in_order(whole, layout))
+        if (own_labels := labels_of(inputs)) is not None:
+            whole = gather_rows(own_labels[1], layout.num_passages)
+            labels = (gather_rows(own_labels[0], layout.num_queries), in_order(whole, layout))
         if self.model.training:
             number = self._place[1] + 1 if self._place[0] == self.state.global_step else 0
             self._place = (self.state.global_step, number)
@@ -284,7 +302,7 @@ class RavlmPreTrainer(RavlmTrainer):
 
     def _check_negatives(self, labels: Labels | None, layout: BatchLayout) -> None:
         num_queries, num_passages = sum(layout.num_queries), sum(layout.num_passages)
-        some = num_passages > 1 if labels is None else bool((labels[0][:, None] != labels[1]).any())
+        some = num_passages > 1 if labels is None else bool((~belong_together(*labels)).any())
         if some or not self.model.training:
             return
         if self.args.train_batch_size * world_size() == 1:
@@ -326,11 +344,22 @@ class RavlmPreTrainer(RavlmTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        if prediction_loss_only or inputs.get("query_labels") is None:
+        labels = labels_of(inputs)
+        if prediction_loss_only or labels is None:
             return loss.detach(), None, None
         queries = outputs.query_embeds.float()
-        labels = (inputs["query_labels"], inputs["passage_labels"][: len(queries)])
-        return loss.detach(), (queries, outputs.passage_embeds[: len(queries)].float()), labels
+        positives = slice(len(queries))
+        vectors = (queries, outputs.passage_embeds[positives].float())
+        return loss.detach(), vectors, (labels[0], labels[1][positives])
+
+
+def labels_of(inputs: dict[str, Any]) -> Labels | None:
+    """What says which queries and passages of a batch belong together: its marks, or else its labels."""
+    for kind in ("marks", "labels"):
+        queries, passages = inputs.get(f"query_{kind}"), inputs.get(f"passage_{kind}")
+        if queries is not None and passages is not None:
+            return queries, passages
+    return None
 
 
 def dual_encoder(model: nn.Module) -> RavlmModel:

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import DataCollator, Trainer, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import has_length, rotate_checkpoints
 
 from ..errors import InvalidInputError
 from ..model.loading import without_adapters
 from ..model.processing_ravlm import RavlmProcessor
 from ..retrieval import RavlmEncoder, RavlmRetriever
-from .batches.broken_images import OnError, undecoded
+from .applied_arguments import check_arguments, loss_outside, read_in_every_process
+from .batches.broken_images import OnError
 from .batches.evidence_mixing import EvidenceMix
 from .batches.reader_batches import ROW_NAMES, ReaderBatches
-from .batches.rows import NumberedRows, check_gold_ids, gold_ids_of
+from .batches.rows import NumberedRows, check_gold_ids, gold_ids_of, numbered
 from .checkpoints.checkpoints import checkpoint_to_resume, mark_complete
 from .checkpoints.whole_weights import holds_whole_model, load_weights
 from .lora import add_adapters
@@ -65,7 +66,7 @@ class RavlmTrainer(Trainer):
             language model may then be quantized.
         generation: Arguments of `generate` in evaluation, which then reports `exact_match`, `token_f1`,
             `closed_book_exact_match`, the shares of answers that evidence `rescued` and `harmed`, and the ranking
-            (`hit@k`, `mrr`). `None` reports the loss alone.
+            (`hit@k`, `mrr`) among `num_passages`. Greedy, unless they say otherwise. `None` reports the loss alone.
         on_error: For images that cannot be used: `"raise"` an error, `"skip"` the row, or read a grey image
             (`"blank"`).
         max_broken: More broken images than this stop the training.
@@ -110,16 +111,21 @@ class RavlmTrainer(Trainer):
         max_broken: int = 100,
         **kwargs: Any,
     ) -> None:
+        reads_rows = data_collator is None and isinstance(processing_class, RavlmProcessor)
+        check_arguments(args, reads_rows, _data_sets(train_dataset, eval_dataset))
         if args is not None:
             check_processes(args)
             allow_idle_parameters(args)
+            if reads_rows:
+                read_in_every_process(args)
+        if model is None and peft_config is not None:
+            raise InvalidInputError("peft_config adapts a model that is there: pass `model`, not `model_init`.")
         if model is not None and retriever is not None:
             _freeze_shared_encoder(model, retriever)
         if peft_config is not None:
             model = add_adapters(model, peft_config, bool(getattr(args, "activation_checkpointing", False)))
         self.batches: ReaderBatches | None = None
         self.generation = None if generation is None else dict(generation)
-        reads_rows = data_collator is None and isinstance(processing_class, RavlmProcessor)
         if reads_rows:
             data_collator = list  # rows stay rows until their step is known
         elif retriever is not None or evidence is not None or generation is not None:
@@ -128,6 +134,11 @@ class RavlmTrainer(Trainer):
                 "RavlmProcessor as `processing_class`, and no `data_collator`."
             )
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
+        self.compute_loss_func = loss_outside(self.args, self.compute_loss_func, self._loss_of_its_own())
+        self.label_smoother = None  # the Trainer's does not shift our labels; where asked for, the line above has one
+        language_model = getattr(without_adapters(self.model), "language_model", None)
+        if language_model is not None:  # the Trainer has set this in a config that generation does not read
+            language_model.config.get_text_config().use_cache = self.args.use_cache
         if self.is_fsdp_enabled:
             if generation is not None:
                 raise InvalidInputError(
@@ -148,11 +159,16 @@ class RavlmTrainer(Trainer):
             )
             self._check_gold_ids()
 
+    def _loss_of_its_own(self) -> str | None:
+        """What the model's loss is, where it is no mean over tokens of one prompt."""
+        config = getattr(without_adapters(self.model), "config", None)
+        latent = getattr(config, "marginalization", "none")
+        return None if latent == "none" else f"the likelihood over latent passages (marginalization={latent!r})"
+
     def _check_gold_ids(self) -> None:
         if self.retriever is None:
             return
-        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-        for rows in (self.train_dataset, *evaluated.values()):
+        for rows in _data_sets(self.train_dataset, self.eval_dataset):
             if (gold_ids := gold_ids_of(rows)) is not None:
                 check_gold_ids(gold_ids, self.retriever.knowledge_base)
 
@@ -162,10 +178,10 @@ class RavlmTrainer(Trainer):
         return None if self.batches is None else self.batches.retriever
 
     def _get_dataloader(self, dataset, *args, **kwargs):
-        if hasattr(dataset, "__len__") and not len(dataset):
+        if has_length(dataset) and not len(dataset):
             raise InvalidInputError("The data set has no rows: expected one or more. Look at its split and filters.")
         if self.batches is not None:
-            dataset = NumberedRows(dataset) if hasattr(dataset, "__getitem__") else undecoded(dataset)
+            dataset = numbered(dataset)
         return super()._get_dataloader(dataset, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None):
@@ -173,6 +189,9 @@ class RavlmTrainer(Trainer):
         if isinstance(train_dataset, NumberedRows):
             train_dataset = train_dataset.rows
         return super()._get_train_sampler(train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset):
+        return super()._get_eval_sampler(eval_dataset.rows if isinstance(eval_dataset, NumberedRows) else eval_dataset)
 
     def _get_collator_with_removed_columns(self, data_collator, description=None):
         if self.batches is not None:
@@ -224,6 +243,8 @@ class RavlmTrainer(Trainer):
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
+        if self.neftune_noise_alpha is not None and self.is_in_train and self.model.training:
+            without_adapters(self.model).get_input_embeddings().train()  # the noise is a hook on it, in training mode
         return super().compute_loss_context_manager()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -265,6 +286,8 @@ class RavlmTrainer(Trainer):
             measured = measure_answers(
                 reader, self.batches, dataloader.dataset, self.args.eval_batch_size, self.accelerator, self.generation
             )
+            if self.batches.view is not None:
+                measured["num_passages"] = len(self.batches.view)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
         return output
 
@@ -291,24 +314,23 @@ class RavlmTrainer(Trainer):
         return True
 
     def _save_checkpoint(self, model, trial):
-        # Old checkpoints go only when the new one is complete.
+        # Old checkpoints go only when the new one is complete, and only a complete one goes to the Hub.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        publish, self.args.push_to_hub = self.args.push_to_hub, False
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self.args.save_total_limit = limit
+            self.args.save_total_limit, self.args.push_to_hub = limit, publish
         run_folder = self._get_output_dir(trial)
         folder = Path(run_folder) / f"checkpoint-{self.state.global_step}"
         self.accelerator.wait_for_everyone()  # for the random states of all processes
         if self.args.should_save:
             self.save_more(folder)
             mark_complete(folder, resumable=not self.args.save_only_model)
-            rotate_checkpoints(
-                output_dir=run_folder,
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+        if publish:
+            self._push_from_checkpoint(str(folder))
+        if self.args.should_save:
+            rotate_checkpoints(run_folder, limit, self.state.best_model_checkpoint, use_mtime=False)
 
     def save_more(self, folder: Path) -> None:
         """Adds to a checkpoint the states of callbacks that have `save_state`."""
@@ -321,6 +343,12 @@ class RavlmTrainer(Trainer):
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "load_state"):
                 callback.load_state(folder)
+
+
+def _data_sets(train_dataset: Any, eval_dataset: Any) -> list[Any]:
+    """The data sets of a trainer that are there."""
+    evaluated = list(eval_dataset.values()) if isinstance(eval_dataset, Mapping) else [eval_dataset]
+    return [rows for rows in (train_dataset, *evaluated) if rows is not None]
 
 
 def _freeze_shared_encoder(model: nn.Module, retriever: RavlmRetriever) -> None:

@@ -10,7 +10,15 @@ from datasets import Dataset, Features, Image, Sequence, Value
 from transformers import TrainingArguments
 
 from hf_ravlm import InvalidInputError, RavlmModel, UnsafeInputError
-from hf_ravlm.training import AnswerCollator, RavlmTrainer, RetrievalCollator, undecoded
+from hf_ravlm.model.modeling_ravlm import belong_together
+from hf_ravlm.training import (
+    AnswerCollator,
+    RavlmPreTrainer,
+    RavlmPreTrainingArguments,
+    RavlmTrainer,
+    RetrievalCollator,
+    undecoded,
+)
 from hf_ravlm.training.batches.broken_images import blank_image
 from hf_ravlm.training.batches.rows import TrainingRow, label_first
 from tiny import picture, tiny_config, tiny_model, tiny_processor
@@ -192,3 +200,42 @@ def test_the_trainer_keeps_the_columns_that_the_collator_reads(tmp_path):
     trainer = RavlmTrainer(model=tiny_model(), args=arguments, data_collator=collator, train_dataset=dataset())
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+def test_the_same_words_are_no_negatives_under_any_label(tmp_path):
+    """Two entities may share a caption; each is then a positive of the other, and of all that belongs to it."""
+    rows = list(dataset(words=["red", "red", "white"], entity=["a", "b", "b"]))
+    batch = retrieval(label="entity")(rows)
+    assert len(set(batch["passage_labels"].tolist())) == 1
+    marks = batch["passage_marks"]
+    assert belong_together(marks, marks).int().tolist() == [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
+    arguments = RavlmPreTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True)
+    trainer = RavlmPreTrainer(RavlmModel(tiny_config()), arguments, data_collator=retrieval(label="entity"))
+    metrics = trainer.evaluate(dataset(words=["red", "red", "white"], entity=["a", "b", "c"]))
+    assert metrics["eval_num_passages"] == 3
+    unlike = retrieval(label="entity")(list(dataset()))
+    assert len(set(unlike["passage_labels"].tolist())) == 2
+
+
+def test_a_row_without_image_and_text_is_no_vector():
+    model = tiny_model().model
+    none, some = torch.tensor([False, True]), torch.tensor([True, True])
+    images, ids = torch.zeros(2, 3, 16, 16), torch.full((2, 3), 9)
+    with pytest.raises(ValueError, match=r"nothing to embed in 1 of 2 rows \(\[0\]\)"):
+        model.get_query_features(pixel_values=images, image_mask=none, input_ids=ids, text_mask=none)
+    with pytest.raises(ValueError, match="nothing to embed"):
+        model.get_query_features(input_ids=ids, text_mask=none)
+    assert (
+        model.get_query_features(pixel_values=images, image_mask=none, input_ids=ids, text_mask=some).isfinite().all()
+    )
+
+
+def test_what_stands_for_no_image_may_be_no_number():
+    model = tiny_model().model
+    images = torch.zeros(2, 3, 16, 16)
+    images[0] = float("nan")
+    given = {"image_mask": torch.tensor([False, True]), "input_ids": torch.full((2, 3), 9)}
+    vectors = model.get_query_features(pixel_values=images, **given)
+    torch.testing.assert_close(vectors, model.get_query_features(pixel_values=images.nan_to_num(7.0), **given))
+    vectors.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -17,6 +18,7 @@ from hf_ravlm.training.callbacks import MineNegativesCallback
 from hf_ravlm.training.checkpoints.checkpoints import (
     COMPLETE,
     checkpoint_to_resume,
+    mark_complete,
     newest_complete,
     what_is_torn,
 )
@@ -187,3 +189,37 @@ def test_another_knowledge_base_or_a_damaged_version_is_refused(tmp_path):
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(KnowledgeBaseCorruptError, match="damaged"):
         joint_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+def test_a_byte_that_has_changed_is_seen(finished, tmp_path):
+    """Sizes say nothing about it, and torch and safetensors load most such files."""
+    names = [path.relative_to(finished / "checkpoint-4") for path in (finished / "checkpoint-4").rglob("*")]
+    for number, name in enumerate(name for name in names if (finished / "checkpoint-4" / name).is_file()):
+        folder = tmp_path / str(number)
+        shutil.copytree(finished / "checkpoint-4", folder)
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) * 2 // 3] ^= 1
+        (folder / name).write_bytes(content)
+        assert what_is_torn(folder) is not None, name
+
+
+def test_the_highest_steps_are_kept_whatever_the_clock_says(tmp_path):
+    trainer = reader_trainer(tmp_path, max_steps=6, save_steps=2, save_total_limit=2)
+    future = 4_000_000_000
+    save = trainer.save_more
+    trainer.save_more = lambda folder: (
+        save(folder),
+        trainer.state.global_step == 2 and os.utime(folder, (future,) * 2),
+    )
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_the_mark_of_a_checkpoint_in_a_hurry_is_no_part_of_it(tmp_path):
+    """`enable_jit_checkpoint` puts it there while it writes, and takes it away afterwards."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    mark = tmp_path / "checkpoint-is-incomplete.txt"
+    mark.write_text("writing")
+    mark_complete(tmp_path)
+    mark.unlink()
+    assert what_is_torn(tmp_path) is None

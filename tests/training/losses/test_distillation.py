@@ -90,3 +90,25 @@ def test_extreme_scores_stay_finite():
     assert nothing.item() == 0
     for loss in (emdr2_loss, lambda a, s: perplexity_distillation_loss(a, torch.ones(1), s)):
         assert torch.isfinite(loss(torch.tensor([[-1e4, -1e5]]), scores))
+
+
+def test_pseudo_relevance_is_exact_where_the_retriever_is_sure():
+    """In double precision by hand; in float32 `1 - p` is 0 for the first passage, and its gradient must not be."""
+    scores = torch.tensor([[30.0, 0.0, -5.0], [90.0, 1.0, 2.0]], requires_grad=True)
+    wrong = torch.zeros(2, 3, dtype=torch.bool)
+    loss = pseudo_relevance_loss(scores, wrong, wrong)
+    loss.backward()
+    exact = scores.detach().double().requires_grad_()
+    rest = [exact[:, [j for j in range(3) if j != k]].logsumexp(1) - exact.logsumexp(1) for k in range(3)]
+    expected = -torch.stack(rest, dim=1).mean()
+    expected.backward()
+    torch.testing.assert_close(loss.double(), expected)
+    torch.testing.assert_close(scores.grad.double(), exact.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_passage_that_is_alone_is_no_negative():
+    scores, wrong = torch.tensor([[3.0, 1.0]], requires_grad=True), torch.zeros(1, 2, dtype=torch.bool)
+    loss = pseudo_relevance_loss(scores, wrong, wrong, torch.tensor([[True, False]]))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not scores.grad.any()

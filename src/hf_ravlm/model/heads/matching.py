@@ -16,7 +16,7 @@ from transformers.utils import can_return_tuple
 
 from ..configuration_ravlm import RavlmConfig
 from ..loading import initialize_new
-from ..modeling_ravlm import READER_KEYS, RavlmModel, RavlmPreTrainedModel, info_nce
+from ..modeling_ravlm import READER_KEYS, RavlmModel, RavlmPreTrainedModel, check_rows, info_nce, without_absent_images
 from ..outputs import RavlmEmbeddingOutput
 from .joint_encoder import JointEncoder, SideStates, init_joint_weights
 
@@ -112,6 +112,7 @@ class RavlmForImageTextRetrieval(RavlmPreTrainedModel):
         given = input_ids if pixel_values is None else pixel_values
         if given is None:
             raise ValueError("nothing to read: expected pixel_values (images), input_ids (texts) or both, got neither")
+        check_rows(pixel_values, image_mask, input_ids, text_mask)
         images = texts = None
         weight = self.joint_encoder.image_input.weight
         states = weight.new_zeros(len(given), 0, self.config.text_config.hidden_size)
@@ -119,6 +120,7 @@ class RavlmForImageTextRetrieval(RavlmPreTrainedModel):
         mask = torch.ones(len(given), 0, dtype=torch.bool, device=given.device)
         patch_mask = mask
         if pixel_values is not None:
+            pixel_values = without_absent_images(pixel_values, image_mask)
             outputs = self.model.get_image_features(pixel_values, return_dict=True)
             images, patches = outputs.pooler_output, as_tokens(outputs.last_hidden_state)
             patch_mask = kept_rows(patches, image_mask)

@@ -127,6 +127,23 @@ def check_towers(model: Any, images: bool = False) -> None:
         )
 
 
+def without_hidden_numbers(inputs: EncodedInputs) -> EncodedInputs:
+    """The inputs with zeros in passages that do not count and in images that are not there.
+
+    What is hidden is masked again where it is read, but NaN times zero is NaN, there and in the backward pass.
+    """
+    changed, counts = {}, inputs.evidence_mask
+    for name in ("evidence_pixel_values", "evidence_patches", "evidence_states", "evidence_keys_values"):
+        values, keep = getattr(inputs, name), counts
+        if values is None:
+            continue
+        if name in ("evidence_pixel_values", "evidence_patches") and inputs.evidence_image_mask is not None:
+            keep = inputs.evidence_image_mask if counts is None else inputs.evidence_image_mask.bool() & counts.bool()
+        if keep is not None:
+            changed[name] = values.masked_fill(~keep.bool().view(*keep.shape, *[1] * (values.dim() - 2)), 0)
+    return replace(inputs, **changed) if changed else inputs
+
+
 def encode_evidence(model: Any, inputs: EncodedInputs) -> tuple[torch.Tensor, torch.Tensor]:
     """States `(B, K, S, C)` of passages and their mask `(B, K, S)`; see `encode_evidence` of the reader."""
     mask = inputs.evidence_attention_mask

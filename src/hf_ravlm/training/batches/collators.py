@@ -35,8 +35,8 @@ class RetrievalCollator:
         passage_image, passage_text: Columns of its passage, one at least.
         negatives: Column with a list of hard negatives per row: texts, images, or dictionaries with `text` and
             `image`.
-        label: Column that is equal where passages belong to the same queries (an entity, a page); by default passages
-            with the same words and pixels do.
+        label: Column that is equal where passages belong to the same queries (an entity, a page), beside passages with
+            the same words and pixels, which always do.
         id: Column that names a row in messages.
         on_error: For images that cannot be used (see [`undecoded`]): `"raise"` an error, `"skip"` the row, or read a
             grey image (`"blank"`). A row that lacks its query or passage is skipped by `"skip"`, and else an error.
@@ -77,6 +77,9 @@ class RetrievalCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> BatchFeature:
         """Inputs of `RavlmModel.forward`: the positives in the order of the queries, then all hard negatives.
 
+        Labels are equal where passages belong together: by their words and pixels, and with `label=` by that column.
+        Both are then also given apart, as `query_marks` and `passage_marks`, by which processes join their batches.
+
         Raises:
             InvalidInputError: If a column is missing, a row lacks its query or passage, or no row can be used.
             UnsafeInputError: If an image cannot be used.
@@ -89,14 +92,16 @@ class RetrievalCollator:
             images, texts = map(list, zip(*items, strict=True))
             side = self.processor.for_retrieval(images=images, texts=texts)
             data |= {prefix + name: tensor for name, tensor in side.items()}
-        passage_marks = [_fingerprint(data, row) for row in range(len(passages))]
+        contents = [_fingerprint(data, row) for row in range(len(passages))]
+        entities = contents
         if self.label:
             own = [f"label {mark}" for mark in marks]
-            contents = dict(zip(passage_marks[: len(own)], own, strict=True))
+            of_content = dict(zip(contents[: len(own)], own, strict=True))
             # A hard negative has the label of the positive that it repeats, and else none but its own.
-            passage_marks = own + [contents.get(mark, mark) for mark in passage_marks[len(own) :]]
-        digests = [hashlib.blake2b(mark.encode(), digest_size=8).digest() for mark in passage_marks]
-        labels = torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
+            entities = own + [of_content.get(content, content) for content in contents[len(own) :]]
+            both = torch.stack([_numbers(entities), _numbers(contents)], dim=1)  # (N, 2)
+            data |= {"query_marks": both[: len(queries)], "passage_marks": both}
+        labels = _numbers(_joined_groups(entities, contents))
         data |= {"query_labels": labels[: len(queries)], "passage_labels": labels, "batch_ids": list(names)}
         return BatchFeature(data)
 
@@ -243,6 +248,31 @@ def _text(value: Any) -> str:
     if value is not None and not isinstance(value, str):
         raise InvalidInputError(f"expected a text, got {type(value).__name__}: {str(value)[:40]!r}")
     return (value or "").strip()
+
+
+def _joined_groups(entities: Sequence[str], contents: Sequence[str]) -> list[str]:
+    """One name for each item, equal where items are linked through a chain of equal entities or contents.
+
+    >>> _joined_groups(["wren", "owl", "owl", "crow"], ["small", "small", "large", "black"])
+    ['owl', 'owl', 'owl', 'crow']
+    """
+    before: dict[tuple[int, str], tuple[int, str]] = {}
+
+    def first(node: tuple[int, str]) -> tuple[int, str]:
+        while before.get(node, node) != node:
+            node = before[node]
+        return node
+
+    for entity, content in zip(entities, contents, strict=True):
+        low, high = sorted((first((0, entity)), first((1, content))))
+        before[high] = low
+    return [first((0, entity))[1] for entity in entities]
+
+
+def _numbers(marks: Sequence[str]) -> torch.Tensor:
+    """One whole number for each mark, equal where the marks are."""
+    digests = [hashlib.blake2b(mark.encode(), digest_size=8).digest() for mark in marks]
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
 
 
 def _fingerprint(data: Mapping[str, torch.Tensor], row: int) -> str:

@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,10 +141,60 @@ class NumberedRows(torch.utils.data.Dataset):
         return {**self.rows[number], ROW_NUMBER: number}
 
 
+class NumberedStream(torch.utils.data.IterableDataset):
+    """A stream whose rows have their place in it with them.
+
+    >>> next(iter(NumberedStream([{"question": "which bird ?"}])))
+    {'question': 'which bird ?', 'row_number': 0}
+    """
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = undecoded(rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(self.rows):
+            yield {**row, ROW_NUMBER: number}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Hands the epoch on to a stream that shuffles by it."""
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(epoch)
+
+
+def is_stream(rows: Any) -> bool:
+    """Whether rows come one after the other, without numbers; such a data set may have a `__getitem__` that fails."""
+    return isinstance(rows, torch.utils.data.IterableDataset)
+
+
+def numbered(rows: Any) -> NumberedRows | NumberedStream:
+    """A data set or a stream whose rows have their place with them.
+
+    Raises:
+        InvalidInputError: If it is neither.
+    """
+    if is_stream(rows):
+        return NumberedStream(rows)
+    if hasattr(rows, "__getitem__") and hasattr(rows, "__len__"):
+        return NumberedRows(rows)
+    raise InvalidInputError(
+        f"the rows came as a {type(rows).__name__}: expected a list, a data set with a length, or a stream "
+        "(`datasets.IterableDataset`, `torch.utils.data.IterableDataset`)."
+    )
+
+
+def first_row(rows: Any) -> Mapping[str, Any]:
+    """The first row of a data set or stream; an empty one if there is none."""
+    if rows is None or is_stream(rows):
+        return next(iter(rows or ()), {})
+    return rows[0] if len(rows) else {}
+
+
 def gold_ids_of(rows: Any) -> list[tuple[str, ...]] | None:
     """The gold ids of all rows of a data set; `None` if that takes decoding its images."""
     if isinstance(rows, NumberedRows):
         return gold_ids_of(rows.rows)
+    if is_stream(rows):  # told when they come
+        return None
     columns = getattr(rows, "column_names", None)
     if isinstance(columns, list):  # a `datasets.Dataset`
         return [_ids(value) for value in (rows["gold_ids"] if "gold_ids" in columns else [])]

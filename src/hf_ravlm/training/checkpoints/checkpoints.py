@@ -1,7 +1,7 @@
 """Complete checkpoints: the list of their files is written last, when all of them are on the disk.
 
-A checkpoint without its list, or with a file that is missing or of another size, is not resumed from: the Trainer
-would say nothing and go on without the optimizer or the random states.
+A checkpoint without its list, or with a file that is missing, of another size or with other bytes, is not resumed
+from: the Trainer would say nothing and go on without the optimizer, the random states, or with other weights.
 """
 
 from __future__ import annotations
@@ -9,29 +9,39 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 
 from ...errors import InvalidInputError
-from ...saving.durable import replace_file, sync_file, sync_folder
+from ...saving.durable import replace_file, sha256_of, sync_file, sync_folder
 
 
 logger = logging.getLogger(__name__)
 
 COMPLETE = "complete.json"
+_MARK_OF_THE_TRAINER = "checkpoint-is-incomplete.txt"  # there while `enable_jit_checkpoint` writes, gone afterwards
+_THREADS = 4  # that read large files at once
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 
 def mark_complete(checkpoint: str | PathLike[str], resumable: bool = True) -> None:
     """Flushes every file of a checkpoint, and then writes their list; `resumable` if it holds more than the model."""
     folder = Path(checkpoint)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / COMPLETE)
+    passing = (COMPLETE, _MARK_OF_THE_TRAINER)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in passing)
     for path in files:
         sync_file(path)
     for path in sorted({path.parent for path in files}):
         sync_folder(path)
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    replace_file(folder / COMPLETE, json.dumps({"resumable": resumable, "files": sizes}, indent=1).encode())
+    names = [path.relative_to(folder).as_posix() for path in files]
+    record = {
+        "resumable": resumable,
+        "files": dict(zip(names, (path.stat().st_size for path in files), strict=True)),
+        "sha256": dict(zip(names, _digests(files), strict=True)),
+    }
+    replace_file(folder / COMPLETE, json.dumps(record, indent=1).encode())
 
 
 def what_is_torn(checkpoint: str | PathLike[str]) -> str | None:
@@ -39,7 +49,7 @@ def what_is_torn(checkpoint: str | PathLike[str]) -> str | None:
     folder = Path(checkpoint)
     try:
         record = json.loads((folder / COMPLETE).read_bytes())
-        sizes, resumable = dict(record["files"]), record["resumable"]
+        sizes, digests, resumable = dict(record["files"]), dict(record.get("sha256", {})), record["resumable"]
     except FileNotFoundError:
         return f"it has no {COMPLETE}, so it was not finished, or not by this trainer"
     except (ValueError, KeyError, TypeError):
@@ -52,7 +62,15 @@ def what_is_torn(checkpoint: str | PathLike[str]) -> str | None:
             return f"its file {name} is missing"
         if path.stat().st_size != size:
             return f"its file {name} has {path.stat().st_size} bytes instead of {size}"
-    return None
+    found = dict(zip(digests, _digests([folder / name for name in digests]), strict=True))
+    altered = [name for name, digest in digests.items() if found[name] != digest]
+    return f"its file {altered[0]} holds other bytes than were written" if altered else None
+
+
+def _digests(paths: Sequence[Path]) -> list[str]:
+    """The SHA-256 of files, several at a time."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(sha256_of, paths))
 
 
 def newest_complete(folder: str | PathLike[str], up_to: int | None = None) -> Path | None:

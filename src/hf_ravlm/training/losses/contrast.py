@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
+from ...model.modeling_ravlm import belong_together
+
 
 def info_nce_rows(
     anchors: torch.Tensor,
@@ -90,7 +92,7 @@ def left_out_negatives(
 
     Args:
         anchors, candidates, positives: as in `info_nce_rows`; the positive itself is not left out.
-        anchor_labels (`(b,)`), candidate_labels (`(N,)`), *optional*: equal where a candidate belongs to an anchor.
+        anchor_labels, candidate_labels (*optional*): what belongs together, see `belong_together`.
         ratio (`float`, *optional*): leaves out candidates with a cosine above `ratio` times the positive's, if that is
             above 0 (NV-Retriever's TopK-PercPos, arXiv 2407.15831). Only for trained towers: in others all cosines
             are alike, and everything would be left out.
@@ -101,7 +103,7 @@ def left_out_negatives(
     """
     left_out = torch.zeros(len(anchors), len(candidates), dtype=torch.bool, device=anchors.device)
     if anchor_labels is not None and candidate_labels is not None:
-        left_out |= anchor_labels[:, None] == candidate_labels[None, :]
+        left_out |= belong_together(anchor_labels, candidate_labels)
     if ratio is not None:
         cosines = anchors.float() @ candidates.float().mT
         own = cosines.gather(1, positives[:, None])

@@ -88,7 +88,8 @@ def pseudo_relevance_loss(
 
     Recommendations: add it to RAG-sequence with a weight.
 
-    Relations: the mean runs over the passages that are labelled; 0 where there is none.
+    Relations: the mean runs over the passages that are labelled; 0 where there is none. A passage that is alone has
+    `p = 1` whatever its score, and is never a negative one.
 
     References: Lin and Byrne 2022 (arXiv 2210.03809), RA-VQA.
 
@@ -98,10 +99,12 @@ def pseudo_relevance_loss(
     0.6931
     """
     log_p = passage_log_prior(scores, evidence_mask, logit_scale)
-    labelled = has_answer.bool() == reader_is_right.bool()
-    if evidence_mask is not None:
-        labelled = labelled & evidence_mask.bool()
-    # log(1 - p) by expm1: exact where p is near 0, finite where it is 1
-    log_rest = torch.log((-torch.expm1(log_p)).clamp(min=torch.finfo(torch.float32).tiny))
-    terms = torch.where(has_answer.bool(), log_p, log_rest)
-    return -(terms * labelled).sum() / labelled.sum().clamp(min=1)
+    counts = torch.ones_like(log_p, dtype=torch.bool) if evidence_mask is None else evidence_mask.bool()
+    positive = has_answer.bool()
+    labelled = (positive == reader_is_right.bool()) & counts
+    labelled = labelled & (positive | (counts.sum(dim=-1, keepdim=True) > 1))
+    # log(1 - p_k) as log(sum of the other p): exact also where p_k rounds to 1, and its gradient with it
+    own = torch.eye(log_p.shape[-1], dtype=torch.bool, device=log_p.device)
+    log_rest = log_p.unsqueeze(-2).masked_fill(own, torch.finfo(torch.float32).min).logsumexp(dim=-1)  # (B, K)
+    terms = torch.where(labelled, torch.where(positive, log_p, log_rest), 0.0)
+    return -terms.sum() / labelled.sum().clamp(min=1)
