@@ -37,6 +37,7 @@ from .processing_ravlm import RavlmProcessor
 from .prompts.chat_processor import load_generator_processor
 from .prompts.layout import SPECIAL_TOKENS
 from .prompts.literal import add_marks
+from .reader.probe import check_state, probe_language_model
 from .reader.reader import RavlmForConditionalGeneration
 
 
@@ -121,6 +122,9 @@ def from_backbones(
     check_fusion(generator_config, **given.config)
     parts = {"language_model": load_generator(generator, **given.reader, **given.access["generator"])}
     language_model = parts["language_model"]
+    if kind == "causal":
+        check_state(language_model, given.config.get("marginalization", "none"))
+        probe_language_model(language_model)
     if vision is not None:
         tower_parts, image_processor, text_tokenizer = _load_towers(
             vision, text, image_processor, text_tokenizer, language_model, given

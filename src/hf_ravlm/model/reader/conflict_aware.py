@@ -49,39 +49,44 @@ class ConflictAwareLogitsProcessor(LogitsProcessor):
             )
         self.model, self.beta, self.plausibility = model, beta, plausibility
         self.closed_book = {name: value for name, value in closed_book.items() if torch.is_tensor(value)}
-        self._read: torch.Tensor | None = None  # what `generate` had written at the last step, (N, L)
-        self._prompt_length = 0
+        self._prompt: torch.Tensor | None = None  # what `generate` began with, (N, L)
+        self._read: torch.Tensor | None = None  # what it had written at the last step, (N, L + t)
         self._cache = self._mask = None
 
     @torch.no_grad()
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores `(N, V)` of the next token behind `input_ids (N, L)`, `N` a multiple of `B`."""
-        is_new = self._read is None or input_ids.shape[1] != self._read.shape[1] + 1
-        if is_new:
-            self._prompt_length = input_ids.shape[1]
-        closed = self._whole_step(input_ids) if self.model.reads_images else self._cached_step(input_ids, is_new)
+        if not _goes_on(input_ids, self._prompt):
+            self._prompt, self._read = input_ids.clone(), None
+        parents = self._parents(input_ids)
+        if self.model.reads_images or parents is None:
+            closed = self._whole_step(input_ids)
+        else:
+            closed = self._cached_step(input_ids, parents)
         self._read = input_ids.clone()
         return lean_on_evidence(scores, closed.to(scores.device), self.beta, self.plausibility)
 
-    def _cached_step(self, input_ids: torch.Tensor, is_new: bool) -> torch.Tensor:
-        if is_new:
-            inputs = self._expanded(len(input_ids))
-        else:
-            parents = self._parents(input_ids)
-            if parents.tolist() != list(range(len(input_ids))):
-                self._cache.reorder_cache(parents)
-            mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
-            inputs = {"input_ids": input_ids[:, -1:], "attention_mask": mask, "past_key_values": self._cache}
+    def _cached_step(self, input_ids: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        if parents.tolist() != list(range(len(input_ids))):
+            self._cache.reorder_cache(parents)
+        mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+        inputs = {"input_ids": input_ids[:, -1:], "attention_mask": mask, "past_key_values": self._cache}
         outputs = self.model(**inputs, use_cache=True, logits_to_keep=1)
-        self._cache, self._mask = outputs.past_key_values, inputs["attention_mask"]
+        self._cache, self._mask = outputs.past_key_values, mask
         return outputs.logits[:, -1]
 
     def _whole_step(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """An image-text-to-text reader keeps positions of its own: prompt and answer are read from the start."""
+        """Prompt and answer from the start: at first, after a step back, and for readers with own positions."""
         inputs = self._expanded(len(input_ids))
-        answer = input_ids[:, self._prompt_length :]
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], dim=1)
+        answer = input_ids[:, self._prompt.shape[1] :]
+        prompt = inputs["input_ids"]
+        inputs["input_ids"] = torch.cat([prompt, answer], dim=1)
         inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(answer)], dim=1)
+        if not self.model.reads_images:
+            inputs.setdefault("token_passages", torch.full_like(prompt, -1))  # says where the prompt ends
+            outputs = self.model(**inputs, use_cache=True, logits_to_keep=1)
+            self._cache, self._mask = outputs.past_key_values, inputs["attention_mask"]
+            return outputs.logits[:, -1]
         for name in ("token_type_ids", "mm_token_type_ids"):
             if name in inputs:
                 inputs[name] = torch.nn.functional.pad(inputs[name], (0, answer.shape[1]))
@@ -104,15 +109,29 @@ class ConflictAwareLogitsProcessor(LogitsProcessor):
             raise ValueError("beams need inputs with one row per question; this reader packs its images otherwise")
         return {name: value.to(device).repeat_interleave(times, dim=0) for name, value in inputs.items()}
 
-    def _parents(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The rows of the last step that those of this one go on from: beams change places within their question."""
+    def _parents(self, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """The rows of the last step that those of this one go on from: beams change places within their question.
+
+        `None` if some go on from none, as after a step back of assisted decoding.
+        """
+        if self._read is None or input_ids.shape != (len(self._read), self._read.shape[1] + 1):
+            return None
         times = len(input_ids) // len(self.closed_book["input_ids"])
         now, before = (ids.unflatten(0, (-1, times)) for ids in (input_ids[:, :-1], self._read))
         same = (now.unsqueeze(2) == before.unsqueeze(1)).all(dim=-1)  # (B, times, times)
+        if not same.any(dim=-1).all():
+            return None
         own = torch.eye(times, dtype=torch.bool, device=same.device)
         chosen = (same.long() * 2 + (same & own).long()).argmax(dim=-1)  # its own place first, where that fits
         first = torch.arange(0, len(input_ids), times, device=chosen.device)
         return (first.unsqueeze(1) + chosen).flatten()
+
+
+def _goes_on(input_ids: torch.Tensor, prompt: torch.Tensor | None) -> bool:
+    """Whether `input_ids` begin with `prompt`, row by row."""
+    if prompt is None or len(prompt) != len(input_ids) or prompt.shape[1] > input_ids.shape[1]:
+        return False
+    return torch.equal(input_ids[:, : prompt.shape[1]], prompt)
 
 
 def lean_on_evidence(

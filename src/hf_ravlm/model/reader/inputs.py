@@ -73,7 +73,7 @@ def encode_inputs(model: Any, inputs: EncodedInputs) -> EncodedInputs:
     Raises:
         `ValueError`: if a tensor that its fusion reads is missing.
     """
-    fusion = model.fusion
+    fusion, inputs = model.fusion, without_hidden_numbers(inputs)
     if model.model is None and not (inputs.pixel_values is inputs.evidence_pixel_values is None):
         check_towers(model, images=True)
     encoded = replace(inputs, **dict.fromkeys(FOR_TOWERS))

@@ -106,8 +106,6 @@ def hide_passages(
     """
     if evidence_mask is None or not evidence_mask.shape[1]:
         return attention_mask
-    if attention_mask is not None and attention_mask.dim() != 2:
-        return attention_mask  # a 4D mask was made by `generate`, from the 2D one that it was given
     if token_passages is None:
         if not torch.compiler.is_compiling() and not evidence_mask.all():
             raise ValueError(
@@ -115,10 +113,43 @@ def hide_passages(
                 "prompt; pass all outputs of RavlmProcessor"
             )
         return attention_mask
-    length = token_passages.shape[1] if attention_mask is None else attention_mask.shape[1]
+    if attention_mask is not None and not torch.is_tensor(attention_mask):
+        raise ValueError(
+            f"attention_mask is a {type(attention_mask).__name__}, in which no passage can be left out; give one of "
+            "shape (B, L) or (B, 1, L, L)"
+        )
+    length = token_passages.shape[1] if attention_mask is None else attention_mask.shape[-1]
+    keep = kept_columns(token_passages, evidence_mask, length)
+    if attention_mask is None:
+        return keep.long()
+    return (
+        attention_mask * keep.to(attention_mask.dtype)
+        if attention_mask.dim() == 2
+        else hide_in_4d(attention_mask, keep)
+    )
+
+
+def kept_columns(token_passages: torch.Tensor, evidence_mask: torch.Tensor, length: int) -> torch.Tensor:
+    """Columns, bool `(B, length)`, that belong to no passage or to one that `evidence_mask (B, K)` keeps."""
     columns = passage_columns(token_passages, length)
-    keep = evidence_mask.bool().gather(1, columns.clamp(min=0)) | (columns < 0)  # (B, L)
-    return keep.long() if attention_mask is None else attention_mask * keep.to(attention_mask.dtype)
+    return evidence_mask.bool().gather(1, columns.clamp(min=0)) | (columns < 0)
+
+
+def hide_in_4d(attention_mask: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """A mask `(B, 1, L, S)`, of bools or of numbers that are added, in which only the columns `keep (B, S)` are seen.
+
+    A hidden token still sees what it saw, as one that sees nothing would be NaN.
+
+    >>> causal = torch.ones(1, 1, 3, 3, dtype=torch.bool).tril()
+    >>> hide_in_4d(causal, torch.tensor([[True, False, True]]))[0, 0].int().tolist()
+    [[1, 0, 0], [1, 1, 0], [1, 0, 1]]
+    """
+    seen = keep[:, None, None, :]
+    if attention_mask.shape[-2] == keep.shape[1]:
+        seen = seen | ~keep[:, None, :, None]
+    if attention_mask.dtype == torch.bool:
+        return attention_mask & seen
+    return attention_mask.masked_fill(~seen, torch.finfo(attention_mask.dtype).min)
 
 
 def positions_from(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -129,14 +160,19 @@ def positions_from(attention_mask: torch.Tensor) -> torch.Tensor:
 def counts_columns(config: Any) -> bool:
     """Whether a language model of this config measures distance in columns, so that hidden ones would move the rest.
 
-    Sliding windows and ALiBi do; absolute and rotary positions count the tokens that are kept.
+    Sliding windows, ALiBi and layers with a state do; absolute and rotary positions count the tokens that are kept.
     """
     config = config.get_text_config()
     layers = getattr(config, "layer_types", None)
     if layers:
-        return any("sliding" in kind or "chunked" in kind for kind in layers)
+        return any(kind != "full_attention" for kind in layers)
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     return bool(windowed) or config.model_type in ("gpt_neo", "mpt")
+
+
+def moves_hidden(language_model: Any) -> bool:
+    """Whether hidden tokens must stand on the left, as padding does: it counts columns, or its layers have a state."""
+    return language_model._is_stateful or counts_columns(language_model.config)
 
 
 def flush_right(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -148,11 +184,30 @@ def flush_right(attention_mask: torch.Tensor) -> torch.Tensor:
     return attention_mask.long().argsort(dim=1, stable=True)
 
 
-def cut_out_hidden(prompt: PromptTensors, pad_token_id: int) -> PromptTensors:
-    """Prompts whose hidden tokens have become padding on the left; these belong to no passage any more."""
-    moved = prompt.gather(flush_right(prompt.attention_mask))
+def is_flush_right(attention_mask: torch.Tensor) -> bool:
+    """Whether all that is kept stands on the right already."""
+    return not bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any())
+
+
+def back_in_columns(states: torch.Tensor, order: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    """States whose `axes` follow `order (B, L)`, in the order that the columns had before.
+
+    >>> back_in_columns(torch.tensor([[10, 30, 0, 20]]), torch.tensor([[1, 3, 0, 2]]), axes=(1,)).tolist()
+    [[0, 10, 20, 30]]
+    """
+    for axis in axes:
+        places = order.argsort(dim=1).to(states.device)
+        shape = [len(states) if place == 0 else -1 if place == axis else 1 for place in range(states.dim())]
+        states = states.gather(axis, places.view(shape).expand_as(states))
+    return states
+
+
+def cut_out_hidden(prompt: PromptTensors, order: torch.Tensor, pad_token_id: int) -> PromptTensors:
+    """Prompts in `order` (of `flush_right`), whose hidden tokens have become padding that belongs to no passage."""
+    moved = prompt.gather(order)
     gone = moved.attention_mask == 0
-    moved.input_ids = moved.input_ids.masked_fill(gone, pad_token_id)
+    if moved.input_ids is not None:
+        moved.input_ids = moved.input_ids.masked_fill(gone, pad_token_id)
     if moved.token_passages is not None:
         moved.token_passages = moved.token_passages.masked_fill(gone, -1)
     return moved

@@ -25,7 +25,8 @@ from .attribution import attribute
 from .generation import generate
 from .inputs import NAMES, EncodedInputs, check_evidence, check_towers, encode_evidence, encode_inputs, split_inputs
 from .latent_passages import passages_are_latent, read_branches, read_passages
-from .placing import PromptTensors, counts_columns
+from .placing import PromptTensors, moves_hidden
+from .probe import check_state
 from .reading import read, read_multimodal, read_states
 
 
@@ -54,7 +55,9 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         check_fusion(config.generator_config, config.fusion, config.marginalization)
         self.model = RavlmModel(config) if config.has_towers else None
         self.language_model = AUTO_READERS[kind].from_config(config.generator_config)
-        self.counts_columns = counts_columns(config.generator_config)
+        check_state(self.language_model, config.marginalization)
+        self._is_stateful = self.language_model._is_stateful  # then assisted decoding, which steps back, is refused
+        self.counts_columns = moves_hidden(self.language_model)
         if config.has_towers and not self.reads_images:  # it sees images through our tower
             self.image_projector = nn.Linear(config.vision_dim, config.generator_dim)
         self.fusion = FUSIONS[config.fusion](config)
@@ -206,8 +209,7 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         )
         prompt = PromptTensors(input_ids, attention_mask, token_passages)
         latent = branch_input_ids is None and passages_are_latent(self.config, evidence_scores)
-        if input_ids is not None:
-            check_evidence(batch, len(input_ids), latent)
+        check_evidence(batch, len(input_ids if inputs_embeds is None else inputs_embeds), latent)
         batch = encode_inputs(self, batch)
         if branch_input_ids is not None:
             branches = (branch_input_ids, branch_attention_mask, branch_token_passages)

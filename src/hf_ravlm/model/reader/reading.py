@@ -12,11 +12,14 @@ from ..outputs import RavlmCausalLMOutputWithPast
 from .inputs import NAMES, EncodedInputs, get_memory
 from .placing import (
     PromptTensors,
+    back_in_columns,
     fill_memory,
     fill_placeholders,
     find_places,
     flush_right,
     hide_passages,
+    is_flush_right,
+    kept_columns,
     passage_columns,
     positions_from,
 )
@@ -41,13 +44,15 @@ def read(
 
     Args:
         inputs ([`EncodedInputs`]): of the `N` prompts, as from `encode_inputs`.
-        prompt ([`PromptTensors`]): `N` rows; with `inputs_embeds`, its mask alone counts.
+        prompt ([`PromptTensors`]): `N` rows; with `inputs_embeds`, its ids do not count.
         num_passages (`int`): rows in turn that are prompts of one query; what they share is read once, where exact.
     """
-    mask, image_states, memory = prompt.attention_mask, None, None
+    image_states = memory = None
     if inputs_embeds is None:
         inputs_embeds, image_states, memory = embed_prompt(model, inputs, prompt)
-        mask = hide_passages(mask, prompt.token_passages, inputs.evidence_mask)
+    else:
+        check_embedded(model, inputs)
+    mask = hide_passages(prompt.attention_mask, prompt.token_passages, inputs.evidence_mask)
     seen = {"image_hidden_states": image_states, "evidence_hidden_states": memory}
     prefix = grouped_prefix(model, prompt, mask, num_passages, past_key_values, logits_to_keep, kwargs)
     if prefix is not None:
@@ -56,13 +61,14 @@ def read(
         logits = read_rows(model.language_model, inputs_embeds, mask, prefix, num_passages, logits_to_keep, cache)
         kept = None if kwargs.get("use_cache") is False else cache
         return RavlmCausalLMOutputWithPast(logits=logits, past_key_values=kept, **seen)
-    if position_ids is None and mask is not None and mask.dim() == 2:
-        position_ids = positions_from(mask)[:, -inputs_embeds.shape[1] :]
+    position_ids = positions_of(inputs, prompt, mask, inputs_embeds.shape[1]) if position_ids is None else position_ids
     order, keep = None, logits_to_keep
-    if model.counts_columns and prompt.input_ids is not None and past_key_values is None and mask is not None:
-        order, logits_to_keep = flush_right(mask), 0
+    if model.counts_columns and mask is not None:
+        order, mask = column_order(mask, inputs, past_key_values)
+    if order is not None:
+        logits_to_keep = 0
         inputs_embeds = inputs_embeds.gather(1, order.unsqueeze(-1).expand_as(inputs_embeds))
-        mask, position_ids = mask.gather(1, order), position_ids.gather(1, order)
+        position_ids = position_ids.expand_as(order).gather(1, order)
     outputs = model.language_model(
         inputs_embeds=inputs_embeds,
         attention_mask=mask,
@@ -72,17 +78,72 @@ def read(
         **evidence_memory(model, inputs),
         **kwargs,
     )
-    logits = outputs.logits
+    logits, states, attentions = outputs.logits, outputs.hidden_states, outputs.attentions
     if order is not None:  # back to the columns that the labels stand in
-        logits = logits.gather(1, order.argsort(dim=1).unsqueeze(-1).expand_as(logits))
+        logits = back_in_columns(logits, order, (1,))
         logits = logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
+        states = states and tuple(back_in_columns(layer, order, (1,)) for layer in states)
+        attentions = attentions and tuple(back_in_columns(layer, order, (2, 3)) for layer in attentions)
+    cache = outputs.past_key_values
     return RavlmCausalLMOutputWithPast(
-        logits=logits,
-        past_key_values=outputs.past_key_values,
-        hidden_states=outputs.hidden_states,
-        attentions=outputs.attentions,
-        **seen,
+        logits=logits, past_key_values=cache, hidden_states=states, attentions=attentions, **seen
     )
+
+
+def column_order(
+    mask: torch.Tensor, inputs: EncodedInputs, cache: Cache | None
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """The order of columns in which a language model that measures distance in them reads a prompt, and its mask.
+
+    `None` where the order stays. All that is kept stands on the right, also in the cache of such a prompt, which goes
+    on with the caller's mask brought into the same order.
+
+    Raises:
+        `ValueError`: for a 4D mask in which a passage is hidden: its columns cannot be moved.
+    """
+    if not torch.is_tensor(mask) or mask.dim() != 2:
+        if inputs.evidence_mask is not None and not bool(inputs.evidence_mask.all()):
+            raise ValueError(
+                "evidence_mask leaves passages out of a prompt with a 4D attention_mask, and this language model "
+                "measures distance in columns, which would count them; give an attention_mask (B, L)"
+            )
+        return None, mask
+    seen = 0 if cache is None or torch.compiler.is_compiling() else int(cache.get_seq_length())
+    if seen:
+        return None, torch.cat([mask[:, :seen].sort(dim=1).values, mask[:, seen:]], dim=1)
+    if (cache is not None and torch.compiler.is_compiling()) or is_flush_right(mask):
+        return None, mask
+    order = flush_right(mask)
+    return order, mask.gather(1, order)
+
+
+def positions_of(
+    inputs: EncodedInputs, prompt: PromptTensors, mask: torch.Tensor | None, length: int
+) -> torch.Tensor | None:
+    """Position ids of the last `length` columns, which count what is kept; `None` for those of the language model."""
+    if not torch.is_tensor(mask):
+        return None
+    if mask.dim() == 2:
+        return positions_from(mask)[:, -length:]
+    if inputs.evidence_mask is None or prompt.token_passages is None:
+        return None
+    return positions_from(kept_columns(prompt.token_passages, inputs.evidence_mask, length))
+
+
+def check_embedded(model: Any, inputs: EncodedInputs) -> None:
+    """Refuses inputs that have a place in a prompt, where the prompt comes as embeddings and shows no places.
+
+    Raises:
+        `ValueError`: with their names.
+    """
+    placed = {"pixel_values": inputs.image_patches, "evidence_pixel_values": inputs.evidence_patches}
+    if model.fusion.num_memory_tokens != 0:
+        placed["evidence_input_ids"] = inputs.evidence_states
+    if names := [name for name, states in placed.items() if states is not None]:
+        raise ValueError(
+            f"inputs_embeds came with {names}, whose places in the prompt they do not show: give input_ids, or "
+            "inputs_embeds that hold these states already, and leave the names out"
+        )
 
 
 def read_multimodal(model: Any, **inputs: Any) -> RavlmCausalLMOutputWithPast:
@@ -101,16 +162,20 @@ def read_states(
     model: Any, inputs: EncodedInputs, prompt: PromptTensors, position_ids: torch.Tensor | None = None, **kwargs
 ) -> BaseModelOutputWithPast:
     """The reader without its head: `last_hidden_state` `(N, L, H)`, which the head turns into logits."""
+    embeds = embed_prompt(model, inputs, prompt)[0]
     mask = hide_passages(prompt.attention_mask, prompt.token_passages, inputs.evidence_mask)
-    if position_ids is None and mask is not None:
-        position_ids = positions_from(mask)
-    return model.get_decoder()(
-        inputs_embeds=embed_prompt(model, inputs, prompt)[0],
-        attention_mask=mask,
-        position_ids=position_ids,
-        **evidence_memory(model, inputs),
-        **kwargs,
-    )
+    position_ids = positions_of(inputs, prompt, mask, embeds.shape[1]) if position_ids is None else position_ids
+    order = None
+    if model.counts_columns and mask is not None:
+        order, mask = column_order(mask, inputs, kwargs.get("past_key_values"))
+    if order is not None:
+        embeds = embeds.gather(1, order.unsqueeze(-1).expand_as(embeds))
+        position_ids = position_ids.expand_as(order).gather(1, order)
+    given = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": position_ids}
+    outputs = model.get_decoder()(**given, **evidence_memory(model, inputs), **kwargs)
+    if order is not None:
+        outputs.last_hidden_state = back_in_columns(outputs.last_hidden_state, order, (1,))
+    return outputs
 
 
 def embed_prompt(
