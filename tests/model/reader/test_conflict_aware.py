@@ -124,3 +124,33 @@ def test_readers_of_images_and_texts_go_on_with_their_own_positions(family):
             with torch.no_grad():
                 both.append(reader(**whole, use_cache=False).logits[:, -1])
         assert lean_on_evidence(*both, 2.0).argmax(-1).item() == answer[0, step].item()
+
+
+@pytest.mark.parametrize("fusion", ["in_context", "gated"])
+def test_with_candidates_that_are_taken_back_it_is_greedy_decoding(fusion):
+    """Assisted decoding asks for the same place again, after candidates that were refused."""
+    model, processor = tiny_model(fusion=fusion), tiny_processor(fusion=fusion)
+    asked = {"images": [picture(0)], "text": QUESTIONS[:1]}
+    inputs, closed_book = processor(**asked, evidence=EVIDENCE[:1]), processor(**asked)
+    settings = {"max_new_tokens": 12, "do_sample": False}
+
+    def answer(**more):
+        leaning = ConflictAwareLogitsProcessor(model, closed_book, 1.5, 0.01)
+        return model.generate(**inputs, **settings, **more, logits_processor=[leaning]).tolist()
+
+    assert answer(prompt_lookup_num_tokens=3) == answer()
+
+
+def test_one_processor_serves_prompts_of_any_length_one_after_the_other():
+    """The next prompt may be longer by one token, as if it went on from the last step."""
+    model, _, closed_book = prepared("in_context", "none")
+    processor, settings = tiny_processor(), {"max_new_tokens": 2, "do_sample": False, "min_new_tokens": 2}
+    shared = ConflictAwareLogitsProcessor(model, closed_book, 1.5, 0.01)
+    passages = ["red", "red red", "red red red", "red red red red", "red red red red red"]
+    for passage in passages:
+        inputs = processor(images=[picture(0), picture(1)], text=QUESTIONS, evidence=[[passage]] * 2)
+        fresh = ConflictAwareLogitsProcessor(model, closed_book, 1.5, 0.01)
+        found, expected = (
+            model.generate(**inputs, **settings, logits_processor=[leaning]).tolist() for leaning in (shared, fresh)
+        )
+        assert found == expected

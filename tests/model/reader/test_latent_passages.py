@@ -9,6 +9,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from hf_ravlm.model.reader import reading
+from hf_ravlm.model.reader.proposals import answer_mask
 from tiny import FUSIONS, picture, tiny_model, tiny_processor
 
 
@@ -492,3 +493,91 @@ def test_a_score_that_does_not_count_may_be_anything():
     inputs["evidence_scores"][1, 2] = float("nan")
     model(**inputs).loss.backward()
     assert torch.isfinite(model.model.logit_scale.grad)
+
+
+@pytest.mark.parametrize("decoding", ["thorough", "fast"])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True, "temperature": 0.01}])
+def test_several_answers_are_as_many_as_asked_for_and_no_two_alike(decoding, options):
+    """One query has a passage fewer, whose place is padding; greedy passages agree; cold samples are alike."""
+    model = marginal_model("sequence")
+    inputs = inputs_for(evidence=[PASSAGES[0], PASSAGES[1][:1]])
+    torch.manual_seed(0)
+    asked = {"max_new_tokens": 4, "num_return_sequences": 5, "return_dict_in_generate": True, "decoding": decoding}
+    outputs = model.generate(**inputs, **{"do_sample": False, **options}, **asked)
+    answers = outputs.sequences[:, inputs["input_ids"].shape[1] :].unflatten(0, (2, 5)).tolist()
+    assert outputs.sequences_scores.isfinite().all()
+    for row, scores in zip(answers, outputs.sequences_scores.unflatten(0, (2, 5)).tolist(), strict=True):
+        assert len({tuple(answer) for answer in row}) == 5
+        assert not any(set(answer) == {0} for answer in row)
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_fewer_answers_than_asked_for_are_an_error():
+    model, inputs = marginal_model("sequence"), inputs_for()
+    allowed = lambda batch, ids: [9 if ids[-1] != 9 else 2]  # noqa: E731
+    with pytest.raises(ValueError, match="num_return_sequences=3, and the passages .* fewer different"):
+        model.generate(
+            **inputs, max_new_tokens=2, num_return_sequences=3, do_sample=False, prefix_allowed_tokens_fn=allowed
+        )
+
+
+def test_an_answer_that_is_a_padding_token_has_its_probability():
+    answers = torch.tensor([[[0, 0, 0], [7, 0, 0]]])
+    assert answer_mask(answers, ends=[2], pad=0).int().tolist() == [[[1, 0, 0], [1, 0, 0]]]
+    model, inputs = marginal_model("sequence"), inputs_for()
+    only = LogitsProcessorList([lambda ids, scores: scores.masked_fill(torch.arange(scores.shape[1]) != 0, -1e9)])
+    outputs = model.generate(
+        **inputs, max_new_tokens=1, do_sample=False, logits_processor=only, return_dict_in_generate=True
+    )
+    assert (outputs.sequences_scores < -1).all()
+
+
+class Heard:
+    """A streamer that notes what it is given."""
+
+    def __init__(self):
+        self.given, self.ended = [], False
+
+    def put(self, value):
+        self.given.append(value.flatten().tolist())
+
+    def end(self):
+        self.ended = True
+
+
+@pytest.mark.parametrize("marginalization", ["sequence", "token"])
+def test_a_streamer_hears_the_answer_alone(marginalization):
+    model, processor = marginal_model(marginalization), tiny_processor(passage_prompts=True)
+    inputs = processor(images=[picture(0)], text=QUESTIONS[:1], evidence=PASSAGES[:1])
+    heard = Heard()
+    answer = model.generate(**inputs, max_new_tokens=4, do_sample=False, streamer=heard)
+    prompt, *tokens = heard.given
+    assert [*prompt, *(token for put in tokens for token in put)] == answer[0].tolist()[: len(prompt) + len(tokens)]
+    assert set(answer[0].tolist()[len(prompt) + len(tokens) :]) <= {0}
+    assert heard.ended
+    if marginalization == "sequence":
+        with pytest.raises(ValueError, match="a streamer takes one answer, and there are 2"):
+            model.generate(**inputs_for(), streamer=Heard())
+
+
+@pytest.mark.parametrize("penalty", [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_repetitions_are_judged_by_all_passages_in_any_order(penalty, beams):
+    """RAG-token: a word of any passage that is read counts as said, one of a hidden passage does not."""
+    model = marginal_model("token")
+    options = {"max_new_tokens": 4, "do_sample": False, "num_beams": beams, **penalty}
+    start = inputs_for()["input_ids"].shape[1]
+    forward, backward = (
+        model.generate(**inputs_for(evidence=[row[::step] for row in PASSAGES]), **options)[:, start:]
+        for step in (1, -1)
+    )
+    assert torch.equal(forward, backward)
+    if "no_repeat_ngram_size" in penalty:
+        inputs = inputs_for()
+        said = inputs["input_ids"].unflatten(0, (2, 3)).flatten(1)
+        for row, answer in zip(said.tolist(), forward.tolist(), strict=True):
+            assert not set(answer) & set(row) - {0, 2}
+    hidden, absent = inputs_for(), inputs_for(evidence=[row[:2] for row in PASSAGES])
+    hidden["evidence_mask"][:, 2] = False
+    width = absent["input_ids"].shape[1]
+    assert torch.equal(model.generate(**hidden, **options)[:, start:], model.generate(**absent, **options)[:, width:])
