@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from ..saving.folders import PublishMixin
+from ..saving.folders import SHIM_NAME, PublishMixin
 
 
 DESCRIBE_PROMPT = "Describe this image and say what is known about it."
@@ -61,6 +61,8 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
 
     _published_as = "config"
     model_type = "ravlm"
+    # What others (trl) go by to load a model whose class transformers does not have; saving writes the whole map.
+    auto_map = {"AutoModelForImageTextToText": f"{SHIM_NAME}.RavlmForConditionalGeneration"}
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit", optional=True),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True),

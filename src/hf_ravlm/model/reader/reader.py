@@ -27,7 +27,7 @@ from .inputs import NAMES, EncodedInputs, check_evidence, check_towers, encode_e
 from .latent_passages import passages_are_latent, read_branches, read_passages
 from .placing import PromptTensors, moves_hidden
 from .probe import check_state
-from .reading import read, read_multimodal, read_states
+from .reading import read, read_multimodal, read_multimodal_states, read_states
 
 
 class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
@@ -282,6 +282,8 @@ class ReaderBody:
         self.reader = reader
 
     def __call__(self, input_ids, attention_mask=None, token_passages=None, **kwargs) -> BaseModelOutputWithPast:
+        if self.reader.reads_images:
+            return read_multimodal_states(self.reader, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         batch, rest = split_inputs(kwargs)
         prompt = PromptTensors(input_ids, attention_mask, token_passages)
         return read_states(self.reader, encode_inputs(self.reader, batch), prompt, **rest)

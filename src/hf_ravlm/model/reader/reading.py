@@ -158,6 +158,12 @@ def read_multimodal(model: Any, **inputs: Any) -> RavlmCausalLMOutputWithPast:
     return RavlmCausalLMOutputWithPast(**{name: outputs.get(name) for name in names})
 
 
+def read_multimodal_states(model: Any, **inputs: Any) -> Any:
+    """`read_multimodal` without the head: `last_hidden_state` `(N, L, H)`."""
+    given = {name: value for name, value in inputs.items() if value is not None and name not in NOT_OF_IMAGE_TEXT}
+    return model.language_model.base_model(**given)
+
+
 def read_states(
     model: Any, inputs: EncodedInputs, prompt: PromptTensors, position_ids: torch.Tensor | None = None, **kwargs
 ) -> BaseModelOutputWithPast:
