@@ -24,7 +24,8 @@ from flags.shuffled import Example, ShuffledCountries
 from flags.texts import passage_texts
 from flags.world import World
 from hf_ravlm import RavlmProcessor
-from hf_ravlm.model.prompts.layout import PassagePart, clean_text, layout_prompt
+from hf_ravlm.model.prompts.layout import PassagePart, layout_prompt
+from hf_ravlm.text import clean_text
 
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<evidence>", "<passage>", "<question>", "<answer>")

@@ -16,7 +16,7 @@ from flags.shuffled import ShuffledCountries
 from flags.texts import passage_texts
 from flags.world import load_world
 from hf_ravlm import RavlmProcessor
-from hf_ravlm.model.prompts.layout import clean_text
+from hf_ravlm.text import clean_text
 
 
 @pytest.fixture(scope="module")

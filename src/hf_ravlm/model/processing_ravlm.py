@@ -15,11 +15,12 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from ..errors import InvalidInputError
 from ..images import safe_image, trim_margins
 from ..saving.folders import PublishMixin
+from ..text import clean_text
 from .configuration_ravlm import DESCRIBE_PROMPT
 from .prompts.chat import GeneratorProcessorMixin
 from .prompts.evidence import EvidenceItem, evidence_tensors, pad_prompts, pad_rows, read_answers, read_evidence
-from .prompts.layout import SPECIAL_TOKENS, PassagePart, Prompt, PromptMarkers, clean_text, layout_prompt
-from .prompts.literal import add_marks, literal_ids
+from .prompts.layout import SPECIAL_TOKENS, PassagePart, Prompt, PromptMarkers, layout_prompt
+from .prompts.literal import add_marks, framed_literal_ids, literal_ids
 
 
 CHAT_TEMPLATE = (
@@ -371,12 +372,7 @@ class RavlmProcessor(PublishedProcessor):
         return [[PassagePart(evidence_tokens=count) for count in row] for row in counts.tolist()]
 
     def _encode_for_tower(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        encoded = self.text_tokenizer(
-            [clean_text(text) for text in texts],
-            split_special_tokens=True,
-            truncation=True,
-            max_length=self.max_text_length,
-        )["input_ids"]
+        encoded = framed_literal_ids(self.text_tokenizer, texts, self.max_text_length)
         mask = pad_rows([[1] * len(ids) for ids in encoded], 0, "right")
         return {"input_ids": pad_rows(encoded, self.text_tokenizer.pad_token_id or 0, "right"), "attention_mask": mask}
 

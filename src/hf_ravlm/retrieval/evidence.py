@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from ..images import safe_image
+from ..text import clean_text, plain_text
 from .encoding.encoders import Encoder
 from .passage import Passage
 from .ranking.channels import Query, encode_queries
@@ -49,8 +50,7 @@ def checked_queries(images: Any, texts: Any) -> list[Query]:
     if images is None and texts is None:
         raise InvalidInputError("There is no query. Pass `images`, `texts`, or both.")
     image_list, text_list = (
-        None if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
-        for given in (images, texts)
+        None if given is None else list(given) if _is_list(given) else [given] for given in (images, texts)
     )
     if image_list is not None and text_list is not None and len(image_list) != len(text_list):
         raise InvalidInputError(
@@ -64,11 +64,19 @@ def checked_queries(images: Any, texts: Any) -> list[Query]:
             raise InvalidInputError(
                 f"The text of query {row} is of type {type(text).__name__}. Expected a string or None."
             )
-        text = text if text and text.strip() else None
+        name = f"The text of query {row}"
+        text = None if text is None or not clean_text(text, name) else plain_text(text, name)
         if image is None and text is None:
-            raise InvalidInputError(f"Query {row} is empty: it has no image, and no text but spaces. Ask something.")
+            raise InvalidInputError(
+                f"Query {row} is empty: it has no image, and no text that can be seen. Ask something."
+            )
         queries.append(Query(text, None if image is None else safe_image(image)))
     return queries
+
+
+def _is_list(given: Any) -> bool:
+    """Whether it is a batch: a list, a tuple, a column of a data set; a single image is none, nor is a text."""
+    return isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray, memoryview))
 
 
 def checked_options(**options: Any) -> SearchOptions:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InvalidInputError
+from ..text import plain_text
 from .hub.download import store_folder
 from .passage import SCHEMA, Passage, check_unique_ids, passage_from_row, passages_at
 from .sources.checked_rows import OnError, SkippedItem, SourceItem, table_from_rows
@@ -237,16 +238,24 @@ class KnowledgeBase:
             yield from map(passage_from_row, batch.to_pylist())
 
     def __contains__(self, passage_id: object) -> bool:
-        return passage_id in self._row_of_id
+        return isinstance(passage_id, str) and self._row(passage_id) is not None
 
     def __getitem__(self, key: int | str) -> Passage:
         if isinstance(key, str):
-            if key not in self._row_of_id:
+            row = self._row(key)
+            if row is None:
                 raise KeyError(f"No passage has the id {key!r}; the knowledge base holds {len(self)} passages.")
-            key = self._row_of_id[key]
+            key = row
         if not -len(self) <= key < len(self):
             raise IndexError(f"Position {key} is out of range; the knowledge base holds {len(self)} passages.")
         return self.passages([key % len(self)])[0]
+
+    def _row(self, passage_id: str) -> int | None:
+        """The row of an id, also where it is spelled in another Unicode form."""
+        row = self._row_of_id.get(passage_id)
+        return (
+            row if row is not None or passage_id.isascii() else self._row_of_id.get(plain_text(passage_id, "the id"))
+        )
 
     def passages(self, rows: Sequence[int]) -> list[Passage]:
         """Returns the passages at several positions, in the order asked for."""

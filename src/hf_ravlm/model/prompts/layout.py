@@ -9,7 +9,6 @@ cut.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,16 +30,6 @@ class PromptMarkers:
     passage: int
     question: int
     answer: int
-
-
-def clean_text(text: str) -> str:
-    r"""Text as the reader shall see it: NFC, control and invisible format characters dropped, blanks folded.
-
-    >>> clean_text("Caf" + "e\u0301\u200b  \n au lait\x00")
-    'Café au lait'
-    """
-    text = " ".join(unicodedata.normalize("NFC", text).split())
-    return "".join(char for char in text if unicodedata.category(char) not in ("Cc", "Cf"))
 
 
 class PassagePart(NamedTuple):

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from .layout import SPECIAL_TOKENS, clean_text
+from ...text import clean_text
+from .layout import SPECIAL_TOKENS
 
 
 def add_marks(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -52,3 +53,17 @@ def literal_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lead: 
     encoded = iter(tokenizer(flat, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     forbidden = set(control.values())
     return [[id for _ in row for id in next(encoded) if id not in forbidden] for row in pieces]
+
+
+def framed_literal_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """Token ids of texts as `literal_ids`, within the special tokens that the tokenizer puts around every text.
+
+    Args:
+        max_length (`int`): the longest row, special tokens included; what is longer loses its end.
+    """
+    (probe,) = literal_ids(tokenizer, ["a"])
+    framed = tokenizer("a")["input_ids"]
+    start = next((n for n in range(len(framed)) if probe and framed[n : n + len(probe)] == probe), 0)
+    head, tail = (framed[:start], framed[start + len(probe) :]) if probe else (framed, [])
+    room = max(max_length - len(head) - len(tail), 0)
+    return [[*head, *ids[:room], *tail] for ids in literal_ids(tokenizer, texts)]

@@ -22,6 +22,7 @@ from transformers.utils.logging import tqdm
 
 from ...errors import InvalidInputError, UnsafeInputError
 from ...images import encoded_image
+from ...text import clean_text, plain_json, plain_text
 from ..passage import SCHEMA, TEXT_COLUMNS, check_unique_ids
 
 
@@ -160,9 +161,9 @@ def _checked_id(value: Any, where: str) -> str:
         raise InvalidInputError(
             f"{where}: the id is {value!r} of type {type(value).__name__}. Expected a string or a whole number."
         )
-    if not value.strip():
+    if not clean_text(value, f"{where}: `id`"):
         raise InvalidInputError(f"{where}: the id is empty. Give every passage an id of its own.")
-    return _checked_unicode(value, "id", where)
+    return plain_text(value)
 
 
 def _checked_row(passage_id: str, row: SourceRow) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def _checked_row(passage_id: str, row: SourceRow) -> dict[str, Any]:
 
 def _checked_text(value: Any, where: str) -> str | None:
     text = _checked_string(value, "text", where)
-    if text is None or not text.strip():
+    if text is None or not clean_text(text):
         return None
     num_bytes = len(text.encode())
     if num_bytes > MAX_TEXT_BYTES:
@@ -206,18 +207,7 @@ def _checked_string(value: Any, name: str, where: str) -> str | None:
         raise InvalidInputError(
             f"{where}: `{name}` is {str(value)[:80]!r} of type {type(value).__name__}. Expected a string or None."
         )
-    return None if value is None else _checked_unicode(value, name, where)
-
-
-def _checked_unicode(value: str, name: str, where: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(
-            f"{where}: `{name}` holds half of a character pair ({error}) and cannot be stored as UTF-8. Decode the "
-            "source with the right encoding."
-        ) from error
-    return value
+    return None if value is None else plain_text(value, f"{where}: `{name}`")
 
 
 def _metadata_json(metadata: Mapping[str, Any], where: str) -> str | None:
@@ -230,8 +220,10 @@ def _metadata_json(metadata: Mapping[str, Any], where: str) -> str | None:
     if not kept:
         return None
     try:
-        return json.dumps(kept, ensure_ascii=True, allow_nan=False, default=_json_value)
-    except (TypeError, ValueError) as error:
+        return json.dumps(plain_json(kept, f"{where}: the metadata"), allow_nan=False, default=_json_value)
+    except InvalidInputError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(
             f"{where}: the metadata cannot be written as JSON ({error}). Columns: {sorted(map(str, metadata))}. "
             "Keep only plain values, for tables with `metadata_columns=[...]`."

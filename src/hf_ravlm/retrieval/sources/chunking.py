@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from ...errors import InvalidInputError
+from ...text import clean_text, plain_text
 from .checked_rows import SourceFault, SourceItem, SourceRow
 
 
@@ -169,6 +170,11 @@ def chunked_rows(rows: Iterable[SourceItem], chunking: Chunking) -> Iterator[Sou
         if isinstance(row, SourceFault) or not isinstance(text, str) or not text.strip():
             yield row
             continue
+        try:
+            text = plain_text(text, f"{row.where}: `text`")
+        except InvalidInputError as error:
+            yield SourceFault(row.where, error, None if row.values.get("id") is None else str(row.values["id"]))
+            continue
         if row.values.get("id") != document:
             document, number = row.values.get("id"), 0
         if document is None:
@@ -179,7 +185,7 @@ def chunked_rows(rows: Iterable[SourceItem], chunking: Chunking) -> Iterator[Sou
         heading = " > ".join(part for part in headings if isinstance(part, str))
         heading = heading and heading + "\n"
         for chunk in split_text(text, chunking):
-            if not chunk.strip():
+            if not clean_text(chunk):
                 continue
             values = {**row.values, "id": f"{document}-{number}", "text": heading + chunk.strip(), "image": image}
             yield SourceRow(row.where, values, {**row.metadata, "document": str(document), "chunk": number})
