@@ -20,7 +20,7 @@ from .inputs import EncodedInputs, check_evidence, encode_inputs, split_inputs
 from .latent_passages import passages_are_latent
 from .placing import PromptTensors, cut_out_hidden, flush_right, hide_passages
 from .proposals import best_proposals, generation_setting
-from .reading import NOT_OF_IMAGE_TEXT, check_embedded
+from .reading import NOT_OF_IMAGE_TEXT
 from .shared_prefix import BranchCache
 
 
@@ -60,8 +60,6 @@ def encode_prompts(
         prompt.attention_mask = torch.ones_like(input_ids) if prompt.attention_mask is None else prompt.attention_mask
     check_evidence(inputs, len(rest["inputs_embeds"] if input_ids is None else input_ids), latent)
     inputs = encode_inputs(model, inputs)
-    if input_ids is None:
-        check_embedded(model, inputs)
     counts = inputs.evidence_mask
     shown = counts if counts is None or not latent else counts.flatten().unsqueeze(1)  # (B * K, 1)
     prompt.attention_mask = hide_passages(prompt.attention_mask, prompt.token_passages, shown)
@@ -72,7 +70,8 @@ def encode_prompts(
         prompt = cut_out_hidden(prompt, order, (pad[0] if isinstance(pad, list) else pad) or 0)
         if rest.get("inputs_embeds") is not None:
             embeds = rest["inputs_embeds"]
-            rest["inputs_embeds"] = embeds.gather(1, order.unsqueeze(-1).expand_as(embeds))
+            moved = embeds.gather(1, order.unsqueeze(-1).expand_as(embeds))
+            rest["inputs_embeds"] = moved.masked_fill((prompt.attention_mask == 0).unsqueeze(-1), 0)
         if counts is not None and inputs.evidence_image_mask is not None:
             inputs.evidence_image_mask = inputs.evidence_image_mask.bool() & counts.bool()
     if prompt.token_passages is None and inputs.evidence_states is None and inputs.evidence_patches is None:

@@ -44,14 +44,11 @@ def read(
 
     Args:
         inputs ([`EncodedInputs`]): of the `N` prompts, as from `encode_inputs`.
-        prompt ([`PromptTensors`]): `N` rows; with `inputs_embeds`, its ids do not count.
+        prompt ([`PromptTensors`]): `N` rows.
+        inputs_embeds (*optional*): of `N` prompts, in the place of their ids; placeholders are filled.
         num_passages (`int`): rows in turn that are prompts of one query; what they share is read once, where exact.
     """
-    image_states = memory = None
-    if inputs_embeds is None:
-        inputs_embeds, image_states, memory = embed_prompt(model, inputs, prompt)
-    else:
-        check_embedded(model, inputs)
+    inputs_embeds, image_states, memory = embed_prompt(model, inputs, prompt, inputs_embeds)
     mask = hide_passages(prompt.attention_mask, prompt.token_passages, inputs.evidence_mask)
     seen = {"image_hidden_states": image_states, "evidence_hidden_states": memory}
     prefix = grouped_prefix(model, prompt, mask, num_passages, past_key_values, logits_to_keep, kwargs)
@@ -130,20 +127,23 @@ def positions_of(
     return positions_from(kept_columns(prompt.token_passages, inputs.evidence_mask, length))
 
 
-def check_embedded(model: Any, inputs: EncodedInputs) -> None:
-    """Refuses inputs that have a place in a prompt, where the prompt comes as embeddings and shows no places.
+def placeholder_ids(model: Any, inputs_embeds: torch.Tensor) -> torch.Tensor:
+    """Ids `(N, L)` of a prompt that came as embeddings: those of the placeholders, -1 for all that is something else.
 
     Raises:
-        `ValueError`: with their names.
+        `ValueError`: if both placeholders look alike, as in a reader that has never been trained.
     """
-    placed = {"pixel_values": inputs.image_patches, "evidence_pixel_values": inputs.evidence_patches}
-    if model.fusion.num_memory_tokens != 0:
-        placed["evidence_input_ids"] = inputs.evidence_states
-    if names := [name for name, states in placed.items() if states is not None]:
+    marks = torch.tensor([model.config.image_token_id, model.config.evidence_token_id], device=inputs_embeds.device)
+    found = [(inputs_embeds == row).all(dim=-1) for row in model.get_input_embeddings()(marks)]
+    if not torch.compiler.is_compiling() and bool((found[0] & found[1]).any()):
         raise ValueError(
-            f"inputs_embeds came with {names}, whose places in the prompt they do not show: give input_ids, or "
-            "inputs_embeds that hold these states already, and leave the names out"
+            "inputs_embeds hold placeholders, and <image> and <evidence> have the same embedding, so that they cannot "
+            "be told apart; give input_ids"
         )
+    ids = torch.full_like(found[0], -1, dtype=torch.long)
+    for mark, places in zip(marks.tolist(), found, strict=True):
+        ids = ids.masked_fill(places, mark)
+    return ids
 
 
 def read_multimodal(model: Any, **inputs: Any) -> RavlmCausalLMOutputWithPast:
@@ -185,12 +185,17 @@ def read_states(
 
 
 def embed_prompt(
-    model: Any, inputs: EncodedInputs, prompt: PromptTensors
+    model: Any, inputs: EncodedInputs, prompt: PromptTensors, embeds: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Embeddings `(N, L, H)` of prompts with their placeholders filled; also image tokens and memory tokens."""
     input_ids, token_passages, config = prompt.input_ids, prompt.token_passages, model.config
-    embeds = model.get_input_embeddings()(input_ids)
     image_states = memory = None
+    if embeds is None:
+        embeds = model.get_input_embeddings()(input_ids)
+    elif all(part is None for part in (inputs.image_patches, inputs.evidence_patches, inputs.evidence_states)):
+        return embeds, None, None
+    else:
+        input_ids = placeholder_ids(model, embeds)
     image_places = find_places(input_ids, config.image_token_id, token_passages)
     if inputs.evidence_patches is not None and token_passages is not None:
         of_passages = image_places & (passage_columns(token_passages, input_ids.shape[1]) >= 0)
