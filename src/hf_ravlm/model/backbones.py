@@ -26,6 +26,7 @@ from transformers import (
 
 from ..errors import InvalidInputError
 from .loading import loading_errors
+from .parts.references import pin_revision, remember
 
 
 Backbone = Union[str, "os.PathLike[str]", PreTrainedModel]
@@ -92,6 +93,7 @@ def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
             `loading` asks for what only loading can do.
     """
     if not isinstance(source, nn.Module):
+        loading = pin_revision(source, loading)
         config = read_config(source, **loading)
         return _load(AUTO_READERS[reader_kind(config)], source, config, "generator", **loading)
     kind = reader_kind(source.config)
@@ -172,6 +174,7 @@ def read_config(source: Backbone, **loading: Any) -> PreTrainedConfig:
 
 
 def _load_half(source: Backbone, half: Literal["vision", "text"], **loading: Any) -> PreTrainedModel:
+    loading = pin_revision(source, loading)
     config = read_config(source, **loading)
     config = getattr(config, f"{half}_config", config)
     if type(config) not in MODEL_MAPPING and not loading.get("trust_remote_code"):
@@ -191,8 +194,12 @@ def _load_half(source: Backbone, half: Literal["vision", "text"], **loading: Any
 
 
 def _load(auto: Any, source: Any, config: PreTrainedConfig, role: str, **loading: Any) -> PreTrainedModel:
+    """The model, which remembers its repository, if it came from one."""
+    lookup = {name: loading[name] for name in ("cache_dir", "local_files_only", "force_download") if name in loading}
     with loading_errors(role, source):
-        model, report = auto.from_pretrained(source, config=config, output_loading_info=True, **loading)
+        model, report = auto.from_pretrained(
+            source, config=config, output_loading_info=True, adapter_kwargs=lookup, **loading
+        )
     missing = [key for key in report["missing_keys"] if "pooler" not in key]  # we pool ourselves
     if missing or report["mismatched_keys"]:
         misshapen = [str(entry[0]) for entry in report["mismatched_keys"]]
@@ -201,7 +208,12 @@ def _load(auto: Any, source: Any, config: PreTrainedConfig, role: str, **loading
             f"{len(misshapen)} have another shape ({', '.join([*sorted(missing), *misshapen][:3])}, ...): they would "
             "start from random numbers; give a checkpoint of this architecture"
         )
+    quantization = loading.get("quantization_config")
+    remember(model, source, loading, **({} if quantization is None else {"quantization_config": quantization}))
     return model
+
+
+LOADERS = {"generator": load_generator, "vision": load_vision_tower, "text": load_text_encoder}  # by role
 
 
 def patch_grid(features: torch.Tensor, grid: int) -> torch.Tensor:

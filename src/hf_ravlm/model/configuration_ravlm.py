@@ -50,6 +50,9 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
             With `fusion="cross_attention"` every so many layers of the language model read the evidence.
         image_token_id, evidence_token_id (`int`, *optional*): placeholders in the vocabulary of the generator.
         default_prompt (`str`, *optional*): what a pipeline asks when it is given an image alone.
+        references (`dict`, *optional*):
+            of a folder saved with `base="reference"`: the pretrained parts that are not in it, each by the name and
+            the revision of its repository on the Hub.
 
     Example:
 
@@ -88,6 +91,7 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
     image_token_id: int = 3
     evidence_token_id: int = 4
     default_prompt: str = DESCRIBE_PROMPT
+    references: dict | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 

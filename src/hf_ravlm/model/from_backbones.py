@@ -31,8 +31,8 @@ from .backbones import (
     reader_kind,
 )
 from .configuration_ravlm import RavlmConfig
-from .fusions.cross_attention import attach_cross_attention
-from .loading import initialize_new, loading_errors
+from .loading import loading_errors
+from .parts.assembling import put_in_place
 from .processing_ravlm import RavlmProcessor
 from .prompts.chat_processor import load_generator_processor
 from .prompts.layout import SPECIAL_TOKENS
@@ -265,11 +265,7 @@ def put_together(config: RavlmConfig, parts: dict[str, PreTrainedModel]) -> Ravl
     """A reader with `parts` in their places and the rest initialised; the parts' own weights are never touched."""
     with torch.device("meta"):  # so that what is loaded already is not made a second time
         model = RavlmForConditionalGeneration(config)
-    for name, part in parts.items():
-        model.set_submodule(name, part)
-    if config.fusion == "cross_attention":  # its hooks were on the language model that stood there before
-        attach_cross_attention(model.language_model)
-    initialize_new(model, parts.values(), model.language_model.device, config.dtype)
+    put_in_place(model, parts)
     if getattr(model.language_model, "generation_config", None) is not None:
         model.generation_config = copy.deepcopy(model.language_model.generation_config)
     return model.eval()

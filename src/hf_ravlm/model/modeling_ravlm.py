@@ -8,23 +8,27 @@ is the normalised weighted sum of the two, so that a search by image, by words o
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import can_return_tuple
+from transformers.utils import SAFE_WEIGHTS_NAME, can_return_tuple
 
 from ..errors import InvalidInputError, UnsafeInputError
 from ..saving.folders import PublishMixin
-from .backbones import masked_mean, patch_grid
+from .backbones import LOADERS, masked_mean, patch_grid
 from .configuration_ravlm import RavlmConfig
 from .fusions.registry import init_fusion_weights
 from .loading import remember_origin
 from .outputs import RavlmEmbeddingOutput
+from .parts.assembling import load_by_reference, read_references
+from .parts.references import saved_references, split_weights
 
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -56,7 +60,11 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
             `UnsafeInputError`: if a file of weights is cut off or overwritten.
         """
         try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            found = read_references(cls.config_class, pretrained_model_name_or_path, kwargs)
+            if found is None:
+                loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            else:
+                loaded = load_by_reference(cls, pretrained_model_name_or_path, *found, LOADERS)
         except SafetensorError as error:  # which does not say whose weights they are
             raise UnsafeInputError(
                 f"{pretrained_model_name_or_path}: a file of weights (*.safetensors) is damaged and was not loaded "
@@ -64,6 +72,24 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
             ) from error
         remember_origin(loaded, kwargs)
         return loaded
+
+    def write_to(self, folder, base, **kwargs):
+        """As in `PublishMixin`; by reference, the names of pretrained parts instead of their weights.
+
+        Names in the file are then those in the model: nobody else reads it.
+        """
+        before = self.config.references
+        self.config.references = None
+        try:
+            if base == "reference":
+                references, own = split_weights(self, kwargs.pop("state_dict", None))
+                self.config.references = saved_references(references) or None
+                kwargs |= {"state_dict": own, **({"save_original_format": False} if references else {})}
+                if not own:  # and older weights of this name must not stay
+                    save_file({}, os.path.join(folder, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+            return super().write_to(folder, base, **kwargs)
+        finally:
+            self.config.references = before
 
     def post_init(self) -> None:
         """As in transformers; of the layers that must not be split only those stay that are here, as FSDP asks."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..errors import InvalidInputError
 from .cards import card_of_folder, first_card, with_tags
 from .commit import Destination, commit_files
 from .durable import sync_file, sync_folder
@@ -50,6 +51,7 @@ class PublishMixin:
         save_directory: str | os.PathLike[str],
         push_to_hub: bool = False,
         repo_id: str | None = None,
+        base: str = "copy",
         **kwargs: Any,
     ) -> Any:
         """Saves to `save_directory`, atomically per file, and writes the shim and the complete `auto_map`.
@@ -58,37 +60,46 @@ class PublishMixin:
             save_directory (`str` or `os.PathLike`): created if missing; files of the same names are replaced.
             push_to_hub (`bool`, *optional*, defaults to `False`): also upload, to `repo_id` or the folder's name.
             repo_id (`str`, *optional*): repository on the Hub.
+            base (`str`, *optional*, defaults to `"copy"`):
+                `"copy"` writes the weights and tokenizers of pretrained parts; `"reference"` the names and revisions
+                of those that came from the Hub and are as they were loaded.
             kwargs: passed to the `save_pretrained` of transformers, and those of `push_to_hub` to the upload.
 
         Returns:
             What the `save_pretrained` of transformers returns: paths of saved files, or `None`.
         """
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        check_base(base)
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"cannot save to {os.fspath(save_directory)!r}: it is a file; give a folder")
         if not kwargs.get("is_main_process", True):  # takes part in gathering the weights, but writes nothing
-            return super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+            return self.write_to(save_directory, base, **kwargs)
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         for leftover in target.glob(f"{STAGING_PREFIX}*"):  # of a save that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target))
         try:
-            saved = super().save_pretrained(staging, **kwargs)  # type: ignore[misc]
+            saved = self.write_to(staging, base, **kwargs)
             write_shim(staging)
             _move_into(staging, target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         if push_to_hub:
-            self.push_to_hub(repo_id or target.name, **hub)
+            self.push_to_hub(repo_id or target.name, base=base, **hub)
         if not isinstance(saved, (list, tuple)):
             return saved
         return [os.fspath(target / Path(path).relative_to(staging)) for path in saved]
+
+    def write_to(self, folder: str | os.PathLike[str], base: str, **kwargs: Any) -> Any:
+        """Writes the files themselves; what has pretrained parts sees to `base`."""
+        return super().save_pretrained(folder, **kwargs)  # type: ignore[misc]
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
+        base: str = "copy",
         commit_message: str | None = None,
         commit_description: str | None = None,
         private: bool | None = None,
@@ -105,6 +116,7 @@ class PublishMixin:
 
         Args:
             repo_id (`str`): a repository, such as `"owner/name"`; created if needed.
+            base (`str`): `"copy"` or `"reference"`, as in `save_pretrained`.
             commit_message, commit_description (`str`, *optional*): of the commit.
             private (`bool`, *optional*): whether a new repository is private; `None` for the default of its owner.
             token (`str` or `bool`, *optional*): a Hub token; `None` for the stored one.
@@ -138,8 +150,21 @@ class PublishMixin:
             return with_tags(text, all_tags) if all_tags else text
 
         with tempfile.TemporaryDirectory() as folder:
-            thing.save_pretrained(folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+            thing.save_pretrained(folder, base=base, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
             return commit_files(files_in(folder), destination, outdated_weights, card)
+
+
+def check_base(base: str) -> None:
+    """Refuses an unknown way of saving pretrained parts.
+
+    Raises:
+        InvalidInputError: With the choices.
+    """
+    if base not in ("copy", "reference"):
+        raise InvalidInputError(
+            f"base={base!r}: expected 'copy' (the weights of pretrained parts are written) or 'reference' (their "
+            "names and revisions, where they are as they were loaded)"
+        )
 
 
 def files_in(folder: str | os.PathLike[str]) -> dict[str, Path]:
