@@ -86,7 +86,7 @@ def hub(running):
     hub, _ = running
     hub.repositories.clear()
     hub.large.clear()
-    for log in (hub.uploads, hub.downloads, hub.unknown):
+    for log in (hub.uploads, hub.downloads, hub.unknown, hub.gated):
         log.clear()
     hub.uploads_before_failure, hub.is_down, hub.before_commit = None, False, lambda: None
     yield hub

@@ -15,6 +15,7 @@ import threading
 import urllib.parse
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 
 OWNER_TOKEN = "hf_owner"
@@ -47,6 +48,7 @@ class HubServer:
         self.uploads_before_failure: int | None = None
         self.num_commits = 0
         self.is_down = False
+        self.gated: set[str] = set()
         self.before_commit = lambda: None
         self.lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -55,6 +57,15 @@ class HubServer:
 
     def repository(self, name: str, kind: str = "dataset") -> Repository:
         return self.repositories[kind, name]
+
+    def put(self, name: str, folder: Path, kind: str = "model") -> str:
+        """Makes the files of a folder a repository; returns the commit."""
+        repository = self.repositories.setdefault((kind, name), Repository(private=False))
+        files = {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        }
+        repository.refs["main"] = self._keep(repository, files)
+        return repository.refs["main"]
 
     def edit(self, name: str, kind: str = "dataset", **files: bytes) -> None:
         """Commits changes of files as if somebody made them on the page of the repository; `__` stands for a dot."""
@@ -114,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = urllib.parse.unquote(address.path)
         body = self._body()
         try:
+            if any(f"/{name}/" in path for name in self.hub.gated):
+                raise _RefusedError(403, "Access to this model is restricted", "GatedRepo")
             if self.hub.is_down:
                 raise _RefusedError(418, "the Hub is down")  # a status that clients do not try again
             for method, pattern, answer in _ROUTES:

@@ -94,7 +94,7 @@ def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
     """
     if not isinstance(source, nn.Module):
         loading = pin_revision(source, loading)
-        config = read_config(source, **loading)
+        config = read_config(source, "generator", **loading)
         return _load(AUTO_READERS[reader_kind(config)], source, config, "generator", **loading)
     kind = reader_kind(source.config)
     mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if kind == "image_text" else MODEL_FOR_CAUSAL_LM_MAPPING
@@ -160,7 +160,7 @@ def load_text_encoder(source: Backbone, **loading: Any) -> PreTrainedModel:
     return encoder
 
 
-def read_config(source: Backbone, **loading: Any) -> PreTrainedConfig:
+def read_config(source: Backbone, role: str = "backbone", **loading: Any) -> PreTrainedConfig:
     """The configuration of a backbone that may not be loaded yet; of `loading` the access to its repository counts.
 
     Raises:
@@ -169,13 +169,13 @@ def read_config(source: Backbone, **loading: Any) -> PreTrainedConfig:
     if isinstance(source, nn.Module):
         return source.config
     access = {name: loading[name] for name in (*OF_ANY_SOURCE, "revision", "subfolder") if name in loading}
-    with loading_errors("configuration", source):
+    with loading_errors(role, source):
         return AutoConfig.from_pretrained(source, **access)
 
 
 def _load_half(source: Backbone, half: Literal["vision", "text"], **loading: Any) -> PreTrainedModel:
     loading = pin_revision(source, loading)
-    config = read_config(source, **loading)
+    config = read_config(source, f"{half} part", **loading)
     config = getattr(config, f"{half}_config", config)
     if type(config) not in MODEL_MAPPING and not loading.get("trust_remote_code"):
         raise InvalidInputError(

@@ -33,6 +33,7 @@ from .backbones import (
 from .configuration_ravlm import RavlmConfig
 from .loading import loading_errors
 from .parts.assembling import put_in_place
+from .parts.references import pin_revision, remember
 from .processing_ravlm import RavlmProcessor
 from .prompts.chat_processor import load_generator_processor
 from .prompts.layout import SPECIAL_TOKENS
@@ -117,7 +118,7 @@ def from_backbones(
     sources = {"vision": vision, "text": text, "generator": generator}
     given = sort_settings(settings, sources, dtype, trust_remote_code)
     check_sources(sources, given.config)
-    generator_config = read_config(generator, **given.access["generator"])
+    generator_config = read_config(generator, "generator", **given.access["generator"])
     kind = reader_kind(generator_config)
     check_fusion(generator_config, **given.config)
     parts = {"language_model": load_generator(generator, **given.reader, **given.access["generator"])}
@@ -320,8 +321,12 @@ def _load_for(
 ) -> Any:
     """What prepares the inputs of a backbone, from where it came from."""
     folder = _folder_of(source, argument)
+    access = pin_revision(folder, given.access[part])
     with loading_errors(argument.replace("_", " "), folder):
-        return load(folder, **more, **given.access[part])
+        found = load(folder, **more, **access)
+    if argument != "image_processor":  # which is a few lines of its own
+        remember(found, folder, access)
+    return found
 
 
 def _load_image_processor(folder: Any, **access: Any) -> Any:

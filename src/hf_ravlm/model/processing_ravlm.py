@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.utils import PROCESSOR_NAME
 
 from ..errors import InvalidInputError
 from ..images import safe_image, trim_margins
 from ..saving.folders import PublishMixin
 from ..text import clean_text
 from .configuration_ravlm import DESCRIBE_PROMPT
+from .loading import loading_errors
+from .parts.references import check_reference, load_pinned, note_state, remember, unchanged_reference
 from .prompts.chat import GeneratorProcessorMixin
+from .prompts.chat_processor import load_generator_processor
 from .prompts.evidence import EvidenceItem, evidence_tensors, pad_prompts, pad_rows, read_answers, read_evidence
 from .prompts.layout import SPECIAL_TOKENS, PassagePart, Prompt, PromptMarkers, layout_prompt
 from .prompts.literal import add_marks, framed_literal_ids, literal_ids
@@ -28,6 +35,10 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>"
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
 )
+
+
+PROCESSORS = ("generator_processor", "tokenizer", "text_tokenizer")  # what may be saved by reference
+HUB_ACCESS = ("cache_dir", "force_download", "local_files_only", "token", "trust_remote_code")
 
 
 class RavlmProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]  # its base is not followed
@@ -128,18 +139,56 @@ class RavlmProcessor(PublishedProcessor):
         self.image_token = SPECIAL_TOKENS["image"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         super().__init__(image_processor, tokenizer, text_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        for name in PROCESSORS:
+            note_state(getattr(self, name))
 
     def check_argument_for_proper_class(self, argument_name, argument):
         """As in transformers, but that the parts of the towers may be missing."""
         if argument is not None or argument_name == "tokenizer":
             return super().check_argument_for_proper_class(argument_name, argument)
 
+    def write_to(self, folder, base, **kwargs):
+        """As in `PublishMixin`; by reference, the names of tokenizers and processors that are as they were loaded."""
+        light, references = copy.copy(self), {}
+        for name in PROCESSORS if base == "reference" else ():
+            reference = unchanged_reference(getattr(self, name))
+            if reference is not None and not (name == "tokenizer" and self.generator_processor is not None):
+                kind = {"kind": type(self.generator_processor).__name__} if name == "generator_processor" else {}
+                references[name] = {**reference, **kind}
+                setattr(light, name, None)
+        if "generator_processor" in references:  # its tokenizer is ours
+            light.tokenizer = None
+        saved = super(RavlmProcessor, light).write_to(folder, base, **kwargs)
+        if references:
+            path = Path(folder, PROCESSOR_NAME)
+            settings = json.loads(path.read_text(encoding="utf-8")) | {"references": references}
+            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return saved
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """The saved settings, with the parts that they refer to."""
+        settings, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if settings.get("references"):
+            access = {name: kwargs[name] for name in HUB_ACCESS if kwargs.get(name) is not None}
+            settings["references"] = found = load_processors(settings["references"], access)
+            settings |= {name: found[name] for name in ("generator_processor",) if name in found}
+        return settings, rest
+
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        """The parts in their order, `None` for those that were not saved."""
-        if (processor_dict or {}).get("image_processor", {}) is not None:
-            return super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
-        return [None, cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs), None]
+        """The parts in their order: those that were referred to, those in the folder, `None` for what is not there."""
+        settings, source = processor_dict or {}, pretrained_model_name_or_path
+        given = settings.pop("references", None) or {}
+        if "generator_processor" in given:
+            given["tokenizer"] = given["generator_processor"].tokenizer
+        names = ["tokenizer"] if settings.get("image_processor", {}) is None else ["tokenizer", "text_tokenizer"]
+        for name in names:
+            if name not in given:
+                given[name] = cls._load_tokenizer_from_pretrained(name, source, **kwargs)
+        if "text_tokenizer" in given:
+            given["image_processor"] = AutoImageProcessor.from_pretrained(source, **kwargs)
+        return [given.get("image_processor"), given["tokenizer"], given.get("text_tokenizer")]
 
     def __call__(
         self,
@@ -395,6 +444,27 @@ class RavlmProcessor(PublishedProcessor):
             data["evidence_pixel_values"] = with_image["pixel_values"].unflatten(0, shape)
             data["evidence_image_mask"] = with_image["image_mask"].reshape(shape)
         return data
+
+
+def load_processors(references: Any, access: dict[str, Any]) -> dict[str, Any]:
+    """Tokenizers and processors from the repositories that a saved processor refers to, by their names in it.
+
+    Args:
+        access: to all repositories (`token`, `cache_dir`, `local_files_only`, ...); no revision.
+    """
+    found = {}
+    for name, reference in dict(references).items():
+        given = check_reference(name, reference, PROCESSORS)
+        load = load_generator_processor if name == "generator_processor" else AutoTokenizer.from_pretrained
+
+        def load_it(source: str, load=load, name=name, **loading: Any) -> Any:
+            with loading_errors(name.replace("_", " "), source):
+                return load(source, **loading)
+
+        source = given.pop("name")
+        found[name] = load_pinned(load_it, source, {**access, **given})
+        remember(found[name], source, given)
+    return found
 
 
 def _check_parts(

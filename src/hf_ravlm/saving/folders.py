@@ -86,7 +86,7 @@ class PublishMixin:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         if push_to_hub:
-            self.push_to_hub(repo_id or target.name, base=base, **hub)
+            self.push_to_hub(repo_id or target.name, **({} if base == "copy" else {"base": base}), **hub)
         if not isinstance(saved, (list, tuple)):
             return saved
         return [os.fspath(target / Path(path).relative_to(staging)) for path in saved]
@@ -150,7 +150,9 @@ class PublishMixin:
             return with_tags(text, all_tags) if all_tags else text
 
         with tempfile.TemporaryDirectory() as folder:
-            thing.save_pretrained(folder, base=base, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+            thing.save_pretrained(
+                folder, base=base, **({} if max_shard_size is None else {"max_shard_size": max_shard_size})
+            )
             return commit_files(files_in(folder), destination, outdated_weights, card)
 
 

@@ -15,10 +15,10 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from ...errors import InvalidInputError, RavlmError
+from ...errors import InvalidInputError
 from ..fusions.cross_attention import attach_cross_attention
 from ..loading import initialize_new
-from .references import ADDED_ROWS, check_reference, parts_of, pin_revision
+from .references import ADDED_ROWS, check_reference, load_pinned, parts_of, pin_revision
 
 
 logger = logging.get_logger(__name__)
@@ -98,7 +98,9 @@ def load_by_reference(
     for role, path, _ in list(parts_of(model)):
         if role in references:
             loading = _part_loading(role, kwargs, config, hasattr(model, "language_model"))
-            parts[path] = load_part(role, references[role], {"dtype": config.dtype or "auto", **loading}, loaders[role])
+            parts[path] = load_part(
+                role, references[role], {"dtype": config.dtype or "auto", **loading}, loaders[role]
+            )
     place = next((part.device for part in parts.values()), None)  # the first is the generator, if it is there
     put_in_place(model, {path: part if part.device == place else part.to(place) for path, part in parts.items()})
     report = fill_in(model, own, tuple(parts))
@@ -111,20 +113,11 @@ def load_by_reference(
 def load_part(
     role: str, reference: Any, loading: dict[str, Any], loader: Callable[..., PreTrainedModel]
 ) -> PreTrainedModel:
-    """A part from its repository, as it was loaded when the reference was written, unless `loading` says otherwise.
-
-    A commit does not change: where the cache holds it, the Hub is not asked.
-    """
+    """A part from its repository, as it was loaded when the reference was written, unless `loading` says otherwise."""
     given = check_reference(role, reference)
     if "quantization_config" in given:
         given["quantization_config"] = AutoQuantizationConfig.from_dict(dict(given["quantization_config"]))
-    name, loading = given.pop("name"), {**given, **loading}
-    if not (loading.get("local_files_only") or loading.get("force_download")):
-        try:
-            return loader(name, **{**loading, "local_files_only": True})
-        except RavlmError:  # not all of it is there
-            pass
-    return loader(name, **loading)
+    return load_pinned(loader, given.pop("name"), {**given, **loading})
 
 
 def _part_loading(role: str, kwargs: Mapping[str, Any], config: PreTrainedConfig, has_reader: bool) -> dict[str, Any]:
@@ -158,12 +151,14 @@ def own_weights(source: Any, kwargs: Mapping[str, Any]) -> dict[str, torch.Tenso
     if whole is None:
         index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, **access, **quiet)
         if index is None:
-            raise InvalidInputError(f"{source}: there are no weights (no {SAFE_WEIGHTS_NAME}), so the save is not whole")
+            raise InvalidInputError(
+                f"{source}: there are no weights (no {SAFE_WEIGHTS_NAME}), so the save is not whole"
+            )
         files, _ = get_checkpoint_shard_files(source, index, **access)
     own = {}
     for file in files:
         with safe_open(file, "pt") as weights:
-            own |= {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
+            own |= {name: weights.get_tensor(name) for name in weights.keys()}
     return own
 
 

@@ -1,8 +1,9 @@
 """References: a pretrained part that is as it was loaded is saved by its name on the Hub and its commit.
 
 What is loaded by name remembers where it came from, with a checksum of every tensor. When the model is saved with
-`base="reference"`, parts whose checksums are still the same become an entry of `config.references`, and only weights of
-our own are written; of a vocabulary that grew, the new rows. A part that was trained, merged or cast since is copied.
+`base="reference"`, parts whose checksums are still the same become entries of `config.references`, and only weights
+of our own are written; of a vocabulary that grew, the new rows. A part that was trained, merged or cast since is
+copied.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 from transformers.utils.hub import resolve_revision
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, RavlmError
 
 
 logger = logging.getLogger(__name__)
@@ -159,37 +160,68 @@ def saved_references(references: Mapping[str, Mapping[str, Any]]) -> dict[str, d
     return {role: {name: plain(value) for name, value in entry.items()} for role, entry in references.items()}
 
 
-def check_reference(role: str, reference: Any) -> dict[str, Any]:
+def check_reference(role: str, reference: Any, roles: Collection[str] = PARTS) -> dict[str, Any]:
     """A reference as it was read from a folder, which may say anything; returns how the part is loaded.
 
     Raises:
         `InvalidInputError`: if it is no name on the Hub at a commit.
     """
     named = isinstance(reference, Mapping) and {"name", "revision"} <= set(reference)
-    known = named and set(reference) <= {"name", "revision", "subfolder", "quantization_config"}
-    texts = [reference.get(name, "") for name in ("name", "revision", "subfolder")] if known else [None]
+    known = named and set(reference) <= {"name", "revision", "subfolder", "kind", "quantization_config"}
+    texts = [reference.get(name, "") for name in ("name", "revision", "subfolder", "kind")] if known else [None]
     if not all(isinstance(text, str) for text in texts) or ".." in "".join(texts):
         raise InvalidInputError(f"the reference to the {role} is {reference!r}: expected name and revision on the Hub")
-    name, revision, _ = texts
-    if role not in PARTS or not _HUB_ID.fullmatch(name) or not _COMMIT.fullmatch(revision):
+    name, revision, *_ = texts
+    if role not in roles or not _HUB_ID.fullmatch(name) or not _COMMIT.fullmatch(revision):
         raise InvalidInputError(
-            f"the reference to the {role} names {name!r} at {revision!r}: expected one of {', '.join(PARTS)}, a name "
+            f"the reference to the {role} names {name!r} at {revision!r}: expected one of {', '.join(roles)}, a name "
             "on the Hub, and a commit of 40 hexadecimal digits"
         )
     if os.path.exists(name):
         raise InvalidInputError(
-            f"the {role} is {name!r} on the Hub, and something of this name lies in the working directory, which would "
-            "be read instead: work in another directory"
+            f"the {role} is {name!r} on the Hub, and something of this name lies in the working directory, which "
+            "would be read instead: work in another directory"
         )
     return {**reference, "name": name}
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 over all that a fast tokenizer does, whatever it was last used for."""
-    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
-    for state in ("truncation", "padding"):  # of the last call, not of the tokenizer
-        vocabulary.pop(state, None)
-    return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()
+def load_pinned(load: Callable[..., Any], name: str, loading: Mapping[str, Any]) -> Any:
+    """Loads from a repository at a commit, which does not change: where the cache holds it, the Hub is not asked."""
+    if not (loading.get("local_files_only") or loading.get("force_download")):
+        try:
+            return load(name, **{**loading, "local_files_only": True})
+        except RavlmError:  # not all of it is there
+            pass
+    return load(name, **loading)
 
 
-__all__ = ["Loaded", "parts_of", "remember", "split_weights", "tokenizer_digest"]
+def note_state(processor: Any) -> None:
+    """Notes how a tokenizer or processor from the Hub is now that our marks are in it, if that is not noted yet."""
+    loaded = getattr(processor, "loaded_from", None)
+    if loaded is not None and not loaded.checksums:
+        loaded.checksums = {"state": _processor_state(processor)}
+
+
+def unchanged_reference(processor: Any) -> dict[str, Any] | None:
+    """Where a tokenizer or processor came from, if it is as it was then."""
+    loaded = getattr(processor, "loaded_from", None)
+    if loaded is None or loaded.checksums != {"state": _processor_state(processor)}:
+        return None
+    return loaded.reference
+
+
+def _processor_state(processor: Any) -> str:
+    """A digest of the settings of a processor, and of all in a tokenizer that can be changed: its words cannot."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    steps = [
+        repr(getattr(backend, step, None)) for step in ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    ]
+    added = {str(id): repr(token) for id, token in tokenizer.added_tokens_decoder.items()}
+    settings = None if tokenizer is processor else [processor.to_dict(), processor.chat_template]
+    roles = [tokenizer.special_tokens_map, tokenizer.padding_side, tokenizer.truncation_side, tokenizer.chat_template]
+    state = json.dumps([len(tokenizer), steps, added, roles, settings], sort_keys=True, default=str)
+    return hashlib.sha256(state.encode()).hexdigest()
+
+
+__all__ = ["Loaded", "parts_of", "remember", "split_weights"]
