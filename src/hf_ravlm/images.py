@@ -25,7 +25,7 @@ from .errors import UnsafeInputError
 
 ImageSource = Union[str, "os.PathLike[str]", bytes, Mapping[str, Any], np.ndarray, Image.Image]
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 
 MAX_BYTES = 50_000_000
 MAX_PIXELS = 50_000_000

@@ -19,6 +19,7 @@ from .sources.checked_rows import OnError, SkippedItem, SourceItem, table_from_r
 from .sources.chunking import Chunking, chunked_rows
 from .sources.columns import ColumnNames
 from .sources.folder import rows_from_folder
+from .sources.image_files import ImageRoot
 from .sources.in_memory import rows_from_dataset, rows_from_dicts
 from .sources.tables import rows_from_csv, rows_from_jsonl, rows_from_parquet
 from .store.loading import load_passages
@@ -42,6 +43,12 @@ class TableOptions(ReadingOptions, ColumnNames, total=False):
     """How a table is read, and which of its columns holds what; see `KnowledgeBase`."""
 
 
+class FileOptions(TableOptions, total=False):
+    """How a file of a table is read, and where its images may lie; see `KnowledgeBase`."""
+
+    image_root: ImageRoot
+
+
 class KnowledgeBase:
     """Passages in a fixed order, found by position or by id.
 
@@ -52,15 +59,24 @@ class KnowledgeBase:
       chunk of `"12"`, with its title, url, licence and metadata. `None` takes texts as they are.
     * `on_error="raise"` says what happens to an item that cannot be used: a line that is not JSON, a row without id or
       with neither text nor image, a text over 64 KiB, a broken image, a damaged page, an id that comes again.
-      `"raise"` stops; `"skip"` leaves it out, logs a warning and lists it in `skipped`. A file that is missing, cut or
+      `"raise"` stops; `"skip"` leaves it out, logs a warning and lists it in `skipped`; `"keep_text"` does likewise,
+      but a passage whose image alone is missing or broken keeps its text. A file that is missing, cut or
       of another kind stops in either case.
-    * `report_file=None`, with `on_error="skip"`, is a file to which the items left out are written as they are met:
-      JSON lines with `where`, `id` and `reason`.
+    * `report_file=None`, with `on_error="skip"` or `"keep_text"`, is a file to which the items left out are written as
+      they are met: JSON lines with `where`, `id` and `reason`.
     * `id_column`, `text_column`, `image_column`, `source_column`, `licence_column`, `url_column`, `revision_column`,
       `title_column` name the columns of a table; the defaults are `"id"`, `"text"` and so on. A default column that a
-      table lacks is taken as empty, a named one must exist. `id_column=None` numbers the rows. `"license"` is found
-      as well.
+      table lacks is taken as empty, a named one must exist. `id_column=None` numbers the rows. Names are found in any
+      case and with blanks around them, and so are `license`, for the text `caption`, `description`, `content`,
+      `page_content`, `body`, for the image `image_path`, `file_name`, `img`, `picture`, and for the title `name` and
+      `label`, which stay in the metadata, too.
     * `metadata_columns=None` lists the columns kept as metadata; `None` keeps all the others.
+    * `numeric_columns=()` lists those of them whose texts are numbers, so that `{"min": ..., "max": ...}` finds them.
+      What is no number (`"3,5"`) is an item that cannot be used.
+    * `image_root=None`, for tables and folders, is a folder, or several, under which images may lie beside the folder
+      of the source: relative paths are looked up there as well, and absolute paths and links may lead there.
+
+    Strings pass the gate of `hf_ravlm.text`: one Unicode form, no control characters, nothing that nobody sees.
 
     All of them raise `InvalidInputError` if an item or a column cannot be used or there is nothing to read, and
     `UnsafeInputError` if an image cannot be used or its path leads out of the folder of the source.
@@ -114,6 +130,8 @@ class KnowledgeBase:
     def _read_table(cls, rows_of: Callable[[Any], Iterable[SourceItem]], options: Mapping[str, Any]) -> KnowledgeBase:
         reading = {name: value for name, value in options.items() if name in ReadingOptions.__annotations__}
         columns = {name: value for name, value in options.items() if name not in reading}
+        if "image_root" in columns:
+            rows_of = partial(rows_of, image_root=columns.pop("image_root"))
         return cls._read(rows_of(columns), **reading)
 
     @classmethod
@@ -141,22 +159,27 @@ class KnowledgeBase:
         return cls._read_table(partial(rows_from_dataset, dataset), options)
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str], **options: Unpack[ReadingOptions]) -> KnowledgeBase:
+    def from_folder(
+        cls, folder: str | os.PathLike[str], *, image_root: ImageRoot = None, **options: Unpack[ReadingOptions]
+    ) -> KnowledgeBase:
         """Reads a folder of images and texts, with all its sub-folders.
 
-        An image becomes a passage, with the text of the `.txt` file of the same stem beside it. A `.txt` or `.md`
-        file without an image becomes a passage of text. A `metadata.jsonl` or `metadata.csv` with a `file_name`
-        column, as for the `imagefolder` of `datasets`, gives the images beside it text, title, licence and so on.
-        The id is the path from the folder, without suffix; the source is the path itself.
+        An image becomes a passage, with the texts of the files of the same stem beside it: `.txt`, `.md`, `.caption`,
+        and `.json` with an object such as `{"text": ..., "title": ...}`. A `.txt` or `.md` file without an image
+        becomes a passage of text. A `metadata.jsonl`, `.csv` or `.parquet` with a `file_name` column, as for the
+        `imagefolder` of `datasets`, gives the images beside it text, title, licence and so on; several captions of one
+        file become lines of its text. The id is the path from the folder, without suffix; the source is the path
+        itself. Files of other kinds are counted and named in `skipped`.
 
         Args:
             folder: The folder. Names that begin with a dot are left out.
+            image_root: Where links may lead to, see the class.
             **options: As of the class; so are the errors.
         """
-        return cls._read(rows_from_folder(folder), **options)
+        return cls._read(rows_from_folder(folder, image_root), **options)
 
     @classmethod
-    def from_jsonl(cls, path: str | os.PathLike[str], **options: Unpack[TableOptions]) -> KnowledgeBase:
+    def from_jsonl(cls, path: str | os.PathLike[str], **options: Unpack[FileOptions]) -> KnowledgeBase:
         """Reads a file with one JSON object per line; an image is a path relative to the file's folder.
 
         Args:
@@ -167,19 +190,19 @@ class KnowledgeBase:
 
     @classmethod
     def from_csv(
-        cls, path: str | os.PathLike[str], *, delimiter: str | None = None, **options: Unpack[TableOptions]
+        cls, path: str | os.PathLike[str], *, delimiter: str | None = None, **options: Unpack[FileOptions]
     ) -> KnowledgeBase:
         """Reads a CSV or TSV file with a header line; every value is text, an empty one is missing.
 
         Args:
             path: The file, as in `from_jsonl`; image paths are likewise relative to its folder.
-            delimiter: What stands between values; `None` for a tab in `.tsv` files and a comma in all others.
+            delimiter: What stands between values; `None` looks at the header: comma, semicolon, tab or `|`.
             **options: As of the class; so are the errors.
         """
         return cls._read_table(partial(rows_from_csv, path, delimiter=delimiter), options)
 
     @classmethod
-    def from_parquet(cls, path: str | os.PathLike[str], **options: Unpack[TableOptions]) -> KnowledgeBase:
+    def from_parquet(cls, path: str | os.PathLike[str], **options: Unpack[FileOptions]) -> KnowledgeBase:
         """Reads a Parquet file; an image is encoded bytes, a `{"bytes", "path"}` struct, or a relative path.
 
         Args:

@@ -72,12 +72,12 @@ def test_a_table_gives_its_standard_columns_and_the_rest_as_metadata(table_forma
 
 
 def test_columns_can_be_named_left_out_and_numbered(table_format, tmp_path):
-    rows = [{"key": "k1", "body": "one", "notes": "n1", "junk": "x"}, {"key": "k2", "body": "two", "notes": "n2"}]
+    rows = [{"key": "k1", "blob": "one", "notes": "n1", "junk": "x"}, {"key": "k2", "blob": "two", "notes": "n2"}]
     path = write_table(tmp_path / f"table.{table_format}", rows)
-    named = read(table_format, path, id_column="key", text_column="body", metadata_columns=["notes"])
+    named = read(table_format, path, id_column="key", text_column="blob", metadata_columns=["notes"])
     assert named.ids == ["k1", "k2"]
     assert named[0].metadata == {"notes": "n1"}
-    numbered = read(table_format, path, id_column=None, text_column="body")
+    numbered = read(table_format, path, id_column=None, text_column="blob")
     assert numbered.ids == ["0", "1"]
     assert numbered[0].metadata == {"key": "k1", "notes": "n1", "junk": "x"}
 
@@ -85,14 +85,14 @@ def test_columns_can_be_named_left_out_and_numbered(table_format, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"no column 'id' in .*\['key', 'body'\].*`id_column=None` numbers the rows"),
-        ({"id_column": "key", "text_column": "txt"}, r"no column 'txt' in .*\['key', 'body'\].*`text_column=...`"),
-        ({"id_column": "key"}, r"Neither text nor image .*\['key', 'body'\]"),
-        ({"id_column": "key", "text_column": "body", "metadata_columns": ["x"]}, r"no columns \['x'\] .*'key'"),
+        ({}, r"no column 'id' in .*\['key', 'blob'\].*`id_column=None` numbers the rows"),
+        ({"id_column": "key", "text_column": "txt"}, r"no column 'txt' in .*\['key', 'blob'\].*`text_column=...`"),
+        ({"id_column": "key"}, r"Neither text nor image .*\['key', 'blob'\]"),
+        ({"id_column": "key", "text_column": "blob", "metadata_columns": ["x"]}, r"no columns \['x'\] .*'key'"),
     ],
 )
 def test_unknown_columns_are_answered_with_those_that_exist(table_format, tmp_path, options, message):
-    path = write_table(tmp_path / f"table.{table_format}", [{"key": "k1", "body": "one"}])
+    path = write_table(tmp_path / f"table.{table_format}", [{"key": "k1", "blob": "one"}])
     with pytest.raises(InvalidInputError, match=message):
         read(table_format, path, **options)
 

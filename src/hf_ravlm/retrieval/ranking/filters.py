@@ -2,6 +2,7 @@
 
     {"licence": "CC0-1.0"}                         equal to
     {"source": ["birds", "fish"]}                  one of
+    {"metadata.colour": "red"}                     a key of the metadata; plain "colour" finds it, too
     {"metadata.year": {"min": 1900, "max": 2000}}  from ... to, both included; one of the two may be left out
     {"metadata.place": {"not": "Paris"}}           anything but this, also no value at all
     {"url": None}                                  no value
@@ -19,8 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
+from ...text import plain_json, plain_text
 from ..metadata import metadata_table
+from ..passage import SCHEMA
 
+
+FILTER_COLUMNS = tuple(column for column in SCHEMA.names if column not in ("image", "metadata"))
 
 _PREFIX = "metadata."
 _MAX_SHOWN = 30
@@ -32,7 +37,9 @@ def matching_rows(table: pa.Table, where: Mapping[str, Any], metadata: pa.Table 
     Args:
         table: The table of a knowledge base.
         where: Conditions (see the head of this file) by column: `"id"`, `"title"`, `"source"`, `"licence"`, `"url"`,
-            `"text"`, or `"metadata."` and a key, with further keys behind dots for values within values.
+            `"text"`, or `"metadata."` and a key, with further keys behind dots for values within values. `"metadata."`
+            may be left out where there is no such column. A condition is a value, a list of values of which one must
+            fit, `{"min": ..., "max": ...}`, `{"not": ...}` or `None` for no value.
         metadata: What `metadata_table(table)` returned; `None` decodes it if needed.
 
     Returns:
@@ -55,21 +62,50 @@ def matching_rows(table: pa.Table, where: Mapping[str, Any], metadata: pa.Table 
         raise InvalidInputError(f"where={where!r}: expected a dictionary, such as {{'source': 'birds'}}.")
     matching = np.ones(table.num_rows, bool)
     for name, condition in where.items():
-        if name.startswith(_PREFIX) and metadata is None:
+        name = checked_name(name)
+        if asks_metadata(name) and metadata is None:
             metadata = metadata_table(table)
         column = _column(table, metadata, name)
-        matching &= _satisfied(column, condition, name)
+        matching &= _satisfied(column, plain_condition(condition, name), name)
     return matching
 
 
+def checked_name(name: Any) -> str:
+    """The name of a column or key, as it is stored; `InvalidInputError` if it is no text."""
+    if not isinstance(name, str):
+        raise InvalidInputError(f"A condition is on {name!r} of type {type(name).__name__}. Expected a name.")
+    return plain_text(name, "a key of `where`")
+
+
+def asks_metadata(name: Any) -> bool:
+    """Whether a condition is on metadata: `"metadata."` and a key, or a plain key that is no column."""
+    return isinstance(name, str) and name not in FILTER_COLUMNS
+
+
+def plain_condition(condition: Any, name: str) -> Any:
+    """A condition as it is stored and compared: its texts as of `hf_ravlm.text`, of many `"not"` one or none.
+
+    Raises:
+        InvalidInputError: If a text holds half of a character pair.
+
+    >>> plain_condition({"not": {"not": {"not": "Ko\u0308ln"}}}, "place")
+    {'not': 'Köln'}
+    """
+    negated = False
+    while isinstance(condition, Mapping) and set(condition) == {"not"}:
+        condition, negated = condition["not"], not negated
+    if isinstance(condition, (set, frozenset)):
+        condition = list(condition)
+    if isinstance(condition, (list, tuple)) and any(isinstance(item, (list, tuple, Mapping)) for item in condition):
+        raise InvalidInputError(f"The list of values on {name!r} holds lists or conditions. Expected plain values.")
+    if not isinstance(condition, Mapping) or set(condition) <= {"min", "max"}:
+        condition = plain_json(condition, f"the condition on {name!r}")
+    return {"not": condition} if negated else condition
+
+
 def _column(table: pa.Table, metadata: pa.Table | None, name: str) -> pa.ChunkedArray:
-    filterable = [column for column in table.column_names if column not in ("image", "metadata")]
-    if not name.startswith(_PREFIX):
-        if name in filterable:
-            return table[name]
-        raise InvalidInputError(
-            f"There is no column {name!r} to filter by. Choose one of {', '.join(filterable)}, or 'metadata.<key>'."
-        )
+    if not asks_metadata(name):
+        return table[name]
     assert metadata is not None
     key = name.removeprefix(_PREFIX)
     if key in metadata.column_names:
@@ -85,6 +121,11 @@ def _column(table: pa.Table, metadata: pa.Table | None, name: str) -> pa.Chunked
             return column
     known = [f"{_PREFIX}{key}" for key in metadata.column_names] or ["no metadata"]
     shown = known[:_MAX_SHOWN] + ["..."] * (len(known) > _MAX_SHOWN)
+    if not name.startswith(_PREFIX):
+        raise InvalidInputError(
+            f"There is no column {name!r} to filter by, and no passage has the metadata {name!r}. Choose one of "
+            f"{', '.join(FILTER_COLUMNS)}; there is: {', '.join(shown)}."
+        )
     raise InvalidInputError(f"No passage has the metadata {name!r}. There is: {', '.join(shown)}.")
 
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from ...errors import InvalidInputError
 from ..passage import Passage
 from .channels import Channel, Query
-from .filters import matching_rows
+from .filters import asks_metadata, matching_rows
 from .fusion import (
     Normalisation,
     Ranking,
@@ -165,9 +165,9 @@ def search(
 
 
 def _matching_rows(knowledge: SearchedKnowledge, where: Mapping[str, Any]) -> np.ndarray:
-    asks_metadata = isinstance(where, Mapping) and any(str(name).startswith("metadata.") for name in where)
+    is_needed = isinstance(where, Mapping) and any(map(asks_metadata, where))
     # Decoding metadata takes seconds per million passages, so a living knowledge base keeps them decoded.
-    decoded = getattr(knowledge, "decoded_metadata", None) if asks_metadata else None
+    decoded = getattr(knowledge, "decoded_metadata", None) if is_needed else None
     return matching_rows(knowledge.table, where, decoded)
 
 

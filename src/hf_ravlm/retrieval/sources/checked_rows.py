@@ -28,7 +28,7 @@ from ..passage import SCHEMA, TEXT_COLUMNS, check_unique_ids
 
 logger = logging.getLogger(__name__)
 
-OnError = Literal["raise", "skip"]
+OnError = Literal["raise", "skip", "keep_text"]
 
 MAX_TEXT_BYTES = 65_536
 _ROWS_PER_BATCH = 1_000
@@ -53,7 +53,14 @@ class SourceFault(NamedTuple):
     id: str | None = None
 
 
-SourceItem = SourceRow | SourceFault
+class SourceNote(NamedTuple):
+    """What a source leaves out on purpose, such as files of a kind that holds no passages: counted, never an error."""
+
+    where: str
+    reason: str
+
+
+SourceItem = SourceRow | SourceFault | SourceNote
 
 
 class SkippedItem(NamedTuple):
@@ -73,16 +80,17 @@ def table_from_rows(
         rows: The rows and faults; an `image` may be anything that `safe_image` takes, and is stored as encoded bytes.
         on_error: `"raise"` stops at an item that cannot be used (a fault of the source, a bad or missing id, neither
             text nor image, a value of a wrong type, a text over the limit, a broken image) and at an id that comes
-            again; `"skip"` leaves the item out.
-        report_file: With `on_error="skip"`, a file to which the items left out are written as they are met, one JSON
+            again; `"skip"` leaves the item out; `"keep_text"` does so, too, but where the image alone is missing or
+            broken, the passage is kept with its text, and listed among the items left out.
+        report_file: With another `on_error`, a file to which the items left out are written as they are met, one JSON
             object with `where`, `id` and `reason` a line. It is there even when nothing was left out.
 
     Raises:
         InvalidInputError: If `on_error="raise"` and an item cannot be used; if there is no row.
         UnsafeInputError: If `on_error="raise"` and an image or a file name cannot be used.
     """
-    if on_error not in ("raise", "skip"):
-        raise InvalidInputError(f'on_error={on_error!r} is not known. Choose "raise" or "skip".')
+    if on_error not in ("raise", "skip", "keep_text"):
+        raise InvalidInputError(f'on_error={on_error!r} is not known. Choose "keep_text", "raise" or "skip".')
     if report_file is not None and on_error == "raise":
         raise InvalidInputError('A report file lists what is left out. Give it together with on_error="skip".')
     batches: list[pa.RecordBatch] = []
@@ -91,14 +99,10 @@ def table_from_rows(
     skipped: list[SkippedItem] = []
     with nullcontext() if report_file is None else open(report_file, "w", encoding="utf-8", newline="\n") as report:
         for item in tqdm(rows, desc="Reading", unit=" rows", delay=_SECONDS_BEFORE_PROGRESS_BAR, mininterval=1.0):
-            checked = _checked_item(item)
-            if isinstance(checked, SourceFault):
-                if on_error == "raise":
-                    raise type(checked.error)(
-                        f'{checked.error} (on_error="skip" leaves such items out.)'
-                    ) from checked.error
-                skipped.append(SkippedItem(checked.id, str(checked.error), checked.where))
-                _write_skipped(report, skipped[-1:])
+            checked, left_out = _checked_item(item, on_error)
+            skipped += left_out
+            _write_skipped(report, left_out)
+            if checked is None:
                 continue
             pending.append(checked)
             num_image_bytes += len(checked["image"] or b"")
@@ -126,19 +130,40 @@ def _write_skipped(report: TextIO | None, skipped: Iterable[SkippedItem]) -> Non
         report.flush()
 
 
-def _checked_item(item: SourceItem) -> dict[str, Any] | SourceFault:
+def _checked_item(item: SourceItem, on_error: OnError) -> tuple[dict[str, Any] | None, list[SkippedItem]]:
+    """The row to keep, if any, and what is left out: the item, or its image alone."""
+    if isinstance(item, SourceNote):
+        return None, [SkippedItem(None, item.reason, item.where)]
     if isinstance(item, SourceFault):
-        return item
+        return None, [_skipped(item, on_error)]
     passage_id = None
     try:
         passage_id = _checked_id(item.values.get("id"), item.where)
-        return _checked_row(passage_id, item)
+        try:
+            return _checked_row(passage_id, item), []
+        except _ImageError as error:
+            row = item._replace(values={**item.values, "image": None})
+            if on_error != "keep_text" or not isinstance(row.values.get("text"), str):
+                raise
+            kept = _checked_row(passage_id, row)
+            return kept, [SkippedItem(passage_id, f"{error} The text was kept.", item.where)]
     except (InvalidInputError, UnsafeInputError) as error:
-        return SourceFault(item.where, error, passage_id)
+        return None, [_skipped(SourceFault(item.where, error, passage_id), on_error)]
+
+
+def _skipped(fault: SourceFault, on_error: OnError) -> SkippedItem:
+    if on_error == "raise":
+        kind = UnsafeInputError if isinstance(fault.error, UnsafeInputError) else InvalidInputError
+        raise kind(f'{fault.error} (on_error="skip" leaves such items out.)') from fault.error
+    return SkippedItem(fault.id, str(fault.error), fault.where)
+
+
+class _ImageError(UnsafeInputError):
+    """The image of a passage cannot be used, and all else may be sound."""
 
 
 def _unique_rows(table: pa.Table, on_error: OnError) -> tuple[pa.Table, list[SkippedItem]]:
-    """Keeps the first row of each id (`"skip"`) or refuses a table in which one comes again (`"raise"`)."""
+    """Keeps the first row of each id, or (`"raise"`) refuses a table in which one comes again."""
     if len(pc.unique(table["id"])) == table.num_rows:
         return table, []
     if on_error == "raise":
@@ -177,9 +202,13 @@ def _checked_row(passage_id: str, row: SourceRow) -> dict[str, Any]:
             "`image`, or both."
         )
     try:
+        if isinstance(image, InvalidInputError):  # a cell that is no image at all
+            raise image
+        if isinstance(image, Exception):
+            raise UnsafeInputError(str(image))
         image = None if image is None else encoded_image(image)
     except UnsafeInputError as error:
-        raise UnsafeInputError(f"{row.where}: the image of passage {passage_id!r} cannot be used: {error}") from error
+        raise _ImageError(f"{row.where}: the image of passage {passage_id!r} cannot be used: {error}") from error
     return {
         "id": passage_id,
         "text": text,

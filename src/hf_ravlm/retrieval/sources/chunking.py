@@ -166,8 +166,8 @@ def chunked_rows(rows: Iterable[SourceItem], chunking: Chunking) -> Iterator[Sou
     document: Any = None
     number = 0
     for row in rows:
-        text = None if isinstance(row, SourceFault) else row.values.get("text")
-        if isinstance(row, SourceFault) or not isinstance(text, str) or not text.strip():
+        text = row.values.get("text") if isinstance(row, SourceRow) else None
+        if not isinstance(row, SourceRow) or not isinstance(text, str) or not text.strip():
             yield row
             continue
         try:

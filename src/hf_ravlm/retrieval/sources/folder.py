@@ -1,31 +1,40 @@
 """Folders of files: images with the texts beside them, texts alone, and tables that describe them.
 
-No name and no link found in a folder leads out of it.
+No name and no link found in a folder leads out of it, except into folders that the user allows. What is left out is
+counted and named.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ...errors import InvalidInputError, UnsafeInputError
-from ...saving.safe_paths import resolve_inside
-from .checked_rows import SourceFault, SourceItem, SourceRow
-from .columns import Record
+from ...images import IMAGE_FORMATS
+from ...text import clean_text, plain_text
+from .checked_rows import SourceFault, SourceItem, SourceNote, SourceRow
+from .columns import Record, find_column
+from .image_files import ImageRoot, image_file, image_roots
 from .in_memory import row_from_dict
-from .tables import csv_records, jsonl_records
+from .tables import TABLE_SUFFIXES, table_records
 
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = frozenset(name for name, kind in Image.registered_extensions().items() if kind in IMAGE_FORMATS)
 _TEXT_SUFFIXES = {".txt", ".md"}
-_METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+_SIDECAR_SUFFIXES = (".txt", ".md", ".caption", ".json")
+_METADATA_NAMES = {f"metadata{suffix}" for suffix in TABLE_SUFFIXES}
+_FILE_NAMES = ("filename", "file", "image_file_name", "image_path", "image")
 _MAX_TEXT_FILE_BYTES = 64_000_000
 
 
-def rows_from_folder(folder: str | os.PathLike[str]) -> Iterator[SourceItem]:
-    """Reads images with the texts beside them, texts alone, and the rows of `metadata.jsonl` or `metadata.csv`.
+def rows_from_folder(folder: str | os.PathLike[str], image_root: ImageRoot = None) -> Iterator[SourceItem]:
+    """Reads images with the texts beside them, texts alone, and the rows of metadata files.
 
     Images and texts are opened one by one; what is held is the list of names, and the rows that describe them.
 
@@ -35,86 +44,186 @@ def rows_from_folder(folder: str | os.PathLike[str]) -> Iterator[SourceItem]:
     root = Path(folder)
     if not root.is_dir():
         raise InvalidInputError(f"{root}: there is no such folder. Check the path.")
-    names = _visible_files(root)
+    roots = image_roots(image_root)
+    names, notes = _visible_files(root)
     described: dict[str, SourceRow] = {}
-    for item in _metadata_items(root, names):
+    for item in _metadata_items(root, names, roots):
         if isinstance(item, SourceFault):
             yield item
-        else:
-            described[item[0]] = item[1]
-    stems = {_stem(name) for name in names if _suffix(name) in _IMAGE_SUFFIXES}
+            continue
+        name, row = item
+        try:
+            described[name] = _together(described[name], row) if name in described else row
+        except InvalidInputError as error:
+            yield SourceFault(row.where, error, _stem(name))
+    by_stem = defaultdict(list)
     for name in names:
-        is_image = _suffix(name) in _IMAGE_SUFFIXES
-        is_text = _suffix(name) in _TEXT_SUFFIXES and _stem(name) not in stems
-        if is_image or is_text:
-            text_file = f"{_stem(name)}.txt" if is_image else name
+        by_stem[_plain_name(_stem(name))].append(name)
+    left_out = defaultdict(list)
+    for name in names:
+        of_stem = by_stem[_plain_name(_stem(name))]
+        has_image = any(_suffix(other) in IMAGE_SUFFIXES for other in of_stem)
+        is_image = _suffix(name) in IMAGE_SUFFIXES
+        if is_image or (_suffix(name) in _TEXT_SUFFIXES and not has_image):
+            sidecars = [other for other in of_stem if _suffix(other) in _SIDECAR_SUFFIXES] if is_image else [name]
             try:
-                yield _file_row(root, name, is_image, text_file if text_file in names else None, described.get(name))
+                yield _file_row(root, roots, name, is_image, sidecars, described.get(name))
             except (InvalidInputError, UnsafeInputError) as error:
                 yield SourceFault(name, error, _stem(name))
+        elif not (has_image and _suffix(name) in _SIDECAR_SUFFIXES) and not _is_metadata(name):
+            left_out[_suffix(name)].append(name)
+    yield from notes
+    for suffix, files in left_out.items():
+        kind = f"of the kind {suffix}" if suffix else "without a suffix"
+        reason = (
+            f"{len(files)} files {kind} were left out, the first {files[0]!r}: neither images nor texts beside one."
+        )
+        yield SourceNote(files[0], reason)
 
 
-def _file_row(root: Path, name: str, is_image: bool, text_file: str | None, given: SourceRow | None) -> SourceRow:
-    values: dict[str, Any] = {"id": _stem(name), "source": name}
+def _file_row(
+    root: Path, roots: Sequence[Path], name: str, is_image: bool, sidecars: Sequence[str], given: SourceRow | None
+) -> SourceRow:
+    row = SourceRow(name, {"id": _stem(name), "source": name}, {})
+    for file in sorted(sidecars, key=lambda file: _SIDECAR_SUFFIXES.index(_suffix(file))):
+        text = _read_text(image_file(root, file, roots))
+        row = _together(
+            row, _json_row(file, text) if _suffix(file) == ".json" else SourceRow(file, {"text": text}, {})
+        )
+    if given is not None:
+        own = {column: value for column, value in row.values.items() if given.values.get(column) is None}
+        row = _together(row._replace(values={**own, "text": row.values.get("text")}), given)
+    image: Any = None
     if is_image:
-        values["image"] = resolve_inside(root, name)
-    if text_file is not None:
-        values["text"] = _read_text(resolve_inside(root, text_file))
-    if given is None:
-        return SourceRow(name, values, {})
-    values.update((column, value) for column, value in given.values.items() if value is not None)
-    return SourceRow(name, values, given.metadata)
-
-
-def _visible_files(root: Path) -> dict[str, None]:
-    """All file names under a folder in a fixed order, as paths from it with `/`; a dictionary for fast look-up."""
-    names = []
-    for parent, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [(Path(parent) / name).relative_to(root).as_posix() for name in files if not name.startswith(".")]
-    return dict.fromkeys(sorted(names))
-
-
-def _metadata_items(root: Path, names: Mapping[str, None]) -> Iterator[tuple[str, SourceRow] | SourceFault]:
-    """The rows of all metadata files, each with the name of the file that it describes."""
-    for metadata_name in (name for name in names if name.rsplit("/", 1)[-1] in _METADATA_NAMES):
         try:
-            file = resolve_inside(root, metadata_name)
+            image = image_file(root, name, roots)
         except UnsafeInputError as error:
+            image = error
+    return row._replace(where=name, values={**row.values, "image": image})
+
+
+def _together(first: SourceRow, second: SourceRow) -> SourceRow:
+    """What two sources say of one file: texts are joined, other values must agree, metadata becomes a list.
+
+    Raises:
+        InvalidInputError: If they give it two titles, ids or the like.
+    """
+    values = {column: value for column, value in first.values.items() if value is not None}
+    for column, value in second.values.items():
+        if value is None or values.get(column) == value:
+            continue
+        if column == "text" and column in values:
+            lines = [*str(values["text"]).split("\n"), *str(value).split("\n")]
+            value = "\n".join(dict.fromkeys(line for line in lines if clean_text(line)))
+        elif column in values:
+            raise InvalidInputError(
+                f"{second.where} gives {column}={value!r} to a file that has {column}={values[column]!r}. Keep one."
+            )
+        values[column] = value
+    metadata = dict(first.metadata)
+    for key, value in second.metadata.items():
+        earlier = metadata.get(key, value)
+        metadata[key] = value if earlier == value else [*(earlier if isinstance(earlier, list) else [earlier]), value]
+    return SourceRow(first.where, values, metadata)
+
+
+def _visible_files(root: Path) -> tuple[dict[str, None], list[SourceNote]]:
+    """All file names under a folder in a fixed order, as paths from it with `/`, and notes on what is left out."""
+    names, notes, hidden = [], [], []
+    for parent, folders, files in os.walk(root):
+        beside = Path(parent).relative_to(root)
+        for name in [*folders, *files]:
+            path = (beside / name).as_posix()
+            if name.startswith("."):
+                hidden.append(path)
+            elif name in folders and os.path.islink(Path(parent) / name):
+                notes.append(SourceNote(path, f"{path!r} is a link to a folder, which is not followed."))
+            elif name in files:
+                names.append(path)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    if hidden:
+        reason = f"{len(hidden)} hidden files or folders were left out, the first {min(hidden)!r}."
+        notes.append(SourceNote(min(hidden), reason))
+    return dict.fromkeys(sorted(names)), notes
+
+
+def _metadata_items(
+    root: Path, names: Mapping[str, None], roots: Sequence[Path]
+) -> Iterator[tuple[str, SourceRow] | SourceFault]:
+    """The rows of all metadata files, each with the name of the file that it describes."""
+    spelled = {_plain_name(name): name for name in names}
+    for metadata_name in filter(_is_metadata, names):
+        try:
+            file = image_file(root, metadata_name, roots)
+            records = table_records(file)
+        except (InvalidInputError, UnsafeInputError) as error:
             yield SourceFault(metadata_name, error)
             continue
-        records = jsonl_records(file) if file.suffix == ".jsonl" else csv_records(file)
+        folder = metadata_name.rpartition("/")[0]
         for record in records:
             where = f"{metadata_name}: {record.where}"
             if isinstance(record, SourceFault):
                 yield record._replace(where=where)
                 continue
             try:
-                yield _described_file(root, file.parent, names, where, record)
+                yield _described_file(root / folder, folder, spelled, where, record)
             except (InvalidInputError, UnsafeInputError) as error:
                 yield SourceFault(where, error)
 
 
 def _described_file(
-    root: Path, folder: Path, names: Mapping[str, None], where: str, record: Record
+    folder: Path, prefix: str, spelled: Mapping[str, str], where: str, record: Record
 ) -> tuple[str, SourceRow]:
-    file_name = record.values.get("file_name")
+    column = find_column("file_name", list(record.values), _FILE_NAMES)
+    file_name = record.values.get(column) if column else None
+    if isinstance(file_name, Mapping):
+        file_name = file_name.get("path")
     if not isinstance(file_name, str):
         raise InvalidInputError(f"{where} has no `file_name`; its columns are {list(record.values)}. Add it.")
-    name = resolve_inside(folder, file_name).relative_to(root).as_posix()
-    if name not in names or _suffix(name) not in _IMAGE_SUFFIXES | _TEXT_SUFFIXES:
+    try:
+        image_file(folder, file_name)
+    except UnsafeInputError as error:
+        raise UnsafeInputError(f"{where}: {error}") from None
+    path = Path(prefix, file_name.replace("\\", "/"))
+    name = spelled.get(_plain_name(path.as_posix()))
+    if name is None or _suffix(name) not in IMAGE_SUFFIXES | _TEXT_SUFFIXES:
         raise InvalidInputError(f"{where} names {file_name!r}, and no such image or text is there.")
-    rest = {key: value for key, value in record.values.items() if key != "file_name" and value is not None}
+    rest = {key: value for key, value in record.values.items() if key != column and value is not None}
     return name, row_from_dict(where, {**rest, "image": None})
+
+
+def _json_row(name: str, text: str) -> SourceRow:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{name} is not JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise InvalidInputError(f"{name} is a {type(values).__name__}. Expected an object, such as {{'text': ...}}.")
+    return row_from_dict(name, {**values, "image": None})
 
 
 def _read_text(file: Path) -> str:
     try:
         if file.stat().st_size > _MAX_TEXT_FILE_BYTES:
             raise InvalidInputError(f"{file}: the text has more than {_MAX_TEXT_FILE_BYTES:,} bytes. Cut the file.")
-        return file.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        with open(file, "rb") as opened:
+            is_wide = opened.read(2) in (b"\xff\xfe", b"\xfe\xff")
+        return file.read_text(encoding="utf-16" if is_wide else "utf-8-sig").strip()
+    except (OSError, UnicodeError) as error:
         raise InvalidInputError(f"{file}: the text cannot be read ({error}). Save it as UTF-8.") from error
+
+
+def _is_metadata(name: str) -> bool:
+    return name.rsplit("/", 1)[-1].lower() in _METADATA_NAMES
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written at all; bytes that are no UTF-8 become halves of character pairs."""
+    return not any("\ud800" <= char <= "\udfff" for char in name)
+
+
+def _plain_name(name: str) -> str:
+    return plain_text(name) if _is_text(name) else name
 
 
 def _suffix(name: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache, partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,15 @@ from ...errors import InvalidInputError, UnsafeInputError
 from ...images import MAX_BYTES
 from ..passage import STANDARD_COLUMNS
 from .checked_rows import SourceFault, SourceItem, SourceRow
-from .columns import ColumnNames, Record, choose_columns, rows_from_records
+from .columns import SYNONYMS, ColumnNames, Record, choose_columns, find_column, rows_from_records
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+
+
+# Of a dictionary that its user wrote, other keys than these are metadata.
+_TAKEN = ("text", "licence")
 
 
 def rows_from_dicts(rows: Iterable[Mapping[str, Any]]) -> Iterator[SourceItem]:
@@ -41,14 +45,19 @@ def row_from_dict(where: str, row: Mapping[str, Any]) -> SourceRow:
     Raises:
         InvalidInputError: If `metadata` is no dictionary.
     """
-    values = {name: row.get(name) for name in STANDARD_COLUMNS}
-    if "licence" not in row:
-        values["licence"] = row.get("license")
+    columns = _standard_keys(tuple(row))
+    values = {name: row.get(column or name) for name, column in columns.items()}
     nested = row.get("metadata") or {}
     if not isinstance(nested, Mapping):
         raise InvalidInputError(f"{where}: `metadata` is of type {type(nested).__name__}. Expected a dictionary.")
-    known = {*STANDARD_COLUMNS, "metadata", *(() if "licence" in row else ("license",))}
+    known = {*columns.values(), "metadata"}
     return SourceRow(where, values, {**{key: row[key] for key in row if key not in known}, **nested})
+
+
+@lru_cache(maxsize=256)
+def _standard_keys(keys: tuple[str, ...]) -> dict[str, str | None]:
+    """The key of each standard value; most rows of a source have the same keys."""
+    return {name: find_column(name, keys, SYNONYMS[name] if name in _TAKEN else ()) for name in STANDARD_COLUMNS}
 
 
 def rows_from_dataset(dataset: Dataset | IterableDataset, names: ColumnNames) -> Iterator[SourceItem]:
@@ -66,8 +75,12 @@ def rows_from_dataset(dataset: Dataset | IterableDataset, names: ColumnNames) ->
         )
     records: Iterable[Mapping[str, Any]]
     if dataset.features is not None:
-        columns, metadata_columns = choose_columns(names, list(dataset.features), "the data set")
-        image_column = columns.get("image")
+        columns = choose_columns(names, list(dataset.features), "the data set")
+        image_column = columns.standard.get("image")
+        is_meant = "image_column" in names or image_column == "image"
+        if not is_meant and not isinstance(dataset.features.get(image_column), Image):
+            names = {**names, "image_column": None}  # such as names of files
+            columns, image_column = choose_columns(names, list(dataset.features), "the data set"), None
         if image_column is not None and not isinstance(dataset.features[image_column], Image):
             raise InvalidInputError(
                 f"The column {image_column!r} has the type {dataset.features[image_column]}. Expected images: use "
@@ -76,15 +89,39 @@ def rows_from_dataset(dataset: Dataset | IterableDataset, names: ColumnNames) ->
         dataset = dataset.with_format(None)
         if image_column is not None:
             dataset = dataset.cast_column(image_column, Image(decode=False))
-        records = dataset.select_columns([*{*columns.values(), *metadata_columns}])
+        kept = dataset.select_columns([*{*columns.standard.values(), *columns.metadata}])
+        records = map(_class_names(dataset.features), kept)
     else:  # a stream that does not say what it holds: its first row does
         stream = iter(dataset)
         first = list(islice(stream, 1))
         records = chain(first, stream)
-        columns, metadata_columns = choose_columns(names, list(first[0]) if first else [], "the data set")
+        columns = choose_columns(names, list(first[0]) if first else [], "the data set")
     numbered = (Record(f"row {number}", record) for number, record in enumerate(records))
     image_of = partial(_readable_image, is_typed=dataset.features is not None)
-    yield from rows_from_records(numbered, columns, metadata_columns, image_of)
+    yield from rows_from_records(numbered, columns, image_of)
+
+
+def _class_names(features: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """Puts the names of classes in the place of their numbers."""
+    from datasets import ClassLabel
+
+    classes = {name: feature for name, feature in features.items() if isinstance(feature, ClassLabel)}
+    lists = {
+        name: inner
+        for name, feature in features.items()
+        if isinstance(inner := getattr(feature, "feature", None), ClassLabel)
+    }
+
+    def named(row: Mapping[str, Any]) -> Mapping[str, Any]:
+        found = {name: kind.int2str(row[name]) for name, kind in classes.items() if _is_class(row.get(name), kind)}
+        found |= {name: list(map(kind.int2str, row[name])) for name, kind in lists.items() if row.get(name)}
+        return {**row, **found}
+
+    return named if classes or lists else lambda row: row
+
+
+def _is_class(value: Any, kind: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < kind.num_classes  # -1 stands for "not known"
 
 
 def _readable_image(image: Any, where: str, is_typed: bool) -> Any:

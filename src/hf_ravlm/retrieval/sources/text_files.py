@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import codecs
 import gzip
+import io
 import lzma
 import os
 import zlib
@@ -62,25 +63,49 @@ def open_bytes(file: Path) -> Iterator[BinaryIO]:
         opener = next((known for magic, known in _OPENERS.items() if first.startswith(magic)), open)
         with cast(BinaryIO, opener(file, "rb")) as stream:
             yield stream
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except (EOFError, OSError, UnicodeError, zlib.error, lzma.LZMAError) as error:
         raise InvalidInputError(
             f"{file}: the file cannot be read to its end ({error}). Download or copy it again."
         ) from error
 
 
 def byte_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Yields the lines of a stream with their numbers from 1; `None` for one of more than `MAX_LINE_BYTES` bytes."""
+    """Yields the lines of a stream, in UTF-8, with their numbers from 1; `None` for one over `MAX_LINE_BYTES` bytes.
+
+    UTF-16 with its byte order mark, as spreadsheets save "Unicode text", becomes UTF-8.
+
+    Raises:
+        InvalidInputError: If the first line holds a NUL byte: this is another encoding, or no text.
+    """
     number = 0
+    stream = _in_utf8(stream)
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
+            if b"\0" in line:
+                raise InvalidInputError("Line 1 holds NUL bytes: this is no text, or not in UTF-8. Save it as UTF-8.")
         if len(line) <= MAX_LINE_BYTES:
             yield number, line
             continue
         while not line.endswith(b"\n") and line:
             line = stream.readline(MAX_LINE_BYTES)
         yield number, None
+
+
+class _Recoded:
+    """Lines of a stream in UTF-8."""
+
+    def __init__(self, stream: BinaryIO, encoding: str) -> None:
+        self._text = io.TextIOWrapper(stream, encoding, newline="\n")
+
+    def readline(self, size: int) -> bytes:
+        return self._text.readline(size).encode("utf-8", "surrogatepass")
+
+
+def _in_utf8(stream: BinaryIO) -> Any:
+    start = stream.peek(2)[:2] if hasattr(stream, "peek") else b""
+    return _Recoded(stream, "utf-16") if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else stream
 
 
 def parsed_lines(file: Path, parse: Callable[[str, str], Parsed | None]) -> Iterator[Parsed | SourceFault]:
@@ -105,7 +130,7 @@ def parsed_lines(file: Path, parse: Callable[[str, str], Parsed | None]) -> Iter
                     raise InvalidInputError(
                         f"{where} has more than {MAX_LINE_BYTES:,} bytes. Expected one record per line."
                     )
-                parsed = parse(line.decode("utf-8").rstrip("\r\n"), where)
+                parsed = parse(line.decode("utf-8").lstrip("\ufeff").rstrip("\r\n"), where)
             except InvalidInputError as error:
                 yield SourceFault(where, error)
             except UnicodeDecodeError as error:
