@@ -115,6 +115,19 @@ def encoded_image(source: ImageSource, **limits: Any) -> bytes:
     return data
 
 
+def shrunk(image: Image.Image, max_pixels: int | None) -> Image.Image:
+    """The image with at most `max_pixels`, in the same shape; one that is small enough is returned as it is.
+
+    >>> shrunk(Image.new("RGB", (4000, 3000)), 120_000).size, shrunk(Image.new("RGB", (40, 30)), 120_000).size
+    ((400, 300), (40, 30))
+    """
+    if max_pixels is None or image.width * image.height <= max_pixels:
+        return image
+    scale = (max_pixels / (image.width * image.height)) ** 0.5
+    size = max(int(image.width * scale), 1), max(int(image.height * scale), 1)
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
 def trim_margins(image: Image.Image) -> Image.Image:
     """Cuts the white margin around a drawing, if there clearly is one.
 

@@ -1,7 +1,8 @@
 """From backbones to one model, with every pretrained weight in its place, and the processor that fits it.
 
-A causal generator gets embeddings for those marks of our prompts that its tokenizer lacks, each the mean of the old
-ones. Only what is ours (projections, fusion) starts from new numbers.
+A causal generator that is asked in our layout gets embeddings for those marks that its tokenizer lacks, each the mean
+of the old ones; one without towers is asked in its own chat template. Only what is ours (projections, fusion) starts
+from new numbers.
 """
 
 from __future__ import annotations
@@ -142,14 +143,19 @@ def from_backbones(
     else:
         generator_processor = None
         tokenizer = tokenizer or _load_for(AutoTokenizer.from_pretrained, generator, "tokenizer", given)
-        add_marks(tokenizer)
-        add_embeddings(language_model, len(tokenizer))
-        for name in ("image", "evidence"):
-            marks[f"{name}_token_id"] = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[name])
+        layout = given.processor.get("layout") or layout_for(tokenizer, vision is not None)
+        given.processor["layout"] = layout
+        if layout == "marks":
+            add_marks(tokenizer)
+            add_embeddings(language_model, len(tokenizer))
+            for name in ("image", "evidence"):
+                marks[f"{name}_token_id"] = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[name])
     subconfigs = {CONFIG_OF[name]: _part_config(part) for name, part in parts.items()}
     config = make_config(**subconfigs, **marks, **given.config)
     config.dtype = language_model.dtype
-    limits = {"max_length": prompt_limit(language_model.config, MAX_PROMPT[kind])}
+    own_chat = given.processor.get("layout") in ("chat", "plain")  # of a reader that was not trained by us
+    longest = MAX_PROMPT["image_text" if own_chat else kind]
+    limits = {"max_length": prompt_limit(language_model.config, longest)}
     if config.has_towers:
         limits["max_text_length"] = text_limit(config.text_config, text_tokenizer)
     processor = RavlmProcessor(
@@ -283,6 +289,13 @@ def add_embeddings(language_model: PreTrainedModel, num_tokens: int) -> None:
             for tensor in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
                 if tensor is not None and len(tensor) == num_tokens:
                     tensor[before:] = tensor[:before].float().mean(dim=0).to(tensor.dtype)
+
+
+def layout_for(tokenizer: Any, has_towers: bool) -> str:
+    """In which layout a causal generator is asked: ours if it knows our marks or sees by a tower, else its own."""
+    if has_towers or SPECIAL_TOKENS["passage"] in tokenizer.get_vocab():
+        return "marks"
+    return "chat" if tokenizer.chat_template else "plain"
 
 
 def prompt_limit(config: PreTrainedConfig, at_most: int) -> int:

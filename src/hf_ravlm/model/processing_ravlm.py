@@ -5,29 +5,51 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 from transformers.utils import PROCESSOR_NAME
 
 from ..errors import InvalidInputError
-from ..images import safe_image, trim_margins
+from ..images import safe_image, shrunk, trim_margins
 from ..saving.folders import PublishMixin
 from ..text import clean_text
 from .configuration_ravlm import DESCRIBE_PROMPT
 from .loading import loading_errors
 from .parts.references import check_reference, load_pinned, note_state, remember, unchanged_reference
-from .prompts.chat import GeneratorProcessorMixin
-from .prompts.chat_processor import load_generator_processor
-from .prompts.evidence import EvidenceItem, evidence_tensors, pad_prompts, pad_rows, read_answers, read_evidence
+from .prompts.chat import MultimodalPrompt, slotted
+from .prompts.chat_inputs import CITE, Asked, chat_prompts, multimodal_inputs
+from .prompts.chat_processor import GeneratorProcessorMixin, WordsProcessor, load_generator_processor
+from .prompts.evidence import (
+    EvidenceItem,
+    chosen_passages,
+    evidence_tensors,
+    listed,
+    pad_prompts,
+    pad_rows,
+    read_answers,
+    read_evidence,
+)
 from .prompts.layout import SPECIAL_TOKENS, PassagePart, Prompt, PromptMarkers, layout_prompt
 from .prompts.literal import add_marks, framed_literal_ids, literal_ids
+from .prompts.settings import (
+    MAX_IMAGE_PIXELS,
+    MAX_PASSAGE_IMAGE_PIXELS,
+    SETTINGS,
+    Layout,
+    PromptSettings,
+    check_settings,
+    split_settings,
+)
+from .prompts.thinking import split_thinking
 
 
 CHAT_TEMPLATE = (
@@ -45,6 +67,7 @@ class RavlmProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-
     """Settings of one call of [`RavlmProcessor`], beside those that every processor takes."""
 
     passage_prompts: bool | None
+    answer_on_top: bool | None
 
 
 class PresentParts:
@@ -71,18 +94,28 @@ class RavlmProcessor(PublishedProcessor):
         text_tokenizer (*optional*):
             tokenizer of the text encoder. A reader without towers has neither this nor the image processor: an
             image-text-to-text generator sees images through `generator_processor`, a causal one sees none.
-        chat_template (`str`, *optional*): Jinja template; the default puts `<image>` before the words.
+        chat_template (`str`, *optional*): Jinja template that the reader's prompts are written in, in place of its
+            own. (Conversations become text by one that puts `<image>` before the words.)
         fusion (`str`, *optional*, defaults to `"in_context"`), num_image_tokens (`int`, *optional*, defaults to 4),
             num_memory_tokens (`int`, *optional*, defaults to 8): as in the model's config.
+        layout (`str`, *optional*):
+            `"marks"`, our own, for a reader that is trained in it; `"chat"`, the reader's chat template; `"plain"`,
+            plain words for a language model without one. By default `"chat"` with a `generator_processor`, else
+            `"marks"`. In `"chat"` and `"plain"` a language model reads words alone.
         question_first (`bool`, *optional*, defaults to `False`):
-            the question stands before the passages: with one prompt per passage, image and question are then read
-            once. A reader answers well only in the layout that it was trained in.
+            with `"marks"` the question stands before the passages: with one prompt per passage, image and question
+            are then read once. A reader answers well only in the layout that it was trained in.
         passage_prompts (`bool`, *optional*, defaults to `False`):
             one prompt per passage, as `config.marginalization` other than `"none"` needs.
         passage_images (`bool`, *optional*, defaults to `False`): whether the reader sees the images of passages.
         max_length (`int`, *optional*, defaults to 1024): tokens of a prompt; what the language model was trained for.
         max_passage_length (`int`, *optional*, defaults to 256): tokens of one passage in a prompt.
         max_text_length (`int`, *optional*, defaults to 256): tokens for the text encoder, its own marks included.
+        system_message, number_passages, passage_titles, passage_order, max_image_pixels, max_passage_image_pixels,
+            drop_duplicates, enable_thinking, cite (*optional*):
+            as in [`PromptSettings`], of which all are settings of a call, too. By default titles are shown in all
+            layouts but `"marks"`, and the images of a reader that sees by itself have at most 1,048,576 pixels, those
+            of its passages 262,144.
         trim_image_margins (`bool`, *optional*, defaults to `False`):
             cut the white margin off drawings first (`hf_ravlm.images.trim_margins`).
         generator_processor (*optional*):
@@ -108,19 +141,31 @@ class RavlmProcessor(PublishedProcessor):
         fusion="in_context",
         num_image_tokens=4,
         num_memory_tokens=8,
+        layout=None,
         question_first=False,
         passage_prompts=False,
         passage_images=False,
         max_length=1024,
         max_passage_length=256,
         max_text_length=256,
+        system_message=None,
+        number_passages=False,
+        passage_titles=None,
+        passage_order="best_last",
+        max_image_pixels=None,
+        max_passage_image_pixels=None,
+        drop_duplicates=False,
+        enable_thinking=None,
+        cite=False,
         trim_image_margins=False,
         generator_processor=None,
     ):
+        layout = layout or ("marks" if generator_processor is None else "chat")
         _check_parts(image_processor, text_tokenizer, generator_processor, fusion, passage_images)
+        _check_layout(layout, image_processor, generator_processor)
         if generator_processor is not None:
             generator_processor.tokenizer = tokenizer  # one, which is loaded and changed once
-        else:
+        elif layout == "marks":
             add_marks(tokenizer)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -128,12 +173,23 @@ class RavlmProcessor(PublishedProcessor):
         self.fusion = fusion
         self.num_image_tokens = num_image_tokens
         self.num_memory_tokens = num_memory_tokens
+        self.layout = layout
         self.question_first = question_first
         self.passage_prompts = passage_prompts
         self.passage_images = passage_images
         self.max_length = max_length
         self.max_passage_length = max_passage_length
         self.max_text_length = max_text_length
+        self.system_message = system_message
+        self.number_passages = number_passages
+        self.passage_titles = layout != "marks" if passage_titles is None else passage_titles
+        self.passage_order = passage_order
+        sees = generator_processor is not None
+        self.max_image_pixels = max_image_pixels or (MAX_IMAGE_PIXELS if sees else None)
+        self.max_passage_image_pixels = max_passage_image_pixels or (MAX_PASSAGE_IMAGE_PIXELS if sees else None)
+        self.drop_duplicates = drop_duplicates
+        self.enable_thinking = enable_thinking
+        self.cite = cite
         self.trim_image_margins = trim_image_margins
         self.generator_processor = generator_processor
         self.image_token = SPECIAL_TOKENS["image"]
@@ -141,6 +197,7 @@ class RavlmProcessor(PublishedProcessor):
         super().__init__(image_processor, tokenizer, text_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         for name in PROCESSORS:
             note_state(getattr(self, name))
+        check_settings(self.prompt_settings, layout, fusion)
 
     def check_argument_for_proper_class(self, argument_name, argument):
         """As in transformers, but that the parts of the towers may be missing."""
@@ -201,73 +258,120 @@ class RavlmProcessor(PublishedProcessor):
         """Inputs of the reader.
 
         Args:
-            images: one image or a list, each a PIL image, path, bytes or array; all questions have one, or none has.
+            images: one image or a list, each a PIL image, path, bytes or array: one of each question. `None` or an
+                empty list in a place is a question without an image; a list of several is for readers that see
+                images by themselves: `images=[[a, b], [c], []]`.
             text (`str` or `list[str]`, *optional*): the questions; `None` asks for a description.
             evidence (`list[list]`, *optional*):
-                per question its passages, best first: strings, dicts with `text` (and `score`, `image`), or objects
-                with these attributes, as a retriever returns. `None` or an empty list is closed-book.
+                per question its passages, best first: strings, dicts with `text` (and `title`, `score`, `image`), or
+                objects with these attributes, as a retriever returns. `None` or an empty list is closed-book.
             answers (`list[str]`, *optional*): adds the answers and `labels` (-100 on the prompt), for training.
+            answer_on_top (`bool`, *optional*, defaults to `False`):
+                prompts are as they are read without an answer, which `max_length` then does not count.
             passage_prompts (`bool`, *optional*): one prompt per passage; defaults to the processor's own setting.
             padding_side (`str`, *optional*): defaults to `"left"`, and to `"right"` with answers.
-            max_length (`int`, *optional*): tokens of a prompt with its answer; defaults to the processor's own.
-            padding (*optional*): `"max_length"` pads to that length; all else to the longest row.
+            padding (*optional*): `"max_length"` pads to `max_length`; all else to the longest row.
             pad_to_multiple_of (`int`, *optional*): rounds the padded length up.
-            kwargs: arguments of the image processor (`size`, `do_rescale`, ...) for the images of this call; in
-                `images_kwargs` and `text_kwargs` where a name is not clear. Tensors are always PyTorch's.
+            kwargs: settings of [`PromptSettings`] for this call (`max_length`, `cite`, `system_message`, ...),
+                directly or in `prompt={...}`; arguments of the image processor (`size`, `do_rescale`, `max_pixels`,
+                ...) for the images of this call; in `images_kwargs` and `text_kwargs` where a name is not clear.
+                Tensors are always PyTorch's.
 
         Returns:
             `BatchFeature`: `input_ids` and `attention_mask` `(B, L)`; `pixel_values` `(B, 3, height, width)`; with
-            answers `labels` `(B, L)`. With evidence `evidence_scores` and `evidence_mask` `(B, K)`, and
-            `token_passages` `(B, L)`, the passage that a token of the prompt belongs to (-1 for none). With one prompt
-            per passage, `L`-wide rows are `B * K`, passage by passage. With a fusion that reads evidence also
-            `evidence_input_ids` and `evidence_attention_mask` `(B, K, T)`, `question_input_ids` and
-            `question_attention_mask` `(B, Lq)`; with images of passages `evidence_pixel_values`
-            `(B, K, 3, height, width)` and `evidence_image_mask` `(B, K)`.
+            answers `labels` `(B, L)`. With evidence `evidence_scores` and `evidence_mask` `(B, K)`, true for what
+            stands in the prompt, and `token_passages` `(B, L)`, the passage that a token of the prompt belongs to
+            (-1 for none). With one prompt per passage, `L`-wide rows are `B * K`, passage by passage. With a fusion
+            that reads evidence also `evidence_input_ids` and `evidence_attention_mask` `(B, K, T)`,
+            `question_input_ids` and `question_attention_mask` `(B, Lq)`; with images of passages
+            `evidence_pixel_values` `(B, K, 3, height, width)` and `evidence_image_mask` `(B, K)`. A reader that sees
+            images by itself gets what its own processor returns, `evidence_scores` and `evidence_mask`.
 
         Raises:
-            `InvalidInputError`: empty question, lists of different lengths, a question longer than `max_length`.
+            `InvalidInputError`: empty question, lists of different lengths, a question longer than `max_length`, a
+                keyword that nobody takes or that has no effect.
             `UnsafeInputError`: an image that cannot be used.
         """
         if images is None and text is None:
             raise InvalidInputError("nothing to ask: expected images, text or both, got neither")
-        passage_prompts = kwargs.pop("passage_prompts", None)
-        settings = self._merge_kwargs(RavlmProcessorKwargs, **kwargs)
-        layout = settings["text_kwargs"]
-        max_length = layout.get("max_length") or self.max_length
-        images = None if images is None else self._load_images(images)
+        prompt, kwargs = split_settings(kwargs)
+        settings = self.prompt_settings.changed(prompt)
+        check_settings(settings, self.layout, self.fusion)
+        passage_prompts, on_top = kwargs.pop("passage_prompts", None), bool(kwargs.pop("answer_on_top", None))
+        padding, image_settings = self._sorted_keywords(kwargs)
+        settings = settings.changed({"max_length": padding.get("max_length")})
+        images = self._load_images(images, text, _pixel_limit(settings, prompt, image_settings))
         questions = self._questions(text, images)
-        if images is not None and len(images) != len(questions):
-            raise InvalidInputError(
-                f"got {len(images)} images and {len(questions)} questions; give one image per question, or none"
-            )
         passages, answers = read_evidence(evidence, len(questions)), read_answers(answers, len(questions))
-        num_passages = max(len(row) for row in passages)
-        each = bool(num_passages) and (self.passage_prompts if passage_prompts is None else passage_prompts)
-        side = layout.get("padding_side") or ("right" if answers is not None else "left")
+        each = any(passages) and (self.passage_prompts if passage_prompts is None else passage_prompts)
+        asked = Asked(questions, images, passages, answers, on_top)
+        side = padding.get("padding_side") or ("right" if answers is not None else "left")
         if self.generator_processor is not None:
             if each:
                 raise InvalidInputError(
                     "passage_prompts=True with an image-text-to-text generator: it reads all passages in one prompt; "
                     "pass passage_prompts=False, or choose a causal language model as the generator"
                 )
-            data = self.multimodal_inputs(questions, images, passages, answers, side, max_length)
-            return BatchFeature(data, tensor_type=None)
-        tower = self._evidence_tensors(questions, passages, num_passages)
-        images = images if self.image_processor is not None else None  # without a tower they are for the search alone
-        prompts = self._prompts(questions, passages, each, images is not None, answers, max_length, tower)
-        if num_passages and self.fusion != "cross_attention":  # what had no room in the prompt is not there
-            shown = [[k in prompt.passages for k in range(1 if each else num_passages)] for prompt in prompts]
-            tower["evidence_mask"] &= torch.tensor(shown).reshape(-1, num_passages)
-            if "evidence_image_mask" in tower:
-                tower["evidence_image_mask"] &= tower["evidence_mask"]
-        width = max_length if layout.get("padding") == "max_length" else 0
-        multiple = layout.get("pad_to_multiple_of") or 1
+            writer = MultimodalPrompt(self.generator_processor, settings, image_settings, self.with_slots)
+
+            def load(image: Any) -> Image.Image:
+                return self._load_image(image, settings.max_passage_image_pixels)
+
+            return BatchFeature(multimodal_inputs(writer, asked, side, load), tensor_type=None)
+        if self.layout == "marks":
+            prompts, tower = self._marked_prompts(asked, settings, each)
+        else:
+            prompts, tower = chat_prompts(self.prompt_writer(settings), asked, each)
+        width = settings.max_length if padding.get("padding") == "max_length" else 0
+        multiple = padding.get("pad_to_multiple_of") or 1
         data = pad_prompts(prompts, self.tokenizer.pad_token_id, side, each, width, multiple)
-        if not num_passages:
+        if not any(passages):
             del data["token_passages"]
-        if images is not None:
-            data["pixel_values"] = self._pixels(images, **settings["images_kwargs"])
+        if self.image_processor is not None and any(images):  # without a tower they are for the search alone
+            data["pixel_values"] = self._pixels_of_rows(images, image_settings)
         return BatchFeature({**data, **tower}, tensor_type=None)
+
+    @property
+    def prompt_settings(self) -> PromptSettings:
+        """How prompts are written, unless a call says otherwise."""
+        settings = {name: getattr(self, name) for name in SETTINGS if name != "chat_template"}
+        if self.layout != "marks" and self.chat_template != CHAT_TEMPLATE:
+            settings["chat_template"] = self.chat_template
+        return PromptSettings(**settings)
+
+    @cached_property
+    def with_slots(self) -> Any:
+        """What writes prompts of chat templates: a copy of the generator's processor that knows our slot."""
+        return slotted(self._prompt_processor())
+
+    def prompt_writer(self, settings: PromptSettings | None = None) -> MultimodalPrompt:
+        """What writes the prompts of a reader in a chat template or in plain words."""
+        return MultimodalPrompt(self._prompt_processor(), settings or self.prompt_settings, with_slots=self.with_slots)
+
+    def _prompt_processor(self) -> Any:
+        if self.generator_processor is not None:
+            return self.generator_processor
+        return WordsProcessor(self.tokenizer, plain=self.layout == "plain")
+
+    def decode_answers(self, sequences: Any, prompt: Mapping[str, Any] | None = None) -> list[tuple[str, str | None]]:
+        """Generated tokens, without their prompts, as answers and the thoughts before them (`None` for none).
+
+        Args:
+            sequences (`(B, T)`): token ids.
+            prompt (`dict`, *optional*): the settings of the call that wrote the prompts.
+        """
+        if self.layout != "chat":
+            texts = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+            ends = _PLAIN_END if self.layout == "plain" else None
+            return [((ends.split(text, 1)[0] if ends else text).strip(), None) for text in texts]
+        writer = self.prompt_writer(self.prompt_settings.changed(prompt or {}))
+        return [split_thinking(self.tokenizer, ids, writer.template, writer.opens_thinking) for ids in sequences]
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        """A conversation as the text that `__call__` takes, or as its inputs; see `ProcessorMixin`."""
+        if chat_template is None and self.layout != "marks":
+            chat_template = CHAT_TEMPLATE
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
 
     def for_retrieval(self, images: Sequence[Any] | None = None, texts: Sequence[str | None] | None = None):
         """Inputs of the dual encoder, for queries and passages alike.
@@ -336,82 +440,167 @@ class RavlmProcessor(PublishedProcessor):
                 "the encoder that stands beside it (`hf_ravlm.load_encoder(name)`)"
             )
 
-    def _load_images(self, images: Any) -> list[Image.Image]:
-        flat = []
-        for image in images if isinstance(images, (list, tuple)) else [images]:
-            if isinstance(image, (list, tuple)):
-                if len(image) != 1:
-                    raise InvalidInputError(f"got {len(image)} images for one question; give exactly one")
-                image = image[0]
-            flat.append(self._load_image(image))
-        return flat
+    def _sorted_keywords(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Keywords of padding, and those of the image processor that the reader's images go through.
 
-    def _load_image(self, image: Any) -> Image.Image:
+        Raises:
+            `InvalidInputError`: for one that nobody takes.
+        """
+        annotations = RavlmProcessorKwargs.__annotations__
+        common = {name for kind in (TextKwargs, ImagesKwargs) for name in kind.__annotations__}
+        common |= {*annotations, "text_kwargs", "images_kwargs", "common_kwargs", "audio_kwargs", "videos_kwargs"}
+        sees = self.image_processor if self.generator_processor is None else self.generator_processor.image_processor
+        kwargs = {
+            name: value for name, value in kwargs.items() if name not in ("videos", "audio") or value is not None
+        }
+        of_images = set(getattr(getattr(sees, "valid_kwargs", None), "__annotations__", {}))
+        if unknown := [name for name in kwargs if name not in common | of_images]:
+            raise InvalidInputError(
+                f"the processor takes no {unknown[0]}=; it takes the settings of a prompt ({', '.join(SETTINGS)}), "
+                f"those of its image processor ({', '.join(sorted(of_images)) or 'it has none'}), and "
+                "passage_prompts, answer_on_top, padding, padding_side, pad_to_multiple_of"
+            )
+        own = {name: kwargs[name] for name in kwargs if name in of_images - common}
+        merged = self._merge_kwargs(
+            RavlmProcessorKwargs, **{name: value for name, value in kwargs.items() if name not in own}
+        )
+        own |= {name: value for name, value in merged["images_kwargs"].items() if name != "return_tensors"}
+        return merged["text_kwargs"], own
+
+    def _load_images(self, images: Any, text: Any, limit: int | None) -> list[list[Image.Image]]:
+        """The images of every question, made safe and small."""
+        rows = [] if images is None else listed(images)
+        number = max(len(rows), 1) if text is None else len(listed(text))
+        if images is None:
+            return [[] for _ in range(number)]
+        if len(rows) != number:
+            raise InvalidInputError(
+                f"got {len(rows)} images and {number} questions; give one image per question, or none, and several "
+                "images of one question as a list in its place: images=[[first, second]]"
+            )
+        nested = [[] if row is None else listed(row) for row in rows]
+        if self.image_processor is not None and self.generator_processor is None:
+            self._check_images_of_rows(nested)
+        return [[self._load_image(image, limit) for image in row] for row in nested]
+
+    def _check_images_of_rows(self, rows: list[list[Any]]) -> None:
+        """A reader with a tower has places for one image in a prompt."""
+        for row in rows:
+            if len(row) > 1:
+                raise InvalidInputError(
+                    f"got {len(row)} images for one question; give exactly one, or none: a reader with a vision tower "
+                    "has places for one image, and an image-text-to-text generator takes several"
+                )
+        if self.fusion in ("product", "attention", "gated") and 0 < sum(map(len, rows)) < len(rows):
+            raise InvalidInputError(
+                f"some questions of the batch have an image and others have none, which fusion={self.fusion!r} cannot "
+                "read together; ask them apart"
+            )
+
+    def _load_image(self, image: Any, limit: int | None = None) -> Image.Image:
         image = safe_image(image)
-        return trim_margins(image) if self.trim_image_margins else image
+        return shrunk(trim_margins(image) if self.trim_image_margins else image, limit)
 
     def _pixels(self, images: list[Image.Image], **settings: Any) -> torch.Tensor:
         return self.image_processor(images=images, **{**settings, "return_tensors": "pt"})["pixel_values"]
 
-    def _questions(self, text: str | Sequence[str] | None, images: list | None) -> list[str]:
-        if text is None:
-            text = [DESCRIBE_PROMPT] * (len(images) if images is not None else 1)
-        questions = [text] if isinstance(text, str) else list(text)
-        if images is not None:  # chat templates and habit put the placeholder before the words
-            questions = [q.removeprefix(self.image_token) if isinstance(q, str) else q for q in questions]
+    def _pixels_of_rows(self, rows: list[list[Image.Image]], settings: dict[str, Any]) -> torch.Tensor:
+        """Images `(B, 3, height, width)`, with zeros for a question that has none."""
+        there = torch.tensor([bool(row) for row in rows])
+        pixels = self._pixels([row[0] for row in rows if row], **settings)
+        if bool(there.all()):
+            return pixels
+        return pixels.new_zeros(len(rows), *pixels.shape[1:]).index_copy_(0, there.nonzero().flatten(), pixels)
+
+    def _questions(self, text: Any, images: list[list[Image.Image]]) -> list[str]:
+        questions = [DESCRIBE_PROMPT] * len(images) if text is None else listed(text)
         for row, question in enumerate(questions):
+            while images[row] and isinstance(question, str) and question.startswith(self.image_token):
+                question = question.removeprefix(self.image_token)  # where chat templates and habit put it
             if not isinstance(question, str) or not clean_text(question):
                 came = "empty" if isinstance(question, str) else f"of type {type(question).__name__}"
                 raise InvalidInputError(f"question {row} is {came}; give words, or text=None for a description")
-        return [clean_text(question) for question in questions]
+            questions[row] = clean_text(question)
+        return questions
 
-    def _prompts(
-        self,
-        questions: list[str],
-        passages: list[list[EvidenceItem]],
-        each: bool,
-        with_image: bool,
-        answers: list[str] | None,
-        max_length: int,
-        tower: dict[str, torch.Tensor],
-    ) -> list[Prompt]:
-        """One prompt per question, or per question and passage (`each`), in which a missing passage has no place."""
-        targets = [None] * len(questions) if answers is None else self.encode_text(answers)
-        parts = self._passage_parts(passages, tower)
-        return [
+    def _marked_prompts(
+        self, asked: Asked, settings: PromptSettings, each: bool
+    ) -> tuple[list[Prompt], dict[str, torch.Tensor]]:
+        """One prompt per question, or per question and passage (`each`), and what the model gets beside it.
+
+        A passage that is missing, or not chosen, has no place; what has no place is not read.
+        """
+        num_passages = max(len(row) for row in asked.passages)
+        images = settings.passage_images and self.image_processor is not None
+        chosen = [
+            chosen_passages(row, settings.passage_titles, images, settings.drop_duplicates) for row in asked.passages
+        ]
+        tower = self._evidence_tensors(asked, settings, num_passages)
+        if num_passages:
+            there = [[k in row for k in range(num_passages)] for row in chosen]
+            tower["evidence_mask"] &= torch.tensor(there)
+        targets = [None] * len(asked.questions) if asked.answers is None else self.encode_text(asked.answers)
+        parts = self._passage_parts(asked.passages, chosen, tower, settings)
+        prompts = [
             layout_prompt(
                 self.markers,
                 question,
                 shown,
-                num_image_tokens=self.num_image_tokens if with_image else 0,
-                max_length=max_length,
-                answer=target,
+                num_image_tokens=self.num_image_tokens if asked.images[i] and self.image_processor is not None else 0,
+                max_length=settings.max_length,
+                answer=targets[i],
                 question_first=self.question_first,
+                system=self._system_ids(settings, bool(chosen[i])),
+                best_first=settings.passage_order == "best_first",
+                answer_on_top=asked.answer_on_top,
             )
-            for question, row, target in zip(self.encode_text(questions), parts, targets, strict=True)
+            for i, (question, row) in enumerate(zip(self.encode_text(asked.questions), parts, strict=True))
             for shown in ([[part] for part in row] if each else [row])
         ]
+        if num_passages and self.fusion != "cross_attention":  # what had no room in the prompt is not there
+            read = [[k in prompt.passages for k in range(1 if each else num_passages)] for prompt in prompts]
+            tower["evidence_mask"] &= torch.tensor(read).reshape(-1, num_passages)
+        if "evidence_image_mask" in tower:
+            tower["evidence_image_mask"] &= tower["evidence_mask"]
+        return prompts, tower
+
+    def _system_ids(self, settings: PromptSettings, with_passages: bool) -> list[int]:
+        cite = CITE if settings.cite and with_passages else None
+        told = " ".join(text for text in (settings.system_message, cite) if text)
+        return self.encode_text([told])[0] if told else []
 
     def _passage_parts(
-        self, passages: list[list[EvidenceItem]], tower: dict[str, torch.Tensor]
+        self,
+        passages: list[list[EvidenceItem]],
+        chosen: list[list[int]],
+        tower: dict[str, torch.Tensor],
+        settings: PromptSettings,
     ) -> list[list[PassagePart]]:
         """What of each passage stands in the prompt; rows are filled up to `K` with empty parts."""
         num_passages = max(len(row) for row in passages)
+        if not num_passages:
+            return [[] for _ in passages]
         with_image = tower.get("evidence_image_mask", torch.zeros(len(passages), num_passages, dtype=torch.bool))
-        images = (with_image * self.num_image_tokens).tolist()
         if self.fusion == "in_context":
-            texts = sorted({item.text for row in passages for item in row})
+            images = (with_image * self.num_image_tokens).tolist()
+            shown = [
+                {
+                    k: f"[{number}] " * settings.numbered + row[k].words(settings.passage_titles)
+                    for number, k in enumerate(places, start=1)
+                }
+                for row, places in zip(passages, chosen, strict=True)
+            ]
+            texts = sorted({text for row in shown for text in row.values()})
             encoded = dict(zip(texts, self.encode_text(texts), strict=True))
             return [
                 [
-                    PassagePart(encoded[item.text][: self.max_passage_length], place)
-                    for item, place in zip(row, places, strict=False)
+                    PassagePart(encoded[row[k]][: settings.max_passage_length], places[k])
+                    if k in row
+                    else PassagePart()
+                    for k in range(num_passages)
                 ]
-                + [PassagePart()] * (num_passages - len(row))
-                for row, places in zip(passages, images, strict=True)
+                for row, places in zip(shown, images, strict=True)
             ]
-        if not num_passages:
-            return [[] for _ in passages]
         if self.fusion == "concat":  # as many places as the passage has states
             counts = tower["evidence_attention_mask"].sum(-1) + with_image * self.num_image_tokens  # (B, K)
         else:
@@ -425,22 +614,23 @@ class RavlmProcessor(PublishedProcessor):
         mask = pad_rows([[1] * len(ids) for ids in encoded], 0, "right")
         return {"input_ids": pad_rows(encoded, self.text_tokenizer.pad_token_id or 0, "right"), "attention_mask": mask}
 
-    def _evidence_tensors(
-        self, questions: list[str], passages: list[list[EvidenceItem]], num_passages: int
-    ) -> dict[str, torch.Tensor]:
+    def _evidence_tensors(self, asked: Asked, settings: PromptSettings, num_passages: int) -> dict[str, torch.Tensor]:
         """What the model gets of the passages beside the prompt; nothing where there is none."""
         if not num_passages:
             return {}
-        shape = (len(questions), num_passages)
+        passages = asked.passages
+        shape = (len(passages), num_passages)
         filled = [item for row in passages for item in [*row, *[EvidenceItem("")] * (num_passages - len(row))]]
         data = evidence_tensors(passages)
         if self.fusion != "in_context":
             tower = self._encode_for_tower([item.text for item in filled])
             data.update({f"evidence_{name}": tensor.unflatten(0, shape) for name, tensor in tower.items()})
-            question = self._encode_for_tower(questions)
+            question = self._encode_for_tower(asked.questions)
             data.update({f"question_{name}": tensor for name, tensor in question.items()})
-        if self.passage_images and any(item.image is not None for item in filled):
-            with_image = self.for_retrieval(images=[item.image for item in filled])
+        if settings.passage_images and any(item.image is not None for item in filled):
+            limit = settings.max_passage_image_pixels
+            images = [None if item.image is None else shrunk(safe_image(item.image), limit) for item in filled]
+            with_image = self.for_retrieval(images=images)
             data["evidence_pixel_values"] = with_image["pixel_values"].unflatten(0, shape)
             data["evidence_image_mask"] = with_image["image_mask"].reshape(shape)
         return data
@@ -465,6 +655,30 @@ def load_processors(references: Any, access: dict[str, Any]) -> dict[str, Any]:
         found[name] = load_pinned(load_it, source, {**access, **given})
         remember(found[name], source, given)
     return found
+
+
+_PLAIN_END = re.compile(r"\n\s*(?:Question|Passage):")  # where a language model goes on with a prompt of its own
+
+
+def _pixel_limit(settings: PromptSettings, prompt: Mapping[str, Any], images: Mapping[str, Any]) -> int | None:
+    """Pixels of a question's image; a call that says how large the image processor makes them is left its way."""
+    sized = {"size", "max_pixels"} & {*images} and "max_image_pixels" not in prompt
+    return None if sized else settings.max_image_pixels
+
+
+def _check_layout(layout: str, image_processor: Any, generator_processor: Any) -> None:
+    if layout not in get_args(Layout):
+        raise InvalidInputError(f"layout={layout!r}: choose one of {', '.join(map(repr, get_args(Layout)))}")
+    if generator_processor is not None and layout != "chat":
+        raise InvalidInputError(
+            f"layout={layout!r} with an image-text-to-text generator, whose prompts its own processor writes: leave "
+            "layout out, or give layout='chat'"
+        )
+    if generator_processor is None and layout != "marks" and image_processor is not None:
+        raise InvalidInputError(
+            f"layout={layout!r} has no places for what a vision tower sees: leave the towers out (the encoder then "
+            "stands beside the reader), or give layout='marks'"
+        )
 
 
 def _check_parts(

@@ -1,192 +1,314 @@
-"""Prompts for image-text-to-text models, written by their own processor and chat template.
+"""Prompts written by a chat template: of an image-text-to-text model by its processor, of a language model by its
+tokenizer.
 
-Words of questions and passages never enter the chat template. It is filled with one reserved token per text, which is
-a token only in a copy of the tokenizer; the processor's output is cut at these tokens and the texts' ids, tokenised
-apart as literal text, are put there. So no text can produce a control token, whatever the template does.
+Words of questions, passages and system messages never enter the chat template. It is filled with one reserved token
+per text, which is a token only in a copy of the tokenizer; the processor's output is cut at these tokens and the
+texts' ids, tokenised apart as literal text, are put there. So no text can produce a control token, whatever the
+template does.
 
-The layout is image, passages (with their images), question; the best passage stands last, next to the question.
-Too long a prompt loses passages, the worst first; the question and its image are never cut.
+The layout is images, passages (with their images), question; the best passage stands last, next to the question,
+unless the settings say otherwise. Too long a prompt loses passages, the worst first; the question and its images are
+never cut, but images are shrunk where they alone are too long.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from PIL import Image
 from tokenizers import AddedToken
-from transformers.processing_utils import ProcessorMixin
 
 from ...errors import InvalidInputError
-from .chat_processor import load_generator_processor
-from .evidence import EvidenceItem, evidence_tensors, pad_rows
-from .literal import control_tokens, literal_ids
+from ...images import shrunk
+from .evidence import pad_rows
+from .layout import Prompt, too_long
+from .literal import control_tokens
+from .settings import PromptSettings
 
 
-FOLDER = "generator_processor"  # of a saved processor
 SLOT = "<|ravlm-slot|>"  # stands for one text from outside, in a copy of the tokenizer
-PASSAGE, QUESTION = "Passage: ", "Question: "
 ASKED_ABOUT = "The first picture is the one that is asked about.\n\n"
+ASKED_ABOUT_SEVERAL = "The first {} pictures are those that are asked about.\n\n"
 WORD = "ravlmtext{}end"  # what the chat template sees of a text
-HUB_ACCESS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "trust_remote_code")
+THINKING = ("enable_thinking", "thinking")  # variables of chat templates that switch it
+FEWEST_PIXELS = 4_096  # an image is not shrunk further
+
+
+@dataclass
+class ShownPassage:
+    """One passage of a prompt: token ids of its words, between those of its label and of what parts it from the next.
+
+    `place` is its place among the passages of the question, as the retriever gave them.
+    """
+
+    words: list[int] = field(default_factory=list)
+    image: Image.Image | None = None
+    place: int = 0
+    label: list[int] = field(default_factory=list)
+    end: list[int] = field(default_factory=list)
 
 
 @dataclass
 class MultimodalRow:
-    """One prompt: token ids of its texts, and its images; passages best first."""
+    """One prompt: token ids of its texts, and its images; passages best first.
+
+    `asked` is the question as it stands behind passages, with a label; `question` alone where there are none.
+    """
 
     question: list[int]
-    image: Image.Image | None = None
-    passages: list[list[int]] = field(default_factory=list)
-    passage_images: list[Image.Image | None] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
+    passages: list[ShownPassage] = field(default_factory=list)
     answer: list[int] | None = None
+    asked: list[int] | None = None
+    system: list[int] | None = None
+
+    def of_question(self, num_passages: int) -> list[int]:
+        """Token ids of the question in a prompt with so many passages."""
+        return self.question if self.asked is None or not num_passages else self.asked
+
+
+@dataclass
+class Written:
+    """Prompts before they are padded: what the processor gave for templates with slots, and what goes into these.
+
+    `texts` are, per row and in the order of the slots, ids with the place of the passage that they belong to (-1 for
+    none); `read` are the places of the passages that stand in the prompt.
+    """
+
+    inputs: dict[str, Any]
+    texts: list[list[tuple[list[int], int]]]
+    answers: list[list[int]]
+    read: list[list[int]]
 
 
 class MultimodalPrompt:
-    """Writes batches of prompts through the processor of an image-text-to-text model.
+    """Writes batches of prompts through the processor of an image-text-to-text model, or one of words alone.
 
     Args:
-        processor (`ProcessorMixin`): of the model, with a chat template.
+        processor: of the model, with a chat template: a `ProcessorMixin` or a [`WordsProcessor`].
+        settings ([`PromptSettings`], *optional*): how prompts are written.
+        image_settings (`dict`, *optional*): arguments of the image processor, such as `size` or `max_pixels`.
+        with_slots (*optional*): `slotted(processor)`, where it is kept.
 
     Raises:
-        `InvalidInputError`: if there is no chat template.
+        `InvalidInputError`: if there is no chat template, or it does not know a setting.
     """
 
-    def __init__(self, processor: ProcessorMixin):
-        if not (processor.chat_template or processor.tokenizer.chat_template):
+    def __init__(
+        self,
+        processor: Any,
+        settings: PromptSettings | None = None,
+        image_settings: Mapping[str, Any] | None = None,
+        with_slots: Any = None,
+    ):
+        self.processor, self.settings = processor, settings or PromptSettings()
+        self.image_settings = dict(image_settings or {})
+        self.template = self.settings.chat_template or template_of(processor)
+        if not self.template:
             raise InvalidInputError(
                 f"the generator's {type(processor).__name__} has no chat template, so there is no way to write a "
-                "prompt for it; choose an instruction-tuned model, or set processor.chat_template"
+                "prompt for it; choose an instruction-tuned model, or give chat_template="
             )
-        self.processor = processor
-        self.with_slots = copy.copy(processor)
-        self.with_slots.tokenizer = copy.deepcopy(processor.tokenizer)
-        self.with_slots.tokenizer.add_tokens([AddedToken(SLOT, special=True, normalized=False)], special_tokens=True)
+        self.variables = {}
+        if self.settings.enable_thinking is not None:
+            known = [name for name in THINKING if re.search(rf"\b{name}\b", self.template)]
+            if not known:
+                raise InvalidInputError(
+                    f"enable_thinking={self.settings.enable_thinking}: the chat template of this reader does not know "
+                    "it, so the reader thinks or not as it was trained to; leave it out, or give a chat_template= "
+                    "that does"
+                )
+            self.variables = dict.fromkeys(known, self.settings.enable_thinking)
+        self.with_slots = with_slots or slotted(processor)
         self.slot_id = self.with_slots.tokenizer.convert_tokens_to_ids(SLOT)
 
-    def __call__(self, rows: Sequence[MultimodalRow], max_length: int, padding_side: str = "left") -> dict[str, Any]:
+    def __call__(
+        self,
+        rows: Sequence[MultimodalRow],
+        max_length: int | None = None,
+        padding_side: str = "left",
+        answer_on_top: bool = False,
+    ) -> tuple[dict[str, Any], list[list[int]]]:
         """Inputs of the model: its processor's own, with the texts in their places.
 
         Args:
             rows (`Sequence[MultimodalRow]`): the prompts; either all have an answer (for training) or none.
-            max_length (`int`): tokens of a prompt with its answer and the tokens of its images.
+            max_length (`int`, *optional*): tokens of a prompt with its answer and the tokens of its images.
             padding_side (`str`): `"left"` to generate, `"right"` to train.
+            answer_on_top (`bool`): prompts are those without answers, which `max_length` does not count.
 
         Returns:
-            `dict`: `input_ids`, `attention_mask` `(B, L)` and what the processor adds; with answers also `labels`.
+            `input_ids`, `attention_mask` `(B, L)` and what the processor adds, with answers also `labels`; and the
+            places of the passages that stand in each prompt.
 
         Raises:
             `InvalidInputError`: if images, question and answer alone are longer than `max_length`.
         """
+        written = self.write(rows, max_length, answer_on_top)
+        return self._with_texts(written, padding_side), written.read
+
+    def write(
+        self, rows: Sequence[MultimodalRow], max_length: int | None = None, answer_on_top: bool = False
+    ) -> Written:
+        """Fits rows into `max_length` and writes them; see `__call__`."""
+        rows = [copy.copy(row) for row in rows]  # whose images may be shrunk
+        limit = max_length or self.settings.max_length
         answers = [[] if row.answer is None else [*row.answer, *self.answer_frame[1]] for row in rows]
+        reserved = [0 if answer_on_top else len(answer) for answer in answers]
         kept = [len(row.passages) for row in rows]
         while True:
             inputs, order = self._template_inputs(rows, kept)
             fixed = inputs["attention_mask"].bool() & (inputs["input_ids"] != self.slot_id)  # beside the texts
             rooms = [
-                max_length - taken - len(row.question) - len(answer)
-                for taken, row, answer in zip(fixed.sum(dim=1).tolist(), rows, answers, strict=True)
+                limit - taken - len(row.of_question(count)) - len(row.system or ()) - answer
+                for taken, row, answer, count in zip(fixed.sum(dim=1).tolist(), rows, reserved, kept, strict=True)
             ]
             fitting = [
-                num_fitting([len(ids) for ids in row.passages[:count]], room)
-                for row, count, room in zip(rows, kept, rooms, strict=True)
+                num_fitting(row.passages[:count], room) for row, count, room in zip(rows, kept, rooms, strict=True)
             ]
-            if fitting == kept:
+            if fitting != kept:
+                kept = fitting  # a passage that leaves takes its image along: there may be more room than thought
+            elif min(rooms) < 0:
+                kept = self._shrink(rows, kept, rooms, reserved, limit)
+            else:
                 break
-            kept = fitting  # a passage that leaves takes its image along, so there may be more room than thought
-        for row, room in zip(rows, rooms, strict=True):
-            if room < 0:
-                raise InvalidInputError(
-                    f"the question is too long: its image, the chat template, question and answer take "
-                    f"{max_length - room} tokens ({len(row.question)} of them the question), the limit is "
-                    f"{max_length}; shorten the question, let the generator's image processor make smaller images, "
-                    "or raise the processor's max_length up to what the generator was trained for"
-                )
-        texts = [
-            [[*share_room(row.passages[:count], room), row.question][slot] for slot in slots]
-            for row, count, room, slots in zip(rows, kept, rooms, order, strict=True)
-        ]
-        return self._with_texts(inputs, texts, answers, padding_side)
+        texts = []
+        for row, count, room, slots in zip(rows, kept, rooms, order, strict=True):
+            passages = share_room(row.passages[:count], room)
+            of_slots = [*passages, (row.of_question(count), -1), (row.system or [], -1)]
+            texts.append([of_slots[slot] for slot in slots])
+        read = [[passage.place for passage in row.passages[:count]] for row, count in zip(rows, kept, strict=True)]
+        return Written(inputs, texts, answers, read)
+
+    def prompts(self, written: Written) -> list[Prompt]:
+        """Prompts of words alone, as tokens with the passage that each belongs to."""
+        made = []
+        for i, answer in enumerate(written.answers):
+            ids, _, owners = self._sequence(written, i)
+            prefix = next((place for place, owner in enumerate(owners) if owner >= 0), len(ids))
+            made.append(Prompt(ids + answer, owners + [-1] * len(answer), prefix, len(ids)))
+        return made
+
+    def opens_thinking(self) -> bool:
+        """Whether the prompt ends within the reader's thoughts, so that an answer begins with them."""
+        written = self._render([{"role": "user", "content": _parts("?")}], add_generation_prompt=True)
+        return written.rstrip().endswith("<think>")
 
     @cached_property
     def answer_frame(self) -> tuple[str, list[int]]:
         """What the template puts between its generation prompt and an answer (blanks), and the ids that close it."""
         tokenizer = self.processor.tokenizer
-        asked = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-        answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": WORD.format(0)}]}]
-        prompt = self.processor.apply_chat_template(asked, add_generation_prompt=True)
-        before, _, after = self.processor.apply_chat_template(answered).partition(WORD.format(0))
+        asked = [{"role": "user", "content": _parts("?")}]
+        answered = [*asked, {"role": "assistant", "content": _parts(WORD.format(0))}]
+        prompt = self._render(asked, add_generation_prompt=True)
+        before, _, after = self._render(answered).partition(WORD.format(0))
         lead = before[len(prompt) :] if before.startswith(prompt) else ""
         special = {*tokenizer.all_special_ids, *control_tokens(tokenizer).values()}
         ids = tokenizer(after, add_special_tokens=False)["input_ids"]
         end = next((place + 1 for place, id in enumerate(ids) if id in special), 0)  # of the turn
         return lead if lead.isspace() else "", ids[:end] or [tokenizer.eos_token_id]
 
+    def _render(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        return self.processor.apply_chat_template(messages, chat_template=self.template, **options, **self.variables)
+
     def _template_inputs(self, rows: Sequence[MultimodalRow], kept: Sequence[int]) -> tuple[dict, list[list[int]]]:
         """The processor's output for templates with slots, and per row which text each slot stands for, in order."""
         written, order, images = [], [], []
-        slot = re.compile(WORD.format(r"(\d+)"))
         for row, count in zip(rows, kept, strict=True):
             content, shown = self.content(row, count)
-            text = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
-            slots = [int(number) for number in slot.findall(text)]
-            if sorted(slots) != list(range(count + 1)):
-                raise InvalidInputError(
-                    f"the chat template of {type(self.processor).__name__} lost or repeated parts of the message: of "
-                    f"{count + 1} texts it wrote {len(slots)}; give it a template that writes every part once"
-                )
-            written.append(slot.sub(SLOT, text))
+            text, slots = self._filled(content, count + 1, row.system is not None)
+            written.append(text)
             order.append(slots)
             images.append(shown)
-        options = {"padding": True, "return_tensors": "pt"}
+        options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
         bos = self.processor.tokenizer.bos_token
         if bos is not None and written[0].startswith(bos):
             options["add_special_tokens"] = False  # the template wrote it
+        if any(images) and self.image_settings:
+            options["images_kwargs"] = self.image_settings
         inputs = self.with_slots(text=written, images=images if any(images) else None, **options)
         return dict(inputs), order
 
+    def _filled(self, content: list[dict[str, str]], num_texts: int, with_system: bool) -> tuple[str, list[int]]:
+        """The template with slots for its texts, the last of which is the system message if there is one."""
+        slot, found = re.compile(WORD.format(r"(\d+)")), []
+        for messages in _conversations(content, num_texts if with_system else None):
+            try:
+                text = self._render(messages, add_generation_prompt=True)
+            except (TemplateError, TypeError) as error:
+                found = [str(error)]
+                continue
+            found = [int(number) for number in slot.findall(text)]
+            if sorted(found) == list(range(num_texts + with_system)):
+                return slot.sub(SLOT, text), found
+        raise InvalidInputError(
+            f"the chat template of {type(self.processor).__name__} lost or repeated parts of the message: of "
+            f"{num_texts + with_system} texts it wrote {len(found)}; give it a template that writes every part once"
+        )
+
     def content(self, row: MultimodalRow, num_passages: int) -> tuple[list[dict[str, str]], list[Image.Image]]:
         """The parts of the user's message, texts as words of ours, and its images in the order of the parts."""
-        parts, shown, text = [], [], ""
-        passage_images = (row.passage_images or [None] * num_passages)[:num_passages]
-        if row.image is not None:
-            parts.append({"type": "image"})
-            shown.append(row.image)
-            text = ASKED_ABOUT if any(image is not None for image in passage_images) else ""
-        for k in reversed(range(num_passages)):  # the best stands last
-            if (image := passage_images[k]) is not None:
+        parts = [{"type": "image"} for _ in row.images]
+        shown, text = list(row.images), ""
+        passages = row.passages[:num_passages]
+        if row.images and any(passage.image is not None for passage in passages):
+            several = len(row.images) > 1
+            text = ASKED_ABOUT_SEVERAL.format(len(row.images)) if several else ASKED_ABOUT
+        best_first = self.settings.passage_order == "best_first"
+        for k in range(num_passages) if best_first else reversed(range(num_passages)):
+            if (image := passages[k].image) is not None:
                 parts += [{"type": "text", "text": text}] if text else []
                 parts.append({"type": "image"})
                 shown.append(image)
                 text = ""
-            text += f"{PASSAGE}{WORD.format(k)}\n\n"
-        text += f"{QUESTION if num_passages else ''}{WORD.format(num_passages)}"
-        return [*parts, {"type": "text", "text": text}], shown
+            text += WORD.format(k)
+        return [*parts, {"type": "text", "text": text + WORD.format(num_passages)}], shown
 
-    def _with_texts(
-        self, inputs: dict[str, Any], texts: list[list[list[int]]], answers: list[list[int]], side: str
-    ) -> dict[str, Any]:
+    def _shrink(
+        self, rows: list[MultimodalRow], kept: list[int], rooms: list[int], reserved: list[int], limit: int
+    ) -> list[int]:
+        """Halves the images of rows that have no room for their question; the passages to try again with."""
+        again = list(kept)
+        for i, (row, room) in enumerate(zip(rows, rooms, strict=True)):
+            if room >= 0:
+                continue
+            before = sum(image.width * image.height for image in row.images)
+            row.images = [shrunk(image, max(image.width * image.height // 2, FEWEST_PIXELS)) for image in row.images]
+            if sum(image.width * image.height for image in row.images) == before:
+                answer = row.answer if reserved[i] else None
+                what = "let the generator's image processor make smaller images, " if row.images else ""
+                raise too_long(limit, limit - room, row.question, answer, "its image, the chat template", what)
+            again[i] = len(row.passages)
+        return again
+
+    def _sequence(self, written: Written, i: int) -> tuple[list[int], list[int], list[int]]:
+        """Of one prompt its ids, the column of the processor's output each comes from, and the passage it is of."""
+        waiting, ids, source, owners = iter(written.texts[i]), [], [], []
+        for place in written.inputs["attention_mask"][i].nonzero().flatten().tolist():
+            id = int(written.inputs["input_ids"][i, place])
+            chunk, owner = next(waiting) if id == self.slot_id else ([id], -1)
+            ids += chunk
+            source += [place] * len(chunk)
+            owners += [owner] * len(chunk)
+        return ids, source, owners
+
+    def _with_texts(self, written: Written, side: str) -> dict[str, Any]:
         """Puts the texts' ids in place of their slots, and the closed answers (empty for none) behind the prompts.
 
         What else the processor gives per token (types, the images it may see) is repeated: a text's tokens take that
         of their slot, an answer's tokens that of the prompt's last one.
         """
+        inputs = written.inputs
         shape = inputs["input_ids"].shape
         sequences, sources, labels = [], [], []
-        for i, answer in enumerate(answers):
-            waiting, ids, source = iter(texts[i]), [], []
-            for place in inputs["attention_mask"][i].nonzero().flatten().tolist():
-                id = int(inputs["input_ids"][i, place])
-                chunk = next(waiting) if id == self.slot_id else [id]
-                ids += chunk
-                source += [place] * len(chunk)
+        for i, answer in enumerate(written.answers):
+            ids, source, _ = self._sequence(written, i)
             labels.append([-100] * len(ids) + answer)
             sequences.append(ids + answer)
             sources.append(source + [source[-1]] * len(answer))
@@ -195,107 +317,74 @@ class MultimodalPrompt:
         for name in spread - {"input_ids"}:
             out[name] = pad_rows([inputs[name][i, source] for i, source in enumerate(sources)], 0, side)
         out["input_ids"] = pad_rows(sequences, self.processor.tokenizer.pad_token_id, side)
-        if answers[0]:
+        if written.answers[0]:
             out["labels"] = pad_rows(labels, -100, side)
         return out
 
 
-def num_fitting(lengths: Sequence[int], room: int) -> int:
+def num_fitting(passages: Sequence[ShownPassage], room: int) -> int:
     """How many passages, best first, get a place in a prompt that has `room` tokens left for them all.
 
-    >>> num_fitting([3, 3, 3], 7), num_fitting([3, 3, 3], 6), num_fitting([3, 3, 3], -1), num_fitting([], -1)
+    Of a passage its label, its image and its first word have to fit.
+
+    >>> three = [ShownPassage([1, 2, 3])] * 3
+    >>> num_fitting(three, 7), num_fitting(three, 6), num_fitting(three, -1), num_fitting([], -1)
     (3, 2, 2, 0)
     """
     if room < 0:  # not even the template fits: try with one passage, and its image, less
-        return max(len(lengths) - 1, 0)
-    for count, length in enumerate(lengths):
-        if length and room <= 0:
+        return max(len(passages) - 1, 0)
+    for count, passage in enumerate(passages):
+        frame = len(passage.label) + len(passage.end)
+        if room < frame + min(len(passage.words), 1):
             return count
-        room -= length
-    return len(lengths)
+        room -= frame + len(passage.words)
+        room = max(room, 0)
+    return len(passages)
 
 
-def share_room(passages: Sequence[Sequence[int]], room: int) -> list[list[int]]:
-    """What fits of each passage, best first.
+def share_room(passages: Sequence[ShownPassage], room: int) -> list[tuple[list[int], int]]:
+    """What fits of each passage, best first, and whose it is.
 
-    >>> share_room([[1, 2, 3], [4, 5, 6]], 5)
-    [[1, 2, 3], [4, 5]]
+    >>> share_room([ShownPassage([1, 2, 3]), ShownPassage([4, 5, 6], place=1)], 5)
+    [([1, 2, 3], 0), ([4, 5], 1)]
     """
     shared = []
-    for ids in passages:
-        shared.append(list(ids[: max(room, 0)]))
-        room -= len(ids)
+    for passage in passages:
+        room -= len(passage.label) + len(passage.end)
+        words = passage.words[: max(room, 0)]
+        shared.append(([*passage.label, *words, *passage.end], passage.place))
+        room -= len(words)
     return shared
 
 
-class GeneratorProcessorMixin:
-    """Base of our processor; keeps the processor of an image-text-to-text generator in a folder of its own."""
+def template_of(processor: Any) -> str | None:
+    """The chat template of a processor, or else of its tokenizer; of several the one named `default`."""
+    template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
 
-    generator_processor: ProcessorMixin | None
 
-    @cached_property
-    def multimodal_prompt(self) -> MultimodalPrompt:
-        """Writes prompts through the generator's processor."""
-        return MultimodalPrompt(self.generator_processor)
+def slotted(processor: Any) -> Any:
+    """A copy of a processor whose tokenizer knows our slot."""
+    copied = copy.copy(processor)
+    copied.tokenizer = copy.deepcopy(processor.tokenizer)
+    copied.tokenizer.add_tokens([AddedToken(SLOT, special=True, normalized=False)], special_tokens=True)
+    return copied
 
-    def multimodal_inputs(
-        self,
-        questions: Sequence[str],
-        images: Sequence[Image.Image] | None,
-        passages: Sequence[Sequence[EvidenceItem]],
-        answers: Sequence[str] | None,
-        padding_side: str,
-        max_length: int,
-    ) -> dict[str, Any]:
-        """Inputs of an image-text-to-text generator; arguments as in `RavlmProcessor.__call__`.
 
-        Raises:
-            `InvalidInputError`: if a question with its image is longer than `max_length`.
-        """
-        prompt, tokenizer = self.multimodal_prompt, self.tokenizer
-        targets: Sequence[list[int] | None] = [None] * len(questions)
-        if answers is not None:
-            targets = literal_ids(tokenizer, answers, lead=prompt.answer_frame[0])
-        texts = iter(literal_ids(tokenizer, [item.text for row in passages for item in row]))
-        rows = []
-        for i, question in enumerate(literal_ids(tokenizer, questions)):
-            shown = passages[i] if self.passage_images else []
-            rows.append(
-                MultimodalRow(
-                    question=question,
-                    image=None if images is None else images[i],
-                    passages=[next(texts)[: self.max_passage_length] for _ in passages[i]],
-                    passage_images=[None if item.image is None else self._load_image(item.image) for item in shown],
-                    answer=targets[i],
-                )
-            )
-        return {**prompt(rows, max_length, padding_side), **evidence_tensors(passages)}
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
-        """As every processor; the generator's goes to a folder in it."""
-        saved = super().save_pretrained(save_directory, **kwargs)
-        if self.generator_processor is not None:
-            self.generator_processor.save_pretrained(os.path.join(save_directory, FOLDER))
-        return saved
 
-    def to_dict(self) -> dict[str, Any]:
-        """The settings; of the generator's processor its class alone."""
-        light = copy.copy(self)
-        for name in ("generator_processor", "multimodal_prompt"):
-            light.__dict__.pop(name, None)
-        settings = super(GeneratorProcessorMixin, light).to_dict()
-        if self.generator_processor is not None:
-            settings[FOLDER] = type(self.generator_processor).__name__
-        return settings
+def _conversations(content: list[dict[str, str]], system: int | None) -> Iterator[list[dict[str, Any]]]:
+    """The conversation in the forms that chat templates take, until one writes it: not all know a system message."""
+    user = {"role": "user", "content": content}
+    if system is None:
+        yield [user]
+        return
+    word = WORD.format(system)
+    yield [{"role": "system", "content": _parts(word)}, user]
+    yield [{"role": "system", "content": word}, user]
+    yield [{"role": "user", "content": [*_parts(word + "\n\n"), *content]}]
 
-    @classmethod
-    def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
-        """The saved settings, with the generator's processor in place of its class."""
-        access = {name: kwargs[name] for name in HUB_ACCESS if kwargs.get(name) is not None}
-        settings, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if settings.get(FOLDER):
-            folder = os.path.join(kwargs.get("subfolder") or "", FOLDER)
-            settings[FOLDER] = load_generator_processor(
-                pretrained_model_name_or_path, settings[FOLDER], subfolder=folder, **access
-            )
-        return settings, rest
+
+__all__ = ["MultimodalPrompt", "MultimodalRow", "ShownPassage", "Written"]

@@ -1,4 +1,4 @@
-"""Loads the processor of an image-text-to-text model, also where torchvision is missing.
+"""What writes a reader's prompts beside ours: the processor of an image-text-to-text model, or a tokenizer alone.
 
 Qwen-VL, SmolVLM and others take videos too, for which alone transformers needs torchvision; without it the processor
 is loaded without its video part.
@@ -6,6 +6,7 @@ is loaded without its video part.
 
 from __future__ import annotations
 
+import copy
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,43 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 from ...errors import InvalidInputError
+
+
+FOLDER = "generator_processor"  # of a saved processor
+HUB_ACCESS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "trust_remote_code")
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ message['content'] + '\nAnswer:' }}"
+    "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+class WordsProcessor:
+    """A tokenizer in the place of a processor, for readers of words alone.
+
+    Args:
+        tokenizer: of the language model.
+        plain (`bool`): whether prompts are plain words (`Passage: ... Question: ... Answer:`), for a language model
+            that was taught no chat; else they are in the tokenizer's chat template.
+    """
+
+    def __init__(self, tokenizer: Any, plain: bool):
+        self.tokenizer = tokenizer
+        self.chat_template = PLAIN_TEMPLATE if plain else tokenizer.chat_template
+        self.labels_questions = plain
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        """The tokenizer's template for messages that are words alone."""
+        flat = [{**message, "content": _words_of(message["content"])} for message in messages]
+        written: str = self.tokenizer.apply_chat_template(flat, tokenize=False, **options)
+        return written
+
+    def __call__(self, text: list[str], images: None = None, **options: Any) -> Any:
+        return self.tokenizer(text, **options)
+
+
+def _words_of(content: str | list[dict[str, str]]) -> str:
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 class WithoutVideos:
@@ -68,3 +106,38 @@ def load_generator_processor(
             "image processor, as every image-text-to-text model has: give generator_processor="
         )
     return processor
+
+
+class GeneratorProcessorMixin:
+    """Base of our processor; keeps the processor of an image-text-to-text generator in a folder of its own."""
+
+    generator_processor: ProcessorMixin | None
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
+        """As every processor; the generator's goes to a folder in it."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        if self.generator_processor is not None:
+            self.generator_processor.save_pretrained(os.path.join(save_directory, FOLDER))
+        return saved
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings; of the generator's processor its class alone."""
+        light = copy.copy(self)
+        for name in ("generator_processor", "with_slots"):
+            light.__dict__.pop(name, None)
+        settings = super(GeneratorProcessorMixin, light).to_dict()
+        if self.generator_processor is not None:
+            settings[FOLDER] = type(self.generator_processor).__name__
+        return settings
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
+        """The saved settings, with the generator's processor in place of its class."""
+        access = {name: kwargs[name] for name in HUB_ACCESS if kwargs.get(name) is not None}
+        settings, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if settings.get(FOLDER):
+            folder = os.path.join(kwargs.get("subfolder") or "", FOLDER)
+            settings[FOLDER] = load_generator_processor(
+                pretrained_model_name_or_path, settings[FOLDER], subfolder=folder, **access
+            )
+        return settings, rest

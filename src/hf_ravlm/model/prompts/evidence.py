@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,62 +11,141 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import InvalidInputError
+from ...text import clean_text
 from .layout import Prompt
 
 
+TEXT_KEYS = ("text", "content", "page_content", "contents", "passage", "caption", "body")  # the first that is there
+
+
 class EvidenceItem(NamedTuple):
-    """One passage as the processor reads it: words, retrieval score, and an image or `None`."""
+    """One passage as the processor reads it: words, retrieval score, an image or `None`, and a title or `""`."""
 
     text: str
     score: float = 0.0
     image: Any = None
+    title: str = ""
+
+    def words(self, with_title: bool) -> str:
+        """What the reader sees of it.
+
+        >>> EvidenceItem("Loud.", title="Wren").words(with_title=True)
+        'Wren: Loud.'
+        """
+        if not with_title or not self.title or self.text.startswith(self.title):
+            return self.text
+        return f"{self.title}: {self.text}"
+
+
+def listed(value: Any) -> list[Any]:
+    """A list, a tuple or a column of a table (of `datasets`, pandas, NumPy) as a list; anything else in a list alone.
+
+    >>> listed(("a", "b")), listed("ab"), listed(None)
+    (['a', 'b'], ['ab'], [None])
+    """
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    column = hasattr(value, "__len__") and hasattr(value, "__getitem__") and hasattr(value, "__iter__")
+    one = isinstance(value, (str, bytes, Mapping)) or torch.is_tensor(value)
+    if not column or one or len(getattr(value, "shape", (1,))) != 1:  # an array of more dimensions is an image
+        return [value]
+    return list(value)
 
 
 def read_evidence(evidence: Sequence[Sequence[Any]] | None, num_questions: int) -> list[list[EvidenceItem]]:
-    """Passages per question, from strings, dicts with `text`, `score` and `image`, or objects with these attributes.
+    """Passages per question, from strings, dicts with `text`, `title`, `score` and `image`, or objects with these.
 
     Raises:
         `InvalidInputError`: if the number of questions differs, a list per question is missing, or an item is none
             of these.
 
     >>> read_evidence([["a kite"], []], num_questions=2)
-    [[EvidenceItem(text='a kite', score=0.0, image=None)], []]
+    [[EvidenceItem(text='a kite', score=0.0, image=None, title='')], []]
     """
     if evidence is None:
         return [[] for _ in range(num_questions)]
-    if len(evidence) != num_questions:
+    rows = listed(evidence)
+    if any(isinstance(row, (str, Mapping)) or _has_text(row) for row in rows):
+        came = next(type(row).__name__ for row in rows if isinstance(row, (str, Mapping)) or _has_text(row))
         raise InvalidInputError(
-            f"got evidence for {len(evidence)} questions and {num_questions} questions; give one list each"
+            f"evidence holds a {came} where the passages of one question belong; give a list of passages per "
+            "question, also for a single question: evidence=[[passage, ...]]"
         )
-    for row in evidence:
-        if isinstance(row, (str, dict)) or hasattr(row, "text"):
-            raise InvalidInputError(
-                f"evidence holds a {type(row).__name__} where the passages of one question belong; give a list of "
-                "passages per question, also for a single question: evidence=[[passage, ...]]"
-            )
-    return [[_read_item(item) for item in row] for row in evidence]
+    if len(rows) != num_questions:
+        raise InvalidInputError(
+            f"got evidence for {len(rows)} questions and {num_questions} questions; give one list each"
+        )
+    return [[] if row is None else [_read_item(item) for item in listed(row)] for row in rows]
+
+
+def _has_text(item: Any) -> bool:
+    return any(hasattr(item, name) for name in TEXT_KEYS[:3])
 
 
 def _read_item(item: Any) -> EvidenceItem:
     if isinstance(item, str):
         return EvidenceItem(item)
-    if isinstance(item, dict):
-        values = [item.get(name) for name in ("text", "title", "score", "image")]
-    elif hasattr(item, "text"):
-        values = [getattr(item, name, None) for name in ("text", "title", "score", "image")]
+    if isinstance(item, Mapping):
+        values: Mapping[str, Any] = item
+    elif _has_text(item):
+        values = {name: getattr(item, name, None) for name in (*TEXT_KEYS[:3], "title", "score", "image")}
     else:
         raise InvalidInputError(
             f"evidence of type {type(item).__name__}: expected a string, a dict with 'text', or an object with .text"
         )
-    text, title, score, image = values
-    return EvidenceItem(text or title or "", float(score or 0.0), image)
+    text = next((values[name] for name in TEXT_KEYS if values.get(name) is not None), None)
+    title, image = values.get("title"), values.get("image")
+    if text is None and title is None and image is None and not any(name in values for name in TEXT_KEYS):
+        raise InvalidInputError(
+            f"a passage has the keys {', '.join(map(repr, values)) or 'of an empty dictionary'}, and none that holds "
+            f"its words; expected 'text' (or {', '.join(map(repr, TEXT_KEYS[1:]))}), and 'image' if it has one"
+        )
+    for name, words in (("text", text), ("title", title)):
+        if words is not None and not isinstance(words, str):
+            raise InvalidInputError(f"the {name} of a passage is of type {type(words).__name__}; expected a string")
+    return EvidenceItem(text or title or "", _score(values.get("score")), image, (title or "") if text else "")
+
+
+def _score(value: Any) -> float:
+    try:
+        score = float(value or 0.0)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise InvalidInputError(f"score={value!r} of a passage: expected a finite number, or none")
+    return score
+
+
+def chosen_passages(
+    passages: Sequence[EvidenceItem], with_titles: bool, with_images: bool, drop_duplicates: bool
+) -> list[int]:
+    """Which passages of one question, best first, have something to read, each once with `drop_duplicates`.
+
+    Passages are alike if their words are, whatever their case, blanks and Unicode form; where images are seen, one
+    that has an image is like no other.
+
+    >>> chosen_passages([EvidenceItem("A kite"), EvidenceItem(""), EvidenceItem("a  kite")], False, False, True)
+    [0]
+    """
+    chosen, seen = [], set()
+    for place, item in enumerate(passages):
+        image = with_images and item.image is not None
+        words = clean_text(item.words(with_titles)).casefold()
+        if not image and (not words or (drop_duplicates and words in seen)):
+            continue
+        seen.add(words)
+        chosen.append(place)
+    return chosen
 
 
 def read_answers(answers: str | Sequence[str] | None, num_questions: int) -> list[str] | None:
     """One answer per question, or `None`; raises `InvalidInputError` if the numbers differ."""
     if answers is None:
         return None
-    answers = [answers] if isinstance(answers, str) else list(answers)
+    answers = listed(answers)
+    for row, answer in enumerate(answers):
+        if not isinstance(answer, str):
+            raise InvalidInputError(f"answer {row} is of type {type(answer).__name__}; expected a string")
     if len(answers) != num_questions:
         raise InvalidInputError(f"got {len(answers)} answers and {num_questions} questions")
     return answers

@@ -1,10 +1,10 @@
 """The layout of a prompt in token ids.
 
-`<bos> <image>*P [<passage> text]*K <question> question <answer>`; with memory tokens `<evidence>*(K*M)`, best passage
-first, stands where the passages' text would. Of texts the best stands last, next to the question: what is near weighs
-most. With `question_first` the question stands before the passages, so that prompts that differ in their passage alone
-share all that comes before it. Too long a prompt loses passage text, worst passage first; image and question are never
-cut.
+`<bos> system <image>*P [<passage> text]*K <question> question <answer>`; with memory tokens `<evidence>*(K*M)`, best
+passage first, stands where the passages' text would. Of texts the best stands last, next to the question, unless it is
+told otherwise: what is near weighs most. With `question_first` the question stands before the passages, so that
+prompts that differ in their passage alone share all that comes before it. Too long a prompt loses passage text, worst
+passage first; image and question are never cut.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ def layout_prompt(
     max_length: int,
     answer: Sequence[int] | None = None,
     question_first: bool = False,
+    system: Sequence[int] = (),
+    best_first: bool = False,
+    answer_on_top: bool = False,
 ) -> Prompt:
     """Lays out one prompt.
 
@@ -71,6 +74,9 @@ def layout_prompt(
         num_image_tokens (`int`): places for the image asked about; 0 for none.
         max_length (`int`): tokens in all, the answer included.
         question_first (`bool`): whether the question stands before the passages.
+        system (`Sequence[int]`): token ids of what the reader is told first.
+        best_first (`bool`): whether the best passage stands first.
+        answer_on_top (`bool`): the prompt is that without an answer, which `max_length` does not count.
 
     Raises:
         `InvalidInputError`: if image, question and answer alone are longer than `max_length`.
@@ -83,24 +89,19 @@ def layout_prompt(
     >>> layout_prompt(marks, [50], passages[:1], 1, max_length=9, question_first=True).ids
     [0, 2, 5, 50, 4, 60, 61, 6]
     """
-    head = [] if markers.bos is None else [markers.bos]
-    head += [markers.image] * num_image_tokens
+    head = [*([] if markers.bos is None else [markers.bos]), *system, *[markers.image] * num_image_tokens]
     asked = [markers.question, *question]
     target = [] if answer is None else [*answer, markers.eos]
-    room = max_length - len(head) - len(asked) - 1 - len(target)
+    room = max_length - len(head) - len(asked) - 1 - (0 if answer_on_top else len(target))
     if room < 0:
-        raise InvalidInputError(
-            f"the question is too long: image, question and answer take {max_length - room} tokens ({len(question)} "
-            f"of them the question), the context holds {max_length}; shorten the question or raise the processor's "
-            "max_length up to what the language model was trained for"
-        )
+        raise too_long(max_length, max_length - room, question, None if answer_on_top else answer, "image")
     memory: list[int] = []
     for k, passage in enumerate(passages):
         if len(memory) + passage.evidence_tokens > room:
             break
         memory += [k] * passage.evidence_tokens
     room -= len(memory)
-    texts, owners = _passage_texts(markers, passages, room)
+    texts, owners = _passage_texts(markers, passages, room, best_first)
     body, body_owners = [markers.evidence] * len(memory) + texts, memory + owners
     before, after = ([*head, *asked], []) if question_first else (head, asked)
     prompt = [*before, *body, *after, markers.answer]
@@ -113,7 +114,23 @@ def layout_prompt(
     )
 
 
-def _passage_texts(markers: PromptMarkers, passages: Sequence[PassagePart], room: int) -> tuple[list[int], list[int]]:
+def too_long(
+    max_length: int, taken: int, question: Sequence[int], answer: Sequence[int] | None, parts: str, advice: str = ""
+) -> InvalidInputError:
+    """The error for a prompt that has no room for what is never cut; it names the longer of question and answer."""
+    name, length = "question", len(question)
+    if answer is not None and len(answer) > length:
+        name, length = "answer", len(answer)
+    return InvalidInputError(
+        f"the {name} is too long: {parts}, question and answer take {taken} tokens ({length} of them the {name}), "
+        f"the context holds {max_length}; shorten the {name}, {advice}or raise the processor's max_length up to what "
+        "the language model was trained for"
+    )
+
+
+def _passage_texts(
+    markers: PromptMarkers, passages: Sequence[PassagePart], room: int, best_first: bool
+) -> tuple[list[int], list[int]]:
     """Words and images of the passages in `room` tokens, worst passage first, and the passage of every token."""
     ids: list[int] = []
     owners: list[int] = []
@@ -121,7 +138,10 @@ def _passage_texts(markers: PromptMarkers, passages: Sequence[PassagePart], room
         if not passage.text and not passage.image_tokens:
             continue
         part = [markers.passage, *[markers.image] * passage.image_tokens, *passage.text][: max(room - len(ids), 0)]
-        if len(part) <= passage.image_tokens:
+        if len(part) <= max(passage.image_tokens, 1):  # its image, or its first word
             break
-        ids, owners = part + ids, [k] * len(part) + owners
+        if best_first:
+            ids, owners = ids + part, owners + [k] * len(part)
+        else:
+            ids, owners = part + ids, [k] * len(part) + owners
     return ids, owners

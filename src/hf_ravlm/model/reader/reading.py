@@ -200,13 +200,13 @@ def embed_prompt(
     if inputs.evidence_patches is not None and token_passages is not None:
         of_passages = image_places & (passage_columns(token_passages, input_ids.shape[1]) >= 0)
         image_places = image_places & ~of_passages
-        images = model.image_projector(inputs.evidence_patches).flip(1)  # the best passage stands last
-        with_image = inputs.evidence_image_mask
-        images = images.flatten(0, 1) if with_image is None else images[with_image.bool().flip(1)]
-        embeds = fill_placeholders(embeds, of_passages, images, "image")
+        embeds = fill_memory(embeds, of_passages, token_passages, model.image_projector(inputs.evidence_patches), None)
     if inputs.image_patches is not None:
         image_states = model.image_projector(inputs.image_patches)
-        embeds = fill_placeholders(embeds, image_places, image_states, "image")
+        with_image = image_places.any(dim=1)
+        mixed = not torch.compiler.is_compiling() and len(image_states) == len(with_image) and bool(with_image.any())
+        shown = image_states[with_image] if mixed else image_states  # some rows may have none
+        embeds = fill_placeholders(embeds, image_places, shown, "image")
     if inputs.evidence_states is not None and model.fusion.num_memory_tokens != 0:
         memory = get_memory(model, inputs)
         places = find_places(input_ids, config.evidence_token_id, token_passages)
