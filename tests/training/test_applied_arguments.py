@@ -125,6 +125,8 @@ def test_what_has_no_effect_is_refused(tmp_path, build):
     if build is aligner:
         with pytest.raises(InvalidInputError, match="'lomo' with grad_cache_chunk_size=2"):
             build(tmp_path, {"optim": "lomo", "grad_cache_chunk_size": 2})
+        with pytest.raises(InvalidInputError, match="^debug="):
+            build(tmp_path, {"debug": "underflow_overflow"})
     else:
         with pytest.raises(InvalidInputError, match="dispatch"):
             build(tmp_path, {"accelerator_config": {"dispatch_batches": True}})

@@ -122,11 +122,8 @@ def from_backbones(
     generator_config = read_config(generator, "generator", **given.access["generator"])
     kind = reader_kind(generator_config)
     check_fusion(generator_config, **given.config)
-    parts = {"language_model": load_generator(generator, **given.reader, **given.access["generator"])}
+    parts = {"language_model": _load_language_model(generator, kind, given)}
     language_model = parts["language_model"]
-    if kind == "causal":
-        check_state(language_model, given.config.get("marginalization", "none"))
-        probe_language_model(language_model)
     if vision is not None:
         tower_parts, image_processor, text_tokenizer = _load_towers(
             vision, text, image_processor, text_tokenizer, language_model, given
@@ -247,6 +244,15 @@ def make_config(**fields: Any) -> RavlmConfig:
         return RavlmConfig(**fields)
     except StrictDataclassError as error:
         raise InvalidInputError(" ".join(str(error).split())) from error
+
+
+def _load_language_model(generator: Backbone, kind: str, given: Settings) -> PreTrainedModel:
+    """The generator, which a causal language model becomes only if it keeps the laws of reading."""
+    language_model = load_generator(generator, **given.reader, **given.access["generator"])
+    if kind == "causal":
+        check_state(language_model, given.config.get("marginalization", "none"))
+        probe_language_model(language_model)
+    return language_model
 
 
 def _load_towers(

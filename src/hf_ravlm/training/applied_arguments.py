@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.debug_utils import DebugOption
 from transformers.training_args import OptimizerNames
 
 from ..errors import InvalidInputError
@@ -134,12 +135,18 @@ def read_in_every_process(args: TrainingArguments) -> None:
     args.accelerator_config.dispatch_batches = False
 
 
-def check_chunked_steps(args: TrainingArguments) -> None:
-    """Refuses optimizers that step within the backward pass, of which a step in chunks has many.
+def check_alignment(args: TrainingArguments) -> None:
+    """Refuses what a step of the alignment cannot do, which may read no pairs, and in chunks has many backward passes.
 
     Raises:
-        InvalidInputError: With the two arguments.
+        InvalidInputError: With the argument.
     """
+    if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
+        raise InvalidInputError(
+            f"debug={[str(option.value) for option in args.debug]}: it looks for the largest number in every tensor, "
+            "and batches of the alignment hold empty ones. Leave it out; losses that are no numbers are told with "
+            "their rows."
+        )
     chunk_size = getattr(args, "grad_cache_chunk_size", None)
     if chunk_size is not None and args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
         raise InvalidInputError(

@@ -280,6 +280,12 @@ class RavlmJointTrainer(RavlmTrainer):
 
 
 def _check_parts(reader: nn.Module, retriever: RavlmRetriever | None, settings: JointSettings) -> None:
+    if getattr(reader, "reads_images", False):
+        raise InvalidInputError(
+            f"the reader is a {reader.config.generator_config.model_type!r} model, which reads all passages in one "
+            "prompt: latent passages need a causal generator (llama, qwen3, ...). Train it with RavlmTrainer, and its "
+            "retriever with RavlmPreTrainer."
+        )
     given = reader.config.marginalization
     wanted = {"rag_sequence": ["sequence"], "rag_token": ["token"]}.get(settings.objective, ["sequence", "token"])
     if given not in wanted:

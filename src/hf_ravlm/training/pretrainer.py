@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import InvalidInputError
 from ..model.heads.matching import SIDE
 from ..model.modeling_ravlm import MAX_LOGIT_SCALE, RavlmModel, belong_together
-from .applied_arguments import check_chunked_steps
+from .applied_arguments import check_alignment
 from .arguments import RavlmPreTrainingArguments
 from .losses.grad_cache import Chunk, RandomState, split_batch
 from .losses.joined_batch import (
@@ -115,7 +115,7 @@ class RavlmPreTrainer(RavlmTrainer):
                 "data_collator is missing: give one that names the columns of queries and passages, as "
                 'RetrievalCollator(processor=processor, query_image="image", passage_text="caption")'
             )
-        check_chunked_steps(args)
+        check_alignment(args)
         kwargs.setdefault("compute_metrics", corpus_recall)
         super().__init__(model=model, args=args, **kwargs)
         self.can_return_loss = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,11 +134,7 @@ class RavlmTrainer(Trainer):
                 "RavlmProcessor as `processing_class`, and no `data_collator`."
             )
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
-        self.compute_loss_func = loss_outside(self.args, self.compute_loss_func, self._loss_of_its_own())
-        self.label_smoother = None  # the Trainer's does not shift our labels; where asked for, the line above has one
-        language_model = getattr(without_adapters(self.model), "language_model", None)
-        if language_model is not None:  # the Trainer has set this in a config that generation does not read
-            language_model.config.get_text_config().use_cache = self.args.use_cache
+        self._apply_arguments(kwargs.get("compute_loss_func"))
         if self.is_fsdp_enabled:
             if generation is not None:
                 raise InvalidInputError(
@@ -158,6 +154,14 @@ class RavlmTrainer(Trainer):
                 max_broken=max_broken,
             )
             self._check_gold_ids()
+
+    def _apply_arguments(self, compute_loss_func: Callable | None) -> None:
+        """What the Trainer has set up for models that it knows is set for the parts of ours."""
+        self.compute_loss_func = loss_outside(self.args, compute_loss_func, self._loss_of_its_own())
+        self.label_smoother = None  # the Trainer's does not shift our labels; the line above has one that does
+        language_model = getattr(without_adapters(self.model), "language_model", None)
+        if language_model is not None:
+            language_model.config.get_text_config().use_cache = self.args.use_cache
 
     def _loss_of_its_own(self) -> str | None:
         """What the model's loss is, where it is no mean over tokens of one prompt."""
