@@ -171,6 +171,20 @@ def test_wide_integer_and_float_images_are_scaled():
             safe_image(Image.fromarray(np.array([values], np.float32)))
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF", None])
+def test_sixteen_bits_that_hold_fewer_are_not_black(bits, image_format):
+    levels = np.array([[0, 2 ** (bits - 1), 2**bits - 1]], np.uint16)
+    source = levels if image_format is None else encoded(Image.fromarray(levels), image_format)
+    assert np.asarray(safe_image(source))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("highest", [1.0, 1.5, 4.0, 255.0])
+def test_light_beyond_white_is_not_black(highest):
+    floats = encoded(Image.fromarray(np.array([[0, highest / 2, highest]], np.float32)), "TIFF")
+    assert np.asarray(safe_image(floats))[0, :, 0].tolist() == [0, 128, 255]
+
+
 def test_transparency_is_composited_on_white():
     rgba = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     rgba.putpixel((0, 0), (0, 0, 255, 255))

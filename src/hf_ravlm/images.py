@@ -34,6 +34,7 @@ MAX_ASPECT = 50
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://|data:")
 _EXIF_ORIENTATION = 0x0112
+_BRIGHTEST = 16.0  # the most that a float image on the scale 0..1 may hold
 
 
 def safe_image(
@@ -348,11 +349,13 @@ def _grey_from_wide(image: Image.Image, label: str) -> Image.Image:
     if image.mode == "F":
         if not np.isfinite(levels).all():
             raise UnsafeInputError(f"{label}: the image holds NaN or infinite values.")
-        scale, limit = (255.0 if levels.max() <= 1 else 1.0), 255
-    elif image.mode == "I" and levels.max() <= 255:
-        scale, limit = 1.0, 255
+        # A little more than 1 is light beyond white; on the scale of bytes it would be black.
+        highest = float(levels.max())
+        scale, limit = (255.0 / max(highest, 1.0) if highest <= _BRIGHTEST else 1.0), 255
     else:
-        scale, limit = 255 / 65535, 65535
+        # Cameras and scanners put 10 to 14 bits into 16: as wide as what is there.
+        limit = next((2**bits - 1 for bits in (8, 10, 12, 14) if levels.max() < 2**bits), 65535)
+        scale = 255 / limit
     if levels.min() < 0 or levels.max() > limit:
         raise UnsafeInputError(
             f"{label}: grey levels from {levels.min():g} to {levels.max():g}. Expected 0..1 or 0..255 for float and "

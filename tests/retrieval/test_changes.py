@@ -74,6 +74,33 @@ def test_an_update_replaces_what_differs_and_encodes_nothing_else(living, hash_e
     assert living.knowledge_base["4"].licence == "CC0-1.0"
 
 
+@pytest.mark.parametrize("kind", ["dictionary", "passage", "knowledge base"])
+def test_an_update_keeps_what_is_not_given_again(living, kind):
+    image = living.knowledge_base["1"].image_bytes
+    row = {"id": "x", "text": "topic1 x", "image": image, "title": "T", "year": 1999, "colour": "red"}
+    living.add([row, {"id": "y", "text": "topic1 y", "image": image}])
+    new = {"id": "x", "text": "topic1 z", "year": 2000}
+    if kind == "passage":
+        living.update([Passage("x", text="topic1 z", metadata={"year": 2000})])
+    else:
+        living.update(KnowledgeBase.from_dicts([new]) if kind == "knowledge base" else [new])
+    after = living.knowledge_base["x"]
+    assert (after.text, after.title, after.image_bytes) == ("topic1 z", "T", image)
+    assert after.metadata == {"year": 2000, "colour": "red"}
+    assert living.knowledge_base["y"].image_bytes == image
+
+
+def test_an_update_drops_what_it_says_it_drops(living):
+    image = living.knowledge_base["1"].image_bytes
+    living.add([{"id": "x", "text": "topic1 x", "image": image, "title": "T", "year": 1999, "colour": "red"}])
+    living.update([{"id": "x", "image": None, "colour": None}])
+    assert living.knowledge_base["x"] == Passage("x", text="topic1 x", title="T", metadata={"year": 1999})
+    living.update([{"id": "x", "metadata": None, "title": None}])
+    assert living.knowledge_base["x"] == Passage("x", text="topic1 x")
+    with pytest.raises(InvalidInputError, match="neither text nor image"):
+        living.update([{"id": "x", "text": None}])
+
+
 def test_passages_may_come_as_dictionaries_as_passages_or_as_a_knowledge_base(living, hash_encoder):
     image = living.knowledge_base["1"].image_bytes
     living.add([Passage("x", text="topic1 x", image_bytes=image, licence="CC0-1.0", metadata={"year": 1999})])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -14,13 +15,13 @@ import pyarrow.compute as pc
 from ..errors import InvalidInputError
 from ..text import plain_text
 from .hub.download import store_folder
-from .passage import SCHEMA, Passage, check_unique_ids, passage_from_row, passages_at
+from .passage import SCHEMA, STANDARD_COLUMNS, Passage, check_unique_ids, passage_from_row, passages_at
 from .sources.checked_rows import OnError, SkippedItem, SourceItem, table_from_rows
 from .sources.chunking import Chunking, chunked_rows
 from .sources.columns import ColumnNames
 from .sources.folder import rows_from_folder
 from .sources.image_files import ImageRoot
-from .sources.in_memory import rows_from_dataset, rows_from_dicts
+from .sources.in_memory import row_from_dict, rows_from_dataset, rows_from_dicts, standard_keys
 from .sources.tables import rows_from_csv, rows_from_jsonl, rows_from_parquet
 from .store.loading import load_passages
 from .store.saving import find_store
@@ -305,10 +306,60 @@ def as_knowledge_base(passages: PassageSource) -> KnowledgeBase:
     """Passages as a user gives them, see `RavlmRetriever.add`."""
     if isinstance(passages, KnowledgeBase):
         return passages
-    rows: list[Any] = list(passages)
-    for place, passage in enumerate(rows):
-        if isinstance(passage, Passage):
-            row = {item.name: getattr(passage, item.name) for item in fields(passage)}
-            row["image"] = row.pop("image_bytes")
-            rows[place] = row
+    rows: list[Any] = [_row_of(passage) if isinstance(passage, Passage) else passage for passage in passages]
     return KnowledgeBase.from_dicts(rows) if rows else KnowledgeBase()
+
+
+def completed(passages: PassageSource, stored: Callable[[list[str]], Sequence[Passage | None]]) -> KnowledgeBase:
+    """Passages of an update, with what they do not give as it is stored under their ids.
+
+    Args:
+        passages: As of `as_knowledge_base`. In dictionaries a key with `None` drops what was there; in a
+            `KnowledgeBase` and in a `Passage`, `None` is what is not given.
+        stored: The stored passages with some ids; `None` where there is none.
+    """
+    if isinstance(passages, KnowledgeBase):
+        parts = [_completed_part(passages.table.slice(start, 256), stored) for start in range(0, len(passages), 256)]
+        return KnowledgeBase(pa.concat_tables(parts), passages.skipped) if parts else passages
+    rows = list(passages)
+    if any(isinstance(row, Passage) for row in rows):
+        return completed(as_knowledge_base(rows), stored)
+    ids = [str(row.get("id", "")) if isinstance(row, Mapping) else "" for row in rows]
+    known = stored([plain_text(passage_id, "an id") for passage_id in ids])
+    rows = [row if old is None else _completed_row(row, old) for row, old in zip(rows, known, strict=True)]
+    return KnowledgeBase.from_dicts(rows) if rows else KnowledgeBase()
+
+
+def _completed_part(table: pa.Table, stored: Callable[[list[str]], Sequence[Passage | None]]) -> pa.Table:
+    olds = stored(table["id"].to_pylist())
+    before = [{} if old is None else _row_of(old) for old in olds]
+    metadata = [
+        json.dumps({**old.get("metadata", {}), **(json.loads(new) if new else {})}) if old.get("metadata") else new
+        for old, new in zip(before, table["metadata"].to_pylist(), strict=True)
+    ]
+    columns = [
+        table["id"],
+        *(
+            pc.coalesce(table[field.name], pa.array([old.get(field.name) for old in before], field.type))
+            for field in SCHEMA
+            if field.name not in ("id", "metadata")
+        ),
+        pa.array(metadata, SCHEMA.field("metadata").type),
+    ]
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _completed_row(row: Mapping[str, Any], old: Passage) -> dict[str, Any]:
+    keys, before = standard_keys(tuple(row)), _row_of(old)
+    given = row_from_dict(f"passage {old.id!r}", row)
+    metadata = given.metadata if "metadata" in row and not row["metadata"] else {**old.metadata, **given.metadata}
+    return {
+        **{name: before[name] if keys[name] is None else given.values[name] for name in STANDARD_COLUMNS},
+        "metadata": {key: value for key, value in metadata.items() if value is not None},
+    }
+
+
+def _row_of(passage: Passage) -> dict[str, Any]:
+    row = {item.name: getattr(passage, item.name) for item in fields(Passage)}
+    row["image"] = row.pop("image_bytes")
+    return row

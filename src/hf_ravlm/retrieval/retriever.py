@@ -21,7 +21,7 @@ from .evidence import Evidence, checked_options, checked_queries, cosines_of, ev
 from .hub.download import encoder_beside, is_hub_snapshot, store_folder
 from .hub.upload import publish
 from .indexes.vector_index import VectorIndex
-from .knowledge_base import KnowledgeBase, PassageSource, as_knowledge_base
+from .knowledge_base import KnowledgeBase, PassageSource, as_knowledge_base, completed
 from .knowledge_channels import KnowledgeChannels
 from .ranking.fusion import Normalisation
 from .ranking.search import search
@@ -335,12 +335,14 @@ class RavlmRetriever:
             self._current.change(lambda knowledge: knowledge.added(new.table, vectors))
 
     def update(self, passages: PassageSource, batch_size: int = 64) -> None:
-        """Replaces passages that have the same ids, and adds the others; arguments and errors as `add`.
+        """Changes passages that have the same ids, and adds the others; arguments and errors as `add`.
 
+        What is not given again (text, image, title, a key of the metadata) stays as it was. In a dictionary, `None`
+        drops it: `{"id": "robin", "image": None, "colour": None}`; `"metadata": None` drops all metadata.
         A passage that is the same as before is not encoded again: pass a whole source after a few rows have changed.
         """
         self.refresh()
-        new = as_knowledge_base(passages)
+        new = completed(passages, self._knowledge.stored)
         new = KnowledgeBase(new.table.filter(self._knowledge.differs(new.table)))
         with self._current.staging(new.table) as staging:
             vectors = self._encode(new, batch_size, staging)

@@ -15,6 +15,11 @@ from hf_ravlm.retrieval.ranking.filters import matching_rows
 HOSTILE = ['" or id != "', "\\", '\\" or true or "', "line\nbreak\ttab\r", "'quoted'", "日本 {x} %_*", 'a"] or ["b']
 
 
+NESTED: dict | str = "MIT"
+for _ in range(401):
+    NESTED = {"not": NESTED}
+
+
 @pytest.fixture(scope="module")
 def passages():
     rows = [
@@ -28,6 +33,8 @@ def passages():
             "share": row / 4,
             "tame": row % 5 == 0,
             "place": {"name": HOSTILE[row % 3], "height": row},
+            "depth": -row,
+            "levels": [-row, row],
             "tags": ["small", "loud"][: row % 3],
             'odd "key"': "x" if row % 4 else "y",
         }
@@ -90,6 +97,14 @@ def backend(passages, uri):
         {"metadata.year": {"min": None}},
         {"metadata.share": {"min": 1e0, "max": 2.25}},
         {"metadata.share": {"max": -1}},
+        {"metadata.depth": -3},
+        {"metadata.depth": [-3, -4.0]},
+        {"metadata.depth": {"not": -3}},
+        {"metadata.depth": {"min": -4, "max": -2}},
+        {"metadata.levels": -1},
+        {"metadata.place.name": {"min": "a"}},
+        {"title": {"min": "'", "max": "b"}},
+        {"licence": NESTED},
         {"metadata.share": np.float32(1.25)},
         {"metadata.tame": True},
         {"metadata.tame": {"not": False}},
@@ -103,7 +118,7 @@ def backend(passages, uri):
         *({"title": {"not": text}} for text in HOSTILE),
         *({"id": [text]} for text in HOSTILE),
     ],
-    ids=str,
+    ids=lambda where: str(where)[:80],
 )
 def test_filters_select_what_they_select_locally(backend, passages, where):
     wanted = {passage_id for passage_id, keep in zip(passages.ids, matching_rows(passages.table, where)) if keep}
@@ -133,6 +148,9 @@ def test_values_stay_values(backend, text):
         ({"metadata.": "x"}, "no column"),
         ({"image": None}, "no column"),
         ({"licence": 5}, "holds texts"),
+        ({"licence": {"max": 5}}, "holds texts"),
+        ({"licence": "owl \ud83e"}, "half of a character pair"),
+        ({"metadata.\ud83e": 3}, "half of a character pair"),
         ({"metadata.year": object()}, "of type object"),
         ({"metadata.year": float("nan")}, "finite number"),
         ({"metadata.year": 2**64}, "64 bits"),

@@ -21,6 +21,11 @@ BIRDS = [
 ]
 
 
+NESTED: dict | str = "birds"
+for _ in range(401):
+    NESTED = {"not": NESTED}
+
+
 def ids(where: dict, rows: list[dict] = BIRDS) -> list[str]:
     knowledge_base = KnowledgeBase.from_dicts(rows)
     mask = matching_rows(knowledge_base.table, where)
@@ -55,6 +60,11 @@ def ids(where: dict, rows: list[dict] = BIRDS) -> list[str]:
         ({"metadata.seen": "2020-01-31"}, ["pike"]),
         ({"metadata.seen": {"min": "2020-01-01", "max": "2020-12-31"}}, ["pike"]),
         ({"metadata.alive": True}, ["pike"]),
+        ({"year": 1758}, ["robin"]),
+        ({"tags": "small", "source": "birds"}, ["robin"]),
+        ({"bird.mass": {"max": 9}}, ["wren"]),
+        ({"source": NESTED}, ["pike", "none"]),
+        ({"source": "bi\u200brds"}, ["robin", "wren"]),
         ({"metadata.alive": {"not": True}}, ["robin", "wren", "none"]),
     ],
 )
@@ -65,7 +75,10 @@ def test_conditions_keep_the_passages_that_satisfy_them(where, expected):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ({"colour": "red"}, "column 'colour'.*licence.*metadata"),
+        ({"colour": "red"}, r"column 'colour'.*licence.*metadata\.year"),
+        ({"source": "owl \ud83e"}, "half of a character pair"),
+        ({"year": [[1758]]}, "lists or conditions"),
+        ({7: "x"}, "Expected a name"),
         ({"image": "x"}, "column 'image'"),
         ({"metadata": "x"}, "column 'metadata'"),
         ({"metadata.colour": "red"}, r"metadata\.colour.*metadata\.year"),

@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import InvalidInputError
-from ...retrieval.passage import TEXT_COLUMNS
+from ...retrieval.ranking.filters import FILTER_COLUMNS, checked_name, plain_condition
 
-
-FILTER_COLUMNS = ("id", "text", *TEXT_COLUMNS)
 
 _NOTHING = 'id == ""'  # ids are never empty
 _LARGEST_INTEGER = 2**63 - 1
@@ -49,7 +47,10 @@ def milvus_filter(where: Mapping[str, Any] | None) -> str:
     """
     if where is not None and not isinstance(where, Mapping):
         raise InvalidInputError(f"where={where!r}: expected a dictionary, such as {{'source': 'birds'}}.")
-    conditions = [_condition(name, value) for name, value in (where or {}).items()]
+    conditions = []
+    for name, value in (where or {}).items():
+        name = checked_name(name)
+        conditions.append(_condition(name, plain_condition(value, name)))
     return " and ".join(f"({condition})" for condition in conditions)
 
 
@@ -88,6 +89,8 @@ def _parts(field: str, value: Any, name: str) -> tuple[str | None, bool]:
             return None if expression is None else f"not ({expression})", not matches_empty
         if value and set(value) <= {"min", "max"}:
             bounds = [(sign, value.get(key)) for key, sign in (("min", ">="), ("max", "<="))]
+            for _, bound in bounds:
+                _check_text(field, bound, name)
             parts = [f"{field} {sign} {_literal(bound, name)}" for sign, bound in bounds if bound is not None]
             return " and ".join(parts) or None, False
         raise InvalidInputError(
@@ -107,12 +110,21 @@ def _parts(field: str, value: Any, name: str) -> tuple[str | None, bool]:
 def _equal(field: str, value: Any, name: str) -> str:
     literal = _literal(value, name)
     if field not in FILTER_COLUMNS:
-        return f"{field} == {literal} or json_contains({field}, {literal})"
-    if not isinstance(value, str):
+        # Not every server takes a negative number alone there.
+        is_in = (
+            f"json_contains_any({field}, [{literal}])" if literal[0] == "-" else f"json_contains({field}, {literal})"
+        )
+        return f"{field} == {literal} or {is_in}"
+    _check_text(field, value, name)
+    return f"{field} == {literal}"
+
+
+def _check_text(field: str, value: Any, name: str) -> None:
+    """Columns hold texts: Milvus compares them with nothing else."""
+    if field in FILTER_COLUMNS and value is not None and not isinstance(value, str):
         raise InvalidInputError(
             f"{name!r} holds texts, and the condition compares with {value!r} of type {type(value).__name__}."
         )
-    return f"{field} == {literal}"
 
 
 def _literal(value: Any, name: str) -> str:

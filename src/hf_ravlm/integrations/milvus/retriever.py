@@ -14,7 +14,7 @@ from ...retrieval.encoding.corpus import embed_corpus
 from ...retrieval.encoding.encoder_probe import describe_encoder
 from ...retrieval.encoding.encoders import Encoder
 from ...retrieval.evidence import Evidence, checked_options, checked_queries
-from ...retrieval.knowledge_base import KnowledgeBase, PassageSource, as_knowledge_base
+from ...retrieval.knowledge_base import KnowledgeBase, PassageSource, as_knowledge_base, completed
 from ...retrieval.passage import Passage
 from .client import MilvusBackend
 from .search import search_collection
@@ -143,8 +143,8 @@ class MilvusRetriever:
         self._encode_and_write(new, batch_size)
 
     def update(self, passages: PassageSource, batch_size: int = 64) -> None:
-        """Replaces passages that have the same ids, and adds the others; one that is the same is not encoded again."""
-        new = as_knowledge_base(passages)
+        """Changes passages that have the same ids, and adds the others, as `RavlmRetriever.update`."""
+        new = completed(passages, self.backend.passages)
         known = self.backend.passages(new.ids)
         differs = [passage != stored for passage, stored in zip(new, known, strict=True)]
         self._encode_and_write(KnowledgeBase(new.table.filter(np.array(differs, bool))), batch_size)

@@ -45,7 +45,7 @@ def row_from_dict(where: str, row: Mapping[str, Any]) -> SourceRow:
     Raises:
         InvalidInputError: If `metadata` is no dictionary.
     """
-    columns = _standard_keys(tuple(row))
+    columns = standard_keys(tuple(row))
     values = {name: row.get(column or name) for name, column in columns.items()}
     nested = row.get("metadata") or {}
     if not isinstance(nested, Mapping):
@@ -55,7 +55,7 @@ def row_from_dict(where: str, row: Mapping[str, Any]) -> SourceRow:
 
 
 @lru_cache(maxsize=256)
-def _standard_keys(keys: tuple[str, ...]) -> dict[str, str | None]:
+def standard_keys(keys: tuple[str, ...]) -> dict[str, str | None]:
     """The key of each standard value; most rows of a source have the same keys."""
     return {name: find_column(name, keys, SYNONYMS[name] if name in _TAKEN else ()) for name in STANDARD_COLUMNS}
 

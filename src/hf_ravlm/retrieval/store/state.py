@@ -158,6 +158,12 @@ class KnowledgeState:
         rows: np.ndarray = np.append(self.live_rows, -1)[np.asarray(places)]  # place -1 is the last
         return rows
 
+    def stored(self, ids: Sequence[str]) -> list[Passage | None]:
+        """The living passages with some ids, in their order; `None` where there is none."""
+        rows = self.rows_of(ids)
+        found = iter(passages_at(self.table, rows[rows >= 0].tolist()))
+        return [next(found) if row >= 0 else None for row in rows]
+
     def added(self, table: pa.Table, vectors: np.ndarray) -> KnowledgeState:
         """The state after passages were added at the end; errors as `check_new` and `appended`."""
         self.check_new(table["id"].to_pylist())
