@@ -54,6 +54,24 @@ def reader_trainer(folder, **changes):
     )
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """Rows that have no numbers: every process reads all of them and takes its own."""
+
+    def __iter__(self):
+        return iter(rows())
+
+
+def stream_trainer(folder, **changes):
+    model, processor = without_dropout(tiny_model()), tiny_processor()
+    return RavlmTrainer(
+        model,
+        arguments(folder, **changes),
+        train_dataset=Stream(),
+        processing_class=processor,
+        retriever=colour_retriever(model, processor),
+    )
+
+
 def joint_trainer(folder, objective="perplexity_distillation", callbacks=None, **changes):
     model, processor = without_dropout(tiny_model(marginalization="sequence")), tiny_processor()
     return RavlmJointTrainer(
@@ -70,6 +88,7 @@ def joint_trainer(folder, objective="perplexity_distillation", callbacks=None, *
 
 BUILDERS = {
     "reader": reader_trainer,
+    "stream": stream_trainer,
     "distilled": joint_trainer,
     "marginal": lambda folder, **changes: joint_trainer(folder, "rag_sequence", **changes),
 }

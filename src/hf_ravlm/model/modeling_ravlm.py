@@ -392,14 +392,12 @@ def check_rows(
     Raises:
         `ValueError`: with their numbers.
     """
-    kept = []
-    for values, mask in ((pixel_values, image_mask), (input_ids, text_mask)):
-        if values is not None:
-            kept.append(
-                torch.ones(len(values), dtype=torch.bool, device=values.device) if mask is None else mask.bool()
-            )
-    if len({len(rows) for rows in kept}) != 1 or torch.compiler.is_compiling():
+    given = [
+        (values, mask) for values, mask in ((pixel_values, image_mask), (input_ids, text_mask)) if values is not None
+    ]
+    if any(mask is None for _, mask in given) or torch.compiler.is_compiling():  # all rows have one of the two
         return
+    kept = [mask.bool() for _, mask in given]
     empty = ~torch.stack(kept).any(dim=0)
     if empty.any():
         rows = empty.nonzero().flatten().tolist()

@@ -18,6 +18,9 @@ from transformers.training_args import OptimizerNames
 from ..errors import InvalidInputError
 
 
+NO_INPUTS = "have no one input that metrics could be given. Leave out 'inputs'."
+
+
 def smoothed_answer_loss(
     outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None, *, epsilon: float
 ) -> torch.Tensor:
@@ -110,10 +113,10 @@ def _faults(args: TrainingArguments, reads_rows: bool) -> Iterable[tuple[str, st
                 "model before it becomes a part (liger_kernel.transformers), or leave it out."
             ),
         )
-    if args.label_names is not None and (args.label_names != ["labels"] or not reads_rows):
-        yield "label_names", "the labels of these batches have their names from us. Leave it out."
-    if "inputs" in args.include_for_metrics:
-        yield "include_for_metrics", "batches have no one input that metrics could be given. Leave out 'inputs'."
+    if args.label_names not in (None, ["labels"]):
+        yield "label_names", "the labels of these batches have their name from us, 'labels'. Leave it out."
+    if reads_rows and "inputs" in args.include_for_metrics:
+        yield "include_for_metrics", f"rows {NO_INPUTS}"
     parallel = args.parallelism_config
     if parallel is not None and any(getattr(parallel, f"{kind}_enabled", False) for kind in ("cp", "sp")):
         yield (
@@ -141,6 +144,10 @@ def check_alignment(args: TrainingArguments) -> None:
     Raises:
         InvalidInputError: With the argument.
     """
+    if args.label_names is not None:
+        raise InvalidInputError(f"label_names={args.label_names!r}: pairs have their labels from us. Leave it out.")
+    if "inputs" in args.include_for_metrics:
+        raise InvalidInputError(f"include_for_metrics={args.include_for_metrics!r}: pairs {NO_INPUTS}")
     if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
         raise InvalidInputError(
             f"debug={[str(option.value) for option in args.debug]}: it looks for the largest number in every tensor, "
