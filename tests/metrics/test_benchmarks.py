@@ -99,10 +99,31 @@ def test_normalising_twice_changes_nothing():
         (lambda: infoseek_score("5", [], "string"), "one or more accepted answers"),
         (lambda: infoseek_score("5", ["5"], "number"), "Choose one of string, time, numerical"),
         (lambda: encyclopedic_match("red", ["the"]), "empty after normalisation"),
-        (lambda: encyclopedic_match("red", "red"), "list of one or more references"),
+        (lambda: encyclopedic_match("red", []), "list of one or more references"),
         (lambda: encyclopedic_match("red", ["red"], "hard"), "Choose one of templated"),
     ],
 )
 def test_errors_say_what_came(call, message):
     with pytest.raises(InvalidInputError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "kind", "score"),
+    [
+        ("red", "crimson|red", "automatic", 1.0),
+        ("red", "red", "templated", 1.0),
+        ("blue", "crimson|red", "automatic", 0.0),
+        ("oak and elm", "ash&&elm&&oak|pine", "multi_answer", 1.0),
+        ("pine", "ash&&elm&&oak|pine", "multi_answer", 1.0),
+    ],
+)
+def test_answers_as_encyclopedic_vqa_writes_them(said, answer, kind, score):
+    assert encyclopedic_match(said, answer, kind) == score
+
+
+def test_answers_as_vqa_and_infoseek_write_them():
+    people = [{"answer": "net", "answer_confidence": "yes", "answer_id": n} for n in range(3)]
+    people += [{"answer": "racket", "answer_confidence": "no", "answer_id": n} for n in range(3, 10)]
+    assert vqa_accuracy("net", people) == pytest.approx(0.9)
+    assert infoseek_score("10-11 metres", [{"wikidata": 10.5, "range": [9.5, 11.5]}], kind="numerical") == 1.0

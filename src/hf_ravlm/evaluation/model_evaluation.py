@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InvalidInputError
+from ..retrieval.sources.text_files import plain_suffix
 from .arms import growing_arm, model_arms
 from .evaluator import Evaluator
 from .growth import measure_growth, without_answers
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ..retrieval import RavlmRetriever
 
 _SAMPLED_VECTORS = 4096
-_TABLE_KINDS = {".parquet": "parquet", ".csv": "csv", ".json": "json"}
+_QUESTION_FILES = (".jsonl", ".parquet", ".csv", ".tsv", ".json", ".ndjson")
 
 
 class ModelEvaluation(NamedTuple):
@@ -136,7 +137,8 @@ def read_questions(data: Any, columns: Mapping[str, str] | None = None, split: s
     if not isinstance(data, (str, os.PathLike)):
         return questions_from(data, columns)
     path = Path(data)
-    if path.suffix == ".jsonl":
+    suffix = plain_suffix(path)
+    if suffix in _QUESTION_FILES and (path.is_file() or suffix == ".jsonl"):
         return questions_from(path, columns)
     import datasets
 
@@ -144,10 +146,8 @@ def read_questions(data: Any, columns: Mapping[str, str] | None = None, split: s
         found = datasets.load_from_disk(str(path))
     elif path.is_dir():
         found = datasets.load_dataset("imagefolder", data_dir=str(path))
-    elif path.suffix in _TABLE_KINDS and path.is_file():
-        found = datasets.load_dataset(_TABLE_KINDS[path.suffix], data_files=str(path), split="train")
     elif path.suffix:
-        known = ", ".join([".jsonl", *_TABLE_KINDS])
+        known = ", ".join(_QUESTION_FILES)
         raise InvalidInputError(f"{path} is no file of questions. Expected one that ends in {known}, or a folder.")
     else:
         found = datasets.load_dataset(str(data))

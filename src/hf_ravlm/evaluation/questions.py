@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
 from ..errors import InvalidInputError
+from ..metrics.answers import answer_texts
+from ..retrieval.sources.checked_rows import SourceFault
+from ..retrieval.sources.columns import SYNONYMS, find_column
+from ..retrieval.sources.image_files import image_file
+from ..retrieval.sources.tables import table_records
+from ..retrieval.sources.text_files import existing_file, plain_suffix
+from ..text import clean_text, plain_text
+
+
+# What official files and habit call the columns of questions; in any case, and with blanks.
+_SYNONYMS = {
+    "id": ("question_id", "qid", "data_id"),
+    "question": ("query", "q", "prompt"),
+    "answers": ("answer", "answer_eval", "direct_answers", "targets", "target", "multiple_choice_answer"),
+    "image": SYNONYMS["image"],
+    "kind": ("question_type", "type"),
+    "gold_ids": ("gold_id",),
+    "cluster": (),
+}
+_OF_ENCYCLOPEDIC_VQA = {"dataset_name", "question_type", "encyclopedic_vqa_split"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +58,7 @@ class Question:
     def digest(self) -> str:
         """Of all that a reply depends on, the image too. Not of `answers`: repaired ones may score old replies."""
         asked = json.dumps([self.id, self.question, self.gold_ids, self.kind], ensure_ascii=False)
-        return hashlib.sha256(asked.encode() + _image_bytes(self.image)).hexdigest()[:16]
+        return hashlib.sha256(asked.encode("utf-8", "surrogatepass") + _image_bytes(self.image)).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -71,14 +92,21 @@ AnswerFunction = Callable[[Sequence[Question]], Sequence[Reply | str]]
 class QuestionRows(Sequence[Question]):
     """The questions in rows of a table, made when they are asked for. Made by `questions_from`."""
 
-    def __init__(self, rows: Any, columns: Mapping[str, str]) -> None:
-        self._rows, self._columns = rows, columns
+    def __init__(self, rows: Any, columns: Mapping[str, str], folder: Path | None = None) -> None:
+        self._rows, self._columns, self._folder = rows, columns, folder
+        features = getattr(rows, "features", None) or {}
+        # Numbers of classes, as `datasets` keeps them, become their names again.
+        self._classes = {name: kind for name, kind in features.items() if hasattr(kind, "int2str")}
+        self._is_encyclopedic = len(_OF_ENCYCLOPEDIC_VQA.intersection(_column_names(rows))) >= 2
 
     def without_images(self) -> QuestionRows:
         """The same questions, which then cost no decoding."""
         columns = {name: column for name, column in self._columns.items() if name != "image"}
         select = getattr(self._rows, "select_columns", None)  # of a `datasets.Dataset`
-        return QuestionRows(select(sorted(set(columns.values()))) if select else self._rows, columns)
+        return QuestionRows(select(self._kept(columns)) if select else self._rows, columns, self._folder)
+
+    def _kept(self, columns: Mapping[str, str]) -> list[str]:
+        return sorted({*columns.values(), *_OF_ENCYCLOPEDIC_VQA.intersection(_column_names(self._rows))})
 
     def first(self, number: int) -> QuestionRows:
         """The first so many questions.
@@ -90,7 +118,9 @@ class QuestionRows(Sequence[Question]):
             raise InvalidInputError(f"Expected a positive number of questions; came: {number}.")
         places = range(min(number, len(self)))
         select = getattr(self._rows, "select", None)  # of a `datasets.Dataset`
-        return QuestionRows(select(places) if select else [self._rows[place] for place in places], self._columns)
+        return QuestionRows(
+            select(places) if select else [self._rows[place] for place in places], self._columns, self._folder
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -106,31 +136,60 @@ class QuestionRows(Sequence[Question]):
             raise IndexError(place)
         place %= len(self)
         row = self._rows[place]
-        values = {name: row[column] for name, column in self._columns.items() if row.get(column) is not None}
+        values = {
+            name: self._value(row, column) for name, column in self._columns.items() if row.get(column) is not None
+        }
         where = f"Row {place}"
-        if not isinstance(values.get("question"), str) or not values["question"].strip():
+        question = values.get("question")
+        if not isinstance(question, str) or not clean_text(question, f"{where}: the question"):
             raise InvalidInputError(f"{where} has no question in the column {self._columns['question']!r}.")
+        answers = _strings(values.get("answers"), f"{where}, column {self._columns['answers']!r}")
+        if self._is_encyclopedic:
+            answers = tuple(part.strip() for answer in answers for part in answer.split("|"))
         return Question(
-            id=str(values.get("id", place)),
-            question=values["question"],
-            answers=_strings(values.get("answers"), f"{where}, column {self._columns['answers']!r}"),
-            image=values.get("image"),
+            id=plain_text(str(values.get("id", place)), f"{where}: the id"),
+            question=plain_text(question),
+            answers=answers,
+            image=self._image(values.get("image"), where),
             gold_ids=_strings(values.get("gold_ids", ()), f"{where}, gold ids"),
             kind=str(values.get("kind", "")),
             cluster=None if "cluster" not in values else str(values["cluster"]),
         )
 
+    def _value(self, row: Mapping[str, Any], column: str) -> Any:
+        value, kind = row[column], self._classes.get(column)
+        return kind.int2str(value) if kind is not None and isinstance(value, int) and value >= 0 else value
+
+    def _image(self, image: Any, where: str) -> Any:
+        """A path of a file of questions, found beside it; whatever else as it is."""
+        if self._folder is not None and isinstance(image, Mapping) and image.get("bytes") is None:
+            image = image.get("path")
+        if self._folder is None or not isinstance(image, str):
+            return image
+        path = Path(image)
+        return str(path if path.is_absolute() else _beside(self._folder, image, where))
+
+
+def _beside(folder: Path, name: str, where: str) -> Path:
+    try:
+        return image_file(folder, name)
+    except ValueError:
+        return folder / name  # whoever asks the questions wrote them, too
+
 
 def questions_from(rows: Any, columns: Mapping[str, str] | None = None) -> QuestionRows:
-    """Questions from a `datasets.Dataset`, a list of dictionaries, or a path to a file with one JSON object per line.
+    """Questions from a `datasets.Dataset`, a list of dictionaries, or a file: JSONL, JSON, CSV, TSV or Parquet.
+
+    Texts stay texts: `007`, `NA` and `1e5` in a CSV file are what they are. The official files of VQA, A-OKVQA,
+    InfoSeek and Encyclopedic-VQA are read as they are; of several answers in one cell of a CSV file make a JSON list.
 
     An image is decoded only when its question is asked.
 
     Args:
         rows: See above. A relative `image` in a file is a path beside it.
         columns (`dict`, *optional*): Which column holds what: from the names of `Question` to those of the table, such
-            as `{"answers": "answer_eval", "id": "data_id"}`. By default the names are the same; all but `question` and
-            `answers` may be missing.
+            as `{"answers": "reply", "id": "number"}`. By default the names are the same, in any case, or those that
+            people use, such as `query` and `answer`; all but `question` and `answers` may be missing.
 
     Raises:
         InvalidInputError: A column is missing, or a name is not one of `Question`; both with what there is. Rows are
@@ -143,23 +202,29 @@ def questions_from(rows: Any, columns: Mapping[str, str] | None = None) -> Quest
     Question(id='0', question='Which colour is the sun?', answers=('yellow', 'white'), image=None, gold_ids=(),
         kind='colour', cluster=None)
     """
-    if isinstance(rows, (str, Path)):
-        rows = _read_json_lines(Path(rows))
+    folder = None
+    if isinstance(rows, (str, os.PathLike)):
+        folder = Path(rows).parent
+        rows = _rows_of_file(Path(rows))
     known = Question.__dataclass_fields__
     asked = dict(columns or {})
     if unknown := sorted(set(asked) - set(known)):
         raise InvalidInputError(f"columns names {', '.join(unknown)}; a question has {', '.join(known)}.")
-    there = list(getattr(rows, "column_names", None) or {name: None for row in rows for name in row})
+    there = _column_names(rows)
     if missing := sorted(column for column in asked.values() if column not in there):
         raise InvalidInputError(f"There is no column {', '.join(missing)}; there is {', '.join(there) or 'nothing'}.")
-    found = {name: asked.get(name, name) for name in known if asked.get(name, name) in there}
+    found = {}
+    for name in known:
+        free = [column for column in there if column not in [*found.values(), *asked.values()]]
+        if column := asked.get(name) or find_column(name, free, _SYNONYMS[name]):
+            found[name] = column
     for name in ("question", "answers"):
         if name not in found:
             raise InvalidInputError(
                 f"No column holds the {name}; there is {', '.join(there) or 'nothing'}. "
                 f'Say which one: columns={{"{name}": ...}}.'
             )
-    return QuestionRows(rows, found)
+    return QuestionRows(rows, found, folder)
 
 
 def check_questions(questions: Iterable[Question]) -> list[Question]:
@@ -185,30 +250,65 @@ def check_questions(questions: Iterable[Question]) -> list[Question]:
 def _strings(value: Any, where: str) -> tuple[str, ...]:
     if value is None:
         raise InvalidInputError(f"{where} is empty; expected one or more strings.")
-    values = [value] if isinstance(value, (str, int, float)) else list(value)
-    if wrong := [item for item in values if not isinstance(item, (str, int, float)) or isinstance(item, bool)]:
-        raise InvalidInputError(f"{where} holds {wrong[0]!r}; expected a string or a list of strings.")
-    return tuple(map(str, values))
+    try:
+        return tuple(plain_text(text, where) for text in answer_texts(value))
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{where} holds {error}") from error
 
 
-def _read_json_lines(path: Path) -> list[dict[str, Any]]:
+def _column_names(rows: Any) -> list[str]:
+    return list(getattr(rows, "column_names", None) or {name: None for row in rows for name in row})
+
+
+def _rows_of_file(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise InvalidInputError(f"There is no file {path}. Expected one with a JSON object per line.")
-    rows = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InvalidInputError(f"{path}, line {number}, is not JSON: {error}.") from None
-            if not isinstance(row, dict):
-                raise InvalidInputError(f"{path}, line {number}, is not a JSON object.")
-            if isinstance(row.get("image"), str):
-                row["image"] = str(path.parent / row["image"])
-            rows.append(row)
+        raise InvalidInputError(f"There is no file {path}. Expected a table of questions.")
+    if plain_suffix(path) == ".json":
+        return _json_rows(path)
+    is_text = plain_suffix(path) in (".csv", ".tsv")
+    rows: list[dict[str, Any]] = []
+    for record in table_records(path):
+        if isinstance(record, SourceFault):
+            raise record.error
+        rows.append({name: _cell(value) if is_text else value for name, value in record.values.items()})
     return rows
+
+
+def _cell(value: Any) -> Any:
+    """A cell of a text table: the text itself, or the strings of a JSON list in it."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        try:
+            listed = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        return listed if listed and all(isinstance(item, str) for item in listed) else value
+    return value
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON file: a list, or a list under the name that official files give it."""
+    try:
+        found = json.loads(existing_file(path).read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(
+            f"{path} is not JSON ({error}). Expected a list of objects; .jsonl for lines."
+        ) from None
+    if isinstance(found, dict):
+        parts = [
+            found[key] for key in ("questions", "annotations", "data", "rows") if isinstance(found.get(key), list)
+        ]
+        if not parts:
+            raise InvalidInputError(f"{path}: there is no list of questions; its keys are {list(found)}.")
+        found = parts[0] if len(parts) == 1 else _joined(*parts[:2])
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise InvalidInputError(f"{path}: expected a list of objects, one per question.")
+    return found
+
+
+def _joined(questions: list[Any], annotations: list[Any]) -> list[Any]:
+    """VQA's questions with its annotations, by `question_id`."""
+    of_question = {row.get("question_id"): row for row in annotations if isinstance(row, dict)}
+    return [{**of_question.get(row.get("question_id"), {}), **row} for row in questions if isinstance(row, dict)]
 
 
 def _image_bytes(image: Any) -> bytes:

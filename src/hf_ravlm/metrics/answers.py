@@ -9,10 +9,14 @@ https://github.com/google-research/google-research.
 
 from __future__ import annotations
 
+import numbers
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from ..errors import InvalidInputError
 
@@ -147,6 +151,33 @@ def token_f1(prediction: str, answers: str | Sequence[str]) -> float:
     """
     said = normalize_answer(prediction).split()
     return max(_f1(said, normalize_answer(answer).split()) for answer in _accepted(answers))
+
+
+def answer_texts(value: Any) -> list[str]:
+    """The accepted answers in a cell of any official file: a text, a number, a dictionary, or a list of these.
+
+    Dictionaries are those of VQA (`{"answer": ...}`), SQuAD (`{"text": [...]}`), TriviaQA (`{"aliases": [...]}`) and
+    InfoSeek (`{"range": [low, high]}`); with other keys, or for truth values, `InvalidInputError`.
+
+    >>> answer_texts([{"answer": "net", "answer_id": 1}, "nets", 2])
+    ['net', 'nets', '2']
+    """
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        for key in ("answer", "text", "range", "aliases", "value"):
+            if value.get(key) is not None:
+                return answer_texts(value[key])
+        raise InvalidInputError(
+            f"{str(value)[:200]}; expected a string, a list of strings, or a dictionary with answer, text or aliases"
+        )
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, numbers.Number) and not isinstance(value, (bool, np.bool_)):
+        return [str(value)]
+    if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
+        return [text for item in value for text in answer_texts(item)]
+    raise InvalidInputError(f"{str(value)[:200]}; expected a string or a list of strings")
 
 
 def _f1(said: list[str], accepted: list[str]) -> float:

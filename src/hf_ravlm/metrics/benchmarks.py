@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..errors import InvalidInputError
-from .answers import normalize_answer, normalize_encyclopedic_answer, normalize_vqa_answer
+from .answers import answer_texts, normalize_answer, normalize_encyclopedic_answer, normalize_vqa_answer
 
 
 INFOSEEK_KINDS = ("string", "time", "numerical")
@@ -28,7 +29,7 @@ _INTERVAL_OVERLAP = _ENCYCLOPEDIC_OVERLAP = 0.5
 _EQUIVALENT = 0.5
 
 
-def vqa_accuracy(prediction: str, answers: Sequence[str], official_quirks: bool = True) -> float:
+def vqa_accuracy(prediction: str, answers: Sequence[Any], official_quirks: bool = True) -> float:
     """The accuracy of VQAv2, OK-VQA and A-OKVQA (direct answers) of one prediction, 0..1.
 
     An answer is right to the degree in which people agree with it: `min(1, number of others who said so / 3)`,
@@ -36,8 +37,8 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], official_quirks: bool 
 
     Args:
         prediction (`str`): What the model said.
-        answers (sequence of `str`): What the people said, each one once, ten as a rule. The five of OK-VQA are counted
-            twice in the official files; do the same.
+        answers (sequence of `str`): What the people said, each one once, ten as a rule; the dictionaries of the
+            official file (`{"answer": "net", ...}`) as well. The five of OK-VQA are counted twice there; do the same.
         official_quirks (`bool`): With the slips of the official script. When all people gave one answer, neither it
             nor the prediction is normalised, so "Yes" misses ten times "yes". Of the full stops without a digit
             behind, only the first 32 are dropped. "somebody'd" loses its apostrophe.
@@ -56,7 +57,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], official_quirks: bool 
             f"VQA accuracy needs the answers of at least four people, ten as a rule; came: {answers!r}. With one "
             "accepted answer, use `exact_match`."
         )
-    said, given = _one_line(prediction), [_one_line(answer) for answer in answers]
+    said, given = _one_line(prediction), [_one_line(answer) for answer in answer_texts(answers)]
     if not official_quirks or len(set(given)) > 1:
         said = normalize_vqa_answer(said, official_quirks)
         given = [normalize_vqa_answer(answer, official_quirks) for answer in given]
@@ -67,7 +68,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], official_quirks: bool 
 
 
 def infoseek_score(
-    prediction: str, answers: Sequence[str] | Sequence[float], kind: str = "string", official_quirks: bool = True
+    prediction: str, answers: Sequence[Any], kind: str = "string", official_quirks: bool = True
 ) -> float:
     """1.0 if a prediction counts as right in InfoSeek, else 0.0 (Chen et al. 2023, https://huggingface.co/papers/2302.11713).
 
@@ -97,6 +98,7 @@ def infoseek_score(
     (0.0, 1.0)
     """
     kind = _choice(kind.lower(), INFOSEEK_KINDS, "kind")
+    answers = answers if isinstance(answers, str) else answer_texts(answers)  # `{"range": [low, high]}` becomes two
     if isinstance(answers, str) or len(answers) == 0:
         raise InvalidInputError(f"InfoSeek needs a list with one or more accepted answers; came: {answers!r}.")
     if kind == "numerical":
@@ -124,7 +126,7 @@ def infoseek_final(unseen_question: float, unseen_entity: float) -> float:
 
 def encyclopedic_match(
     prediction: str,
-    answers: Sequence[str],
+    answers: str | Sequence[str],
     kind: str = "automatic",
     question: str = "",
     equivalence: Equivalence | None = None,
@@ -137,7 +139,8 @@ def encyclopedic_match(
 
     Args:
         prediction (`str`): What the model said.
-        answers (sequence of `str`): The references; one is enough. The parts of a `multi_answer` are joined by "&&".
+        answers (`str` or sequence of `str`): The references; one is enough. In one string, as in the official file,
+            they are parted by "|". The parts of a `multi_answer` are joined by "&&".
         kind (`str`): The question type, one of `ENCYCLOPEDIC_KINDS`. For `multi_answer` half of the union of the
             parts must be common; the prediction is split at commas and "and".
         question (`str`): For the judge.
@@ -156,7 +159,8 @@ def encyclopedic_match(
     1.0
     """
     has_parts = _choice(kind, ENCYCLOPEDIC_KINDS, "kind") == "multi_answer"
-    if isinstance(answers, str) or len(answers) == 0:
+    answers = answers.split("|") if isinstance(answers, str) else answers
+    if len(answers) == 0:
         raise InvalidInputError(f"Encyclopedic-VQA needs a list of one or more references; came: {answers!r}.")
     listed = prediction.replace(" and ", ",").replace(" & ", ",").split(",") if has_parts else [prediction]
     said = set(map(normalize_encyclopedic_answer, listed)) - {""}
@@ -184,7 +188,7 @@ def _numbers(text: str, official_quirks: bool) -> tuple[float, float] | None:
     return (values[0], values[-1]) if values[0] <= values[-1] else (values[0], values[0])
 
 
-def _answer_range(answers: Sequence[str] | Sequence[float]) -> tuple[float, float]:
+def _answer_range(answers: Sequence[str]) -> tuple[float, float]:
     try:
         ends = [float(answer) for answer in answers[:2]]
     except ValueError:

@@ -12,6 +12,8 @@
 | `exclude_ids` | passages that this row must not see, such as its own caption |
 | `evidence` | passages to read instead of retrieved ones |
 | `id` | a name for messages |
+
+Of `question`, `image` and `answer` other names are known, too, in any case: `SYNONYMS`.
 """
 
 from __future__ import annotations
@@ -19,16 +21,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from ...errors import InvalidInputError
+from ...metrics.answers import answer_texts
 from ...retrieval import KnowledgeBase
+from ...retrieval.sources.columns import SYNONYMS as COLUMNS_OF_PASSAGES
+from ...retrieval.sources.columns import find_column
+from ...text import clean_text, plain_text
 from .broken_images import undecoded
 
 
 ROW_NUMBER = "row_number"
+
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "question": ("query", "prompt"),
+    "image": COLUMNS_OF_PASSAGES["image"],
+    "answer": ("target", "multiple_choice_answer"),
+    "answers": ("targets", "direct_answers"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,7 @@ class TrainingRow:
         >>> row.name, row.label, row.answers, row.gold_ids
         ("'q7'", 'b', ('b', 'a'), ('7',))
         """
+        row = named_columns(row)
         name = repr(row["id"]) if row.get("id") is not None else f"row {row.get(ROW_NUMBER, '?')}"
         columns = tuple(sorted(column for column in row if column != ROW_NUMBER))
         if row.get("question") is None and row.get("image") is None:
@@ -76,12 +91,14 @@ class TrainingRow:
         evidence = row.get("evidence")
         try:
             answers = [*label_first(row.get("answer")), *label_first(row.get("answers"))]
+            question = row.get("question")
+            question = plain_text(question, "the question") if isinstance(question, str) else question
         except InvalidInputError as error:
             raise InvalidInputError(f"{name}: {error}") from error
         return cls(
             name=name,
             number=row.get(ROW_NUMBER),
-            question=row.get("question"),
+            question=question,
             image=row.get("image"),
             answers=tuple(dict.fromkeys(answers)),
             gold_ids=_ids(row.get("gold_ids")),
@@ -107,21 +124,41 @@ class TrainingRow:
         return self.answers[0]
 
 
-def label_first(answers: str | Iterable[str | None] | None) -> list[str]:
+def label_first(answers: Any) -> list[str]:
     """Accepted answers, each once and without empty ones, the label first: the most frequent, and of equals the first.
 
     Raises:
-        InvalidInputError: If one is neither a text nor `None`.
+        InvalidInputError: If one is neither a text nor `None`, nor a dictionary of an official file that holds texts.
 
     >>> label_first(["red", "scarlet", "scarlet "]), label_first(["Oslo", "Kristiania"])
     (['scarlet', 'red'], ['Oslo', 'Kristiania'])
+    >>> label_first([{"answer": "net", "answer_id": 3}])
+    ['net']
     """
-    listed = [answers] if isinstance(answers, str) or not isinstance(answers, Iterable) else list(answers)
-    if wrong := [answer for answer in listed if answer is not None and not isinstance(answer, str)]:
+    listed = [answers] if isinstance(answers, (str, Mapping)) or not isinstance(answers, Iterable) else list(answers)
+    if wrong := [answer for answer in listed if answer is not None and not isinstance(answer, (str, Mapping))]:
         raise InvalidInputError(f"expected a text, got {type(wrong[0]).__name__}: {str(wrong[0])[:40]!r}")
-    counted = Counter(answer.strip() for answer in listed if answer and answer.strip())
+    listed = [plain_text(answer, "an answer").strip() for answer in answer_texts(listed)]
+    counted = Counter(answer for answer in listed if clean_text(answer))
     label = [answer for answer, _ in counted.most_common(1)]
     return list(dict.fromkeys([*label, *counted]))
+
+
+def named_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row under the names of the table above, where it has others.
+
+    >>> named_columns({"Query": "which bird ?", "img": "a.jpg", "id": 3})
+    {'id': 3, 'question': 'which bird ?', 'image': 'a.jpg'}
+    """
+    found = _columns_of(tuple(row))
+    rest = {key: value for key, value in row.items() if key not in found.values()}
+    return {**rest, **{name: row[column] for name, column in found.items()}}
+
+
+@lru_cache(maxsize=256)
+def _columns_of(keys: tuple[str, ...]) -> dict[str, str]:
+    found = {name: find_column(name, keys, others) for name, others in SYNONYMS.items()}
+    return {name: column for name, column in found.items() if column is not None}
 
 
 class NumberedRows(torch.utils.data.Dataset):
