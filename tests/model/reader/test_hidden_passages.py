@@ -229,6 +229,10 @@ def test_a_language_model_that_keeps_the_laws_passes(model_type, settings, dtype
 def test_latent_passages_need_layers_without_a_state():
     with pytest.raises(InvalidInputError, match="marginalization='token' with a 'qwen3_next' generator, whose layers"):
         tiny_model(marginalization="token", generator_config=HYBRID)
+    settings = {"block_ff_dim": 48, "block_multiple_of": 8, "layer_types": ["conv", "full_attention"]}
+    convolving = {**SLIDING, "model_type": "lfm2", "sliding_window": None, **settings}
+    with pytest.raises(InvalidInputError, match="marginalization='sequence' with a 'lfm2' generator"):
+        tiny_model(marginalization="sequence", generator_config=convolving)
     assert tiny_config(generator_config=HYBRID).marginalization == "none"
 
 

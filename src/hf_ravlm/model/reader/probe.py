@@ -29,7 +29,9 @@ def check_state(language_model: PreTrainedModel, marginalization: str) -> None:
     Raises:
         `InvalidInputError`: with what to choose instead.
     """
-    if language_model._is_stateful and marginalization != "none":
+    kinds = getattr(language_model.config.get_text_config(), "layer_types", None) or ()
+    carries = language_model._is_stateful or any(kind in ("conv", "linear_attention") for kind in kinds)
+    if carries and marginalization != "none":
         raise InvalidInputError(
             f"marginalization={marginalization!r} with a {language_model.config.model_type!r} generator, whose layers "
             "carry a state: choose marginalization='none', or a decoder of attention layers alone (llama, qwen3, ...)"
