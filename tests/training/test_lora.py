@@ -6,12 +6,13 @@ import peft
 import pytest
 import torch
 
-from hf_ravlm import InvalidInputError, RavlmForConditionalGeneration
+from hf_ravlm import InvalidInputError, RavlmForConditionalGeneration, from_backbones
 from hf_ravlm.model.loading import without_adapters
 from hf_ravlm.training.lora import add_adapters
 from hf_ravlm.training.trainers import RavlmTrainer
 from reading_world import STEADY, arguments, assert_same_weights, colour_retriever, rows
 from tiny import tiny_config, tiny_model, tiny_processor
+from tiny_backbones import MULTIMODAL, multimodal_model
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by that name
@@ -98,3 +99,19 @@ def test_a_quantized_language_model_is_trained_through_adapters(tmp_path):
     before = {name: p.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
     assert any(not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters() if name in before)
+
+
+@pytest.mark.parametrize("family", list(MULTIMODAL))
+def test_default_targets_leave_what_an_image_text_reader_sees_with(family):
+    generator, processor = multimodal_model(family)
+    reader, _ = from_backbones(generator=generator, generator_processor=processor)
+    adapted = add_adapters(reader, peft.LoraConfig(r=2))
+    names = [name for name, _ in adapted.named_modules() if name.endswith("lora_A")]
+    decoder = {id(module) for module in reader.get_decoder().modules()}
+    assert names
+    assert all(id(adapted.get_submodule(name)) in decoder for name in names)
+
+
+def test_one_name_that_matches_nothing_is_refused_beside_others():
+    with pytest.raises(InvalidInputError, match="target_modules of the peft_config name 'queri'"):
+        add_adapters(tiny_model(), peft.LoraConfig(target_modules=["q_proj", "queri"]))

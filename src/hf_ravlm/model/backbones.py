@@ -26,6 +26,7 @@ from transformers import (
 
 from ..errors import InvalidInputError
 from .loading import loading_errors
+from .parts.adapters import adapter_base, has_adapters, merged, with_adapters
 from .parts.references import pin_revision, remember
 
 
@@ -48,6 +49,11 @@ def reader_kind(config: PreTrainedConfig) -> Reader:
     >>> reader_kind(LlamaConfig()), reader_kind(Gemma3Config())
     ('causal', 'image_text')
     """
+    if config.model_type == "ravlm":
+        raise InvalidInputError(
+            "the generator is a whole reader of ours: load it with AutoModelForImageTextToText.from_pretrained, and "
+            "its processor with AutoProcessor"
+        )
     if config.is_encoder_decoder:
         raise InvalidInputError(
             f"the generator is a {config.model_type!r} model, an encoder-decoder; expected a decoder: a causal "
@@ -84,6 +90,8 @@ def check_fusion(
 def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
     """The generator: a causal language model, or an image-text-to-text model with its own vision tower.
 
+    Adapters of peft, in a `PeftModel` or in a folder or repository of their own, are merged into its weights.
+
     Args:
         source (`str`, `os.PathLike` or `PreTrainedModel`): name on the Hub, folder, or the model itself.
         loading: passed to `from_pretrained` (`dtype`, `quantization_config`, `trust_remote_code`, `revision`, ...).
@@ -94,8 +102,15 @@ def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
     """
     if not isinstance(source, nn.Module):
         loading = pin_revision(source, loading)
+        base_revision = loading.pop("base_revision", None)
+        with loading_errors("generator", source):
+            found = adapter_base(source, {**loading, "base_revision": base_revision})
+        if found is not None:
+            return _load_adapted(source, *found, loading)
         config = read_config(source, "generator", **loading)
-        return _load(AUTO_READERS[reader_kind(config)], source, config, "generator", **loading)
+        model = _load(AUTO_READERS[reader_kind(config)], source, config, "generator", **loading)
+        return merged(model) if has_adapters(model) else model
+    source = merged(source) if has_adapters(source) else source
     kind = reader_kind(source.config)
     mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if kind == "image_text" else MODEL_FOR_CAUSAL_LM_MAPPING
     if not isinstance(source, expected := mapping[type(source.config)]):
@@ -105,6 +120,18 @@ def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
         )
     _apply_loading(source, **loading)
     return source
+
+
+def _load_adapted(source: Any, base: str, of_base: dict[str, Any], loading: dict[str, Any]) -> PreTrainedModel:
+    """The base that adapters name, with these in its weights; it remembers both commits."""
+    model = load_generator(base, **of_base)
+    loaded = model.__dict__.pop("loaded_from", None)
+    with loading_errors("adapters", source):
+        model = with_adapters(model, source, loading)
+    if loaded is not None:
+        more = {name: value for name, value in loaded.reference.items() if name == "quantization_config"}
+        remember(model, source, loading, base_revision=loaded.reference["revision"], **more)
+    return model
 
 
 def _apply_loading(
@@ -169,6 +196,10 @@ def read_config(source: Backbone, role: str = "backbone", **loading: Any) -> Pre
     if isinstance(source, nn.Module):
         return source.config
     access = {name: loading[name] for name in (*OF_ANY_SOURCE, "revision", "subfolder") if name in loading}
+    with loading_errors(role, source):
+        found = adapter_base(source, access) if role == "generator" else None
+    if found is not None:
+        return read_config(found[0], role, **found[1])
     with loading_errors(role, source):
         return AutoConfig.from_pretrained(source, **access)
 

@@ -33,6 +33,7 @@ from .backbones import (
 )
 from .configuration_ravlm import RavlmConfig
 from .loading import loading_errors
+from .parts.adapters import home_of
 from .parts.assembling import put_in_place
 from .parts.references import pin_revision, remember
 from .processing_ravlm import RavlmProcessor
@@ -63,6 +64,10 @@ READER_LOADING = (  # arguments of `from_pretrained` that the generator alone is
     *("quantization_config", "attn_implementation", "device_map", "max_memory", "offload_folder", "offload_buffers"),
     *("variant", "use_safetensors"),
 )
+FILES_OF = {  # of what prepares a generator's inputs, which may lie with adapters or with their base
+    "tokenizer": ("tokenizer_config.json", "tokenizer.json"),
+    "generator_processor": ("processor_config.json", "preprocessor_config.json"),
+}
 HUB_ACCESS = ("token", "cache_dir", "local_files_only", "force_download")  # for every part
 OF_A_REPOSITORY = ("revision", "subfolder")  # alone they are of the generator
 
@@ -85,9 +90,10 @@ def from_backbones(
     Args:
         vision, text, generator (`str`, `os.PathLike` or `PreTrainedModel`):
             each a name on the Hub, a folder, or a model object, which then becomes a part of the model (no copy).
-            The generator is a causal language model or an image-text-to-text model. `vision` and `text` are given
-            both, or neither: then the encoder that finds passages stands beside the reader, and a causal generator
-            reads words alone.
+            The generator is a causal language model or an image-text-to-text model; adapters of peft, in a
+            `PeftModel` or in a folder or repository of their own, are merged into its weights. `vision` and `text`
+            are given both, or neither: then the encoder that finds passages stands beside the reader, and a causal
+            generator reads words alone.
         image_processor, text_tokenizer, tokenizer, generator_processor (*optional*):
             of the vision tower, the text encoder, a causal generator, an image-text-to-text generator. Needed only
             where the backbone is an object that came from no folder.
@@ -327,10 +333,7 @@ def _part_config(part: PreTrainedModel) -> PreTrainedConfig:
     """The configuration of a part, without where it came from."""
     config = copy.deepcopy(part.config)
     config._name_or_path = ""
-    quantization = getattr(config, "quantization_config", None)
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    method = getattr(quantization, "quant_method", method)
-    if str(getattr(method, "value", method)) == "gguf":  # unpacked when it was loaded
+    if hasattr(config, "quantization_config"):  # the whole reader's says it; one of GGUF was unpacked
         del config.quantization_config
     return config
 
@@ -339,8 +342,11 @@ def _load_for(
     load: Any, source: Backbone, argument: str, given: Settings, part: str = "generator", **more: Any
 ) -> Any:
     """What prepares the inputs of a backbone, from where it came from."""
-    folder = _folder_of(source, argument)
-    access = pin_revision(folder, given.access[part])
+    folder, access = _folder_of(source, argument), given.access[part]
+    if argument in FILES_OF:
+        with loading_errors(argument.replace("_", " "), folder):
+            folder, access = home_of(folder, access, FILES_OF[argument])
+    access = pin_revision(folder, access)
     with loading_errors(argument.replace("_", " "), folder):
         found = load(folder, **more, **access)
     if argument != "image_processor":  # which is a few lines of its own

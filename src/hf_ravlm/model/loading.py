@@ -106,6 +106,15 @@ def initialize_new(
                 parameter.data = parameter.data.to(dtype)
 
 
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """The floating type that a module computes in; quantized weights are of another one.
+
+    >>> compute_dtype(nn.Linear(1, 1).bfloat16())
+    torch.bfloat16
+    """
+    return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), torch.float32)
+
+
 def without_adapters(model: Any) -> Any:
     """The reader itself, where PEFT (`get_peft_model`) or joint training (its `reader`) wrapped it."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model

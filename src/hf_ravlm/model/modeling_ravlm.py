@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,10 @@ from ..saving.folders import PublishMixin
 from .backbones import LOADERS, masked_mean, patch_grid
 from .configuration_ravlm import RavlmConfig
 from .fusions.registry import init_fusion_weights
-from .loading import remember_origin
+from .loading import compute_dtype, remember_origin
 from .outputs import RavlmEmbeddingOutput
 from .parts.assembling import load_by_reference, read_references
+from .parts.quantized import sparing_our_parts
 from .parts.references import saved_references, split_weights
 
 
@@ -59,6 +61,8 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
         Raises:
             `UnsafeInputError`: if a file of weights is cut off or overwritten.
         """
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = sparing_our_parts(kwargs["quantization_config"])
         try:
             found = read_references(cls.config_class, pretrained_model_name_or_path, kwargs)
             if found is None:
@@ -78,18 +82,26 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
 
         Names in the file are then those in the model: nobody else reads it.
         """
-        before = self.config.references
+        aside: dict[str, Any] = {"references": self.config.references}
+        quantizer = getattr(self, "hf_quantizer", None)
         self.config.references = None
+        if quantizer is not None:  # what made the quantized weights out of loaded ones has no way back
+            kwargs.setdefault("save_original_format", False)
         try:
             if base == "reference":
                 references, own = split_weights(self, kwargs.pop("state_dict", None))
                 self.config.references = saved_references(references) or None
                 kwargs |= {"state_dict": own, **({"save_original_format": False} if references else {})}
+                if quantizer is not None and "generator" in references:  # what is written here is not quantized
+                    aside["quantization_config"] = self.config.__dict__.pop("quantization_config", None)
+                    self.hf_quantizer = None
                 if not own:  # and older weights of this name must not stay
                     save_file({}, os.path.join(folder, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
             return super().write_to(folder, base, **kwargs)
         finally:
-            self.config.references = before
+            self.config.__dict__.update(aside)
+            if quantizer is not None:
+                self.hf_quantizer = quantizer
 
     def post_init(self) -> None:
         """As in transformers; of the layers that must not be split only those stay that are here, as FSDP asks."""
@@ -158,7 +170,7 @@ class RavlmModel(RavlmPreTrainedModel):
 
     def get_image_patches(self, pixel_values: torch.Tensor, grid: int) -> torch.Tensor:
         """Patch features on a raster: `(B, 3, height, width)` to `(B, grid * grid, C)`."""
-        outputs = self.vision_tower(pixel_values.to(self.image_projection.weight.dtype))
+        outputs = self.vision_tower(pixel_values.to(compute_dtype(self)))
         return patch_grid(outputs.last_hidden_state, grid)
 
     def get_text_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -170,7 +182,7 @@ class RavlmModel(RavlmPreTrainedModel):
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """The vision tower's output for images `(B, 3, height, width)`; `pooler_output` is unit vectors `(B, D)`."""
-        outputs = self.vision_tower(pixel_values.to(self.image_projection.weight.dtype), **kwargs)
+        outputs = self.vision_tower(pixel_values.to(compute_dtype(self)), **kwargs)
         patches = patch_grid(outputs.last_hidden_state, self.config.pooling_grid)  # (B, grid * grid, C)
         pooled = F.normalize(self.image_projection(patches.flatten(1)).float(), dim=-1)
         return with_pooled(outputs, pooled)

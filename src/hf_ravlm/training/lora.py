@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -13,6 +14,8 @@ from ..errors import InvalidInputError
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+
+logger = logging.getLogger(__name__)
 
 
 def add_adapters(model: nn.Module, peft_config: PeftConfig, activation_checkpointing: bool = False) -> PeftModel:
@@ -25,7 +28,7 @@ def add_adapters(model: nn.Module, peft_config: PeftConfig, activation_checkpoin
         activation_checkpointing: Whether the training recomputes activations.
 
     Raises:
-        InvalidInputError: If the model has adapters already, or `target_modules` or one of `modules_to_save` match
+        InvalidInputError: If the model has adapters already, or one of `target_modules` or `modules_to_save` matches
             nothing.
     """
     from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -44,6 +47,12 @@ def add_adapters(model: nn.Module, peft_config: PeftConfig, activation_checkpoin
         own = [name for name, part in parts.items() if part is not None and list(part.parameters())]
         peft_config.modules_to_save = own or None
     _check_modules_to_save(model, getattr(peft_config, "modules_to_save", None) or ())
+    _check_targets(model, getattr(peft_config, "target_modules", None))
+    if not getattr(model, "name_or_path", None):
+        logger.warning(
+            "The adapters will not say which model they belong to, for this one has no name yet: save it first "
+            "(`model.save_pretrained(folder)`), and train what `from_pretrained(folder)` loads."
+        )
     if any(getattr(part, "is_quantized", False) for part in (model, getattr(model, "language_model", None))):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=activation_checkpointing)
     try:
@@ -68,6 +77,19 @@ def _check_modules_to_save(model: nn.Module, wanted: Iterable[str]) -> None:
             raise InvalidInputError(
                 f"modules_to_save of the peft_config names {part!r}, which the model does not have. It has: "
                 f"{[name for name, _ in model.named_children()]} and the parts of these."
+            )
+
+
+def _check_targets(model: nn.Module, wanted: Any) -> None:
+    """Refuses single names that match no layer, which peft ignores beside others that do."""
+    if wanted is None or isinstance(wanted, str):
+        return
+    names = [name for name, _ in model.named_modules()]
+    for target in sorted(wanted):
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise InvalidInputError(
+                f"target_modules of the peft_config name {target!r}, and no layer of the model has this name. Linear "
+                f"layers of its language model are: {_layer_names(model)}."
             )
 
 

@@ -18,6 +18,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 from ...errors import InvalidInputError
 from ..fusions.cross_attention import attach_cross_attention
 from ..loading import initialize_new
+from .quantized import carry_quantizer
 from .references import ADDED_ROWS, check_reference, load_pinned, parts_of, pin_revision
 
 
@@ -39,6 +40,7 @@ def put_in_place(model: nn.Module, parts: Mapping[str, PreTrainedModel]) -> None
     language_model = parts.get("language_model")
     if language_model is not None and model.config.fusion == "cross_attention":
         attach_cross_attention(language_model)  # its hooks were on the one that stood there before
+    carry_quantizer(model, language_model)
     first = language_model if language_model is not None else next(iter(parts.values()), None)
     device = torch.device("cpu") if first is None else first.device
     initialize_new(model, parts.values(), device, model.config.dtype or torch.get_default_dtype())

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 PARTS = {"generator": "language_model", "vision": "model.vision_tower", "text": "model.text_encoder"}
 ADDED_ROWS = "added_rows."  # before the name of a tensor: of a vocabulary that grew, what is behind the old rows
+_OF_A_REFERENCE = ("name", "revision", "subfolder", "kind", "base_revision")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -167,8 +168,8 @@ def check_reference(role: str, reference: Any, roles: Collection[str] = PARTS) -
         `InvalidInputError`: if it is no name on the Hub at a commit.
     """
     named = isinstance(reference, Mapping) and {"name", "revision"} <= set(reference)
-    known = named and set(reference) <= {"name", "revision", "subfolder", "kind", "quantization_config"}
-    texts = [reference.get(name, "") for name in ("name", "revision", "subfolder", "kind")] if known else [None]
+    known = named and set(reference) <= {*_OF_A_REFERENCE, "quantization_config"}
+    texts = [reference.get(name, "") for name in _OF_A_REFERENCE] if known else [None]
     if not all(isinstance(text, str) for text in texts) or ".." in "".join(texts):
         raise InvalidInputError(f"the reference to the {role} is {reference!r}: expected name and revision on the Hub")
     name, revision, *_ = texts

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ...errors import InvalidInputError
+from ..loading import compute_dtype
 
 
 @dataclass
@@ -92,7 +93,7 @@ def encode_inputs(model: Any, inputs: EncodedInputs) -> EncodedInputs:
             )
         encoded.evidence_states, encoded.evidence_token_mask = encode_evidence(model, inputs)
     elif encoded.evidence_states is not None:  # kept ones may be of another precision
-        encoded.evidence_states = encoded.evidence_states.to(model.image_projector.weight.dtype)
+        encoded.evidence_states = encoded.evidence_states.to(compute_dtype(model.model))
     if fusion.reads_question and encoded.question_states is None:
         if inputs.question_input_ids is None or inputs.question_attention_mask is None:
             raise ValueError(

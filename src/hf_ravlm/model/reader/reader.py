@@ -19,6 +19,7 @@ from ..backbones import AUTO_READERS, check_fusion, patch_grid, reader_kind
 from ..configuration_ravlm import RavlmConfig
 from ..fusions.cross_attention import attach_cross_attention
 from ..fusions.registry import FUSIONS
+from ..loading import compute_dtype
 from ..modeling_ravlm import HEAD_KEYS, RavlmModel, RavlmPreTrainedModel, with_pooled
 from ..outputs import RavlmAttribution, RavlmCausalLMOutputWithPast
 from .attribution import attribute
@@ -102,7 +103,7 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         if self.reads_images:
             return self.language_model.get_image_features(pixel_values, **kwargs)
         check_towers(self, images=True)
-        outputs = self.model.vision_tower(pixel_values.to(self.image_projector.weight.dtype), **kwargs)
+        outputs = self.model.vision_tower(pixel_values.to(compute_dtype(self.model)), **kwargs)
         patches = patch_grid(outputs.last_hidden_state, math.isqrt(self.config.num_image_tokens))
         return with_pooled(outputs, self.image_projector(patches))
 

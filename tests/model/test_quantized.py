@@ -1,0 +1,77 @@
+"""Quantized generators: they answer, are saved with their reader and come back, and train through adapters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, TorchAoConfig
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from hf_ravlm import from_backbones
+from hf_ravlm.training.lora import add_adapters
+from tiny import picture
+from tiny_backbones import causal_model, causal_tokenizer, text_model, vision_model
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by that name
+ASKED = {"images": [picture(0)], "text": ["what ?"], "evidence": [["the capital of Norway is Oslo"]]}
+
+
+def quantization(kind: str):
+    if kind == "torchao":
+        pytest.importorskip("torchao")
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    pytest.importorskip("bitsandbytes")
+    four = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32}
+    return BitsAndBytesConfig(**(four if kind == "bitsandbytes-4" else {"load_in_8bit": True}))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    root = tmp_path_factory.mktemp("parts")
+    images = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    for name, model, belongs in (
+        ("generator", causal_model("llama"), causal_tokenizer()),
+        ("vision", vision_model("vit"), images),
+        ("text", text_model("bert"), causal_tokenizer()),
+    ):
+        model.save_pretrained(root / name)
+        belongs.save_pretrained(root / name)
+    return {name: root / name for name in ("vision", "text", "generator")}
+
+
+@pytest.mark.parametrize("kind", ["bitsandbytes-8", "bitsandbytes-4", "torchao"])
+def test_a_quantized_generator_answers_is_saved_and_trains(parts, kind, tmp_path):
+    settings = {"fusion": "gated", "projection_dim": 16, "dtype": torch.float32}
+    model, processor = from_backbones(**parts, quantization_config=quantization(kind), **settings)
+    assert model.is_quantized
+    inputs = processor(**ASKED)
+    assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[0] == 1
+    expected = model(**inputs).logits
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(**inputs).logits, expected)
+    again.save_pretrained(tmp_path / "again")
+    adapted = add_adapters(model, LoraConfig(r=2))
+    adapted(**processor(**ASKED, answers=["Oslo"])).loss.backward()
+    assert any(weight.grad is not None for name, weight in adapted.named_parameters() if "lora_B" in name)
+
+
+def test_a_plain_reader_is_loaded_quantized_and_its_towers_are_not(parts, tmp_path):
+    model, processor = from_backbones(**parts, fusion="gated", projection_dim=16)
+    model.save_pretrained(tmp_path)
+    reader = AutoModelForImageTextToText.from_pretrained(
+        tmp_path, quantization_config=quantization("bitsandbytes-4"), dtype=torch.float32
+    )
+    assert type(reader.language_model.model.layers[0].self_attn.q_proj).__name__ == "Linear4bit"
+    for part in (reader.model, reader.image_projector, reader.fusion):
+        assert not [module for module in part.modules() if "4bit" in type(module).__name__]
+    features = {"images": [picture(0)], "texts": ["red"]}
+    torch.testing.assert_close(
+        reader.model.get_query_features(**processor.for_retrieval(**features)),
+        model.model.get_query_features(**processor.for_retrieval(**features)),
+    )
+    assert reader.generate(**processor(**ASKED), max_new_tokens=2).shape[0] == 1
