@@ -235,3 +235,18 @@ def test_a_system_of_references_is_published_and_opened_by_name(hub, ask):
     files = hub.repository("me/system", "model").files()
     assert sum(map(len, files.values())) < 100_000
     ask.do("reopened('me/system')")
+
+
+def test_a_system_is_one_commit_and_its_card_names_parts_and_licences(hub, ask):
+    hub.edit("org/qwen-vl", "model", README__md=b"---\nlicense: apache-2.0\n---\n# A reader\n")
+    ask.do("model, processor = from_backbones(generator='org/qwen-vl')")
+    ask.do("model.push_to_hub('me/system', base='reference', beside=[processor], commit_message='All of it')")
+    repository = hub.repository("me/system", "model")
+    assert repository.messages == ["All of it"]
+    assert set(repository.files()) >= {"config.json", "processor_config.json", "model.safetensors", "ravlm_hub.py"}
+    card = repository.files()["README.md"].decode()
+    assert "base_model:\n- org/qwen-vl" in card
+    assert "| [org/qwen-vl](https://huggingface.co/org/qwen-vl) | apache-2.0 |" in card
+    ask.do("reopened('me/system')")
+    ask.do("save(folder, generator='org/llama')\nmodel.push_to_hub('me/other')")  # whose card says nothing
+    assert "org/llama) | unknown |" in hub.repository("me/other", "model").files()["README.md"].decode()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,6 @@ LIBRARY = "hf_ravlm"
 PIPELINE_TAG = "image-text-to-text"
 TAGS = ("retrieval-augmented", "vision-language", "ravlm")
 _MAX_ROWS = 20
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 # The Hub's names for the licences that knowledge is under, https://huggingface.co/docs/hub/repositories-licenses.
 _HUB_LICENCES = frozenset(
@@ -35,13 +32,15 @@ _OTHER_NAMES = {"odbl-1.0": "odbl", "odc-by-1.0": "odc-by", "pddl-1.0": "pddl", 
 
 def first_card(model: Any, repo_id: str) -> str:
     """The card of a model that is not evaluated, published as `repo_id`: what it is made of and how it is used."""
-    data = card_metadata(base_models=base_models_of(model.config))
+    made_of = base_models_of(model)
+    data = card_metadata(base_models=list(made_of))
     use, part = usage(repo_id), type(model).__name__
     if not model.can_generate():  # a pipeline would make up the weights that are missing
         data.pipeline_tag = None
         use = f'This is its `{part}` alone, without a reader: `hf_ravlm.{part}.from_pretrained("{repo_id}")`.'
     parts = (
         describe(model.config, model.num_parameters()),
+        *([base_model_table(made_of)] if made_of else []),
         f"## Use it\n\n{use}",
         "## Figures\n\nNot evaluated yet. `hf-ravlm evaluate` measures the model closed-book, with what it retrieves "
         "and with the right passage; `hf-ravlm card` writes the figures here.",
@@ -64,11 +63,33 @@ def card_metadata(base_models: list[str] | None = None, tags: list[str] | None =
     )
 
 
-def base_models_of(config: Any) -> list[str]:
-    """The Hub ids of the backbones that a model was assembled from, as far as its config knows them."""
-    parts = (config.vision_config, config.text_config, config.generator_config)
-    names = [getattr(part, "_name_or_path", "") or "" for part in parts]
-    return list(dict.fromkeys(name for name in names if _HUB_ID.fullmatch(name) and not os.path.exists(name)))
+def base_models_of(model: Any) -> dict[str, str]:
+    """The Hub ids of the pretrained parts that a model was assembled from, each with the licence that its card names.
+
+    The licence is `"unknown"` where there is no card, or the Hub cannot be reached.
+    """
+    parts = [vars(module).get("loaded_from") for module in model.modules()]
+    names = dict.fromkeys(part.reference["name"] for part in parts if part is not None)
+    return {name: licence_of(name) for name in names}
+
+
+def licence_of(name: str) -> str:
+    """The licence in the card of a model on the Hub."""
+    from huggingface_hub import ModelCard
+
+    try:
+        licence = ModelCard.load(name, ignore_metadata_errors=True).data.to_dict().get("license")
+    except Exception:  # whatever the Hub, the network or the card has to say: a card is written without it
+        return "unknown"
+    return licence if isinstance(licence, str) and licence.strip() else "unknown"
+
+
+def base_model_table(licences: Mapping[str, str]) -> str:
+    """The pretrained parts of a model and their licences, as a Markdown table."""
+    rows = [
+        f"| [{name}](https://huggingface.co/{name}) | {plain_text(licence)} |" for name, licence in licences.items()
+    ]
+    return "\n".join(["| made from | licence |", "|---|---|", *rows])
 
 
 def describe(config: Any, num_parameters: int) -> str:

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ class PublishMixin:
         repo_id: str,
         *,
         base: str = "copy",
+        beside: Sequence[Any] = (),
         commit_message: str | None = None,
         commit_description: str | None = None,
         private: bool | None = None,
@@ -117,6 +118,7 @@ class PublishMixin:
         Args:
             repo_id (`str`): a repository, such as `"owner/name"`; created if needed.
             base (`str`): `"copy"` or `"reference"`, as in `save_pretrained`.
+            beside (`Sequence`): what goes into the same commit: a processor, a retriever, a policy.
             commit_message, commit_description (`str`, *optional*): of the commit.
             private (`bool`, *optional*): whether a new repository is private; `None` for the default of its owner.
             token (`str` or `bool`, *optional*): a Hub token; `None` for the stored one.
@@ -153,7 +155,9 @@ class PublishMixin:
             thing.save_pretrained(
                 folder, base=base, **({} if max_shard_size is None else {"max_shard_size": max_shard_size})
             )
-            return commit_files(files_in(folder), destination, outdated_weights, card)
+            for part in beside:
+                part.save_pretrained(folder, **({"base": base} if isinstance(part, PublishMixin) else {}))
+            return commit_files(files_in(folder), destination, outdated_files, card)
 
 
 def check_base(base: str) -> None:
@@ -193,6 +197,16 @@ def outdated_weights(present: Collection[str], new: Collection[str]) -> list[str
     if SAFE_WEIGHTS_NAME in new and SAFE_WEIGHTS_INDEX_NAME in old:  # whole now, no longer in shards
         outdated.append(SAFE_WEIGHTS_INDEX_NAME)
     return outdated
+
+
+def outdated_files(present: Collection[str], new: Collection[str]) -> list[str]:
+    """Outdated weights, and of folders that come whole (a knowledge base, a tokenizer) the files that do not come.
+
+    >>> outdated_files(["knowledge_base/old", "notes.md"], ["knowledge_base/CURRENT", "config.json"])
+    ['knowledge_base/old']
+    """
+    folders = tuple({name.partition("/")[0] + "/" for name in new if "/" in name})
+    return outdated_weights(present, new) + [n for n in present if folders and n.startswith(folders) and n not in new]
 
 
 def write_shim(folder: str | os.PathLike[str]) -> None:

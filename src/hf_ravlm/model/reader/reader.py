@@ -1,7 +1,7 @@
 """The reader: a language model that answers a question about an image from the passages it is given.
 
-Image, question and passages are encoded once; the fusion turns them into what the language model sees. It stays what
-it was, so caches, beam search, adapters and quantization work as without us.
+Image, question and passages are encoded once; the fusion turns them into what the language model sees, which stays
+what it was: its caches, beam search, adapters of peft, and weights quantized by bitsandbytes or torchao are its own.
 """
 
 from __future__ import annotations
