@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +36,9 @@ def answer_questions(
     with_posterior: bool = True,
     encoded_knowledge: EncodedKnowledge | None = None,
     policy: AnswerPolicy | None = None,
+    queries: Sequence[str | None] | None = None,
+    where: Mapping[str, Any] | None = None,
+    channels: Sequence[str] | None = None,
     **generate_kwargs,
 ) -> list[list[Answer]]:
     """Answers questions about images with what the retriever finds; every pipeline goes through here.
@@ -43,13 +46,16 @@ def answer_questions(
     Args:
         model, processor: the reader and its processor.
         retriever: finds passages by image and question; `None` answers closed-book, unless `evidence` is given.
-        images (`list`, *optional*), questions (`list[str]`): of one length.
+        images (`list`, *optional*), questions (`list[str]`):
+            of one length; in the place of an image a list of several (the first is searched with), or `None`.
         k (`int`, *optional*): passages per question, `config.num_passages` by default; 0 is closed-book.
         evidence (`list[list[Evidence]]`, *optional*): use these passages and do not retrieve.
         with_posterior (`bool`): also attribute each answer to its passages (about `2 * K` forward passes each).
         encoded_knowledge (`EncodedKnowledge`, *optional*): states of the passages, read once and kept.
         policy (`AnswerPolicy`, *optional*): decides whether to search, which passages to read (of `evidence`, too) and
             when to abstain; each answer then has its `decision`. Needs greedy decoding.
+        queries (`list[str]`, *optional*): words to search with; `None` in a place takes the question, `""` no words.
+        where (`dict`, *optional*), channels (`list[str]`, *optional*): as in `RavlmRetriever.retrieve`.
         generate_kwargs: passed to `model.generate`.
 
     Returns:
@@ -71,15 +77,22 @@ def answer_questions(
         )
     reading = {"with_posterior": with_posterior, "encoded_knowledge": encoded_knowledge, **generate_kwargs}
     find = retriever is not None and k > 0
+    given = {name: value for name, value in (("where", where), ("channels", channels)) if value is not None}
+    words = search_words(questions, queries)
+
+    def found(places: Sequence[int], k: int) -> Sequence[Sequence[Any]]:
+        shown = None if images is None else [_first(images[place]) for place in places]
+        return retriever.retrieve(shown, [words[place] for place in places], k=k, **given)
+
     if policy is None:
         if evidence is None:
-            evidence = retriever.retrieve(images, list(questions), k=k) if find else [[] for _ in questions]
+            evidence = found(range(len(questions)), k) if find else [[] for _ in questions]
         return read_answers(model, processor, images, questions, evidence, **reading)
 
     def search(places: list[int]) -> Sequence[Sequence[Any]]:
         if evidence is not None:
             return [evidence[place] for place in places]
-        return retriever.retrieve(*_some(images, questions, places), k=max(k, policy.num_candidates or k))
+        return found(places, max(k, policy.num_candidates or k))
 
     def read(places: list[int], passages: list[list[Any]]) -> tuple[list[Answer], dict[str, torch.Tensor]]:
         return read_with_confidence(model, processor, *_some(images, questions, places), passages, **reading)
@@ -172,6 +185,28 @@ def add_attributions(
     for row, posterior, without in zip(rows, found.posterior.tolist(), found.leave_one_out.tolist(), strict=True):
         number = len(answers[row].evidence)
         answers[row].posterior, answers[row].leave_one_out = posterior[:number], without[:number]
+
+
+def search_words(questions: Sequence[str], queries: Sequence[str | None] | None) -> list[str | None]:
+    """What is searched for by words: the queries, and the questions where there is none.
+
+    Raises:
+        InvalidInputError: If their numbers differ.
+
+    >>> search_words(["What is this?", "And this?", "Who?"], ["wren", None, ""])
+    ['wren', 'And this?', None]
+    """
+    if queries is None:
+        return list(questions)
+    if len(queries) != len(questions):
+        raise InvalidInputError(f"{len(queries)} queries came with {len(questions)} questions: give one each, or None")
+    return [question if query is None else query or None for query, question in zip(queries, questions, strict=True)]
+
+
+def _first(images: Any) -> Any:
+    """The image that a question is searched with."""
+    several = isinstance(images, (list, tuple))
+    return (images[0] if images else None) if several else images
 
 
 def _some(

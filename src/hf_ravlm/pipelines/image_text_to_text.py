@@ -11,8 +11,8 @@ from transformers import GenerationConfig, ImageTextToTextPipeline
 from transformers.utils.chat_template_utils import Chat
 
 from ..errors import InvalidInputError
-from ..model import RavlmConfig
-from .image_to_text import ANSWER_KEYS, RavlmPipelineMixin, open_image
+from .image_to_text import ANSWER_KEYS, RavlmPipelineMixin, opened
+from .parts import is_ours
 
 
 class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
@@ -27,10 +27,10 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
     _load_processor = None  # a model object brings its folder's own
     _default_generation_config = GenerationConfig(max_new_tokens=256, do_sample=False)
 
-    def __new__(cls, model=None, *args, **kwargs):
-        if model is not None and model.config.model_type != RavlmConfig.model_type:
-            return ImageTextToTextPipeline(model, *args, **kwargs)
-        return super().__new__(cls)
+    def __new__(cls, model=None, *args, encoder=None, knowledge=None, retriever=None, **kwargs):
+        if model is None or is_ours(model) or any(part is not None for part in (encoder, knowledge, retriever)):
+            return super().__new__(cls)
+        return ImageTextToTextPipeline(model, *args, **kwargs)
 
     def _sanitize_parameters(self, **kwargs):
         extra = {key: kwargs.pop(key) for key in ANSWER_KEYS if key in kwargs}
@@ -44,10 +44,9 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
             images = [image]
         elif isinstance(inputs, dict):
             images, questions = _listed(inputs["images"]), inputs["text"]
-            # Chat models take the image of a question as a list of images.
-            images = [image[0] if isinstance(image, (list, tuple)) and len(image) == 1 else image for image in images]
-        opened = None if all(image is None for image in images) else [open_image(image, timeout) for image in images]
-        return {"images": opened, "questions": _listed(questions), "text": inputs}
+        none = all(image is None for image in images)
+        shown = None if none else [opened(image, timeout) for image in images]
+        return {"images": shown, "questions": _listed(questions), "text": inputs}
 
     def _forward(self, model_inputs, **options):
         images, questions = model_inputs["images"], model_inputs["questions"]

@@ -7,29 +7,74 @@ which does what the old pipeline did.
 
 from __future__ import annotations
 
+import logging
 import os
+from types import NoneType
 from typing import Any
 
 from transformers import GenerationConfig, Pipeline
 from transformers.image_utils import load_image
 
 from ..errors import InvalidInputError
-from ..model import RavlmConfig
+from ..model.loading import without_adapters
+from ..saving.folders import check_base
 from .answer import Answer
 from .answering import answer_questions
+from .knowledge import open_knowledge
 from .model_folder import find_policy, find_processor, find_retriever
+from .parts import is_ours, named_encoder, own_encoder, reader_around
 
 
-ANSWER_KEYS = ("k", "retriever", "with_posterior", "encoded_knowledge", "policy")
+logger = logging.getLogger(__name__)
+
+ANSWER_KEYS = ("k", "where", "channels", "retriever", "with_posterior", "encoded_knowledge", "policy")
 
 
 class RavlmPipelineMixin:
-    """What our pipelines share: the folder's own processor, knowledge base and policy, and saving all of it."""
+    """What our pipelines share: a reader with its processor, knowledge base and policy, and saving all of it.
 
-    def __init__(self, model, processor=None, retriever=None, policy=None, **kwargs):
+    The reader is a folder of ours, or any other: an image-text-to-text or causal language model of transformers, by
+    name or as an object, beside an encoder and a knowledge base.
+
+    Args:
+        model (`PreTrainedModel`): the reader.
+        processor (`RavlmProcessor`, *optional*): the folder's own by default.
+        knowledge (*optional*): a folder of images and texts, a table, a stored knowledge base; see `open_knowledge`.
+            What lies beside the model by default.
+        encoder (`str` or `Encoder`, *optional*): a name for `load_encoder`, such as
+            `"google/siglip2-base-patch16-224"`; by default the one that built the knowledge base.
+        retriever (`RavlmRetriever`, *optional*): in place of `knowledge` and `encoder`.
+        policy (`AnswerPolicy`, *optional*): the folder's own by default.
+
+    Raises:
+        InvalidInputError: If the parts do not go together, or a source of knowledge has no encoder.
+    """
+
+    def __init__(
+        self,
+        model,
+        processor=None,
+        retriever=None,
+        policy=None,
+        tokenizer=None,
+        encoder=None,
+        knowledge=None,
+        **kwargs,
+    ):
+        if retriever is not None and (encoder is not None or knowledge is not None):
+            raise InvalidInputError("retriever= came with encoder= or knowledge=: a retriever has both; give one kind")
+        if not is_ours(model):
+            model, processor = reader_around(model, processor, tokenizer)
         processor = processor if processor is not None else find_processor(model)
         super().__init__(model=model, processor=processor, **kwargs)
-        self.retriever = retriever if retriever is not None else find_retriever(model, processor)
+        encoder = named_encoder(encoder, self.device)
+        if knowledge is not None:
+            retriever = open_knowledge(knowledge, encoder or own_encoder(model, processor))
+        elif retriever is None:
+            retriever = find_retriever(model, processor, encoder)
+        if retriever is None and encoder is not None:
+            raise InvalidInputError("encoder= came without anything to search: give knowledge=, a folder for one")
+        self.retriever = retriever
         self.policy = policy if policy is not None else find_policy(model)
 
     def _answer(
@@ -64,8 +109,14 @@ class RavlmPipelineMixin:
             if part is not None:
                 part.push_to_hub(repo_id, private=private, token=token, revision=revision)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves model, processor, knowledge base and policy to one folder; `from_pretrained` of each reads it.
+    def save_pretrained(self, save_directory: str | os.PathLike, base: str = "reference", **kwargs: Any) -> None:
+        """Saves model, processor, knowledge base and policy to one folder, which `pipeline(model=FOLDER)` reopens.
+
+        Args:
+            save_directory: The folder.
+            base: `"reference"` writes of pretrained parts that came from the Hub, and are as they were, the names and
+                revisions; `"copy"` writes their weights, too.
+            **kwargs: For the `save_pretrained` of model and processor.
 
         Raises:
             InvalidInputError: If `push_to_hub` is given, or the retriever's passages live on a server; nothing is
@@ -76,11 +127,21 @@ class RavlmPipelineMixin:
                 "push_to_hub=True: a pipeline is saved here and published by `pipeline.push_to_hub(repo_id)`, which "
                 "takes the knowledge base along."
             )
+        check_base(base)
         self._check_retriever_can_be_saved()
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory, **kwargs)
+        self.model.save_pretrained(save_directory, base=base, **kwargs)
+        self.processor.save_pretrained(save_directory, base=base, **kwargs)
         if self.retriever is not None:
             self.retriever.save_pretrained(save_directory)
+            if (
+                without_adapters(self.model).model is None
+                and getattr(self.retriever.encoder, "reference", None) is None
+            ):
+                logger.warning(
+                    "%s: the encoder %s came from no repository, so the folder cannot name it. Give encoder= when you "
+                    "open it again.",
+                    *(save_directory, self.retriever.encoder.name),
+                )
         if self.policy is not None:
             self.policy.save_pretrained(save_directory)
 
@@ -98,12 +159,15 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
     """
     Describes images, or answers a question about them, with evidence from a knowledge base.
 
-    `pipeline("image-to-text", model=FOLDER_OR_MODEL)` after `import hf_ravlm`. The knowledge base is the folder's own,
-    or `retriever=`. Calls take an image (path, URL, PIL image, `{"image": ..., "question": ...}`), a list, a
-    generator or a dataset, and:
+    `pipeline("image-to-text", model=READER, encoder=ENCODER, knowledge=FOLDER)` after `import hf_ravlm`, or
+    `model=FOLDER` for what `save_pretrained` wrote. Calls take an image (path, URL, PIL image), a dictionary
+    `{"image": ..., "question": ...}` whose image may be a list of several or `None`, a list of these, a generator or a
+    dataset, or only `question=`, and:
 
     - **question** (`str`, *optional*) -- what to ask; without it `config.default_prompt` asks for a description.
+    - **query** (`str`, *optional*) -- words to search with, where they are not those of the question.
     - **k** (`int`, *optional*) -- passages to read; 0 answers closed-book.
+    - **where**, **channels** (*optional*) -- which passages may be found, and how, as in `RavlmRetriever.retrieve`.
     - **retriever** (`RavlmRetriever`, *optional*) -- another knowledge base for this call.
     - **with_posterior** (`bool`, *optional*, defaults to `True`) -- whether to attribute the answer to passages.
     - **encoded_knowledge** (`EncodedKnowledge`, *optional*) -- states of the passages, read once and kept.
@@ -121,45 +185,50 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
     _pipeline_calls_generate = True
     _default_generation_config = GenerationConfig(max_new_tokens=256, do_sample=False)
 
-    def __new__(cls, model=None, *args, **kwargs):
-        if model is not None and model.config.model_type != RavlmConfig.model_type:
-            return ImageCaptionPipeline(model, *args, **kwargs)
-        return super().__new__(cls)
+    def __new__(cls, model=None, *args, encoder=None, knowledge=None, retriever=None, **kwargs):
+        if model is None or is_ours(model) or any(part is not None for part in (encoder, knowledge, retriever)):
+            return super().__new__(cls)
+        return ImageCaptionPipeline(model, *args, **kwargs)
 
-    def _sanitize_parameters(self, question=None, timeout=None, **kwargs):
+    def _sanitize_parameters(self, question=None, query=None, timeout=None, **kwargs):
         forward = {key: kwargs.pop(key) for key in ANSWER_KEYS if key in kwargs}
-        return _sorted_parameters({"question": question, "timeout": timeout}, forward, **kwargs)
+        return _sorted_parameters({"question": question, "query": query, "timeout": timeout}, forward, **kwargs)
 
     def __call__(self, inputs=None, **kwargs):
         """See the class; `images=` and `image=` name the first argument, too."""
         for name in ("images", "image"):
             inputs = kwargs.pop(name, inputs) if inputs is None else inputs
-        if inputs is None:
-            raise InvalidInputError("no image given: call the pipeline with a path, URL, PIL image, list or dataset")
+        if inputs is None and kwargs.get("question") is None:
+            raise InvalidInputError(
+                "nothing to answer: call the pipeline with an image (a path, URL, PIL image, list or dataset), with "
+                "question=, or with both"
+            )
         if isinstance(inputs, list) and not inputs:
             return []
         if hasattr(inputs, "column_names"):  # a `datasets.Dataset`, which no pipeline takes for one
             inputs = iter(inputs)
-        return super().__call__(inputs, **kwargs)
+        return super().__call__({"image": None} if inputs is None else inputs, **kwargs)
 
-    def preprocess(self, inputs, question=None, timeout=None):
-        if isinstance(inputs, dict) and "image" in inputs:
+    def preprocess(self, inputs, question=None, query=None, timeout=None):
+        if isinstance(inputs, dict) and ("image" in inputs or "question" in inputs):
             question = inputs.get("question", inputs.get("text", question))
-            inputs = inputs["image"]
+            query = inputs.get("query", query)
+            inputs = inputs.get("image")
         if question is None:
             question = self.model.config.default_prompt
-        if not isinstance(question, str):
-            raise InvalidInputError(
-                f"question= came as {type(question).__name__}: expected one string, which is asked about every "
-                "image; for a question of its own each, give dictionaries {'image': ..., 'question': ...}"
-            )
-        return {"image": open_image(inputs, timeout), "question": question}
+        for name, words in (("question", question), ("query", query)):
+            if not isinstance(words, (str, NoneType)):
+                raise InvalidInputError(
+                    f"{name}= came as {type(words).__name__}: expected one string, which is asked about every image; "
+                    "for a question of its own each, give dictionaries {'image': ..., 'question': ...}"
+                )
+        return {"image": opened(inputs, timeout), "question": question, "query": query}
 
     def _forward(self, model_inputs, **options):
-        images, questions = model_inputs["image"], model_inputs["question"]
+        images, questions, queries = (model_inputs[name] for name in ("image", "question", "query"))
         if isinstance(questions, list):  # with `batch_size`
-            return {"answers": self._answer(images, questions, **options)}
-        return {"answers": self._answer([images], [questions], **options)[0]}
+            return {"answers": self._answer(images, questions, queries=queries, **options)}
+        return {"answers": self._answer([images], [questions], queries=[queries], **options)[0]}
 
     def postprocess(self, model_outputs):
         answers = model_outputs["answers"]
@@ -199,6 +268,15 @@ class ImageCaptionPipeline(Pipeline):
     def postprocess(self, model_outputs):
         texts = self.tokenizer.batch_decode(model_outputs["sequences"], skip_special_tokens=True)
         return [{"generated_text": text} for text in texts]
+
+
+def opened(images: Any, timeout: float | None) -> Any:
+    """The image of a question, the list of its images, or `None`, each opened by `open_image`."""
+    if images is None:
+        return None
+    if isinstance(images, (list, tuple)):
+        return [open_image(image, timeout) for image in images]
+    return open_image(images, timeout)
 
 
 def open_image(source: Any, timeout: float | None = None) -> Any:

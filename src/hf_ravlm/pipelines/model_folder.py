@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoProcessor
@@ -12,15 +13,14 @@ from ..errors import InvalidInputError
 from ..model import RavlmProcessor
 from ..model.loading import origin_of, without_adapters
 from ..saving.commit import hub_failure
+from .knowledge import KNOWLEDGE_FOLDER, is_stored
 
 
 if TYPE_CHECKING:
-    from ..retrieval import RavlmRetriever
+    from ..retrieval import Encoder, RavlmRetriever
     from .policy.answer_policy import AnswerPolicy
 
 logger = logging.getLogger(__name__)
-
-KNOWLEDGE_FOLDER = "knowledge_base"
 
 
 def find_processor(model: Any) -> RavlmProcessor:
@@ -37,22 +37,24 @@ def find_processor(model: Any) -> RavlmProcessor:
     return AutoProcessor.from_pretrained(model.name_or_path, trust_remote_code=False, **origin)
 
 
-def find_retriever(model: Any, processor: RavlmProcessor) -> RavlmRetriever | None:
+def find_retriever(model: Any, processor: RavlmProcessor, encoder: Encoder | None = None) -> RavlmRetriever | None:
     """The knowledge base beside the model, or `None`.
 
-    A model in reduced precision does not embed exactly as the one that built the base; its folder's dual encoder is
-    then loaded once more as it was saved.
+    It is asked with `encoder`, else with the one that it names as its own, else with the towers of the model. A model
+    in reduced precision does not embed exactly as the one that built the base; its folder's towers are then loaded
+    once more as they were saved.
     """
     source, origin = model.name_or_path, origin_of(without_adapters(model))
     if not source or not _has_knowledge(source, origin):
         return None
     from ..retrieval import RavlmEncoder, RavlmRetriever  # FAISS and pyarrow come only when needed
 
-    if str(model.dtype) == "torch.float32":
-        encoder = RavlmEncoder(without_adapters(model).model, processor)
-        return RavlmRetriever.from_pretrained(source, encoder=encoder, **origin)
-    retriever = RavlmRetriever.from_pretrained(source, **origin)
-    retriever.encoder.model.to(model.device)
+    towers = without_adapters(model).model
+    if encoder is None and towers is not None and str(towers.dtype) == "torch.float32":
+        encoder = RavlmEncoder(towers, processor)
+    retriever = RavlmRetriever.from_pretrained(source, encoder=encoder, **origin)
+    if encoder is None and (own := getattr(retriever.encoder, "model", None)) is not None:
+        own.to(model.device)
     return retriever
 
 
@@ -71,7 +73,7 @@ def find_policy(model: Any) -> AnswerPolicy | None:
 
 def _has_knowledge(source: str, origin: dict[str, Any]) -> bool:
     if os.path.isdir(source):
-        return os.path.isfile(os.path.join(source, KNOWLEDGE_FOLDER, "CURRENT"))
+        return is_stored(Path(source, KNOWLEDGE_FOLDER))  # a damaged one is an error, and not closed-book
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 

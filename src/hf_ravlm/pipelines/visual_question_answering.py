@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
+from transformers import Pipeline
 
 from ..errors import InvalidInputError
-from ..model import RavlmConfig
 from .image_to_text import RavlmImageToTextPipeline
+from .parts import is_ours
 
 
 class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
@@ -29,25 +30,26 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
     Everything else is as in [`RavlmImageToTextPipeline`], with `answer` in place of `generated_text`.
     """
 
-    def __new__(cls, model=None, *args, **kwargs):
-        if model is not None and model.config.model_type != RavlmConfig.model_type:
+    def __new__(cls, model=None, *args, encoder=None, knowledge=None, retriever=None, **kwargs):
+        if not (model is None or is_ours(model) or any(part is not None for part in (encoder, knowledge, retriever))):
             raise InvalidInputError(
                 f'"visual-question-answering" answers by models of hf_ravlm; this one is {model.config.model_type!r}. '
-                'transformers 5 removed the task for others: use pipeline("image-text-to-text").'
+                "Give it knowledge= and encoder=, which makes it one; or, for answers without evidence, use "
+                'pipeline("image-text-to-text"): transformers 5 removed this task.'
             )
-        return super().__new__(cls, model, *args, **kwargs)
+        return Pipeline.__new__(cls)
 
     def __call__(self, image=None, question=None, **kwargs):
         """See the class."""
         return super().__call__(with_questions(image, question), **kwargs)
 
-    def preprocess(self, inputs, question=None, timeout=None):
-        if not isinstance(inputs, dict) or "image" not in inputs or inputs.get("question") is None:
+    def preprocess(self, inputs, question=None, query=None, timeout=None):
+        if not isinstance(inputs, dict) or inputs.get("question") is None:
             raise InvalidInputError(
                 "an image came without a question: expected `image=` and `question=`, or dictionaries "
                 "{'image': ..., 'question': ...}"
             )
-        return super().preprocess(inputs, timeout=timeout)
+        return super().preprocess(inputs, query=query, timeout=timeout)
 
     def postprocess(self, model_outputs):
         records = super().postprocess(model_outputs)
@@ -69,7 +71,7 @@ def with_questions(images: Any, questions: Any) -> Any:
     >>> list(with_questions((name for name in ["a.png", "b.png"]), "Who?"))
     [{'image': 'a.png', 'question': 'Who?'}, {'image': 'b.png', 'question': 'Who?'}]
     """
-    if images is None:
+    if images is None and questions is None:
         raise InvalidInputError("no image given: call the pipeline with `image=` and `question=`")
     if questions is None:
         return images

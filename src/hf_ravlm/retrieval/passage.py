@@ -126,3 +126,33 @@ def input_digest(table: pa.Table) -> str:
                 digest.update(b"none" if part is None else len(part).to_bytes(8, "little"))
                 digest.update(b"" if part is None else part)
     return digest.hexdigest()
+
+
+def changed_rows(before: pa.Table, after: pa.Table) -> tuple[list[str], pa.Table]:
+    """The ids of passages that are gone from a table or are other ones now, and the rows that are new or other ones.
+
+    >>> rows = [{"id": "wren", "text": "small"}, {"id": "robin", "text": "red"}]
+    >>> gone, new = changed_rows(pa.Table.from_pylist(rows), pa.Table.from_pylist([{"id": "wren", "text": "tiny"}]))
+    >>> gone, new["id"].to_pylist()
+    (['wren', 'robin'], ['wren'])
+    """
+    old, new = _row_digests(before), _row_digests(after)
+    gone = [name for name, digest in old.items() if new.get(name) != digest]
+    return gone, after.filter(pa.array([old.get(name) != digest for name, digest in new.items()], pa.bool_()))
+
+
+def _row_digests(table: pa.Table) -> dict[str, bytes]:
+    """The SHA-256 over all that is known of each passage, by its id."""
+    names = sorted(table.column_names)
+    digests = {}
+    for batch in table.to_batches(max_chunksize=1024):
+        columns = [batch[name] for name in names]
+        for passage_id, *row in zip(batch["id"], *columns, strict=True):
+            digest = hashlib.sha256()
+            for value in row:
+                part = value.as_py()
+                part = part.encode() if isinstance(part, str) else part
+                digest.update(b"none" if part is None else len(part).to_bytes(8, "little"))
+                digest.update(part or b"")
+            digests[passage_id.as_py()] = digest.digest()
+    return digests

@@ -1,0 +1,156 @@
+"""From what a user calls their knowledge (a folder of images and texts, a table, a stored base) to a retriever.
+
+A knowledge base that is made from a source is kept in the cache of the Hub, and follows the source: what is new or
+changed is encoded when it is opened again, what is gone is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import cached_assets_path
+
+from ..errors import InvalidInputError, KnowledgeBaseNotFoundError
+from ..saving.durable import replace_file
+
+
+if TYPE_CHECKING:
+    from ..retrieval import Encoder, KnowledgeBase, RavlmRetriever
+
+logger = logging.getLogger(__name__)
+
+KNOWLEDGE_FOLDER = "knowledge_base"
+TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_LISTING = "source.json"  # beside a kept knowledge base: the files it was made from
+
+
+def open_knowledge(knowledge: Any, encoder: Encoder | None, **options: Any) -> RavlmRetriever:
+    """A retriever over what the user named.
+
+    Args:
+        knowledge: A retriever, a `KnowledgeBase`, the folder of a stored one, a folder of images and texts, a table
+            (JSONL, CSV, TSV, Parquet), or the id of a repository on the Hub that holds one.
+        encoder: Encodes passages and questions; `None` for the one that a stored knowledge base was built with.
+        **options: How a source is read, see `KnowledgeBase`: `on_error`, `text_column`, ...
+
+    Raises:
+        InvalidInputError: If a source comes without an encoder, or is none of these.
+        KnowledgeBaseNotFoundError: If there is no such folder, file or repository.
+    """
+    from ..retrieval import KnowledgeBase, RavlmRetriever  # FAISS and pyarrow come only when needed
+
+    if hasattr(knowledge, "retrieve"):
+        return knowledge
+    if isinstance(knowledge, KnowledgeBase):
+        return RavlmRetriever.build(knowledge, _needed(encoder, "a KnowledgeBase"))
+    if not isinstance(knowledge, (str, os.PathLike)):
+        raise InvalidInputError(
+            f"knowledge= came as {type(knowledge).__name__}: expected a folder of images and texts, a table, the "
+            "folder of a stored knowledge base, a KnowledgeBase or a retriever"
+        )
+    path = Path(knowledge).expanduser()
+    if is_stored(path):
+        return RavlmRetriever.from_pretrained(path, encoder)
+    if path.exists():
+        return _kept(path.resolve(), _needed(encoder, f"the source {path}"), options)
+    if os.fspath(knowledge).count("/") != 1 or path.suffix in TABLES:
+        raise KnowledgeBaseNotFoundError(f"{path}: there is no such file or folder. Check the path.")
+    kind = "model" if encoder is None else "dataset"
+    return RavlmRetriever.from_pretrained(os.fspath(knowledge), encoder, repo_type=kind)
+
+
+def is_stored(folder: Path) -> bool:
+    """Whether a folder is a stored knowledge base, or holds one, be it damaged."""
+    places = (folder, folder / KNOWLEDGE_FOLDER)
+    return any(os.path.lexists(place / "CURRENT") or (place / "manifests").is_dir() for place in places)
+
+
+def read_source(path: Path, options: Mapping[str, Any]) -> KnowledgeBase:
+    """Reads a folder or a table.
+
+    Raises:
+        InvalidInputError: Its name does not say what it is, or an item cannot be read.
+    """
+    from ..retrieval import KnowledgeBase
+    from ..retrieval.sources.text_files import plain_suffix
+
+    if path.is_dir():
+        return KnowledgeBase.from_folder(path, **options)
+    kind = TABLES.get(plain_suffix(path))
+    if kind is None:
+        raise InvalidInputError(
+            f"{path}: its name does not say what it is: expected a folder, or a file that ends in {', '.join(TABLES)}"
+        )
+    return getattr(KnowledgeBase, f"from_{kind}")(path, **options)
+
+
+def _needed(encoder: Encoder | None, what: str) -> Encoder:
+    if encoder is None:
+        raise InvalidInputError(
+            f"{what} has to be encoded: name an encoder, such as encoder='google/siglip2-base-patch16-224', or "
+            "encoder='offline' for the one that Python packages carry"
+        )
+    return encoder
+
+
+def _kept(source: Path, encoder: Encoder, options: Mapping[str, Any]) -> RavlmRetriever:
+    """The knowledge base of a source, as it was kept, brought up to date with it."""
+    from ..retrieval import KnowledgeBase, RavlmRetriever
+    from ..retrieval.passage import changed_rows
+
+    key = json.dumps([str(source), encoder.fingerprint, sorted(map(repr, options.items()))])
+    folder = Path(
+        cached_assets_path(
+            "hf_ravlm", namespace="knowledge", subfolder=hashlib.sha256(key.encode(errors="replace")).hexdigest()[:32]
+        )
+    )
+    listing = json.dumps(_listing(source)).encode()
+    note = folder / _LISTING
+    was_kept = is_stored(folder)
+    if was_kept and note.is_file() and note.read_bytes() == listing:
+        return RavlmRetriever.from_pretrained(folder, encoder)
+    knowledge_base = read_source(source, options)
+    if not len(knowledge_base):
+        raise InvalidInputError(f"{source}: there is nothing in it that could be read. Expected images or texts.")
+    if knowledge_base.skipped:
+        logger.warning("%s: %d items were left out, such as %s", source, *_left_out(knowledge_base))
+    if was_kept:
+        retriever = RavlmRetriever.from_pretrained(folder, encoder)
+        gone, new = changed_rows(retriever.knowledge_base.table, knowledge_base.table)
+        logger.info("%s: %d passages are new or changed, %d changed or are gone", source, len(new), len(gone))
+        if gone:
+            retriever.remove(gone)
+        if len(new):
+            retriever.add(KnowledgeBase(new))
+    else:
+        logger.info("%s: encoding %d passages, which are kept in %s", source, len(knowledge_base), folder)
+        staging = folder / "staging"
+        retriever = RavlmRetriever.build(knowledge_base, encoder, index="auto", staging=staging)
+        retriever.save_pretrained(folder)
+    replace_file(note, listing)
+    return retriever
+
+
+def _left_out(knowledge_base: KnowledgeBase) -> tuple[int, str]:
+    first = knowledge_base.skipped[0]
+    return len(knowledge_base.skipped), f"{first.where}: {first.reason}"
+
+
+def _listing(source: Path) -> list[list[Any]]:
+    """Name, size and time of every file of a source; of a table, also of the files beside it, which it may name."""
+    root = source if source.is_dir() else source.parent
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            place = os.path.join(folder, name)
+            if not name.startswith(".") and os.path.isfile(place):
+                status = os.stat(place)
+                found.append([os.path.relpath(place, root), status.st_size, status.st_mtime_ns])
+    return found
