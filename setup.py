@@ -45,6 +45,8 @@ HYBRID = [
     "bm25s>=0.3",  # the first whose compiled search takes a filter
     "numba>=0.60",  # the first that runs with numpy 2
 ]
+# Words of Chinese and Thai, for caption metrics. rjieba is the dictionary of jieba, whose own last release is of 2020.
+MULTILINGUAL = ["rjieba>=0.2", "pythainlp>=5.0"]
 WIKIPEDIA = ["mwparserfromhell>=0.7"]  # MIT; wikitextparser reads more of the markup, under the GPL
 # Knowledge bases on a Milvus server or cluster. Older clients do not speak with the milvus-lite of the tests.
 MILVUS = ["pymilvus>=2.6.10"]
@@ -74,6 +76,7 @@ EXTRAS_REQUIRE = {
     "langchain": LANGCHAIN,
     "milvus": MILVUS,
     "mteb": MTEB,
+    "multilingual": MULTILINGUAL,
     "onnx": ONNX,
     "real-models": REAL_MODELS,
     "sentence-transformers": SENTENCE_TRANSFORMERS,

@@ -281,8 +281,8 @@ def test_a_data_set_with_a_broken_picture_goes_by_the_policy(tmp_path):
 
 
 def test_columns_of_other_names_are_told(tmp_path):
-    unlike = [{"picture": row["image"], "query": row["question"], "answer": row["answer"]} for row in rows(4)]
-    with pytest.raises(InvalidInputError, match=r"`question` nor `image`; it has \['answer', 'picture', 'query'\]"):
+    unlike = [{"foto": row["image"], "asked": row["question"], "answer": row["answer"]} for row in rows(4)]
+    with pytest.raises(InvalidInputError, match=r"`question` nor `image`; it has \['answer', 'asked', 'foto'\]"):
         trainer_for(tmp_path, train=unlike).train()
     nameless = [{"image": row["image"], "question": row["question"], "label": row["answer"]} for row in rows(4)]
     with pytest.raises(InvalidInputError, match=r"no answer to learn.*it has \['image', 'label', 'question'\]"):

@@ -1,4 +1,9 @@
-"""Every metric by its name: `ANSWER_METRICS` judge answers, `retrieval_scores` the evidence that they were given."""
+"""Every metric by its name: `ANSWER_METRICS` judge answers, `retrieval_scores` the evidence that they were given.
+
+Beside the official metrics stand those for all scripts, with `_unicode` behind their names: another normaliser, and a
+word for every character of a script without spaces; and, for captions, with `_zh` and `_th` those over the words of
+Chinese and Thai.
+"""
 
 from __future__ import annotations
 
@@ -151,10 +156,15 @@ def _per_answer(metric: AnswerMetric) -> Scorer:
     return score
 
 
-def _per_caption(metric: Callable[[Sequence[Tokens], References], CaptionScore], is_mean: bool = True) -> Scorer:
+def _per_caption(
+    metric: Callable[[Sequence[Tokens], References], CaptionScore], is_mean: bool = True, language: str = "en"
+) -> Scorer:
     def score(predictions: Sequence[str], questions: Sequence[Question]) -> Scores:
-        candidates = [caption_tokens(prediction) for prediction in predictions]
-        found = metric(candidates, [[caption_tokens(answer) for answer in question.answers] for question in questions])
+        candidates = [caption_tokens(prediction, language=language) for prediction in predictions]
+        accepted = [
+            [caption_tokens(answer, language=language) for answer in question.answers] for question in questions
+        ]
+        found = metric(candidates, accepted)
         return Scores(found.corpus, found.per_image, is_mean)
 
     return score
@@ -170,7 +180,14 @@ ANSWER_METRICS: Mapping[str, Scorer] = {
             said, question.answers, question.kind or "automatic", question.question
         )
     ),
-    "bleu_4": _per_caption(bleu, is_mean=False),
-    "rouge_l": _per_caption(rouge_l),
-    "cider_d": _per_caption(cider_d),
+    **{
+        f"{name}{suffix}": _per_caption(metric, metric is not bleu, language)
+        for suffix, language in (("", "en"), ("_unicode", "characters"), ("_zh", "zh"), ("_th", "th"))
+        for name, metric in (("bleu_4", bleu), ("rouge_l", rouge_l), ("cider_d", cider_d))
+    },
+    "exact_match_unicode": _per_answer(lambda said, question: exact_match(said, question.answers, "unicode")),
+    "token_f1_unicode": _per_answer(lambda said, question: token_f1(said, question.answers, "unicode")),
+    "vqa_accuracy_unicode": _per_answer(
+        lambda said, question: vqa_accuracy(said, question.answers, normalizer="unicode")
+    ),
 }

@@ -19,6 +19,7 @@ from .caption_tokens import caption_tokens
 from .captions import CaptionScore, bleu, cider_d, rouge_l
 from .decisions import Abstention, Threshold, abstention, best_threshold
 from .intervals import Interval, bootstrap_interval
+from .multilingual import normalize_unicode_answer, unicode_tokens
 from .pseudo_relevance import relevance_from_answers
 from .ranking import (
     average_precision,
@@ -68,6 +69,7 @@ __all__ = [
     "ndcg_at_k",
     "normalize_answer",
     "normalize_encyclopedic_answer",
+    "normalize_unicode_answer",
     "normalize_vqa_answer",
     "precision_at_k",
     "reader_given_retrieval",
@@ -80,5 +82,6 @@ __all__ = [
     "retrieval_effect",
     "rouge_l",
     "token_f1",
+    "unicode_tokens",
     "vqa_accuracy",
 ]

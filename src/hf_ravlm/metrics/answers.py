@@ -13,13 +13,16 @@ import numbers
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import InvalidInputError
+from .multilingual import normalize_unicode_answer, unicode_tokens
 
+
+Normalizer = Literal["squad", "unicode"]
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -120,37 +123,60 @@ def _contractions() -> dict[str, str]:
 CONTRACTIONS = _contractions()
 
 
-def exact_match(prediction: str, answers: str | Sequence[str]) -> float:
+def exact_match(prediction: str, answers: str | Sequence[str], normalizer: Normalizer = "squad") -> float:
     """1.0 if the normalised `prediction` equals any of the normalised `answers` (one string or several), else 0.0.
 
+    Args:
+        prediction (`str`), answers (`str` or sequence of `str`): What the model said, and what is accepted.
+        normalizer (`str`): `"squad"`, the official one (`normalize_answer`), or `"unicode"` for answers in all
+            scripts (`normalize_unicode_answer`).
+
     Raises:
-        InvalidInputError: `answers` is empty: nothing can be right.
+        InvalidInputError: `answers` is empty: nothing can be right; or the normaliser is not known.
 
     >>> exact_match("the Euro.", ["Euro", "euros"])
     1.0
     >>> exact_match("Euro, Swiss franc", "Euro")
     0.0
+    >>> exact_match("北京。", "北京"), exact_match("北京。", "北京", normalizer="unicode")
+    (0.0, 1.0)
     """
-    said = normalize_answer(prediction)
-    return float(any(said == normalize_answer(answer) for answer in _accepted(answers)))
+    normalize = _normalizer(normalizer)
+    said = normalize(prediction)
+    return float(any(said == normalize(answer) for answer in _accepted(answers)))
 
 
-def token_f1(prediction: str, answers: str | Sequence[str]) -> float:
+def token_f1(
+    prediction: str,
+    answers: str | Sequence[str],
+    normalizer: Normalizer = "squad",
+    language: str = "characters",
+) -> float:
     """Overlap of words between the normalised `prediction` and the best-matching of the `answers`, in 0..1.
 
     With the word multisets `p` and `a`, precision is `|p ∩ a| / |p|`, recall is `|p ∩ a| / |a|`, and F1 is their
     harmonic mean. If either side has no words left, F1 is 1 when both are empty and 0 otherwise (the rule of SQuAD 2).
 
+    Args:
+        prediction, answers, normalizer: As of `exact_match`.
+        language (`str`): With `normalizer="unicode"`, how words are found where no spaces part them, see
+            `unicode_tokens`.
+
     Raises:
-        InvalidInputError: `answers` is empty: nothing can be right.
+        InvalidInputError: `answers` is empty: nothing can be right; or the normaliser or language is not known.
 
     Example: two of three words predicted are among the four of the answer, so precision 2/3, recall 1/2.
 
     >>> round(token_f1("red means blood", ["red: blood of heroes"]), 4)
     0.5714
     """
-    said = normalize_answer(prediction).split()
-    return max(_f1(said, normalize_answer(answer).split()) for answer in _accepted(answers))
+    normalize = _normalizer(normalizer)
+
+    def words(text: str) -> list[str]:
+        return unicode_tokens(text, language) if normalizer == "unicode" else normalize(text).split()
+
+    said = words(prediction)
+    return max(_f1(said, words(answer)) for answer in _accepted(answers))
 
 
 def answer_texts(value: Any) -> list[str]:
@@ -186,6 +212,15 @@ def _f1(said: list[str], accepted: list[str]) -> float:
     num_common = (Counter(said) & Counter(accepted)).total()
     # 2·P·R / (P + R) with P = common/said and R = common/accepted
     return 2 * num_common / (len(said) + len(accepted))
+
+
+def _normalizer(name: str) -> Callable[[str], str]:
+    if name not in _NORMALIZERS:
+        raise InvalidInputError(f"normalizer={name!r} is not known. Choose one of {', '.join(_NORMALIZERS)}.")
+    return _NORMALIZERS[name]
+
+
+_NORMALIZERS: dict[str, Callable[[str], str]] = {"squad": normalize_answer, "unicode": normalize_unicode_answer}
 
 
 def _accepted(answers: str | Sequence[str]) -> Sequence[str]:

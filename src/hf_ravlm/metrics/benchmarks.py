@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from .answers import answer_texts, normalize_answer, normalize_encyclopedic_answer, normalize_vqa_answer
+from .multilingual import normalize_unicode_answer
 
 
 INFOSEEK_KINDS = ("string", "time", "numerical")
@@ -29,7 +30,9 @@ _INTERVAL_OVERLAP = _ENCYCLOPEDIC_OVERLAP = 0.5
 _EQUIVALENT = 0.5
 
 
-def vqa_accuracy(prediction: str, answers: Sequence[Any], official_quirks: bool = True) -> float:
+def vqa_accuracy(
+    prediction: str, answers: Sequence[Any], official_quirks: bool = True, normalizer: str = "vqa"
+) -> float:
     """The accuracy of VQAv2, OK-VQA and A-OKVQA (direct answers) of one prediction, 0..1.
 
     An answer is right to the degree in which people agree with it: `min(1, number of others who said so / 3)`,
@@ -42,6 +45,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[Any], official_quirks: bool 
         official_quirks (`bool`): With the slips of the official script. When all people gave one answer, neither it
             nor the prediction is normalised, so "Yes" misses ten times "yes". Of the full stops without a digit
             behind, only the first 32 are dropped. "somebody'd" loses its apostrophe.
+        normalizer (`str`): `"vqa"`, the official one, or `"unicode"` for answers in all scripts, without the slips.
 
     Raises:
         InvalidInputError: Fewer than four answers came, with which nothing could be fully right.
@@ -58,7 +62,9 @@ def vqa_accuracy(prediction: str, answers: Sequence[Any], official_quirks: bool 
             "accepted answer, use `exact_match`."
         )
     said, given = _one_line(prediction), [_one_line(answer) for answer in answer_texts(answers)]
-    if not official_quirks or len(set(given)) > 1:
+    if _choice(normalizer, ("vqa", "unicode"), "normalizer") == "unicode":
+        said, given = normalize_unicode_answer(said), list(map(normalize_unicode_answer, given))
+    elif not official_quirks or len(set(given)) > 1:
         said = normalize_vqa_answer(said, official_quirks)
         given = [normalize_vqa_answer(answer, official_quirks) for answer in given]
     num_agreeing = given.count(said)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 
 from ..errors import InvalidInputError
+from .multilingual import unicode_tokens
 
 
 # What the official script drops.
@@ -73,16 +74,19 @@ _TOKEN = re.compile(
 )
 
 
-def caption_tokens(text: str, official_quirks: bool = True) -> list[str]:
+def caption_tokens(text: str, official_quirks: bool = True, language: str = "en") -> list[str]:
     """The tokens of one caption that count.
 
     Args:
         text (`str`): A caption; line breaks are spaces.
         official_quirks (`bool`): The official list of what to drop names brackets in capitals ("-LRB-") after all was
             put into lower case, so brackets are left as words. `False` drops them like the other marks.
+        language (`str`): `"en"` for the official tokens; another one of `unicode_tokens` (`"zh"`, `"th"`,
+            `"characters"`) where a caption in a script without spaces would be one token.
 
     Raises:
-        InvalidInputError: `text` is not a string.
+        InvalidInputError: `text` is not a string, or the language is not known.
+        ImportError: The package for the language is missing.
 
     Example:
 
@@ -93,6 +97,8 @@ def caption_tokens(text: str, official_quirks: bool = True) -> list[str]:
     """
     if not isinstance(text, str):
         raise InvalidInputError(f"A caption must be a string; came: {type(text).__name__}.")
+    if language != "en":
+        return unicode_tokens(text, language)
     return [
         token
         for token in _treebank_tokens(text)

@@ -28,6 +28,14 @@ from hf_ravlm.retrieval.indexes.lexical_tokens import lexical_tokens
         ("한국", ["한", "국", "한국"]),
         ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),  # vowel signs belong to their word
         ("Привет, Ёлка", ["привет", "елка"]),
+        ("தமிழ் మతం ಕನ್ನಡ", ["தமிழ்", "మతం", "ಕನ್ನಡ"]),  # Tamil, Telugu, Kannada
+        ("සිංහල ދިވެހި ᨅᨔ", ["සිංහල", "ދިވެހި", "ᨅᨔ"]),  # Sinhala, Thaana, Buginese
+        ("བོད་ཡིག", ["བོད", "ཡིག"]),  # Tibetan
+        ("שָׁלוֹם שלום", ["שלום", "שלום"]),  # with points and without
+        ("كِتَاب كتاب كتـــاب", ["كتاب", "كتاب", "كتاب"]),
+        ("so\u00adft wo\u200brd", ["soft", "word"]),
+        ("می\u200cخواهم", ["میخواهم"]),
+        ("क्\u200dष क्ष", ["क्ष", "क्ष"]),
     ],
 )
 def test_tokens(text, tokens):

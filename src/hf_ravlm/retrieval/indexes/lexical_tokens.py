@@ -1,7 +1,8 @@
 """Words for keyword search, in scripts with spaces and in scripts without.
 
 Words of scripts with spaces (Latin, Cyrillic, Greek, Arabic, ...) are tokens without case and without accents, so that
-`reunion` finds `Réunion`; a final s goes by the rules of Harman's S-stemmer ("How effective is suffixing?", JASIS
+`reunion` finds `Réunion`; the vowel points of Hebrew and Arabic go likewise, the vowel signs of Indic scripts stay with
+the letters that they follow, and what nobody sees (soft hyphens, joiners) parts no word. A final s goes by the rules of Harman's S-stemmer ("How effective is suffixing?", JASIS
 1991), so that `flags` finds `flag`. Chinese, Japanese, Korean, Thai and their neighbours do not put a space
 between words; each run of such characters gives its single characters and its overlapping pairs. That needs no
 dictionary and finds more than words from a segmenter: among 8,000 Chinese idioms, the sentence that one comes from
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import lru_cache
+from functools import cache, lru_cache
 
 
 _UNSPACED = (
@@ -22,11 +23,10 @@ _UNSPACED = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
     "\uac00-\ud7af"  # Hangul
 )
-# Marks belong to the letter before them, as the vowel signs of Devanagari do; `\w` alone would cut words there.
-_MARKS = "\u0591-\u05bd\u064b-\u065f\u0900-\u0903\u093a-\u094f\u0981-\u0983\u09bc-\u09cd\u0a00-\u0d4f"
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
-_RUN = re.compile(rf"(?P<unspaced>[{_UNSPACED}]+)|(?:(?![{_UNSPACED}])[^\W_][{_MARKS}]*)+")
-_ACCENTS = re.compile("[\u0300-\u036f]+")
+# Accents, points that are left out in most writing (Hebrew, Arabic, Syriac), and the line that stretches Arabic words.
+_OPTIONAL = re.compile("[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed\u0730-\u074a]+")
+_UNSEEN = re.compile("[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]+")
 
 
 def lexical_tokens(text: str) -> list[str]:
@@ -40,7 +40,7 @@ def lexical_tokens(text: str) -> list[str]:
     if text.isascii():
         return list(map(_singular, _ASCII_WORD.findall(text.lower())))
     tokens: list[str] = []
-    for match in _RUN.finditer(_folded(text)):
+    for match in _runs().finditer(_folded(text)):
         run = match.group()
         if match.lastgroup == "unspaced":
             tokens.extend(run)
@@ -61,7 +61,16 @@ def _singular(word: str) -> str:
     return word if word[-2] in "us" else word[:-1]
 
 
+@cache
+def _runs() -> re.Pattern[str]:
+    """Runs of characters of scripts without spaces, and words of the others: letters, digits and the marks on them."""
+    # `\\w` knows no marks and would cut words there.
+    marks = "".join(char for char in map(chr, range(0x300, 0x1F000)) if unicodedata.category(char)[0] == "M")
+    marks = re.escape("".join(char for char in marks if not re.match(f"[{_UNSPACED}]", char)))
+    return re.compile(rf"(?P<unspaced>[{_UNSPACED}]+)|(?:(?![{_UNSPACED}])[^\W_][{marks}]*)+")
+
+
 def _folded(text: str) -> str:
     """Full-width forms, ligatures, case and accents folded; the voicing marks of kana stay, for they part words."""
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
-    return unicodedata.normalize("NFKC", _ACCENTS.sub("", decomposed))
+    decomposed = _UNSEEN.sub("", unicodedata.normalize("NFKD", text.casefold()))
+    return unicodedata.normalize("NFKC", _OPTIONAL.sub("", decomposed))
