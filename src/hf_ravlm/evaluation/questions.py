@@ -213,7 +213,7 @@ def questions_from(rows: Any, columns: Mapping[str, str] | None = None) -> Quest
     there = _column_names(rows)
     if missing := sorted(column for column in asked.values() if column not in there):
         raise InvalidInputError(f"There is no column {', '.join(missing)}; there is {', '.join(there) or 'nothing'}.")
-    found = {}
+    found: dict[str, str] = {}
     for name in known:
         free = [column for column in there if column not in [*found.values(), *asked.values()]]
         if column := asked.get(name) or find_column(name, free, _SYNONYMS[name]):

@@ -4,8 +4,8 @@ The official normalisers know ASCII marks only: to them `北京。` is not `北�
 is for people who do not write ASCII, beside the official ones, since published figures are what those say.
 
 Chinese words are those of `rjieba` (the dictionary of jieba, with which COCO-CN and its kin are scored; MIT, 5 MB),
-Thai ones those of `pythainlp` (Apache-2.0). Japanese, Lao, Khmer and Burmese are counted by character, as SacreBLEU counts
-Chinese: the segmenters that are kept up weigh 70 to 200 MB.
+Thai ones those of `pythainlp` (Apache-2.0). Japanese, Lao, Khmer and Burmese are counted by character, as SacreBLEU
+counts Chinese: the segmenters that are kept up weigh 70 to 200 MB.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def normalize_unicode_answer(text: str) -> str:
     Full-width forms, ligatures and letters with accents have one form (NFKC), case is folded, digits are those of
     ASCII, every dash is `-`. Marks go (but not the sign of a number, nor its decimal point), and so do commas in it.
 
-    >>> normalize_unicode_answer("北京。"), normalize_unicode_answer("\u22125,000 °C"), normalize_unicode_answer("¿Cuál?")
-    ('北京', '-5000 °c', 'cuál')
-    >>> normalize_unicode_answer("ＴＨＥ　ｆｌａｇ！"), normalize_unicode_answer("٣٫٥"), normalize_unicode_answer("Straße")
-    ('flag', '3.5', 'strasse')
+    >>> [normalize_unicode_answer(text) for text in ("北京。", "\u22125,000 °C", "¿Cuál?")]
+    ['北京', '-5000 °c', 'cuál']
+    >>> [normalize_unicode_answer(text) for text in ("ＴＨＥ　ｆｌａｇ！", "٣٫٥", "Straße")]
+    ['flag', '3.5', 'strasse']
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     for parted, whole in _PARTED_VOWELS.items():

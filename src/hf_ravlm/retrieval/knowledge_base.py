@@ -128,12 +128,11 @@ class KnowledgeBase:
         return cls(*table_from_rows(rows, on_error, report_file))
 
     @classmethod
-    def _read_table(cls, rows_of: Callable[[Any], Iterable[SourceItem]], options: Mapping[str, Any]) -> KnowledgeBase:
+    def _read_table(cls, rows_of: Callable[..., Iterable[SourceItem]], options: Mapping[str, Any]) -> KnowledgeBase:
         reading = {name: value for name, value in options.items() if name in ReadingOptions.__annotations__}
         columns = {name: value for name, value in options.items() if name not in reading}
-        if "image_root" in columns:
-            rows_of = partial(rows_of, image_root=columns.pop("image_root"))
-        return cls._read(rows_of(columns), **reading)
+        where = {"image_root": columns.pop("image_root")} if "image_root" in columns else {}
+        return cls._read(rows_of(columns, **where), **reading)
 
     @classmethod
     def from_dicts(cls, rows: Iterable[Mapping[str, Any]], **options: Unpack[ReadingOptions]) -> KnowledgeBase:
@@ -321,7 +320,7 @@ def completed(passages: PassageSource, stored: Callable[[list[str]], Sequence[Pa
     if isinstance(passages, KnowledgeBase):
         parts = [_completed_part(passages.table.slice(start, 256), stored) for start in range(0, len(passages), 256)]
         return KnowledgeBase(pa.concat_tables(parts), passages.skipped) if parts else passages
-    rows = list(passages)
+    rows: list[Any] = list(passages)
     if any(isinstance(row, Passage) for row in rows):
         return completed(as_knowledge_base(rows), stored)
     ids = [str(row.get("id", "")) if isinstance(row, Mapping) else "" for row in rows]

@@ -1,13 +1,14 @@
 """Words for keyword search, in scripts with spaces and in scripts without.
 
 Words of scripts with spaces (Latin, Cyrillic, Greek, Arabic, ...) are tokens without case and without accents, so that
-`reunion` finds `Réunion`; the vowel points of Hebrew and Arabic go likewise, the vowel signs of Indic scripts stay with
-the letters that they follow, and what nobody sees (soft hyphens, joiners) parts no word. A final s goes by the rules of Harman's S-stemmer ("How effective is suffixing?", JASIS
-1991), so that `flags` finds `flag`. Chinese, Japanese, Korean, Thai and their neighbours do not put a space
-between words; each run of such characters gives its single characters and its overlapping pairs. That needs no
-dictionary and finds more than words from a segmenter: among 8,000 Chinese idioms, the sentence that one comes from
-finds its explanation with an nDCG@10 of .135 (pairs alone .077, words of jieba 0.42 .047), and a sentence with half of
-the idiom finds its entry with .244 (.232, .063). Traditional and simplified characters are different tokens.
+`reunion` finds `Réunion`; the vowel points of Hebrew and Arabic go likewise, the vowel signs of Indic scripts stay
+with their letters, and what nobody sees (soft hyphens, joiners) parts no word. A final s goes by the rules of Harman's
+S-stemmer ("How effective is suffixing?", JASIS 1991), so that `flags` finds `flag`. Chinese, Japanese, Korean, Thai
+and their neighbours do not put a space between words; each run of such characters gives its single characters and its
+overlapping pairs. That needs no dictionary and finds more than words from a segmenter: among 8,000 Chinese idioms,
+the sentence that one comes from finds its explanation with an nDCG@10 of .135 (pairs alone .077, words of jieba 0.42
+.047), and a sentence with half of the idiom finds its entry with .244 (.232, .063). Traditional and simplified
+characters are different tokens.
 """
 
 from __future__ import annotations

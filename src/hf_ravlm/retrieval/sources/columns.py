@@ -105,9 +105,11 @@ def choose_columns(names: ColumnNames, seen: Sequence[str], source: str) -> Colu
     check_one_name_each(seen, source)
     columns: dict[str, str] = {}
     for standard in STANDARD_COLUMNS:
-        name = names.get(f"{standard}_column", standard)
-        free = [column for column in seen if column not in columns.values()]
-        found = name and find_column(str(name), free, SYNONYMS.get(standard, ()) if name == standard else ())
+        name: Any = names.get(f"{standard}_column", standard)
+        found = None if name is None else find_column(name, seen)
+        if found is None and name == standard:
+            free = [column for column in seen if column not in columns.values()]
+            found = find_column(standard, free, SYNONYMS.get(standard, ()))
         if found:
             columns[standard] = found
         elif name is not None and (name != standard or standard == "id"):
