@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hf_ravlm import KnowledgeBase, RavlmRetriever
 from hf_ravlm.retrieval.encoding.corpus import embed_corpus
-from hf_ravlm.retrieval.encoding.encoder_adapters import load_encoder
+from hf_ravlm.retrieval import load_encoder
 
 
 READERS = {".jsonl": KnowledgeBase.from_jsonl, ".csv": KnowledgeBase.from_csv, ".parquet": KnowledgeBase.from_parquet}

@@ -14,7 +14,7 @@ import hf_ravlm
 from hf_ravlm import cli
 from hf_ravlm.commands import argument_types, command_line
 from hf_ravlm.retrieval import INDEX_KINDS
-from hf_ravlm.retrieval.encoding.encoder_adapters import ENCODER_KINDS
+from hf_ravlm.retrieval.encoding.reference import ENCODER_KINDS
 from hf_ravlm.retrieval.knowledge_channels import CHANNEL_NAMES
 from hf_ravlm.retrieval.store.parts import PARTS
 

@@ -8,8 +8,11 @@ survives interruptions), `hub` (publishing and downloading).
 from __future__ import annotations
 
 from .encoding.corpus import embed_corpus
-from .encoding.encoder_adapters import DualEncoder, LateInteractionEncoder, SentenceTransformerEncoder, load_encoder
+from .encoding.dual_encoder import DualEncoder, ImageEncoder
 from .encoding.encoders import Encoder, MultiVectorEncoder, RavlmEncoder
+from .encoding.late_interaction_encoder import LateInteractionEncoder
+from .encoding.load_encoder import load_encoder
+from .encoding.sentence_transformer_encoder import SentenceTransformerEncoder
 from .encoding.text_model_encoder import TextModelEncoder
 from .evidence import Evidence
 from .indexes.index_choice import IndexEstimate, estimate_index, suitable_kinds
@@ -34,6 +37,7 @@ __all__ = [
     "Encoder",
     "Evidence",
     "FlatIndex",
+    "ImageEncoder",
     "IndexEstimate",
     "IndexOptions",
     "ItmReranker",

@@ -15,10 +15,10 @@ from ..images import ImageSource
 from ..saving.commit import Destination, RepoType
 from ..saving.safe_paths import safe_relpath
 from .encoding.corpus import embed_corpus
-from .encoding.encoder_probe import EncoderRecord, check_encoder, describe_encoder, encode_probes
+from .encoding.encoder_probe import EncoderRecord, check_encoder, describe_encoder, encode_probes, reference_of
 from .encoding.encoders import Encoder
 from .evidence import Evidence, checked_options, checked_queries, cosines_of, evidence_of
-from .hub.download import encoder_beside, is_hub_snapshot, store_folder
+from .hub.download import encoder_of, is_hub_snapshot, store_folder
 from .hub.upload import publish
 from .indexes.vector_index import VectorIndex
 from .knowledge_base import KnowledgeBase, PassageSource, as_knowledge_base, completed
@@ -104,6 +104,7 @@ class RavlmRetriever:
         self._knowledge_base: KnowledgeBase | None = None  # of the state that `knowledge_base` saw last
         # Of an encoder that is not bit for bit the one that made the vectors, and was found to be as good.
         self._accepted_fingerprint = self.encoder_fingerprint
+        self._opened_record: EncoderRecord | None = None  # of a knowledge base that was opened and lives in memory
 
     @classmethod
     def build(
@@ -159,7 +160,8 @@ class RavlmRetriever:
         Args:
             pretrained_model_name_or_path: A folder written by `save_pretrained`, the knowledge base inside it, or the
                 id of a Hub repository.
-            encoder: The encoder that made the vectors; `None` loads model and processor from the same place.
+            encoder: The encoder that made the vectors; `None` loads it again by the name and commit that the
+                knowledge base keeps of it, or, where it keeps none, model and processor from the same place.
             subfolder: The name of the knowledge base in the folder.
             repo_type: `"dataset"` for a knowledge base that was published on its own, at the root of a dataset
                 repository.
@@ -183,17 +185,16 @@ class RavlmRetriever:
             HubUnavailableError: If the Hub cannot be reached, and the knowledge base is not in the cache.
         """
         options = OpenOptions(on_error, verify, allow_foreign_index)
-        if encoder is None and repo_type == "dataset":
-            raise InvalidInputError("A dataset repository holds no model. Pass `encoder=`, the one its card names.")
         parts, table = (PARTS, None) if knowledge_base is None else (("vectors",), knowledge_base.table)
         source = pretrained_model_name_or_path
         store, hub_kwargs = store_folder(source, subfolder, hub_kwargs, repo_type, parts, allow_foreign_index)
         state = open_state(store, options, passages=table)
         if encoder is None:
-            encoder = encoder_beside(source, store, hub_kwargs)
+            encoder = encoder_of(state.encoder, source, store, hub_kwargs, repo_type)
         check_encoder(encoder, state.encoder, store)
         retriever = cls(KnowledgeBase(), encoder, np.zeros((0, 0), np.float32), state.encoder.fingerprint)
         retriever._accepted_fingerprint = encoder.fingerprint
+        retriever._opened_record = state.encoder
         is_ours = knowledge_base is None and not is_hub_snapshot(store)
         retriever._current = CurrentKnowledge(state.knowledge, state if is_ours else None, options)
         return retriever
@@ -481,6 +482,11 @@ class RavlmRetriever:
         parts = [name for name in PARTS if included[name]]
         return publish(self._knowledge, self._encoder_record(), destination, parts, allow_missing_licence)
 
+    @property
+    def _made_by(self) -> EncoderRecord | None:
+        stored = self._current.stored
+        return self._opened_record if stored is None else stored.encoder
+
     def _encoder_record(self) -> EncoderRecord:
         """Who made the vectors, with the probes of the encoder if it still is the one."""
         fingerprint = self.encoder.fingerprint
@@ -489,9 +495,10 @@ class RavlmRetriever:
                 "The encoder has changed since its vectors were made (trained?). The saved knowledge base will not "
                 "open with it; use `RavlmRetriever.build(retriever.knowledge_base, encoder)` before saving."
             )
-        stored = self._current.stored
-        if stored is not None and stored.encoder.probe:
-            return stored.encoder
-        name = describe_encoder(self.encoder) if stored is None else stored.encoder.name
+        made_by = self._made_by
+        if made_by is not None and made_by.probe:
+            return made_by
+        name = describe_encoder(self.encoder) if made_by is None else made_by.name
         probe = encode_probes(self.encoder) if fingerprint == self.encoder_fingerprint else {}
-        return EncoderRecord(name, self.encoder_fingerprint, probe)
+        reference = reference_of(self.encoder) if made_by is None else made_by.reference
+        return EncoderRecord(name, self.encoder_fingerprint, probe, reference)

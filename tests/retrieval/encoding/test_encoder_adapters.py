@@ -23,10 +23,11 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_ravlm import RavlmModel
 from hf_ravlm.errors import InvalidInputError
-from hf_ravlm.retrieval import Encoder, RavlmEncoder
-from hf_ravlm.retrieval.encoding.encoder_adapters import (
+from hf_ravlm.retrieval import (
     DualEncoder,
+    Encoder,
     LateInteractionEncoder,
+    RavlmEncoder,
     SentenceTransformerEncoder,
     load_encoder,
 )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from ...text import clean_text
+from ...tokenization import tokenize
 from .layout import SPECIAL_TOKENS
 
 
@@ -50,7 +51,7 @@ def literal_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lead: 
     flat = [piece for row in pieces for piece in row]
     if not flat:
         return []
-    encoded = iter(tokenizer(flat, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    encoded = iter(tokenize(tokenizer, flat, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     forbidden = set(control.values())
     return [[id for _ in row for id in next(encoded) if id not in forbidden] for row in pieces]
 
@@ -62,7 +63,7 @@ def framed_literal_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str],
         max_length (`int`): the longest row, special tokens included; what is longer loses its end.
     """
     (probe,) = literal_ids(tokenizer, ["a"])
-    framed = tokenizer("a")["input_ids"]
+    framed = tokenize(tokenizer, ["a"])["input_ids"][0]
     start = next((n for n in range(len(framed)) if probe and framed[n : n + len(probe)] == probe), 0)
     head, tail = (framed[:start], framed[start + len(probe) :]) if probe else (framed, [])
     room = max(max_length - len(head) - len(tail), 0)

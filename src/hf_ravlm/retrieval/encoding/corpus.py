@@ -21,6 +21,7 @@ from ...errors import InvalidInputError
 from ..passage import input_digest, passages_at
 from .corpus_shards import MERGED, EmbeddingPlan, StagingFolder, shard_name
 from .encoders import Encoder, encode_passages, require_batch_size
+from .text_counts import counts_of, warn_of_passages
 from .token_batches import encode_halving, longest_first
 
 
@@ -91,6 +92,23 @@ def embed_corpus(
     table = knowledge_base.table
     if len(table) == 0:
         return np.zeros((0, 0), np.float32)
+    before = counts_of(encoder)
+    try:
+        return _embed(table, encoder, batch_size, staging, shard_rows, process, timeout_seconds)
+    finally:
+        warn_of_passages(encoder, before)
+
+
+def _embed(
+    table: pa.Table,
+    encoder: Encoder,
+    batch_size: int,
+    staging: str | os.PathLike[str] | None,
+    shard_rows: int | None,
+    process: tuple[int, int] | None,
+    timeout_seconds: float,
+) -> np.ndarray:
+    """See `embed_corpus`; there is at least one passage."""
     has_images = table["image"].null_count < len(table)
     call_rows = batch_size if has_images else batch_size * _TEXT_BATCHES_PER_CALL
     if staging is None:

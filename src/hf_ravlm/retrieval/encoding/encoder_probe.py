@@ -11,13 +11,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ...errors import InvalidInputError, KnowledgeBaseMismatchError
 from ..unit_vectors import unit_vectors
+from .reference import describe_reference
 
 
 if TYPE_CHECKING:
@@ -28,11 +29,17 @@ logger = logging.getLogger(__name__)
 
 
 class EncoderRecord(NamedTuple):
-    """Which encoder made the vectors: its name for messages, its fingerprint, and what it made of the probes."""
+    """Which encoder made the vectors: its name for messages, its fingerprint, what it made of the probes, and how it
+    is loaded again, see `reference`; `None` where that is not known."""
 
     name: str
     fingerprint: str
     probe: Mapping[str, np.ndarray] = {}
+    reference: Mapping[str, Any] | None = None
+
+    def describe(self) -> str:
+        """Returns the encoder by the name that loads it again, else by its description."""
+        return self.name if self.reference is None else describe_reference(self.reference)
 
 
 # Cosines of one model in other number types or on other devices differ by less, those of other models by far more.
@@ -134,7 +141,8 @@ def check_encoder(encoder: Encoder, record: EncoderRecord, where: Path) -> None:
     Raises:
         KnowledgeBaseMismatchError: If the probes come out differently; without any, if the fingerprints differ.
     """
-    name, fingerprint, probe = record
+    fingerprint, probe = record.fingerprint, record.probe
+    name = record.describe()
     found, described = encoder.fingerprint, describe_encoder(encoder)
     if not probe and found == fingerprint:
         return
@@ -165,11 +173,19 @@ def check_encoder(encoder: Encoder, record: EncoderRecord, where: Path) -> None:
 
 
 def describe_encoder(encoder: Encoder) -> str:
-    """Returns the name of an encoder, with the PEFT adapters that are active in its model."""
+    """Returns the name of an encoder, with the PEFT adapters that are active in its model and the folder it is of."""
     model = getattr(encoder, "model", None)
     adapters = getattr(model, "active_adapters", None)
     try:
         adapters = adapters() if callable(adapters) else adapters
     except (ValueError, ImportError):  # transformers: no adapter was loaded, or PEFT is not installed
         adapters = None
-    return f"{encoder.name} adapters={','.join(map(str, adapters))}" if adapters else encoder.name
+    name = f"{encoder.name} adapters={','.join(map(str, adapters))}" if adapters else encoder.name
+    folder = getattr(encoder, "folder_name", None)
+    return f"{name} (of the folder {folder})" if folder else name
+
+
+def reference_of(encoder: Encoder) -> Mapping[str, Any] | None:
+    """Returns how an encoder is loaded again, unless adapters have been put into its model since."""
+    has_adapters = " adapters=" in describe_encoder(encoder)
+    return None if has_adapters else getattr(encoder, "reference", None)

@@ -1,6 +1,7 @@
 """Encoders of images and texts: the protocols they follow, and the one for `RavlmModel`.
 
-`text_model_encoder` and `encoder_adapters` hold the encoders for other models.
+`text_model_encoder`, `dual_encoder`, `sentence_transformer_encoder` and `late_interaction_encoder` hold those for
+other models, and `load_encoder` chooses one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ...errors import InvalidInputError
 from ..passage import Passage
 from ..unit_vectors import unit_vectors
 from .inference_model import InferenceModel, fingerprint_of
+from .text_counts import TextCounts, counts_of, warn_of_queries
 from .token_batches import encode_in_batches
 
 
@@ -100,6 +102,7 @@ class RavlmEncoder:
         self.model = model
         self.processor = processor
         self.batch_size = batch_size
+        self.text_counts = TextCounts(limit=getattr(processor, "max_text_length", None))
         self._inference_model = InferenceModel(model, dtype)
 
     @property
@@ -122,6 +125,12 @@ class RavlmEncoder:
         """
         return fingerprint_of(self._inference_model.model, self.processor.retrieval_fingerprint())
 
+    @property
+    def logit_scale(self) -> float | None:
+        """`1 / temperature`, which the model was trained with; `None` if it has none."""
+        scale = getattr(self.model, "get_logit_scale", None)
+        return None if scale is None else float(scale())
+
     def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
         """Returns unit vectors (n, D) in float32 of questions, images, or both.
 
@@ -132,7 +141,10 @@ class RavlmEncoder:
         Raises:
             InvalidInputError: If both are `None`, or their lengths differ.
         """
-        return self._encode("get_query_features", images, texts)
+        before = counts_of(self)
+        vectors = self._encode("get_query_features", images, texts)
+        warn_of_queries(self, before)
+        return vectors
 
     def encode_passages(self, texts: Texts, images: Images) -> np.ndarray:
         """Returns unit vectors (n, D) in float32 of passages; arguments and errors as `encode_queries`."""
@@ -153,17 +165,30 @@ class RavlmEncoder:
             lengths = [len(text or "") for text in texts] if texts is not None else [0] * num_rows
 
             def encode(rows: list[int]) -> np.ndarray:
-                return features(self.processor.for_retrieval(images=_pick(images, rows), texts=_pick(texts, rows)))
+                inputs = self.processor.for_retrieval(images=_pick(images, rows), texts=_pick(texts, rows))
+                if texts is not None:
+                    self._count(inputs, [texts[row] for row in rows])
+                return features(inputs)
 
             return np.stack(encode_in_batches(encode, lengths, "Encoding", max_rows=self.batch_size))
 
     def _encode_texts(self, features: Callable[[Any], np.ndarray], texts: Texts, packed: bool) -> np.ndarray:
         """Texts alone are tokenized once; then each batch takes rows of one length, without their padding."""
         inputs = self.processor.for_retrieval(images=None, texts=list(texts))
+        self._count(inputs, texts)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         encode = lambda rows: features(_rows_of(inputs, rows))  # noqa: E731
         most, tokens = self.batch_size, self.batch_size * _TOKENS_PER_ROW if packed else None
         return np.stack(encode_in_batches(encode, lengths, "Encoding texts", max_rows=most, max_tokens=tokens))
+
+    def _count(self, inputs: Mapping[str, Any], texts: Texts) -> None:
+        tokenizer = getattr(self.processor, "text_tokenizer", None)
+        if tokenizer is None or "input_ids" not in inputs:
+            return
+        mask = inputs["attention_mask"].bool() if "attention_mask" in inputs else inputs["input_ids"] >= 0
+        rows = [row for row, text in enumerate(texts) if text]
+        ids = [inputs["input_ids"][row][mask[row]].tolist() for row in rows]
+        self.text_counts.note(tokenizer, {"input_ids": ids}, [str(texts[row]) for row in rows])
 
     def _features(self, get_features: Callable[..., Any], inputs: Mapping[str, Any]) -> np.ndarray:
         device = self._inference_model.device

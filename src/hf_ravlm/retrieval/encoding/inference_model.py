@@ -118,11 +118,13 @@ def fingerprint_of(model: Any, preprocessing: dict[str, Any]) -> str:
 
 def processor_settings(processor: Any) -> dict[str, Any]:
     """Returns what the image processor and the tokenizer of a processor do, for a fingerprint."""
-    settings = processor.image_processor.to_dict()
-    return {
-        "image_processor": {key: value for key, value in settings.items() if not key.startswith("_")},
-        "tokenizer": tokenizer_digest(processor.tokenizer),
-    }
+    return {**image_settings(processor.image_processor), "tokenizer": tokenizer_digest(processor.tokenizer)}
+
+
+def image_settings(image_processor: Any) -> dict[str, Any]:
+    """Returns what an image processor does, for a fingerprint."""
+    settings = image_processor.to_dict()
+    return {"image_processor": {key: value for key, value in settings.items() if not key.startswith("_")}}
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -17,9 +17,12 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import InvalidInputError
+from ...tokenization import tokenize
 from .encoders import Images, Texts, require_texts
 from .inference_model import InferenceModel, tokenizer_digest
 from .packed_encoding import PackedTextEncoder, equal_runs
+from .prompts import stored_prompts
+from .text_counts import TextCounts, counts_of, warn_of_queries
 from .token_batches import encode_in_batches
 
 
@@ -44,6 +47,9 @@ class TextModelEncoder:
         batch_tokens: How many tokens go through the model at once.
         dtype: See `RavlmEncoder`.
 
+    Attributes:
+        text_counts: How many texts were read and cut, see `TextCounts`.
+
     Raises:
         InvalidInputError: If `pooling` or `dtype` is not known, or a number is below 1.
 
@@ -66,7 +72,7 @@ class TextModelEncoder:
     ) -> None:
         if pooling not in get_args(Pooling):
             raise InvalidInputError(f"pooling={pooling!r} is not known. Choose one of {get_args(Pooling)}.")
-        max_length = _longest_text(model, tokenizer) if max_length is None else max_length
+        max_length = longest_text(model, tokenizer) if max_length is None else max_length
         if min(max_length, batch_tokens) < 1:
             raise InvalidInputError(f"max_length={max_length} and batch_tokens={batch_tokens}: expected at least 1.")
         self.tokenizer = tokenizer
@@ -75,6 +81,7 @@ class TextModelEncoder:
         self.passage_prompt = passage_prompt
         self.max_length = max_length
         self.batch_tokens = batch_tokens
+        self.text_counts = TextCounts(limit=max_length)
         self._inference_model = InferenceModel(model, dtype)
 
     @classmethod
@@ -102,7 +109,7 @@ class TextModelEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         hub_kwargs = hub_kwargs or {}
-        settings = {**_sentence_transformers_settings(name, hub_kwargs), **kwargs}
+        settings = {**sentence_transformers_settings(name, hub_kwargs), **kwargs}
         model = AutoModel.from_pretrained(name, trust_remote_code=False, **hub_kwargs).eval()
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
         return cls(model if device is None else model.to(device), tokenizer, dtype=dtype, **settings)
@@ -124,7 +131,10 @@ class TextModelEncoder:
 
     def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
         """Returns unit vectors (n, D) of queries; every one needs a text."""
-        return self._encode(_prompted(self.query_prompt, images, texts))
+        before = counts_of(self)
+        vectors = self._encode(_prompted(self.query_prompt, images, texts))
+        warn_of_queries(self, before)
+        return vectors
 
     def encode_passages(self, texts: Texts, images: Images | None = None) -> np.ndarray:
         """Returns unit vectors (n, D) of passages; every one needs a text."""
@@ -148,7 +158,9 @@ class TextModelEncoder:
 
     def _run(self, texts: list[str], finish: Callable[[Any, list[int]], list[np.ndarray]]) -> list[np.ndarray]:
         """Runs the model over texts; `finish` turns the states (T, C) of a batch into one array per text."""
-        tokenized = self.tokenizer(texts, truncation=True, max_length=self.max_length, split_special_tokens=True)
+        cut = {"truncation": True, "max_length": self.max_length, "split_special_tokens": True}
+        tokenized = tokenize(self.tokenizer, texts, **cut)
+        self.text_counts.note(self.tokenizer, tokenized, texts)
         ids = tokenized["input_ids"]
         with self._inference_model.running() as model:
             packed = isinstance(model, PackedTextEncoder)
@@ -192,31 +204,49 @@ def _prompted(prompt: str, images: Images | None, texts: Texts | None) -> list[s
     return [prompt + text for text in require_texts(images, texts)]
 
 
-def _longest_text(model: Any, tokenizer: Any) -> int:
-    """The most tokens that model and tokenizer take; RoBERTa's positions begin after that of the padding."""
+def longest_text(model: Any, tokenizer: Any) -> int:
+    """Returns the most tokens that model and tokenizer take; RoBERTa's positions begin after that of the padding."""
     config = getattr(model, "config", None)
-    positions = getattr(config, "max_position_embeddings", None) or _UNLIMITED
-    padding_idx = getattr(getattr(model, "embeddings", None), "padding_idx", None)
-    offset = 0 if padding_idx is None else padding_idx + 1
-    return int(min(positions - offset, tokenizer.model_max_length or _UNLIMITED, _UNLIMITED))
+    config = getattr(config, "text_config", None) or config
+    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
+    if isinstance(limits[0], int) and hasattr(model, "named_modules"):
+        tables = [part for name, part in model.named_modules() if name.rpartition(".")[2] == "position_embeddings"]
+        offsets = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
+        limits[0] -= max(offsets, default=0)
+    return int(min([limit for limit in limits if isinstance(limit, int) and limit > 0] + [_UNLIMITED]))
 
 
-def _sentence_transformers_settings(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    modules = _read_json(name, "modules.json", hub_kwargs)
+def sentence_transformers_settings(name: Any, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns pooling, prompts and length that a folder of sentence-transformers names; nothing where it is none.
+
+    Raises:
+        InvalidInputError: If it holds what `TextModelEncoder` does not do.
+    """
+    modules = read_json(name, "modules.json", hub_kwargs)
     if modules is None:
         return {}
-    steps = [str(module["type"]).rpartition(".")[2] for module in modules]
+    types = [str(module["type"]) for module in modules]
+    foreign = [kind for kind in types if not kind.startswith("sentence_transformers.")]
+    if foreign:
+        raise _not_for_us(name, f"it brings code of its own ({foreign[0]})")
+    steps = [kind.rpartition(".")[2] for kind in types]
     if steps[:2] != ["Transformer", "Pooling"] or steps[2:] not in ([], ["Normalize"]):
         raise _not_for_us(name, f"its steps are {steps}")
-    pooling = _pooling_of(name, _read_json(name, f"{modules[1]['path']}/config.json", hub_kwargs) or {})
-    transformer = _read_json(name, "sentence_bert_config.json", hub_kwargs) or {}
+    pooling_config = read_json(name, f"{modules[1]['path']}/config.json", hub_kwargs) or {}
+    transformer = read_json(name, "sentence_bert_config.json", hub_kwargs) or {}
     if transformer.get("do_lower_case"):
         raise _not_for_us(name, "it lowers the case of letters outside the tokenizer")
-    prompts = (_read_json(name, "config_sentence_transformers.json", hub_kwargs) or {}).get("prompts") or {}
+    if pooling_config.get("include_prompt") is False:
+        raise _not_for_us(name, "it leaves the prompt out of its pooling")
+    seen = {part for modality in transformer.get("modality_config") or {} for part in modality.split("+")}
+    if seen - {"text", "message"}:
+        raise _not_for_us(name, f"it reads {sorted(seen)}")
+    stored = read_json(name, "config_sentence_transformers.json", hub_kwargs) or {}
+    query, passage = stored_prompts(stored.get("prompts"), stored.get("default_prompt_name"))
     return {
-        "pooling": pooling,
-        "query_prompt": prompts.get("query", ""),
-        "passage_prompt": prompts.get("document", prompts.get("passage", "")),
+        "pooling": _pooling_of(name, pooling_config),
+        "query_prompt": query or "",
+        "passage_prompt": passage or "",
         "max_length": transformer.get("max_seq_length"),
     }
 
@@ -239,7 +269,8 @@ def _not_for_us(name: Any, reason: str) -> InvalidInputError:
     return InvalidInputError(f"{name}: {reason}. {known}; use SentenceTransformerEncoder for this model.")
 
 
-def _read_json(name: Any, file: str, hub_kwargs: dict[str, Any]) -> Any:
+def read_json(name: Any, file: str, hub_kwargs: dict[str, Any]) -> Any:
+    """Returns what a JSON file of a folder or repository holds; `None` where there is none."""
     from transformers.utils import cached_file
 
     path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)

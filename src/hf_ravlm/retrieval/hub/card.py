@@ -6,12 +6,14 @@ fields of the YAML head that are not ours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...saving.cards import as_code, count_table, hub_licence, plain_text, value_counts, written_card
+from ..encoding.reference import describe_reference
 from ..store.manifest import StoredFile, Version
 
 
@@ -89,7 +91,7 @@ def _summary(version: Version, table: pa.Table) -> str:
         encoder = version.manifest["encoder"]
         rows |= {
             "vectors": f"{len(table):,} x {encoder['dim']}, float32, unit length, for inner products",
-            "encoder": f"{as_code(encoder['name'])}, fingerprint {as_code(encoder['fingerprint'])}",
+            "encoder": _encoder(encoder),
             "index": version.manifest["index"]["kind"] + (f" ({_megabytes(index)})" if index else ""),
         }
     intro = (
@@ -97,6 +99,13 @@ def _summary(version: Version, table: pa.Table) -> str:
         "SHA-256 in `manifests/` and verified when it is opened."
     )
     return "\n".join([intro, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _encoder(record: Mapping[str, Any]) -> str:
+    """The encoder by its description and fingerprint, and by the name that loads it again."""
+    told = f"{as_code(record['name'])}, fingerprint {as_code(record['fingerprint'])}"
+    reference = record.get("reference")
+    return told if reference is None else f"{as_code(describe_reference(reference))}: {told}"
 
 
 def _usage(repo_id: str, version: Version) -> str:
@@ -108,8 +117,11 @@ def _usage(repo_id: str, version: Version) -> str:
         lines.append("knowledge_base = ...  # the passages, read as the publisher did, in the same order")
     if version.files_of("vectors"):
         own = "" if has_passages else ", knowledge_base=knowledge_base"
-        lines.append("encoder = ...  # the one named above")
-        lines.append(f'retriever = RavlmRetriever.from_pretrained("{repo_id}", encoder, repo_type="dataset"{own})')
+        given = ""
+        if version.manifest["encoder"].get("reference") is None:  # else it is loaded again by its name
+            lines.append("encoder = ...  # the one named above")
+            given = ", encoder"
+        lines.append(f'retriever = RavlmRetriever.from_pretrained("{repo_id}"{given}, repo_type="dataset"{own})')
     return "\n".join(["```python", *lines, "```"])
 
 

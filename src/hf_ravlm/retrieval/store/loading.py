@@ -19,6 +19,7 @@ import pyarrow as pa
 from ...errors import InvalidInputError, KnowledgeBaseCorruptError
 from ...saving.arrays import open_arrays
 from ..encoding.encoder_probe import EncoderRecord, inputs_digest
+from ..encoding.reference import checked_reference
 from ..indexes.index_types import INDEX_KINDS
 from ..indexes.vector_index import VectorIndex, open_index
 from ..passage import SCHEMA, ids_digest
@@ -216,7 +217,11 @@ def _read_encoder(version: Version, options: OpenOptions) -> EncoderRecord:
         if file.fields.get("inputs_sha256") == inputs_digest():
             verify_file(file, options.verify == "full")
             probe = open_arrays(file.path)[0]
-    return EncoderRecord(str(record.get("name"))[:500], record["fingerprint"][:200], probe)
+    try:
+        reference = checked_reference(record.get("reference"))
+    except InvalidInputError as error:
+        raise _unusable(version.folder, str(error)) from error
+    return EncoderRecord(str(record.get("name"))[:500], record["fingerprint"][:200], probe, reference)
 
 
 def _index_options(version: Version) -> IndexOptions:

@@ -144,9 +144,12 @@ def _check_changeable(base: SavedState, latest: SavedState) -> None:
 
 def _fields(knowledge: KnowledgeState, encoder: EncoderRecord) -> dict[str, Any]:
     num_rows = len(knowledge.table)
+    record = {"name": encoder.name, "fingerprint": encoder.fingerprint, "dim": knowledge.index.dim}
+    if encoder.reference is not None:
+        record["reference"] = dict(encoder.reference)
     return {
         "rows": {"passages": num_rows, "tombstones": num_rows - len(knowledge)},
-        "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint, "dim": knowledge.index.dim},
+        "encoder": record,
         "index": {"metric": "inner_product", **knowledge.options._asdict()},
     }
 
