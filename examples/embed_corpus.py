@@ -15,8 +15,8 @@ import os
 from pathlib import Path
 
 from hf_ravlm import KnowledgeBase, RavlmRetriever
-from hf_ravlm.retrieval.encoding.corpus import embed_corpus
 from hf_ravlm.retrieval import load_encoder
+from hf_ravlm.retrieval.encoding.corpus import embed_corpus
 
 
 READERS = {".jsonl": KnowledgeBase.from_jsonl, ".csv": KnowledgeBase.from_csv, ".parquet": KnowledgeBase.from_parquet}

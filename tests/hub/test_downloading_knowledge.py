@@ -164,9 +164,8 @@ def test_a_hub_that_is_down_is_named(hub, client):
 
 def test_mistakes_are_named(hub, client):
     push(client)
-    assert "holds no model. Pass `encoder=`" in client.error(
-        'RavlmRetriever.from_pretrained("me/x", repo_type="dataset")'
-    )
+    error = client.error('RavlmRetriever.from_pretrained("me/birds", repo_type="dataset", cache_dir=cache)')
+    assert "holds no model. Pass `encoder=`" in error
     assert "there is no such repository" in client.error(OPEN.format("").replace("me/birds", "me/nothing"))
     error = client.error('RavlmRetriever.from_pretrained("me/birds", encoder, cache_dir=cache)')
     assert "reading the model repository me/birds: there is no such repository" in error

@@ -25,7 +25,7 @@ from .argument_types import (
 
 
 INDEX_KINDS = ("flat", "hnsw", "hnsw_sq8", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_opq_pq", "ivf_rabitq", "auto")
-ENCODER_KINDS = ("auto", "ravlm", "dual", "text", "sentence-transformers")
+ENCODER_KINDS = ("auto", "ravlm", "dual", "image", "text", "sentence-transformers", "late-interaction")
 PARTS = ("passages", "vectors")
 # The options that each format understands beside those of all formats, by their names in the arguments.
 FORMATS: dict[str, tuple[str, ...]] = {

@@ -17,8 +17,9 @@ from ..saving.safe_paths import safe_relpath
 from .encoding.corpus import embed_corpus
 from .encoding.encoder_probe import EncoderRecord, check_encoder, describe_encoder, encode_probes, reference_of
 from .encoding.encoders import Encoder
+from .encoding.load_encoder import load_recorded_encoder
 from .evidence import Evidence, checked_options, checked_queries, cosines_of, evidence_of
-from .hub.download import encoder_of, is_hub_snapshot, store_folder
+from .hub.download import encoder_beside, is_hub_snapshot, store_folder
 from .hub.upload import publish
 from .indexes.vector_index import VectorIndex
 from .knowledge_base import KnowledgeBase, PassageSource, as_knowledge_base, completed
@@ -190,7 +191,7 @@ class RavlmRetriever:
         store, hub_kwargs = store_folder(source, subfolder, hub_kwargs, repo_type, parts, allow_foreign_index)
         state = open_state(store, options, passages=table)
         if encoder is None:
-            encoder = encoder_of(state.encoder, source, store, hub_kwargs, repo_type)
+            encoder = _encoder_of(state.encoder, source, store, hub_kwargs, repo_type)
         check_encoder(encoder, state.encoder, store)
         retriever = cls(KnowledgeBase(), encoder, np.zeros((0, 0), np.float32), state.encoder.fingerprint)
         retriever._accepted_fingerprint = encoder.fingerprint
@@ -502,3 +503,17 @@ class RavlmRetriever:
         probe = encode_probes(self.encoder) if fingerprint == self.encoder_fingerprint else {}
         reference = reference_of(self.encoder) if made_by is None else made_by.reference
         return EncoderRecord(name, self.encoder_fingerprint, probe, reference)
+
+
+def _encoder_of(
+    record: EncoderRecord, source: Any, store: Path, hub_kwargs: dict[str, Any], repo_type: RepoType
+) -> Encoder:
+    """The encoder of a knowledge base: by the name that it keeps, else the model that lies beside it."""
+    if record.reference is not None:
+        return load_recorded_encoder(dict(record.reference), store, hub_kwargs)
+    if repo_type == "dataset":
+        raise InvalidInputError("A dataset repository holds no model. Pass `encoder=`, the one its card names.")
+    try:
+        return encoder_beside(source, store, hub_kwargs)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error} The knowledge base was built by {record.name!r}.") from error

@@ -1,4 +1,4 @@
-"""Encoders for models of images and texts (CLIP, SigLIP, ...), and for models of images alone (DINOv2, ConvNeXt, ...)."""
+"""Encoders for models of images and texts (CLIP, SigLIP, ...), and for those of images alone (DINOv2, ...)."""
 
 from __future__ import annotations
 

@@ -82,8 +82,8 @@ def load_encoder(
         given = {side: prompt for side, prompt in prompts.items() if prompt is not None}
         if given and found not in _WITH_PROMPTS:
             raise InvalidInputError(
-                f"{next(iter(given))}={next(iter(given.values()))!r}: {name} is an encoder of the kind {found!r}, which "
-                f"takes no prompts. Kinds that do: {_WITH_PROMPTS}."
+                f"{next(iter(given))}={next(iter(given.values()))!r}: {name} is an encoder of the kind {found!r}, "
+                f"which takes no prompts. Kinds that do: {_WITH_PROMPTS}."
             )
         encoder = _LOADERS[found](name, dtype, device, hub_kwargs, given)
     encoder.folder_name = None if commit is not None else os.path.basename(os.path.abspath(name))
@@ -119,8 +119,8 @@ def load_recorded_encoder(
         return load_encoder(reference["name"], **options, device=device, hub_kwargs=access)
     except (RavlmError, ImportError) as error:
         raise type(error)(
-            f"{where}: the knowledge base was built by {describe_reference(reference)}, and it cannot be loaded again: "
-            f"{error} Or pass `encoder=`, a copy of it that you have."
+            f"{where}: the knowledge base was built by {describe_reference(reference)}, and it cannot be loaded "
+            f"again: {error} Or pass `encoder=`, a copy of it that you have."
         ) from error
 
 
@@ -141,25 +141,33 @@ def encoder_errors(name: str) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = (lines[0] if lines else type(error).__name__)[:300]
         if isinstance(error, ImportError):
-            raise ImportError(f"The encoder {name!r} needs a package that is missing: {' '.join(lines)[:300]}") from error
+            raise ImportError(
+                f"The encoder {name!r} needs a package that is missing: {' '.join(lines)[:300]}"
+            ) from error
         if hub_failure(error) is not None:
             with hub_errors(f"loading the encoder {name!r} (there is no folder of this name here)"):
                 raise
         raise InvalidInputError(
-            f"The encoder {name!r} cannot be loaded: {reason} Expected the folder or Hub id of a model of images, texts "
-            "or both."
+            f"The encoder {name!r} cannot be loaded: {reason} Expected the folder or Hub id of a model of images, "
+            "texts or both."
         ) from error
 
 
-def _commit_of(name: str, hub_kwargs: dict[str, Any]) -> str | None:
+def _commit_of(name: str, hub_kwargs: dict[str, Any]) -> str:
     """The commit that a name stands for now, by the first file that every kind of model has one of."""
-    from transformers.utils import cached_file
-    from transformers.utils.hub import extract_commit_hash
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     for file in ("config.json", "modules.json"):
-        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-        if path is not None:
-            return extract_commit_hash(path, None)
+        try:
+            path = hf_hub_download(name, file, **hub_kwargs)
+        except LocalEntryNotFoundError:  # the Hub is away
+            raise
+        except EntryNotFoundError:
+            continue
+        except HFValidationError as error:
+            raise InvalidInputError(f"{name}: there is no such folder, and this is no name on the Hub.") from error
+        return os.path.basename(path[: -len(file) - 1])
     raise InvalidInputError(f"{name}: the repository holds no model (no config.json). Check the name.")
 
 
@@ -248,7 +256,9 @@ def _load_text(name: str, dtype: Any, device: Any, hub_kwargs: dict[str, Any], p
     return TextModelEncoder.from_pretrained(name, dtype=dtype, device=device, hub_kwargs=hub_kwargs, **prompts)
 
 
-def _load_sentences(name: str, dtype: Any, device: Any, hub_kwargs: dict[str, Any], prompts: dict[str, str]) -> Encoder:
+def _load_sentences(
+    name: str, dtype: Any, device: Any, hub_kwargs: dict[str, Any], prompts: dict[str, str]
+) -> Encoder:
     if dtype is not None:
         raise InvalidInputError(f"dtype={dtype!r}: a sentence-transformers model keeps its own number type.")
     return SentenceTransformerEncoder(load_sentence_transformer(name, device=device or "cpu", **hub_kwargs), **prompts)
@@ -260,7 +270,9 @@ def _load_late(name: str, dtype: Any, device: Any, hub_kwargs: dict[str, Any], p
     config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
     architecture = _class_named((config.architectures or [""])[0])
     if architecture is None:
-        raise InvalidInputError(f"{name}: transformers knows no late-interaction model of the type {config.model_type!r}.")
+        raise InvalidInputError(
+            f"{name}: transformers knows no late-interaction model of the type {config.model_type!r}."
+        )
     model, report = architecture.from_pretrained(name, output_loading_info=True, **hub_kwargs)
     _require_weights(name, model, report["missing_keys"])
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **hub_kwargs)

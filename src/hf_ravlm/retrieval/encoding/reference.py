@@ -1,8 +1,8 @@
 """How an encoder is loaded again: its reference, which a knowledge base keeps.
 
-A reference is a JSON dictionary: `name` of a repository on the Hub, `revision` (the commit it was loaded from), `kind`,
-`query_prompt`, `passage_prompt` and `dtype` as of `load_encoder`. It may be a stranger's, so it is checked; it names
-nothing on this machine.
+A reference is a JSON dictionary: `name` of a repository on the Hub, `revision` (the commit it was loaded from), and
+`kind`, `query_prompt`, `passage_prompt` and `dtype` as of `load_encoder`. It may be a stranger's, so it is checked; it
+names nothing on this machine.
 """
 
 from __future__ import annotations

@@ -100,7 +100,12 @@ class SentenceTransformerEncoder:
         return unit_or_zero(np.stack(vectors))
 
     def _of_kind(
-        self, encode: Any, kind: tuple[str, ...], rows: list[dict[str, Any]], chosen: list[int], options: dict[str, Any]
+        self,
+        encode: Any,
+        kind: tuple[str, ...],
+        rows: list[dict[str, Any]],
+        chosen: list[int],
+        options: dict[str, Any],
     ) -> np.ndarray:
         """Vectors (n, D) of rows that have the same parts: a text, an image, or both."""
 

@@ -11,9 +11,7 @@ from typing import Any
 from ...errors import InvalidInputError, KnowledgeBaseNotFoundError
 from ...saving.commit import RepoType, hub_errors
 from ...saving.safe_paths import safe_relpath
-from ..encoding.encoder_probe import EncoderRecord
-from ..encoding.encoders import Encoder
-from ..encoding.load_encoder import load_encoder, load_recorded_encoder
+from ..encoding.encoders import RavlmEncoder
 from ..store.manifest import StoredFile
 from ..store.parts import PARTS, roles_of
 from ..store.saving import find_store
@@ -113,31 +111,18 @@ def is_hub_snapshot(folder: Path) -> bool:
     return any(_COMMIT.fullmatch(one.name) and one.parent.name == "snapshots" for one in (absolute, *absolute.parents))
 
 
-def encoder_of(
-    record: EncoderRecord, source: Any, store: Path, hub_kwargs: dict[str, Any], repo_type: RepoType
-) -> Encoder:
-    """Loads the encoder of a knowledge base: by the name it keeps, else the model that lies beside it.
-
-    Raises:
-        InvalidInputError: If it keeps no name and no model lies there, or the encoder is not there any more.
-        HubUnavailableError: If the Hub does not give it.
-    """
-    if record.reference is not None:
-        return load_recorded_encoder(dict(record.reference), store, hub_kwargs)
-    if repo_type == "dataset":
-        raise InvalidInputError("A dataset repository holds no model. Pass `encoder=`, the one its card names.")
-    return encoder_beside(source, store, hub_kwargs, record.name)
-
-
-def encoder_beside(source: Any, store: Path, hub_kwargs: dict[str, Any], built_by: str = "") -> Encoder:
+def encoder_beside(source: Any, store: Path, hub_kwargs: dict[str, Any]) -> RavlmEncoder:
     """Loads the model and processor beside a knowledge base; `InvalidInputError` if there is no model."""
+    from transformers import AutoModel, AutoProcessor
+
     if os.path.isdir(source):
         candidates = [folder for folder in (Path(source), store.parent) if (folder / "config.json").exists()]
         if not candidates:
             raise InvalidInputError(
-                f"{source}: there is a knowledge base but no model (no config.json) to ask it with, and it keeps no "
-                f"name to load its encoder by; it was built by {built_by or 'an encoder'!r}. Pass `encoder=`, such as "
-                "`load_encoder(folder)` or `RavlmEncoder(model, processor)`."
+                f"{source}: there is a knowledge base but no model (no config.json) to ask it with. Pass "
+                "`encoder=RavlmEncoder(model, processor)`, or save model and processor to the same folder."
             )
         source = candidates[0]
-    return load_encoder(source, kind="ravlm", hub_kwargs=hub_kwargs)
+    model = AutoModel.from_pretrained(source, trust_remote_code=False, **hub_kwargs)
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=False, **hub_kwargs)
+    return RavlmEncoder(model.eval(), processor)
