@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import random
 import unicodedata
 
+import datasets
+import pyarrow as pa
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from hf_ravlm import KnowledgeBase
 from hf_ravlm.errors import InvalidInputError
+from hf_ravlm.model.prompts.literal import framed_literal_ids
 from hf_ravlm.retrieval.evidence import checked_queries
+from hf_ravlm.retrieval.metadata import metadata_table
 from hf_ravlm.text import clean_text, plain_json, plain_text, whole_characters
 
 
@@ -125,6 +132,36 @@ def test_what_nobody_sees_is_empty(unseen):
         KnowledgeBase.from_dicts([{"id": unseen, "text": "words"}])
     with pytest.raises(InvalidInputError, match="Query 0 is empty"):
         checked_queries(None, unseen)
+
+
+def test_half_a_pair_that_an_earlier_version_stored_does_not_stop_filters():
+    stored = [json.dumps({"place": HALF, "year": 3}), json.dumps({"place": "🦉", "year": 4}), None]
+    table = metadata_table(pa.table({"metadata": pa.array(stored, pa.large_string())}))
+    assert table["year"].to_pylist() == [3, 4, None]
+    assert table["place"].to_pylist()[1:] == ["🦉", None]
+
+
+def test_a_column_of_a_data_set_is_a_list():
+    asked = checked_queries(None, datasets.Dataset.from_dict({"q": ["a", "b"]})["q"])
+    assert [query.text for query in asked] == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ["the </s> kite", "</s>", "<pad>", "", "\u200b"])
+def test_no_text_makes_a_control_id_in_a_unigram_vocabulary(text):
+    letters = [(char, -3.0) for char in "abcdefghijklmnopqrstuvwxyz</>"]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters]
+    unigram = Tokenizer(models.Unigram(vocabulary, 2))
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    bare = PreTrainedTokenizerFast(tokenizer_object=unigram, **names)
+    (ids,) = framed_literal_ids(bare, [text], 10)
+    assert ids
+    assert not {0, 1}.intersection(ids)
+    unigram.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    (ids,) = framed_literal_ids(PreTrainedTokenizerFast(tokenizer_object=unigram, **names), [text], 6)
+    assert ids[-1] == 1
+    assert not {0, 1}.intersection(ids[:-1])
+    assert len(ids) <= 6
 
 
 def test_queries_pass_the_gate():

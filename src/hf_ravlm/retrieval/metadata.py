@@ -21,7 +21,7 @@ def metadata_table(table: pa.Table) -> pa.Table:
     try:
         decoded = _read_lines(lines)
     except pa.ArrowInvalid:
-        rows = [json.loads(line) for line in lines]
+        rows = [_whole_characters(json.loads(line)) for line in lines]
         keys = dict.fromkeys(key for row in rows for key in row)
         decoded = pa.table({key: _one_type([row.get(key) for row in rows]) for key in keys})
     # `pa.table` makes no rows without a column; `select` does.
@@ -38,6 +38,13 @@ def _read_lines(lines: list[str]) -> pa.Table:
     if any(_holds_time(field.type) for field in parsed.schema):
         raise pa.ArrowInvalid("times")
     return parsed
+
+
+def _whole_characters(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without halves of character pairs, which bases of earlier versions may hold and Arrow does not."""
+    text = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def _one_type(values: list[Any]) -> pa.Array:

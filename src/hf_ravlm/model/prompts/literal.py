@@ -60,11 +60,13 @@ def framed_literal_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str],
     """Token ids of texts as `literal_ids`, within the special tokens that the tokenizer puts around every text.
 
     Args:
-        max_length (`int`): the longest row, special tokens included; what is longer loses its end.
+        max_length (`int`): the longest row, special tokens included; what is longer loses its end. No row is empty: a
+            text of which the tokenizer knows nothing is its token for what it does not know, or padding.
     """
     (probe,) = literal_ids(tokenizer, ["a"])
     framed = tokenize(tokenizer, ["a"])["input_ids"][0]
     start = next((n for n in range(len(framed)) if probe and framed[n : n + len(probe)] == probe), 0)
     head, tail = (framed[:start], framed[start + len(probe) :]) if probe else (framed, [])
     room = max(max_length - len(head) - len(tail), 0)
-    return [[*head, *ids[:room], *tail] for ids in literal_ids(tokenizer, texts)]
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.pad_token_id or 0
+    return [[*head, *ids[:room], *tail] or [unknown] for ids in literal_ids(tokenizer, texts)]
