@@ -203,7 +203,7 @@ def _replies(
         if (decision := answer.decision) is not None:
             decided = {"confidence": decision.confidence, "num_retrievals": int(decision.retrieved)}
             decided |= {"withheld": decision.withheld, "need": decision.need}
-        decided["evidence_ids"] = tuple(passage.id for passage in answer.evidence)
-        decided["evidence_texts"] = tuple(passage.text or "" for passage in answer.evidence)
+        decided["evidence_ids"] = tuple(passage.id for passage in answer.found)
+        decided["evidence_texts"] = tuple(passage.text or "" for passage in answer.found)
         replies.append(Reply(answer.text, num_tokens=round(confidence_of.num_tokens / len(questions)), **decided))
     return replies

@@ -68,7 +68,7 @@ class Reply:
     Attributes:
         text: The answer.
         confidence: The probability, 0..1, that the answer is right, as the model sees it; `None` if it does not say.
-        evidence_ids, evidence_texts: What was read, best first.
+        evidence_ids, evidence_texts: What was found, read or not, best first.
         num_retrievals: How many searches were made.
         num_tokens: How many tokens the reader read and wrote; `None` if they were not counted.
         withheld: What would have been said, where a policy abstained and left `text` empty; `None` elsewhere.

@@ -8,7 +8,7 @@ model looked; `posterior` and `leave_one_out` say what an answer rests on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ def passage_attention(
     questions: Sequence[str],
     answers: Sequence[str],
     evidence: Sequence[Sequence[Any]],
+    prompt: Mapping[str, Any] | None = None,
 ) -> PassageAttention:
     """Attention over the passages of each question, as the reader's fusion has it.
 
@@ -59,6 +60,7 @@ def passage_attention(
         model, processor: a [`RavlmForConditionalGeneration`] and its processor.
         images, questions, answers, evidence: of one length; evidence as the processor takes it. An answer matters
             where its own tokens read: with `cross_attention`, and where the language model reads.
+        prompt (`dict`, *optional*): settings of the prompt, as the answer was read.
 
     Raises:
         `InvalidInputError`: if there is no passage; for an image-text-to-text reader, and where each passage is read
@@ -75,7 +77,9 @@ def passage_attention(
             "look at posterior and leave_one_out instead"
         )
     asked = {"images": None if images is None else list(images), "text": list(questions), "answers": list(answers)}
-    inputs = on_device(processor(**asked, evidence=evidence, padding_side="left"), model)
+    inputs = on_device(
+        processor(**asked, evidence=evidence, padding_side="left", answer_on_top=True, prompt=prompt), model
+    )
     labels, keep = inputs.pop("labels"), inputs["evidence_mask"].bool()
     read = _read_by_queries if own else _read_by_layers if fusion == "cross_attention" else _read_by_language_model
     with evaluation_mode(model), torch.no_grad():

@@ -11,8 +11,9 @@ from PIL import Image
 
 from ..errors import InvalidInputError
 from ..model.loading import without_adapters
+from ..model.prompts.settings import split_settings
 from ..pipelines.answer import Answer
-from ..pipelines.answering import add_attributions, answer_questions
+from ..pipelines.answering import add_attributions, answer_questions, was_read
 from .attention import PassageAttention, passage_attention
 from .gradcam import Method, answer_grad_cam, find_layer, image_worth, retrieval_grad_cam
 from .maxsim import TokenMatch, cosine_match, maxsim_match
@@ -62,13 +63,16 @@ class Explanation:
             for place, passage in enumerate(self.answer.evidence)
         ]
         elsewhere = None if self.attention is None else self.attention.elsewhere[0].tolist()
+        said = {"thinking": self.answer.thinking, "citations": self.answer.citations}
         return {
             "question": self.question,
             "answer": self.answer.text,
             "image_worth": self.image_worth,
             "passages": passages,
+            "unread": [{"id": passage.id, "text": passage.text} for passage in self.answer.unread],
             "attention_elsewhere": elsewhere,
             "missing": self.missing,
+            **{name: value for name, value in said.items() if value is not None},
         }
 
 
@@ -97,21 +101,27 @@ def explain_answer(
         layer (`str`, *optional*): of the dual encoder, such as `"vision_tower.encoder.stages.1"`; the last one of the
             vision tower by default.
         method (`str`): how maps are made, `"grad_cam"` or `"hires_cam"`, see `layer_grad_cam`.
-        generate_kwargs: passed to `model.generate`.
+        generate_kwargs: passed to `model.generate`; settings of the prompt as of `answer_questions`.
 
     Raises:
         `InvalidInputError`: for a layer or token that is not there, an empty question or answer.
         `UnsafeInputError`: for an image that cannot be used.
     """
     question = model.config.default_prompt if question is None else question
+    prompt, generate_kwargs = split_settings(generate_kwargs, not_direct=("max_length",))
     seen = seen_image(processor, image)
     if answer is None:
-        found = answer_questions(model, processor, retriever, [image], [question], k=k, **generate_kwargs)[0][0]
+        found = answer_questions(
+            model, processor, retriever, [image], [question], k=k, prompt=prompt, **generate_kwargs
+        )[0][0]
     else:
         k = model.config.num_passages if k is None else k
         evidence = retriever.retrieve([image], [question], k=k)[0] if retriever is not None and k > 0 else []
-        found = Answer(answer.strip(), evidence)
-        add_attributions(model, processor, [image], [question], [found])
+        read = was_read(processor(images=[image], text=[question], evidence=[evidence], prompt=prompt), [evidence])[0]
+        seen_by_reader = [passage for passage, kept in zip(evidence, read, strict=True) if kept]
+        unread = [passage for passage, kept in zip(evidence, read, strict=True) if not kept]
+        found = Answer(answer.strip(), seen_by_reader, unread=unread, found=evidence)
+        add_attributions(model, processor, [image], [question], [found], prompt=prompt)
     explanation = Explanation(question, found, seen)
     reader = without_adapters(model)
     asked = (reader, processor, [image], [question], [found.text], [found.evidence])
@@ -121,11 +131,11 @@ def explain_answer(
         )
     else:
         part = None if layer is None else find_layer(reader.model, layer)
-        explanation.answer_map = answer_grad_cam(*asked, token, part, method)[0].float().cpu().numpy()
-        explanation.image_worth = float(image_worth(*asked))
+        explanation.answer_map = answer_grad_cam(*asked, token, part, method, prompt)[0].float().cpu().numpy()
+        explanation.image_worth = float(image_worth(*asked, prompt))
     if found.evidence:
         try:
-            explanation.attention = passage_attention(*asked)
+            explanation.attention = passage_attention(*asked, prompt)
         except InvalidInputError as error:
             explanation.missing.append(f"attention over passages: {error}")
         _look_at_search(explanation, retriever, image, layer, method)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -38,6 +38,7 @@ def answer_grad_cam(
     token: int | None = None,
     layer: nn.Module | None = None,
     method: Method = "grad_cam",
+    prompt: Mapping[str, Any] | None = None,
 ) -> torch.Tensor:
     """Where in each image the log-probability of its answer comes from.
 
@@ -48,6 +49,7 @@ def answer_grad_cam(
             is the mark that closes it. `None` explains the whole answer.
         layer (`nn.Module`, *optional*): of the vision tower; its last output by default.
         method (`str`): `"grad_cam"` or `"hires_cam"`.
+        prompt (`dict`, *optional*): settings of the prompt, as the answer was read.
 
     Returns:
         `torch.FloatTensor` of shape `(B, height, width)` in 0..1, as large as the image that the tower sees; a map of
@@ -56,7 +58,7 @@ def answer_grad_cam(
     Raises:
         `InvalidInputError`: for an image-text-to-text reader, a token that is not there, a layer that does not run.
     """
-    inputs, labels = _answer_inputs(model, processor, images, questions, answers, evidence)
+    inputs, labels = _answer_inputs(model, processor, images, questions, answers, evidence, prompt)
     layer = model.model.vision_tower if layer is None else layer
     maps = layer_grad_cam(model, layer, lambda: answer_score(model, inputs, labels, token), method)
     return heat_maps(maps, inputs["pixel_values"].shape[-2:])
@@ -106,13 +108,14 @@ def image_worth(
     questions: Sequence[str],
     answers: Sequence[str],
     evidence: Sequence[Sequence[Any]] | None = None,
+    prompt: Mapping[str, Any] | None = None,
 ) -> torch.Tensor:
     """What each image, against its mean colour in its place, gives to the answer's log-probability, in nats: `(B,)`.
 
     Below 0 where the image speaks against the answer. Arguments as of `answer_grad_cam`, whose maps say where, never
     how much.
     """
-    inputs, labels = _answer_inputs(model, processor, images, questions, answers, evidence)
+    inputs, labels = _answer_inputs(model, processor, images, questions, answers, evidence, prompt)
     covered = inputs["pixel_values"].mean(dim=(2, 3), keepdim=True).expand_as(inputs["pixel_values"])
     with evaluation_mode(model), torch.no_grad():
         seen = answer_score(model, inputs, labels)
@@ -292,7 +295,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _answer_inputs(
-    model: Any, processor: Any, images: Any, questions: Any, answers: Any, evidence: Any
+    model: Any, processor: Any, images: Any, questions: Any, answers: Any, evidence: Any, prompt: Any
 ) -> tuple[Any, torch.Tensor]:
     if model.reads_images:
         raise InvalidInputError(
@@ -300,7 +303,8 @@ def _answer_inputs(
             "of question and passages cannot be told apart; use retrieval_grad_cam, or layer_grad_cam with a layer "
             "and a score of your own"
         )
-    inputs = processor(images=list(images), text=list(questions), evidence=evidence, answers=list(answers))
+    asked = {"images": list(images), "text": list(questions), "answers": list(answers), "evidence": evidence}
+    inputs = processor(**asked, answer_on_top=True, prompt=prompt)
     inputs = on_device(inputs, model)
     return inputs, inputs.pop("labels")
 

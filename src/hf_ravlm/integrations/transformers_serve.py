@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInputError, RavlmError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
+from ..pipelines.answering import was_read
+from ..pipelines.citations import check_citations
 from ..pipelines.image_text_to_text import question_of_chat
 from ..pipelines.model_folder import find_retriever
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from ..retrieval import RavlmRetriever
 
 _MAX_PASSAGES = 100  # that a request may ask for
+# Settings of the prompt that a request may say; a template of its own is none of them.
+_OF_REQUESTS = ("number_passages", "passage_titles", "passage_order", "drop_duplicates", "enable_thinking", "cite")
 _PASSAGE_FIELDS = ("id", "text", "score", "rank", "source", "licence", "url", "title")  # in a reply
 
 
@@ -30,9 +34,10 @@ def serve(model: str, k: int | None = None, **settings: Any) -> Any:
     """Serves a reader with the knowledge base of its folder; returns when the server is stopped.
 
     Of a conversation, the last user message is the question and the last image goes with it. A request may say how
-    many passages it wants, 0 for none: `{"chat_template_kwargs": {"k": 0}}`. Images come in the request, as `data:`
+    many passages it wants, 0 for none: `{"chat_template_kwargs": {"k": 0}}`, and there, too, settings of the prompt,
+    such as `"cite": true`, for which the message has `citations`, each checked. Images come in the request, as `data:`
     URLs; nothing is fetched. The message of the reply has a field `evidence`, a list of the passages that were read,
-    best first; a stream has none.
+    best first, and `unread`, those that had no room; a stream has none.
 
     Args:
         model: A folder or Hub id of a reader with its processor; clients name it in `model`.
@@ -75,11 +80,12 @@ def with_evidence(
     """
     default = model.config.num_passages if k is None else k
 
-    def apply_chat_template(conversation: list[dict[str, Any]], k: int | None = None, **_: Any) -> BatchFeature:
+    def apply_chat_template(conversation: list[dict[str, Any]], k: int | None = None, **given: Any) -> BatchFeature:
         from fastapi import HTTPException
 
+        prompt = {name: given[name] for name in _OF_REQUESTS if name in given}
         try:
-            return _inputs_with_evidence(processor, retriever, conversation, default if k is None else k)
+            return _inputs_with_evidence(processor, retriever, conversation, default if k is None else k, prompt)
         except RavlmError as error:
             raise HTTPException(status_code=400, detail=str(error)) from error
 
@@ -88,7 +94,11 @@ def with_evidence(
 
 
 def _inputs_with_evidence(
-    processor: RavlmProcessor, retriever: RavlmRetriever | None, conversation: list[dict[str, Any]], k: int
+    processor: RavlmProcessor,
+    retriever: RavlmRetriever | None,
+    conversation: list[dict[str, Any]],
+    k: int,
+    prompt: dict[str, Any],
 ) -> BatchFeature:
     if not isinstance(k, int) or not 0 <= k <= _MAX_PASSAGES:
         raise InvalidInputError(f"k={k!r}: expected 0 (closed-book) to {_MAX_PASSAGES} passages")
@@ -98,9 +108,16 @@ def _inputs_with_evidence(
         raise InvalidInputError("an image came as an address; send the image itself: data:image/png;base64,...")
     images = None if image is None else [image]
     evidence = retriever.retrieve(images, [question], k=k) if retriever is not None and k > 0 else [[]]
-    inputs = processor(images=images, text=[question], evidence=evidence)
-    inputs.found = [{name: getattr(passage, name) for name in _PASSAGE_FIELDS} for passage in evidence[0]]
+    inputs = processor(images=images, text=[question], evidence=evidence, prompt=prompt)
+    read = was_read(inputs, evidence)[0]
+    inputs.found = [passage for passage, kept in zip(evidence[0], read, strict=True) if kept]
+    inputs.unread = [passage for passage, kept in zip(evidence[0], read, strict=True) if not kept]
+    inputs.asked = question if processor.prompt_settings.changed(prompt).cite else None  # to check citations by
     return inputs
+
+
+def _fields(passages: list[Any]) -> list[dict[str, Any]]:
+    return [{name: getattr(passage, name) for name in _PASSAGE_FIELDS} for passage in passages]
 
 
 @contextmanager
@@ -122,8 +139,13 @@ def _server_with_evidence(k: int | None) -> Iterator[None]:
         ) -> JSONResponse:
             response = await super()._non_streaming(request_id, model, processor, model_id, inputs, *args, **kwargs)
             reply = json.loads(response.body)
+            found = getattr(inputs, "found", [])
             for choice in reply["choices"]:
-                choice["message"]["evidence"] = getattr(inputs, "found", [])
+                message = choice["message"]
+                message["evidence"] = _fields(found)
+                message["unread"] = _fields(getattr(inputs, "unread", []))
+                if (question := getattr(inputs, "asked", None)) is not None:
+                    message["citations"] = check_citations(message.get("content") or "", found, question)
             return JSONResponse(reply)
 
     plain = model_manager.ModelManager, chat_completion.ChatCompletionHandler

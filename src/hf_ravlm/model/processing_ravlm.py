@@ -25,7 +25,7 @@ from ..text import clean_text
 from .configuration_ravlm import DESCRIBE_PROMPT
 from .loading import loading_errors
 from .parts.references import check_reference, load_pinned, note_state, remember, unchanged_reference
-from .prompts.chat import MultimodalPrompt, slotted
+from .prompts.chat import MultimodalPrompt, slotted, template_of
 from .prompts.chat_inputs import CITE, Asked, chat_prompts, multimodal_inputs
 from .prompts.chat_processor import GeneratorProcessorMixin, WordsProcessor, load_generator_processor
 from .prompts.evidence import (
@@ -194,6 +194,8 @@ class RavlmProcessor(PublishedProcessor):
         self.generator_processor = generator_processor
         self.image_token = SPECIAL_TOKENS["image"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        if layout == "chat" and generator_processor is None:  # one template is saved beside a tokenizer
+            chat_template = chat_template or template_of(tokenizer)
         super().__init__(image_processor, tokenizer, text_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         for name in PROCESSORS:
             note_state(getattr(self, name))
@@ -465,6 +467,11 @@ class RavlmProcessor(PublishedProcessor):
             RavlmProcessorKwargs, **{name: value for name, value in kwargs.items() if name not in own}
         )
         own |= {name: value for name, value in merged["images_kwargs"].items() if name != "return_tensors"}
+        size = getattr(sees, "size", None) or {}
+        pixels = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+        if own.keys() & pixels and all(edge in size for edge in pixels.values()):  # their new name in transformers
+            named = {pixels[name]: own.pop(name) for name in pixels if own.get(name) is not None}
+            own["size"] = {**{edge: size[edge] for edge in pixels.values()}, **named}
         return merged["text_kwargs"], own
 
     def _load_images(self, images: Any, text: Any, limit: int | None) -> list[list[Image.Image]]:
@@ -662,7 +669,7 @@ _PLAIN_END = re.compile(r"\n\s*(?:Question|Passage):")  # where a language model
 
 def _pixel_limit(settings: PromptSettings, prompt: Mapping[str, Any], images: Mapping[str, Any]) -> int | None:
     """Pixels of a question's image; a call that says how large the image processor makes them is left its way."""
-    sized = {"size", "max_pixels"} & {*images} and "max_image_pixels" not in prompt
+    sized = "size" in images and "max_image_pixels" not in prompt
     return None if sized else settings.max_image_pixels
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..retrieval import Evidence
+    from .citations import Citation
 
 _FIELDS = "id text image score rank source licence url revision title metadata".split()
 
@@ -18,11 +19,17 @@ class Answer:
 
     Args:
         text (`str`): the generated words.
-        evidence (`list[Evidence]`): the passages that the reader saw, best first.
-        posterior (`list[float]`): `p(passage | question, answer)` of each, sums to 1; empty without evidence.
+        evidence (`list[Evidence]`): the passages that the reader read, best first.
+        unread (`list[Evidence]`):
+            those that were found and did not come into its prompt: they had no room or no words, or were duplicates.
+        posterior (`list[float]`):
+            `p(passage | question, answer)` of each passage that was read, sums to 1; empty without evidence.
         leave_one_out (`list[float]`):
             by how much the answer's log-probability, in nats, falls without each passage; empty without evidence.
         decision (`Decision`, *optional*): what a policy decided, if there was one.
+        thinking (`str`, *optional*): what the reader thought before it answered, if it did.
+        citations (`list[Citation]`, *optional*): the numbers in the text, each checked, where `cite` asked for them.
+        found (`list[Evidence]`): what was found, read or not, best first.
     """
 
     text: str
@@ -30,6 +37,13 @@ class Answer:
     posterior: list[float] = field(default_factory=list)
     leave_one_out: list[float] = field(default_factory=list)
     decision: Decision | None = None
+    unread: list[Evidence] = field(default_factory=list)
+    thinking: str | None = None
+    citations: list[Citation] | None = None
+    found: list[Evidence] = field(default_factory=list, repr=False)
+
+    def __post_init__(self):
+        self.found = self.found or [*self.evidence, *self.unread]
 
     def to_record(self) -> dict[str, Any]:
         """As a pipeline returns it: plain dictionaries, with the fields of the decision if there is one."""
@@ -39,7 +53,11 @@ class Answer:
             "scores": [passage.score for passage in self.evidence],
             "posterior": self.posterior,
             "leave_one_out": self.leave_one_out,
+            "unread": list(map(_passage_record, self.unread)),
         }
+        for name in ("thinking", "citations"):
+            if (value := getattr(self, name)) is not None:
+                record[name] = value
         if self.decision is not None:
             record |= {**vars(self.decision), "dropped": list(map(_passage_record, self.decision.dropped))}
         return record

@@ -12,8 +12,10 @@ from transformers import LogitsProcessorList
 from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..model.loading import without_adapters
+from ..model.prompts.settings import split_settings
 from ..model.reader.attribution import attribute_prompts
 from .answer import Answer
+from .citations import check_citations
 from .policy.steps import answer_by_policy
 from .policy.token_confidence import TokenConfidence
 
@@ -39,6 +41,7 @@ def answer_questions(
     queries: Sequence[str | None] | None = None,
     where: Mapping[str, Any] | None = None,
     channels: Sequence[str] | None = None,
+    prompt: Mapping[str, Any] | None = None,
     **generate_kwargs,
 ) -> list[list[Answer]]:
     """Answers questions about images with what the retriever finds; every pipeline goes through here.
@@ -56,7 +59,9 @@ def answer_questions(
             when to abstain; each answer then has its `decision`. Needs greedy decoding.
         queries (`list[str]`, *optional*): words to search with; `None` in a place takes the question, `""` no words.
         where (`dict`, *optional*), channels (`list[str]`, *optional*): as in `RavlmRetriever.retrieve`.
-        generate_kwargs: passed to `model.generate`.
+        prompt (`dict`, *optional*): settings of the prompt for this call (`PromptSettings`): `{"cite": True}`; all but
+            `max_length` may come directly, too.
+        generate_kwargs: passed to `model.generate`, which is greedy unless these ask for more.
 
     Returns:
         Per question a list of `num_return_sequences` answers.
@@ -65,6 +70,9 @@ def answer_questions(
         InvalidInputError: `k` is negative, `retriever` is none, a question or an image cannot be used, or a policy
             is to judge what is not one greedy answer per question.
     """
+    prompt, generate_kwargs = split_settings({"prompt": prompt, **generate_kwargs}, not_direct=("max_length",))
+    processor.prompt_settings.changed(prompt)  # refuses what is none before anything is searched
+    generate_kwargs = greedy_unless_asked(model, generate_kwargs)
     k = model.config.num_passages if k is None else k
     if k < 0:
         raise InvalidInputError(f"k={k}: expected 0 (closed-book) or more passages")
@@ -75,7 +83,8 @@ def answer_questions(
             f"retriever= came as {type(retriever).__name__}: expected a retriever, such as "
             "`RavlmRetriever.from_pretrained(folder)`"
         )
-    reading = {"with_posterior": with_posterior, "encoded_knowledge": encoded_knowledge, **generate_kwargs}
+    reading = {"with_posterior": with_posterior, "encoded_knowledge": encoded_knowledge, "prompt": prompt}
+    reading |= generate_kwargs
     find = retriever is not None and k > 0
     given = {name: value for name, value in (("where", where), ("channels", channels)) if value is not None}
     words = search_words(questions, queries)
@@ -111,21 +120,49 @@ def read_answers(
     evidence: Sequence[Sequence[Any]],
     with_posterior: bool = True,
     encoded_knowledge: EncodedKnowledge | None = None,
+    prompt: Mapping[str, Any] | None = None,
     **generate_kwargs,
 ) -> list[list[Answer]]:
     """Answers questions from the evidence that is given; the arguments are those of `answer_questions`."""
-    inputs = processor(images=images, text=list(questions), evidence=evidence)
+    settings = processor.prompt_settings.changed(prompt or {})
+    inputs = processor(images=images, text=list(questions), evidence=evidence, prompt=prompt)
+    read = was_read(inputs, evidence)
     inputs = _for_model(inputs, model, evidence, encoded_knowledge)
     sequences = model.generate(**inputs, **generate_kwargs)
     sequences = getattr(sequences, "sequences", sequences)  # with `return_dict_in_generate`
-    new_tokens = sequences[:, inputs["input_ids"].shape[1] :]
-    texts = [text.strip() for text in processor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
-    per_question = len(texts) // len(questions)
+    written = processor.decode_answers(sequences[:, inputs["input_ids"].shape[1] :], prompt)
+    per_question = len(written) // len(questions)
     rows = [row for row in range(len(questions)) for _ in range(per_question)]
-    answers = [Answer(text, list(evidence[row])) for text, row in zip(texts, rows, strict=True)]
+    answers = []
+    for (text, thinking), row in zip(written, rows, strict=True):
+        seen = [passage for passage, kept in zip(evidence[row], read[row], strict=True) if kept]
+        unread = [passage for passage, kept in zip(evidence[row], read[row], strict=True) if not kept]
+        answer = Answer(text, seen, unread=unread, thinking=thinking, found=list(evidence[row]))
+        if settings.cite:
+            answer.citations = check_citations(text, seen, questions[row])
+        answers.append(answer)
     if with_posterior:
-        add_attributions(model, processor, *_some(images, questions, rows), answers, encoded_knowledge)
+        add_attributions(model, processor, *_some(images, questions, rows), answers, encoded_knowledge, prompt)
     return [answers[start : start + per_question] for start in range(0, len(answers), per_question)]
+
+
+def was_read(inputs: Any, evidence: Sequence[Sequence[Any]]) -> list[list[bool]]:
+    """Of each passage of each question whether it stands in the prompt that the processor wrote."""
+    if "evidence_mask" not in inputs:
+        return [[False] * len(row) for row in evidence]
+    return [kept[: len(row)] for kept, row in zip(inputs["evidence_mask"].tolist(), evidence, strict=True)]
+
+
+def greedy_unless_asked(model: Any, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate` that do not sample because a backbone's own generation config says so."""
+    if generate_kwargs.get("do_sample") is not None or generate_kwargs.get("generation_config") is not None:
+        return dict(generate_kwargs)
+    own = model.generation_config.to_diff_dict() if model.generation_config is not None else {}
+    unused = {name: None for name in _OF_SAMPLING if name in own}
+    return {**unused, **generate_kwargs, "do_sample": False}
+
+
+_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
 
 
 @torch.inference_mode()
@@ -166,20 +203,22 @@ def add_attributions(
     questions: Sequence[str],
     answers: Sequence[Answer],
     encoded_knowledge: EncodedKnowledge | None = None,
+    prompt: Mapping[str, Any] | None = None,
 ) -> None:
-    """Fills in `posterior` and `leave_one_out` of each answer; see `RavlmForConditionalGeneration.attribute`."""
+    """Fills in `posterior` and `leave_one_out` of each answer; see `RavlmForConditionalGeneration.attribute`.
+
+    Answers stand on top of the prompts as they were read, whatever else is in the batch.
+    """
     rows = [row for row, answer in enumerate(answers) if answer.evidence]
     if not rows:
         return
-    # An answer was generated on top of a prompt that may fill `processor.max_length`: it needs room of its own.
-    max_length = processor.max_length + max(map(len, processor.encode_text([answer.text for answer in answers]))) + 1
     reader = without_adapters(model)
     images, questions = _some(images, questions, rows)
     evidence, texts = [answers[row].evidence for row in rows], [answers[row].text for row in rows]
     if reader.reads_images:
-        found = attribute_prompts(model, processor, images, questions, evidence, texts, max_length)
+        found = attribute_prompts(model, processor, images, questions, evidence, texts, prompt=prompt)
     else:
-        layout = {"padding_side": "left", "max_length": max_length}
+        layout = {"padding_side": "left", "answer_on_top": True, "prompt": prompt}
         inputs = processor(images=images, text=questions, evidence=evidence, answers=texts, **layout)
         found = reader.attribute(**_for_model(inputs, model, evidence, encoded_knowledge))
     for row, posterior, without in zip(rows, found.posterior.tolist(), found.leave_one_out.tolist(), strict=True):

@@ -17,6 +17,7 @@ from transformers.image_utils import load_image
 
 from ..errors import InvalidInputError
 from ..model.loading import without_adapters
+from ..model.prompts.settings import SETTINGS
 from ..saving.folders import check_base
 from .answer import Answer
 from .answering import answer_questions
@@ -27,7 +28,8 @@ from .parts import is_ours, named_encoder, own_encoder, reader_around
 
 logger = logging.getLogger(__name__)
 
-ANSWER_KEYS = ("k", "where", "channels", "retriever", "with_posterior", "encoded_knowledge", "policy")
+PROMPT_KEYS = ("prompt", *(name for name in SETTINGS if name != "max_length"))  # which is one of `generate`
+ANSWER_KEYS = ("k", "where", "channels", "retriever", "with_posterior", "encoded_knowledge", "policy", *PROMPT_KEYS)
 
 
 class RavlmPipelineMixin:
@@ -173,11 +175,15 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
     - **encoded_knowledge** (`EncodedKnowledge`, *optional*) -- states of the passages, read once and kept.
     - **policy** (`AnswerPolicy`, *optional*) -- when to search, what to read, when to abstain; each answer then has
       the fields of its `Decision`. By default the folder's own, if it has one; `AnswerPolicy()` lets everything pass.
+    - **prompt** (`dict`, *optional*) -- settings of the prompt for this call, which may come directly, too: `cite`,
+      `system_message`, `number_passages`, `passage_order`, `enable_thinking`, ... (`PromptSettings`).
     - everything else goes to `model.generate`.
 
     Each image gives a list of dictionaries with `generated_text`, `evidence` (dictionaries with id, text, image,
-    score, source, licence, ...), `scores` (those of the evidence), `posterior` (one probability per passage) and
-    `leave_one_out` (what the answer's log-probability loses without the passage).
+    score, source, licence, ...) that was read, `scores` (those of the evidence), `posterior` (one probability per
+    passage), `leave_one_out` (what the answer's log-probability loses without the passage) and `unread` (what was
+    found and had no room in the prompt). With `cite=True` there are `citations`, each checked; of a reader that
+    thinks, `thinking`.
     """
 
     _load_processor = _load_tokenizer = _load_image_processor = None  # foreign checkpoints may lack any of them

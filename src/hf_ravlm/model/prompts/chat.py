@@ -44,7 +44,8 @@ FEWEST_PIXELS = 4_096  # an image is not shrunk further
 class ShownPassage:
     """One passage of a prompt: token ids of its words, between those of its label and of what parts it from the next.
 
-    `place` is its place among the passages of the question, as the retriever gave them.
+    `place` is its place among the passages of the question, as the retriever gave them; `first` words' tokens are the
+    fewest that can be read.
     """
 
     words: list[int] = field(default_factory=list)
@@ -52,6 +53,7 @@ class ShownPassage:
     place: int = 0
     label: list[int] = field(default_factory=list)
     end: list[int] = field(default_factory=list)
+    first: int = 1
 
 
 @dataclass
@@ -335,10 +337,9 @@ def num_fitting(passages: Sequence[ShownPassage], room: int) -> int:
         return max(len(passages) - 1, 0)
     for count, passage in enumerate(passages):
         frame = len(passage.label) + len(passage.end)
-        if room < frame + min(len(passage.words), 1):
+        if room < frame + min(len(passage.words), passage.first):
             return count
-        room -= frame + len(passage.words)
-        room = max(room, 0)
+        room = max(room - frame - len(passage.words), 0)
     return len(passages)
 
 
@@ -358,8 +359,10 @@ def share_room(passages: Sequence[ShownPassage], room: int) -> list[tuple[list[i
 
 
 def template_of(processor: Any) -> str | None:
-    """The chat template of a processor, or else of its tokenizer; of several the one named `default`."""
-    template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+    """The chat template of a processor or tokenizer, or else of its tokenizer; of several the one named `default`."""
+    template = getattr(processor, "chat_template", None) or getattr(
+        getattr(processor, "tokenizer", None), "chat_template", None
+    )
     return template.get("default") if isinstance(template, dict) else template
 
 

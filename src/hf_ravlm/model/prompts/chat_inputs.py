@@ -109,21 +109,21 @@ def _shown_passages(prompt: MultimodalPrompt, asked: Asked, load_image: Any) -> 
     ]
     texts = [item.words(settings.passage_titles) for row in items for _, _, item in row]
     words = iter(literal_ids(tokenizer, texts, lead=" "))
-    end = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+    end, blank = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n\n", " "))
 
     def label(number: int) -> list[int]:
         return tokenizer(f"[{number}]" if settings.numbered else PASSAGE, add_special_tokens=False)["input_ids"]
 
-    return [
-        [
-            ShownPassage(
-                words=next(words)[: settings.max_passage_length],
-                image=load_image(item.image) if images and item.image is not None else None,
-                place=place,
-                label=label(number),
-                end=end,
-            )
-            for number, place, item in row
-        ]
-        for row in items
-    ]
+    def passage(number: int, place: int, item: EvidenceItem) -> ShownPassage:
+        ids = next(words)
+        first = 1 + (ids[: len(blank)] == blank) * len(blank)  # the blank before a word may be a token of its own
+        return ShownPassage(
+            words=ids[: max(settings.max_passage_length, first)],
+            image=load_image(item.image) if images and item.image is not None else None,
+            place=place,
+            label=label(number),
+            end=end,
+            first=first,
+        )
+
+    return [[passage(*numbered) for numbered in row] for row in items]

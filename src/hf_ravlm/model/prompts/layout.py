@@ -83,9 +83,9 @@ def layout_prompt(
 
     >>> marks = PromptMarkers(bos=0, eos=1, image=2, evidence=3, passage=4, question=5, answer=6)
     >>> passages = [PassagePart([60, 61]), PassagePart([70, 71])]
-    >>> prompt = layout_prompt(marks, [50], passages, 1, max_length=9)
+    >>> prompt = layout_prompt(marks, [50], passages, 1, max_length=10)
     >>> prompt.ids, prompt.passages
-    ([0, 2, 4, 4, 60, 61, 5, 50, 6], [-1, -1, 1, 0, 0, 0, -1, -1, -1])
+    ([0, 2, 4, 70, 4, 60, 61, 5, 50, 6], [-1, -1, 1, 1, 0, 0, 0, -1, -1, -1])
     >>> layout_prompt(marks, [50], passages[:1], 1, max_length=9, question_first=True).ids
     [0, 2, 5, 50, 4, 60, 61, 6]
     """

@@ -6,7 +6,7 @@ models, which count positions and images over their prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -109,13 +109,15 @@ def attribute_prompts(
     evidence: Sequence[Sequence[Any]],
     answers: Sequence[str],
     max_length: int | None = None,
+    prompt: Mapping[str, Any] | None = None,
 ) -> RavlmAttribution:
     """Attribution of answers to passages by prompts written anew, `B` questions with up to `K` passages each.
 
     Args:
         model, processor: an image-text-to-text reader, and its processor.
         images (`Sequence`, *optional*), questions, evidence, answers (`Sequence`): of one length; passages best first.
-        max_length (`int`, *optional*): tokens of a prompt with its answer.
+        max_length (`int`, *optional*): tokens of a prompt, as it was read, without the answer.
+        prompt (`dict`, *optional*): settings of the prompt, as it was read.
 
     Returns:
         [`RavlmAttribution`], with 0 where a question has no such passage.
@@ -134,7 +136,8 @@ def attribute_prompts(
             evidence=[[evidence[row][k] for k in kept] for row, kept in chunk],
             answers=[answers[row] for row, _ in chunk],
             padding_side="left",
-            max_length=max_length,
+            answer_on_top=True,
+            prompt={**(prompt or {}), **({} if max_length is None else {"max_length": max_length})},
         ).to(model.device)
         labels = inputs.pop("labels")
         keep = columns_of_answers(labels)

@@ -148,6 +148,7 @@ class AnswerPolicy:
         answer.decision = Decision(sifted is not None, need, sifted.dropped if sifted else [], confidence)
         if confidence < self.answer_threshold:
             answer.decision.abstained, answer.decision.withheld, answer.text = True, answer.text, ""
+            answer.citations = None if answer.citations is None else []
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes `answer_policy.json` and `answer_policy.safetensors` to a folder, that of the model for one."""

@@ -58,7 +58,7 @@ def answer_by_policy(
     rows = []
     for place in places:
         judged = sifted.get(place) or policy.sift([])
-        quoting = quoting_features(answers[place].text, judged.kept[:k], judged.kept)
+        quoting = quoting_features(answers[place].text, answers[place].evidence, judged.kept)
         rows.append(features[place] | judged.features | quoting)
     for place, confidence in enumerate(policy.judge(columns_of(rows)) if rows else []):
         policy.decide(answers[place], sifted.get(place), need[place], confidence)
