@@ -1,8 +1,8 @@
 """`hf-ravlm`: results on stdout, everything else on stderr, and the exit code.
 
     0    done, and all is well
-    1    it could not be done, or `verify` found damage; one line on stderr says why
-    2    the command line was not understood
+    1    damage was found, or it could not be done (disk, network, memory); one line on stderr says why
+    2    what was given cannot be used: the command line, a name, a file, an image
     130  stopped by Ctrl-C
 
 With `--json` stdout holds exactly one JSON document, also after an error: `{"error": {"type", "message"}}`.
@@ -14,16 +14,38 @@ import contextlib
 import json
 import logging
 import os
+import re
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from typing import Any
 
 from . import __version__, register
 from .commands.command_line import make_parser
-from .errors import RavlmError
+from .commands.outcome import Outcome, in_words_of_the_command_line, one_line
+from .errors import (
+    InvalidInputError,
+    KnowledgeBaseCorruptError,
+    KnowledgeBaseMismatchError,
+    RavlmError,
+    UnsafeInputError,
+)
 
 
 # Of these all messages are shown, of the rest of the library warnings.
+_BAD_INPUT = (
+    InvalidInputError,
+    UnsafeInputError,
+    KnowledgeBaseMismatchError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
+# Control signs, half characters, and what turns the direction of writing.
+_STEERING = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _HEARD = ("hf_ravlm.commands", "hf_ravlm.retrieval.encoding.corpus")
 
 
@@ -33,24 +55,67 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments; `None` for those of the process.
     """
-    arguments = make_parser(__version__).parse_args(argv)
+    arguments = None
     try:
+        arguments = make_parser(__version__).parse_args(argv)
         # Whatever a library prints is no result.
         with _messages(arguments.quiet), contextlib.redirect_stdout(sys.stderr):
-            register()
-            module, _, function = arguments.run.partition(".")
-            outcome = getattr(import_module(f".commands.{module}", __package__), function)(arguments)
+            run = _imported(arguments.run, arguments.interrupted)
+            outcome = run(arguments)
+        _show(_as_json(outcome.record) if arguments.json else outcome.text)
     except KeyboardInterrupt:
-        _say(arguments.interrupted)
+        _say("Stopped." if arguments is None else arguments.interrupted)
         return 130
-    except (RavlmError, OSError, ImportError, MemoryError) as error:
-        message = str(error) or type(error).__name__
-        _say(f"error: {' '.join(message.split())}")
-        if arguments.json:
-            _show(json.dumps({"error": {"type": type(error).__name__, "message": message}}))
-        return 1
-    _show(json.dumps(outcome.record, indent=2) if arguments.json else outcome.text)
+    except Exception as error:
+        if os.environ.get("HF_RAVLM_DEBUG"):
+            raise
+        message = in_words_of_the_command_line(_message_of(error))
+        _say(f"error: {one_line(message)}")
+        if arguments is not None and arguments.json:
+            _show(_as_json({"error": {"type": type(error).__name__, "message": message}}))
+        is_damage = isinstance(error, KnowledgeBaseCorruptError)
+        return 2 if isinstance(error, _BAD_INPUT) and not is_damage else 1
     return outcome.exit_code
+
+
+def _imported(run: str, interrupted: str) -> Callable[[Any], Outcome]:
+    """The function of a command. Ctrl-C ends the process at once here: half-imported libraries would complain."""
+
+    def stop(*_: Any) -> None:
+        _say(interrupted)
+        os._exit(130)
+
+    is_ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, stop) if is_ours else None
+    try:
+        register()
+        module, _, function = run.partition(".")
+        found: Callable[[Any], Outcome] = getattr(import_module(f".commands.{module}", __package__), function)
+        return found
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, before)
+
+
+def _message_of(error: Exception) -> str:
+    """What an error says, without numbers of the system and Python's names for what we foresaw."""
+    if isinstance(error, (RavlmError, ImportError)):
+        return str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}."
+    if isinstance(error, (OSError, MemoryError)):
+        return str(error) or type(error).__name__
+    return (
+        f"{type(error).__name__}: {error} (This was not foreseen. HF_RAVLM_DEBUG=1 shows where it happened; please "
+        "report it.)"
+    )
+
+
+def _as_json(record: Any) -> str:
+    """JSON with letters as they are, where the terminal takes them, but without signs that would steer it."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    text = json.dumps(record, indent=2, ensure_ascii=encoding != "utf8")
+    return _STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 class _MessageFormatter(logging.Formatter):

@@ -31,5 +31,9 @@ class KnowledgeBaseNotFoundError(RavlmError, FileNotFoundError):
     """There is no stored knowledge base where one was expected."""
 
 
+class KnowledgeBaseIncompleteError(KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError):
+    """A knowledge base that cannot be read yet, or no longer: its build was stopped, or its file CURRENT is gone."""
+
+
 class HubUnavailableError(RavlmError, ConnectionError):
     """The Hub cannot be reached, or refused to answer; what lies on this machine is as it was."""

@@ -39,7 +39,7 @@ def test_a_port_that_cannot_be_is_refused(served, capsys):
 def test_a_model_of_another_kind_is_not_served_without_evidence(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(transformers_serve, "serve", lambda *args, **kwargs: pytest.fail("served"))
     BertConfig().save_pretrained(tmp_path)
-    assert main(["serve", str(tmp_path)]) == 1
+    assert main(["serve", str(tmp_path)]) == 2
     assert "model of the type 'bert'" in capsys.readouterr().err
 
 
@@ -55,7 +55,7 @@ def test_what_stops_it_is_told(served, monkeypatch, capsys):
         raise InvalidInputError("the model is no reader")
 
     monkeypatch.setattr(transformers_serve, "serve", fail)
-    assert main(["serve", "flags", "--json"]) == 1
+    assert main(["serve", "flags", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["message"] == "the model is no reader"
 
 

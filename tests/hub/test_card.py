@@ -141,5 +141,5 @@ def test_mistakes_are_explained(folder, tmp_path, capsys, arguments, message):
     (tmp_path / "broken.json").write_text('{"num_questions": 3}')
     (tmp_path / "listed.json").write_text('{"num_questions": 3, "accuracy": "exact_match", "arms": ["gold"]}')
     places = {"FOLDER": str(folder)} | {name.upper(): str(tmp_path / f"{name}.json") for name in ("broken", "listed")}
-    assert main([places.get(argument, argument) for argument in arguments]) == 1
+    assert main([places.get(argument, argument) for argument in arguments]) == 2
     assert message in capsys.readouterr().err

@@ -14,6 +14,7 @@ from ..retrieval import Encoder, IndexOptions, KnowledgeBase, RavlmRetriever, em
 from ..retrieval.indexes.index_choice import check_budget, estimate_index, suitable_kinds
 from ..retrieval.passage import input_digest
 from ..retrieval.store.current import STAGING
+from ..retrieval.store.versions import store_state, version_names
 from .models import chosen_encoder
 from .outcome import Outcome, size
 from .sources import format_of, read_source
@@ -116,15 +117,17 @@ def estimate_build(knowledge_base: KnowledgeBase, encoder: Encoder, arguments: a
 
 def _place_of(out: Path, overwrite: bool) -> Path:
     """The folder of the store in OUT, which holds no knowledge base unless that is to be overwritten."""
-    if (out / "CURRENT").exists():
+    if store_state(out) in ("whole", "broken"):
         raise InvalidInputError(
             f"{out} is itself a knowledge base. Name the folder above it, or add to it with `hf-ravlm index add`."
         )
     if out.exists() and not out.is_dir():
         raise InvalidInputError(f"{out} is a file. Name a folder for the knowledge base.")
-    if (out / SUBFOLDER / "CURRENT").exists() and not overwrite:
+    store = out.absolute() / SUBFOLDER
+    stopped = not os.path.lexists(store / "CURRENT") and version_names(store) == ["gen-00000001"]  # or CURRENT is lost
+    if store_state(store) in ("whole", "broken") and not overwrite and not stopped:
         raise InvalidInputError(
-            f"{out} holds a knowledge base already. Add to it with `hf-ravlm index add`, or replace it with "
-            "--overwrite."
+            f"{out} holds a knowledge base already. Add to it with `hf-ravlm index add`, mend it with `hf-ravlm index "
+            "repair`, or replace it with --overwrite."
         )
-    return out / SUBFOLDER
+    return store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ class Outcome:
     Args:
         record: JSON values, for `--json`.
         text: The same for people.
-        exit_code: 0 if all is well, 1 if it is not.
+        exit_code: 0 if all is well, 1 if damage was found.
     """
 
     record: Mapping[str, Any]
@@ -46,3 +47,26 @@ def one_line(text: str) -> str:
     'A wren is [31msmall.'
     """
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+# What the library says to programmers, and what that is called here.
+_SPOKEN = (
+    (re.compile(r"`?\b(on_error|index|encoder|repo_type)=\"(\w+)\"`?"), r"--\1 \2"),
+    (re.compile(r"`?\b(allow_missing_licence|private|drop_damaged|overwrite|update)=True`?"), r"--\1"),
+    (re.compile(r"`?RavlmRetriever\.build\([^)]*\)(\.save_pretrained\([^)]*\))?`?"), "`hf-ravlm index build`"),
+    (re.compile(r"`?RavlmRetriever\.save_pretrained`?(\([^)]*\)`)?"), "`hf-ravlm index build`"),
+    (re.compile(r"`compact\(purge=True\)`"), "`hf-ravlm index compact --purge`"),
+    (re.compile(r"`hf_ravlm\.retrieval\.repair_store`"), "`hf-ravlm index repair`"),
+    (re.compile(r"`drop_damaged`"), "--drop_damaged"),
+)
+
+
+def in_words_of_the_command_line(message: str) -> str:
+    """A message of the library as the user of `hf-ravlm` can follow it.
+
+    >>> in_words_of_the_command_line('Line 3 is no JSON. Pass `on_error="skip"` to leave it out.')
+    'Line 3 is no JSON. Pass --on_error skip to leave it out.'
+    """
+    for pattern, words in _SPOKEN:
+        message = pattern.sub(words, message)
+    return message

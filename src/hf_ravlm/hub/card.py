@@ -84,6 +84,7 @@ def write_card(
     """
     from ..model import RavlmConfig
     from ..retrieval import KnowledgeBase
+    from ..retrieval.store.versions import store_state
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -91,7 +92,7 @@ def write_card(
             f"{folder}: there is no model (no config.json). Expected what `save_pretrained` wrote."
         )
     config = RavlmConfig.from_pretrained(folder)
-    has_knowledge = (folder / "knowledge_base" / "CURRENT").is_file()
+    has_knowledge = store_state(folder / "knowledge_base") != "none"
     knowledge = KnowledgeBase.from_pretrained(folder).table if has_knowledge else None
     path = folder / CARD
     earlier = path.read_text(encoding="utf-8") if path.is_file() else None

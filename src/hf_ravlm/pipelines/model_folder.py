@@ -73,7 +73,10 @@ def find_policy(model: Any) -> AnswerPolicy | None:
 
 def _has_knowledge(source: str, origin: dict[str, Any]) -> bool:
     if os.path.isdir(source):
-        return is_stored(Path(source, KNOWLEDGE_FOLDER))  # a damaged one is an error, and not closed-book
+        from ..retrieval.store.versions import store_state
+
+        # What is damaged or unfinished is opened, too, which says so: nobody is answered without evidence unawares.
+        return store_state(os.path.join(source, KNOWLEDGE_FOLDER)) != "none"
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 

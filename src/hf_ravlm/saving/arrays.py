@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..errors import KnowledgeBaseCorruptError
+from .durable import disk_errors
 
 
 _TYPES = {"F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "|u1", "I8": "|i1", "U16": "<u2"}
@@ -30,7 +31,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], description: Mapp
     """
     # All in one key: safetensors writes several in random order.
     metadata = None if description is None else {_DESCRIPTION: json.dumps(description, sort_keys=True)}
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, metadata)
+    with disk_errors(path):
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, metadata)
 
 
 def open_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

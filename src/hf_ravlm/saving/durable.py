@@ -6,9 +6,15 @@ folder that holds it. An `fsync` that fails is never repeated: the kernel may ha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import secrets
+import shutil
+import stat
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +25,7 @@ from ..errors import KnowledgeBaseLockedError
 
 TEMPORARY_SUFFIX = ".tmp"
 _LOCK_POLL_SECONDS = 0.05
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def make_folder(folder: Path) -> None:
@@ -98,7 +105,8 @@ def publish_file(write: Callable[[Path], None], folder: Path, name_of: Callable[
     """
     with temporary_file(folder) as temporary:
         mode = temporary.stat().st_mode
-        write(temporary)
+        with disk_errors(temporary):
+            write(temporary)
         os.chmod(temporary, mode)  # safetensors puts a file of its own there, which only its owner may read
         sync_file(temporary)
         sha256, num_bytes = sha256_of(temporary), temporary.stat().st_size
@@ -108,6 +116,61 @@ def publish_file(write: Callable[[Path], None], folder: Path, name_of: Callable[
         os.replace(temporary, final)
         sync_folder(final.parent)
     return final, sha256, num_bytes
+
+
+@contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what other libraries raise when a disk refuses to be written (RuntimeError, ...) into `OSError`.
+
+    >>> with disk_errors("a.faiss"):
+    ...     raise RuntimeError("write error: No space left on device")
+    Traceback (most recent call last):
+        ...
+    OSError: [Errno 28] No space left on device: 'a.faiss'
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        found = re.search(r"\bcode: (\d+)", str(error))
+        number = int(found[1]) if found else next((n for n in _DISK_ERRORS if os.strerror(n) in str(error)), None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Reads a small file; a pipe or a device in its place, which would never end, is refused.
+
+    Raises:
+        OSError: If it cannot be read, is no regular file, or has more bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {max_bytes:,} bytes", os.fspath(path))
+    return data
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards, even if this process is killed: a child waits for its end and removes it."""
+    folder = tempfile.mkdtemp(prefix="ravlm-")
+    watcher = None
+    with suppress(OSError):  # where there is no shell, the folder is removed at the end alone
+        command = ["/bin/sh", "-c", 'cat > /dev/null; rm -rf -- "$0"', folder]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **quiet)
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if watcher is not None:
+            watcher.communicate()
 
 
 def sha256_of(path: Path) -> str:

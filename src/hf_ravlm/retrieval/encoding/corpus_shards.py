@@ -16,8 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import struct
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +30,15 @@ import numpy as np
 
 from ...errors import KnowledgeBaseCorruptError
 from ...saving.arrays import open_arrays, write_arrays
-from ...saving.durable import TEMPORARY_SUFFIX, make_folder, publish_file, replace_file, sha256_of
+from ...saving.durable import (
+    TEMPORARY_SUFFIX,
+    make_folder,
+    publish_file,
+    read_regular,
+    replace_file,
+    sha256_of,
+    try_lock,
+)
 
 
 _FORMAT = 1
@@ -90,12 +102,13 @@ class StagingFolder:
 
     def __init__(self, staging: Path, plan: EmbeddingPlan) -> None:
         self.plan = plan
-        self.folder = staging / plan.job_id
+        self.folder = staging.absolute() / plan.job_id
         make_folder(self.folder)
+        self._hold()
         plan_file = self.folder / "plan.json"
         if not plan_file.exists():
             replace_file(plan_file, plan.to_json())
-        elif plan_file.read_bytes() != plan.to_json():
+        elif not _holds(plan_file, plan.to_json()):
             raise KnowledgeBaseCorruptError(f"{plan_file}: damaged. Delete {self.folder} and run again.")
 
     def is_announced(self, name: str) -> bool:
@@ -105,11 +118,20 @@ class StagingFolder:
     def is_finished(self, name: str) -> bool:
         """Whether a shard or the joined vectors are there and are, byte for byte, what was written."""
         try:
-            record = json.loads(self._record(name).read_bytes()[:_MAX_RECORD_BYTES])
+            record = json.loads(read_regular(self._record(name), _MAX_RECORD_BYTES))
             path = self._data(name)
             return bool(path.stat().st_size == record["bytes"] and sha256_of(path) == record["sha256"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             return False
+
+    def _hold(self) -> None:
+        """Locks the folder, together with other processes of the job, against `remove_leftovers`, while this lives."""
+        if os.name == "nt":  # which cannot open folders
+            return
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        with suppress(OSError):  # a disk without locks
+            try_lock(descriptor, shared=True)
 
     def write_shard(self, shard: int, vectors: np.ndarray) -> None:
         """Stores the vectors (n, D) of a shard, durably, and after them its record."""
@@ -153,6 +175,41 @@ class StagingFolder:
 
     def _record(self, name: str) -> Path:
         return self.folder / f"{name}.json"
+
+
+def progress_of(staging: Path) -> float | None:
+    """Which share of the passages of the jobs below a folder is encoded, 0 to 1; `None` if no job lies there."""
+    done = planned = 0
+    for plan_file in staging.rglob("plan.json"):
+        try:
+            plan = json.loads(read_regular(plan_file, _MAX_RECORD_BYTES))
+            num_shards = -(-plan["num_rows"] // plan["shard_rows"])
+        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+            continue
+        finished = num_shards if (plan_file.parent / f"{MERGED}.json").exists() else 0
+        planned += num_shards
+        done += finished or min(num_shards, len(list(plan_file.parent.glob("shard-*.json"))))
+    return done / planned if planned else None
+
+
+def remove_leftovers(staging: Path) -> None:
+    """Removes the jobs below a folder that nobody works on any more: those of processes that were killed."""
+    for job in [plan_file.parent for plan_file in staging.rglob("plan.json")] if os.name != "nt" else []:
+        with suppress(OSError):
+            descriptor = os.open(job, os.O_RDONLY)
+            try:
+                if try_lock(descriptor):
+                    shutil.rmtree(job)
+                    job.parent.rmdir()  # where other jobs lie, it stays
+            finally:
+                os.close(descriptor)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return read_regular(path, _MAX_RECORD_BYTES) == data
+    except OSError:
+        return False
 
 
 def shard_name(shard: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
 from ...saving.commit import Destination, commit_files
+from ...saving.durable import temporary_folder
 from ..encoding.encoder_probe import EncoderRecord
 from ..passage import first_few
 from ..store.parts import PARTS, roles_of
@@ -43,7 +43,7 @@ def publish(
     if not allow_missing_licence:
         check_licences(table)
     stored = (f"{destination.prefix}manifests/", f"{destination.prefix}objects/")
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         version = write_state(folder, knowledge, encoder, parts).version
         is_dataset = destination.repo_type == "dataset"
         return commit_files(

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..encoding.corpus_shards import remove_leftovers
 from ..encoding.encoder_probe import EncoderRecord
 from ..passage import input_digest
 from .loading import OpenOptions, open_state, read_state
@@ -65,6 +66,7 @@ class CurrentKnowledge:
             else:
                 reload = partial(read_state, options=self._options, earlier=self.stored)
                 self._adopt(write_change(self.stored, change, reload))
+                remove_leftovers(self.stored.version.folder / STAGING)
 
     def newer(self) -> SavedState | None:
         """The state that the folder holds, if somebody else has changed it; it is not adopted yet."""
@@ -82,6 +84,7 @@ class CurrentKnowledge:
 
     def save(self, folder: Path, encoder: EncoderRecord) -> None:
         """Writes all files of the state (the newest one of the same folder) anew, and commits later changes there."""
+        folder = folder.absolute()
         with self._lock:
             store = None if self.stored is None else self.stored.version.folder
             is_same = store is not None and (folder / "CURRENT").exists() and store.exists() and folder.samefile(store)
@@ -90,6 +93,7 @@ class CurrentKnowledge:
                 self.change(lambda knowledge: knowledge.renewed())
             else:
                 self._adopt(write_state(folder, self.knowledge, encoder))
+                remove_leftovers(folder / STAGING)
 
     @contextmanager
     def staging(self, table: pa.Table) -> Iterator[Path | None]:

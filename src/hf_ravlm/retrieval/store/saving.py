@@ -17,8 +17,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from ...errors import KnowledgeBaseCorruptError, KnowledgeBaseMismatchError, KnowledgeBaseNotFoundError
+from ...errors import (
+    KnowledgeBaseCorruptError,
+    KnowledgeBaseIncompleteError,
+    KnowledgeBaseMismatchError,
+    KnowledgeBaseNotFoundError,
+)
 from ...saving.safe_paths import safe_relpath
+from ..encoding.corpus_shards import progress_of
 from ..encoding.encoder_probe import EncoderRecord, inputs_digest
 from ..indexes.vector_index import ApproximateIndex
 from ..passage import input_digest
@@ -27,7 +33,7 @@ from .parts import roles_of
 from .row_files import array_file, row_files
 from .state import KnowledgeState
 from .trust import trust_file
-from .versions import AnyFile, Commit, NewFile, update_version, write_version
+from .versions import AnyFile, Commit, NewFile, store_state, update_version, write_version
 
 
 # Rows that the stored index does not cover are added to it when it is opened; beyond this share it is stored anew.
@@ -51,11 +57,26 @@ class SavedState:
 
 
 def find_store(folder: str | os.PathLike[str], subfolder: str) -> Path:
-    """The folder that holds `CURRENT`, the given one or its sub-folder; else a `KnowledgeBaseNotFoundError`."""
-    root = Path(folder)
-    for store in (root, root / safe_relpath(subfolder)):
-        if (store / "CURRENT").exists():
+    """The folder that holds `CURRENT`, the given one or its sub-folder, as an absolute path.
+
+    Raises:
+        KnowledgeBaseNotFoundError: If nothing of a knowledge base lies there.
+        KnowledgeBaseIncompleteError: If its build was stopped, or `CURRENT` is gone.
+    """
+    root = Path(folder).absolute()
+    places = (root, root / safe_relpath(subfolder))
+    states = [store_state(store) for store in places]
+    for store, state in zip(places, states, strict=True):
+        if state in ("whole", "broken"):  # reading says what is wrong
             return store
+    for store, state in zip(places, states, strict=True):
+        if state == "unfinished":
+            progress = progress_of(store / "staging")
+            stopped = "before it began" if progress is None else f"at {progress:.0%}"
+            raise KnowledgeBaseIncompleteError(
+                f"{store}: the build of this knowledge base was stopped {stopped}, and nothing can be read yet. Run "
+                "the same command again: it goes on where it stopped."
+            )
     raise KnowledgeBaseNotFoundError(
         f"{root}: there is no knowledge base here (no {subfolder}/CURRENT). Expected a folder written by "
         "`RavlmRetriever.save_pretrained`; build one with `RavlmRetriever.build(knowledge_base, encoder)`."

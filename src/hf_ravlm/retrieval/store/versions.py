@@ -12,6 +12,7 @@ Whatever stops it earlier leaves the previous version. No time, path, user or ho
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -21,9 +22,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from ...errors import KnowledgeBaseCorruptError, KnowledgeBaseLockedError, KnowledgeBaseNotFoundError
+from ...errors import (
+    KnowledgeBaseCorruptError,
+    KnowledgeBaseIncompleteError,
+    KnowledgeBaseLockedError,
+    KnowledgeBaseNotFoundError,
+)
 from ...saving.durable import (
     TEMPORARY_SUFFIX,
     create_file,
@@ -54,6 +60,7 @@ _CURRENT = re.compile(rb"(gen-[0-9]{8,12}) ([0-9a-f]{64})\n")
 _MAX_CURRENT_BYTES = 256
 _NUM_OPEN_ATTEMPTS = 5
 _LOCK_TIMEOUT_SECONDS = 60.0
+_STRANGE = (errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.ENOTDIR)  # circles of links, pipes, files as folders
 _LEASE_POLL_SECONDS = 0.05
 
 _Loaded = TypeVar("_Loaded")
@@ -106,11 +113,13 @@ def write_version(
         KnowledgeBaseCorruptError: If the folder holds a knowledge base whose state cannot be read.
         OSError: If the disk refuses; the previous version is then still the current one.
     """
-    root = Path(folder)
+    root = Path(folder).absolute()
     make_folder(root)
     with exclusive_lock(root / "LOCK", lock_timeout_seconds):
         # A damaged pointer stops here: its objects may still be worth a rescue, and a commit would remove them.
-        parent = _read_pointer(root)[0] if (root / "CURRENT").exists() else None
+        # A first manifest alone may be of a save that was killed just before it wrote its pointer.
+        is_new = not os.path.lexists(root / "CURRENT") and version_names(root) in ([], ["gen-00000001"])
+        parent = None if is_new else _read_pointer(root)[0]
         return _commit(root, parent, Commit(fields, files))
 
 
@@ -124,7 +133,7 @@ def update_version(folder: str | os.PathLike[str], plan: Callable[[Version], Com
         KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
         KnowledgeBaseLockedError, KnowledgeBaseCorruptError, OSError: As `write_version`.
     """
-    root = Path(folder)
+    root = Path(folder).absolute()
     _read_pointer(root)  # before a lock file is made where no knowledge base is
     with exclusive_lock(root / "LOCK", _LOCK_TIMEOUT_SECONDS):
         current = read_version(root)
@@ -183,6 +192,24 @@ def _manifests(root: Path) -> list[Path]:
     return sorted(manifests, key=_number)
 
 
+StoreState = Literal["none", "whole", "unfinished", "broken"]
+
+
+def store_state(folder: str | os.PathLike[str]) -> StoreState:
+    """What lies in the folder of a knowledge base, as far as names tell; nothing is verified.
+
+    Returns:
+        `"whole"`: there is a `CURRENT`. `"unfinished"`: a build was stopped before its first version. `"broken"`:
+        there are versions without `CURRENT`, or it is a link to nowhere. `"none"`: nothing of a knowledge base.
+    """
+    root = Path(folder)
+    if os.path.lexists(root / "CURRENT"):
+        return "whole" if (root / "CURRENT").is_file() else "broken"
+    if version_names(root):
+        return "broken"
+    return "unfinished" if any((root / "staging").glob("*/*/plan.json")) else "none"
+
+
 def version_names(folder: str | os.PathLike[str]) -> list[str]:
     """The versions that lie in a folder, oldest first."""
     return [path.stem for path in _manifests(Path(folder))] if (Path(folder) / "manifests").is_dir() else []
@@ -193,7 +220,7 @@ def point_to_version(folder: str | os.PathLike[str], name: str) -> Version:
 
     Errors are those of `read_version`, and `KnowledgeBaseLockedError`.
     """
-    root = Path(folder)
+    root = Path(folder).absolute()
     with exclusive_lock(root / "LOCK", _LOCK_TIMEOUT_SECONDS):
         version = read_version(root, name)
         _point_to(version)
@@ -208,7 +235,7 @@ def remove_old_versions(folder: str | os.PathLike[str], timeout_seconds: float) 
     Raises:
         KnowledgeBaseLockedError: If somebody goes on reading; their versions and their files are then still there.
     """
-    root = Path(folder)
+    root = Path(folder).absolute()
     deadline = time.monotonic() + timeout_seconds
     while True:
         with exclusive_lock(root / "LOCK", timeout_seconds):
@@ -219,7 +246,8 @@ def remove_old_versions(folder: str | os.PathLike[str], timeout_seconds: float) 
             raise KnowledgeBaseLockedError(
                 f"{root}: {', '.join(leased)} could not be removed, for they are still being read (waited "
                 f"{timeout_seconds:g} s). What was removed from the knowledge base is still in them. Close or "
-                "`refresh()` the other retrievers, then call `compact(purge=True)` again."
+                "`refresh()` the other retrievers (those of worker processes as well), then call "
+                "`compact(purge=True)` again."
             )
         time.sleep(_LEASE_POLL_SECONDS)
 
@@ -239,7 +267,7 @@ def _remove_old_files(root: Path, kept: set[str | None]) -> list[str]:
 
 
 def _object_names(manifests: Iterable[Path]) -> set[str]:
-    return {entry["name"] for path in manifests for entry in parse_manifest(path, path.read_bytes())["files"]}
+    return {entry["name"] for path in manifests for entry in parse_manifest(path, _read_small(path, MAX_MANIFEST_BYTES))["files"]}
 
 
 def current_version_name(folder: str | os.PathLike[str]) -> str:
@@ -260,7 +288,7 @@ def read_version(folder: str | os.PathLike[str], name: str | None = None) -> Ver
         KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
         KnowledgeBaseCorruptError: If the manifest is missing, damaged, or of another format.
     """
-    root = Path(folder)
+    root = Path(folder).absolute()
     current, sha256 = _read_pointer(root) if name is None else (name, None)
     path = root / "manifests" / f"{current}.json"
     try:
@@ -292,7 +320,12 @@ def load_version(folder: str | os.PathLike[str], load: Callable[[Version], _Load
 
 def _read_pointer(root: Path) -> tuple[str, str]:
     path = root / "CURRENT"
-    if not path.exists():
+    if not os.path.lexists(path):
+        if names := version_names(root):
+            raise KnowledgeBaseIncompleteError(
+                f"{path}: the stored knowledge base is damaged: this file is missing, though versions lie here "
+                f"({', '.join(names[-3:])}). `hf-ravlm index repair {root}` makes the newest whole one the current one."
+            )
         raise KnowledgeBaseNotFoundError(
             f"{root}: there is no knowledge base here (no file CURRENT). Expected a folder written by "
             "`RavlmRetriever.save_pretrained`."
@@ -320,6 +353,12 @@ def _regular_file(path: Path) -> Iterator[int]:
         yield status.st_size
     except FileNotFoundError as error:
         raise corrupt(path, "it is missing") from error
+    except KnowledgeBaseCorruptError:
+        raise
+    except OSError as error:
+        if error.errno not in _STRANGE:
+            raise
+        raise corrupt(path, f"it cannot be read ({error.strerror})") from error
 
 
 def verify_file(file: StoredFile, full: bool = True) -> None:
