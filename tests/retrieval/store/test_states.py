@@ -100,12 +100,11 @@ def test_pipes_and_links_in_a_circle_neither_block_nor_raise_anything_raw(store,
     os.mkfifo(path) if kind == "pipe" else path.symlink_to(path.name)
     signal.alarm(30)
     try:
-        with pytest.raises(OSError) as caught:
-            opened(store.parent)
+        if place == "LOCK" and kind == "pipe":  # which does the duty of a lock
             opened(store.parent).add([{"id": "new", "text": "topic1 new"}])
-            raise OSError("a lock that is a pipe does its duty")
-        if place != "LOCK":
-            assert isinstance(caught.value, KnowledgeBaseCorruptError)
+            return
+        with pytest.raises(OSError, match="damaged|symbolic links"):
+            opened(store.parent).add([{"id": "new", "text": "topic1 new"}])
     finally:
         signal.alarm(0)
 
@@ -207,9 +206,9 @@ def test_a_disk_without_room_is_an_oserror_and_leaves_what_was_there(store, inde
     new = built(numbered(range(1500)), HashEncoder(), index=index)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match="File too large") as caught:
             new.save_pretrained(store.parent)
-        with pytest.raises(OSError) as alone:
+        with pytest.raises(OSError, match="File too large") as alone:
             write_arrays(store / "x.safetensors", {"a": np.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))

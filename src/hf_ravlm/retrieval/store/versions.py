@@ -267,7 +267,11 @@ def _remove_old_files(root: Path, kept: set[str | None]) -> list[str]:
 
 
 def _object_names(manifests: Iterable[Path]) -> set[str]:
-    return {entry["name"] for path in manifests for entry in parse_manifest(path, _read_small(path, MAX_MANIFEST_BYTES))["files"]}
+    return {
+        entry["name"]
+        for path in manifests
+        for entry in parse_manifest(path, _read_small(path, MAX_MANIFEST_BYTES))["files"]
+    }
 
 
 def current_version_name(folder: str | os.PathLike[str]) -> str:
