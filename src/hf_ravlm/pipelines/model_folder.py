@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoProcessor
@@ -13,7 +12,7 @@ from ..errors import InvalidInputError
 from ..model import RavlmProcessor
 from ..model.loading import origin_of, without_adapters
 from ..saving.commit import hub_failure
-from .knowledge import KNOWLEDGE_FOLDER, is_stored
+from .knowledge import KNOWLEDGE_FOLDER
 
 
 if TYPE_CHECKING:

@@ -267,11 +267,8 @@ def _remove_old_files(root: Path, kept: set[str | None]) -> list[str]:
 
 
 def _object_names(manifests: Iterable[Path]) -> set[str]:
-    return {
-        entry["name"]
-        for path in manifests
-        for entry in parse_manifest(path, _read_small(path, MAX_MANIFEST_BYTES))["files"]
-    }
+    read = (parse_manifest(path, _read_small(path, MAX_MANIFEST_BYTES)) for path in manifests)
+    return {entry["name"] for manifest in read for entry in manifest["files"]}
 
 
 def current_version_name(folder: str | os.PathLike[str]) -> str:
@@ -328,7 +325,7 @@ def _read_pointer(root: Path) -> tuple[str, str]:
         if names := version_names(root):
             raise KnowledgeBaseIncompleteError(
                 f"{path}: the stored knowledge base is damaged: this file is missing, though versions lie here "
-                f"({', '.join(names[-3:])}). `hf-ravlm index repair {root}` makes the newest whole one the current one."
+                f"({', '.join(names[-3:])}). `hf-ravlm index repair {root}` makes the newest whole one current."
             )
         raise KnowledgeBaseNotFoundError(
             f"{root}: there is no knowledge base here (no file CURRENT). Expected a folder written by "
