@@ -135,24 +135,9 @@ def from_backbones(
             vision, text, image_processor, text_tokenizer, language_model, given
         )
         parts |= tower_parts
-    marks: dict[str, int] = {}
-    if kind == "image_text":
-        generator_processor = generator_processor or _load_for(
-            load_generator_processor, generator, "generator_processor", given, kind=language_model.config
-        )
-        tokenizer = generator_processor.tokenizer
-        if getattr(language_model.config, "image_token_id", None) is not None:
-            marks["image_token_id"] = language_model.config.image_token_id
-    else:
-        generator_processor = None
-        tokenizer = tokenizer or _load_for(AutoTokenizer.from_pretrained, generator, "tokenizer", given)
-        layout = given.processor.get("layout") or layout_for(tokenizer, vision is not None)
-        given.processor["layout"] = layout
-        if layout == "marks":
-            add_marks(tokenizer)
-            add_embeddings(language_model, len(tokenizer))
-            for name in ("image", "evidence"):
-                marks[f"{name}_token_id"] = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[name])
+    tokenizer, generator_processor, marks = _load_reading(
+        generator, language_model, tokenizer, generator_processor, given, vision is not None
+    )
     subconfigs = {CONFIG_OF[name]: _part_config(part) for name, part in parts.items()}
     config = make_config(**subconfigs, **marks, **given.config)
     config.dtype = language_model.dtype
@@ -259,6 +244,32 @@ def _load_language_model(generator: Backbone, kind: str, given: Settings) -> Pre
         check_state(language_model, given.config.get("marginalization", "none"))
         probe_language_model(language_model)
     return language_model
+
+
+def _load_reading(
+    generator: Backbone,
+    language_model: PreTrainedModel,
+    tokenizer: Any,
+    processor: Any,
+    given: Settings,
+    has_towers: bool,
+) -> tuple[Any, Any, dict[str, int]]:
+    """Tokenizer and processor of a generator, and the ids of our marks, which a causal one may gain."""
+    if reader_kind(language_model.config) == "image_text":
+        processor = processor or _load_for(
+            load_generator_processor, generator, "generator_processor", given, kind=language_model.config
+        )
+        image_token = getattr(language_model.config, "image_token_id", None)
+        return processor.tokenizer, processor, {} if image_token is None else {"image_token_id": image_token}
+    tokenizer = tokenizer or _load_for(AutoTokenizer.from_pretrained, generator, "tokenizer", given)
+    layout = given.processor.get("layout") or layout_for(tokenizer, has_towers)
+    given.processor["layout"] = layout
+    if layout != "marks":
+        return tokenizer, None, {}
+    add_marks(tokenizer)
+    add_embeddings(language_model, len(tokenizer))
+    marks = {name: tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[name]) for name in ("image", "evidence")}
+    return tokenizer, None, {f"{name}_token_id": id for name, id in marks.items()}
 
 
 def _load_towers(

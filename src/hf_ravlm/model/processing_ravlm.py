@@ -163,13 +163,7 @@ class RavlmProcessor(PublishedProcessor):
         layout = layout or ("marks" if generator_processor is None else "chat")
         _check_parts(image_processor, text_tokenizer, generator_processor, fusion, passage_images)
         _check_layout(layout, image_processor, generator_processor)
-        if generator_processor is not None:
-            generator_processor.tokenizer = tokenizer  # one, which is loaded and changed once
-        elif layout == "marks":
-            add_marks(tokenizer)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.padding_side = "left"  # where pipelines that are not ours pad batches of rows that we made
+        _prepare_tokenizer(tokenizer, layout, generator_processor)
         self.fusion = fusion
         self.num_image_tokens = num_image_tokens
         self.num_memory_tokens = num_memory_tokens
@@ -686,6 +680,16 @@ def _check_layout(layout: str, image_processor: Any, generator_processor: Any) -
             f"layout={layout!r} has no places for what a vision tower sees: leave the towers out (the encoder then "
             "stands beside the reader), or give layout='marks'"
         )
+
+
+def _prepare_tokenizer(tokenizer: Any, layout: str, generator_processor: Any) -> None:
+    if generator_processor is not None:
+        generator_processor.tokenizer = tokenizer  # one, which is loaded and changed once
+    elif layout == "marks":
+        add_marks(tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"  # where pipelines that are not ours pad batches of rows that we made
 
 
 def _check_parts(

@@ -86,7 +86,7 @@ class PublishMixin:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         if push_to_hub:
-            self.push_to_hub(repo_id or target.name, **({} if base == "copy" else {"base": base}), **hub)
+            self.push_to_hub(repo_id or target.name, **hub | ({} if base == "copy" else {"base": base}))
         if not isinstance(saved, (list, tuple)):
             return saved
         return [os.fspath(target / Path(path).relative_to(staging)) for path in saved]

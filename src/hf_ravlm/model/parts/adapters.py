@@ -12,9 +12,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME, cached_file, find_adapter_config_file
 
 from ...errors import InvalidInputError
 
@@ -54,15 +55,28 @@ def adapter_base(source: Any, loading: Mapping[str, Any]) -> tuple[str, dict[str
 
 
 def with_adapters(base: PreTrainedModel, source: Any, loading: Mapping[str, Any]) -> PreTrainedModel:
-    """The base with the adapters of a folder or repository merged into it."""
-    from peft import PeftModel
+    """The base with the adapters of a folder or repository merged into it.
 
+    Raises:
+        `InvalidInputError`: if they do not fit it.
+    """
     try:
-        adapted = PeftModel.from_pretrained(base, os.fspath(source), **_access(loading))
-    except (RuntimeError, KeyError) as error:  # of other shapes or layers
+        base.load_adapter(os.fspath(source), **_access(loading))
+    except (RuntimeError, ValueError, KeyError) as error:  # of other shapes, layers or kinds
         reason = " ".join(str(error).split())[:300]
         raise InvalidInputError(f"the adapters in {os.fspath(source)!r} do not fit their base: {reason}") from error
-    return merged(adapted)
+    file = cached_file(
+        source, ADAPTER_SAFE_WEIGHTS_NAME, **_access(loading), _raise_exceptions_for_missing_entries=False
+    )
+    if file is not None:
+        with safe_open(file, "pt") as weights:
+            saved = {name.removeprefix("base_model.model.") for name in weights.keys()}
+        strange = sorted(saved - set(base.get_adapter_state_dict()))
+        if strange:
+            raise InvalidInputError(
+                f"the adapters in {os.fspath(source)!r} do not fit their base: it has no {', '.join(strange[:3])}"
+            )
+    return merged(base)
 
 
 def has_adapters(model: Any) -> bool:
@@ -84,12 +98,12 @@ def merged(model: Any) -> PreTrainedModel:
             f"the generator has adapters of type {', '.join(sorted(kinds))}, which cannot be merged into its weights; "
             "expected LoRA or another kind that changes weights"
         )
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
+        if hasattr(module, "get_base_layer") and hasattr(module, "merge"):
             module.merge()
             model.set_submodule(name, module.get_base_layer())
+        elif hasattr(module, "modules_to_save") and hasattr(module, "active_adapters"):  # trained whole
+            model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
     model._hf_peft_config_loaded = False
     del model.peft_config
     return model

@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from ...errors import InvalidInputError
-from ..fusions.cross_attention import attach_cross_attention
 from ..loading import initialize_new
 from .quantized import carry_quantizer
 from .references import ADDED_ROWS, check_reference, load_pinned, parts_of, pin_revision
@@ -33,13 +31,13 @@ GENERATOR_LOADING = (
 WITHOUT_MEANING = ("use_safetensors", "weights_only", "low_cpu_mem_usage", "adapter_kwargs", "code_revision")
 
 
-def put_in_place(model: nn.Module, parts: Mapping[str, PreTrainedModel]) -> None:
+def put_in_place(model: Any, parts: Mapping[str, PreTrainedModel]) -> None:
     """Gives a model on the meta device its loaded parts, by path, and initial weights to all the rest of it."""
     for path, part in parts.items():
         model.set_submodule(path, part)
     language_model = parts.get("language_model")
-    if language_model is not None and model.config.fusion == "cross_attention":
-        attach_cross_attention(language_model)  # its hooks were on the one that stood there before
+    if language_model is not None:
+        model.attach_fusion()  # what was attached was on the one that stood there before
     carry_quantizer(model, language_model)
     first = language_model if language_model is not None else next(iter(parts.values()), None)
     device = torch.device("cpu") if first is None else first.device
@@ -157,7 +155,7 @@ def own_weights(source: Any, kwargs: Mapping[str, Any]) -> dict[str, torch.Tenso
                 f"{source}: there are no weights (no {SAFE_WEIGHTS_NAME}), so the save is not whole"
             )
         files, _ = get_checkpoint_shard_files(source, index, **access)
-    own = {}
+    own: dict[str, torch.Tensor] = {}
     for file in files:
         with safe_open(file, "pt") as weights:
             own |= {name: weights.get_tensor(name) for name in weights.keys()}

@@ -62,11 +62,15 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         if config.has_towers and not self.reads_images:  # it sees images through our tower
             self.image_projector = nn.Linear(config.vision_dim, config.generator_dim)
         self.fusion = FUSIONS[config.fusion](config)
-        if config.fusion == "cross_attention":
-            attach_cross_attention(self.language_model)
+        self.attach_fusion()
         if self.fusion.reads_evidence:  # images of passages join the states of their texts
             self.evidence_image_projector = nn.Linear(config.vision_dim, config.text_config.hidden_size)
         self.post_init()
+
+    def attach_fusion(self) -> None:
+        """Puts the layers that read evidence into the language model that is there now, if the fusion has such."""
+        if self.config.fusion == "cross_attention":
+            attach_cross_attention(self.language_model)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
