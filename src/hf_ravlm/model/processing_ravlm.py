@@ -24,7 +24,7 @@ from ..saving.folders import PublishMixin
 from ..text import clean_text
 from .configuration_ravlm import DESCRIBE_PROMPT
 from .loading import loading_errors
-from .parts.references import check_reference, load_pinned, note_state, remember, unchanged_reference
+from .parts.references import check_reference, load_pinned, note_states, remember, unchanged_reference
 from .prompts.chat import MultimodalPrompt, slotted, template_of
 from .prompts.chat_inputs import CITE, Asked, chat_prompts, multimodal_inputs
 from .prompts.chat_processor import GeneratorProcessorMixin, WordsProcessor, load_generator_processor
@@ -161,8 +161,7 @@ class RavlmProcessor(PublishedProcessor):
         generator_processor=None,
     ):
         layout = layout or ("marks" if generator_processor is None else "chat")
-        _check_parts(image_processor, text_tokenizer, generator_processor, fusion, passage_images)
-        _check_layout(layout, image_processor, generator_processor)
+        _check_parts(image_processor, text_tokenizer, generator_processor, fusion, passage_images, layout)
         _prepare_tokenizer(tokenizer, layout, generator_processor)
         self.fusion = fusion
         self.num_image_tokens = num_image_tokens
@@ -191,8 +190,7 @@ class RavlmProcessor(PublishedProcessor):
         if layout == "chat" and generator_processor is None:  # one template is saved beside a tokenizer
             chat_template = chat_template or template_of(tokenizer)
         super().__init__(image_processor, tokenizer, text_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
-        for name in PROCESSORS:
-            note_state(getattr(self, name))
+        note_states([getattr(self, name) for name in PROCESSORS])
         check_settings(self.prompt_settings, layout, fusion)
 
     def check_argument_for_proper_class(self, argument_name, argument):
@@ -693,8 +691,14 @@ def _prepare_tokenizer(tokenizer: Any, layout: str, generator_processor: Any) ->
 
 
 def _check_parts(
-    image_processor: Any, text_tokenizer: Any, generator_processor: Any, fusion: str, passage_images: bool
+    image_processor: Any,
+    text_tokenizer: Any,
+    generator_processor: Any,
+    fusion: str,
+    passage_images: bool,
+    layout: str,
 ) -> None:
+    _check_layout(layout, image_processor, generator_processor)
     if (image_processor is None) != (text_tokenizer is None):
         missing = "image_processor" if image_processor is None else "text_tokenizer"
         raise InvalidInputError(

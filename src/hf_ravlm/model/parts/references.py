@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,11 +196,12 @@ def load_pinned(load: Callable[..., Any], name: str, loading: Mapping[str, Any])
     return load(name, **loading)
 
 
-def note_state(processor: Any) -> None:
-    """Notes how a tokenizer or processor from the Hub is now that our marks are in it, if that is not noted yet."""
-    loaded = getattr(processor, "loaded_from", None)
-    if loaded is not None and not loaded.checksums:
-        loaded.checksums = {"state": _processor_state(processor)}
+def note_states(processors: Iterable[Any]) -> None:
+    """Notes how tokenizers and processors from the Hub are now that our marks are in them, if that is not noted yet."""
+    for processor in processors:
+        loaded = getattr(processor, "loaded_from", None)
+        if loaded is not None and not loaded.checksums:
+            loaded.checksums = {"state": _processor_state(processor)}
 
 
 def unchanged_reference(processor: Any) -> dict[str, Any] | None:
