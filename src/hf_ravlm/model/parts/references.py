@@ -197,7 +197,7 @@ def load_pinned(load: Callable[..., Any], name: str, loading: Mapping[str, Any])
 
 
 def note_states(processors: Iterable[Any]) -> None:
-    """Notes how tokenizers and processors from the Hub are now that our marks are in them, if that is not noted yet."""
+    """Notes how tokenizers and processors from the Hub are now that our marks are in them, where it is not noted."""
     for processor in processors:
         loaded = getattr(processor, "loaded_from", None)
         if loaded is not None and not loaded.checksums:
