@@ -17,12 +17,15 @@ from .dual_encoder import DualEncoder, ImageEncoder
 from .encoders import Encoder, RavlmEncoder
 from .inference_model import resolve_dtype
 from .late_interaction_encoder import LateInteractionEncoder
-from .reference import ENCODER_KINDS, describe_reference
+from .offline_encoder import load_offline_encoder
+from .reference import ENCODER_KINDS, OFFLINE, describe_reference
 from .sentence_transformer_encoder import SentenceTransformerEncoder, load_sentence_transformer
 from .text_model_encoder import TextModelEncoder, read_json, sentence_transformers_settings
 
 
 _WITH_PROMPTS = ("dual", "text", "sentence-transformers")
+# Texts are read from left to right, but by faster kernels both ways where no row of a batch needs padding.
+_EAGER = ("aimv2",)
 # Of families that have features of images and texts, but none in one space.
 _NOT_IN_ONE_SPACE = {
     "blip-2": "its texts are those of a language model, not in one space with its images",
@@ -49,7 +52,7 @@ def load_encoder(
     Args:
         name: Folder or Hub id of a model of images and texts (CLIP, SigLIP 2, a `RavlmModel`, ...), of images
             (DINOv2, ...), of texts (E5, Qwen3-Embedding, ...), of any model of sentence-transformers, or of a
-            late-interaction model (ColQwen2, ...).
+            late-interaction model (ColQwen2, ...); `"offline"` for the one that Python packages carry.
         kind: One of `ENCODER_KINDS`; `"auto"` looks at the model's settings.
         query_prompt, passage_prompt: Put before the text of every query or passage; `None` for what the model says in
             its own `config_sentence_transformers.json`, and `""` for none.
@@ -69,6 +72,8 @@ def load_encoder(
     >>> load_encoder("google/siglip2-base-patch16-224", dtype="auto").name  # doctest: +SKIP
     'SiglipModel dtype=bfloat16'
     """
+    if name == OFFLINE["name"] and not os.path.isdir(name):
+        return load_offline_encoder(device)
     if kind not in ENCODER_KINDS:
         raise InvalidInputError(f"kind={kind!r} is not known. Choose one of {ENCODER_KINDS}.")
     resolve_dtype(dtype, device or "cpu")  # refused before a large model is loaded for nothing
@@ -108,6 +113,8 @@ def load_recorded_encoder(
     Raises:
         InvalidInputError, HubUnavailableError, ImportError: As `load_encoder`, saying who needs the encoder.
     """
+    if reference["name"] == OFFLINE["name"]:
+        return load_offline_encoder(device)
     access = {key: hub_kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in hub_kwargs}
     options = {key: reference[key] for key in ("kind", "query_prompt", "passage_prompt", "dtype")}
     try:
@@ -198,7 +205,7 @@ def _kind_of(name: str, hub_kwargs: dict[str, Any]) -> str:
 
 
 def _kind_of_config(config: Any, settings: dict[str, Any]) -> str | None:
-    from transformers import MODEL_FOR_IMAGE_MAPPING, MODEL_MAPPING
+    from transformers import MODEL_FOR_IMAGE_MAPPING, MODEL_FOR_OBJECT_DETECTION_MAPPING, MODEL_MAPPING
 
     if config.model_type == "ravlm":
         return "ravlm"
@@ -211,10 +218,12 @@ def _kind_of_config(config: Any, settings: dict[str, Any]) -> str | None:
     model = model[0] if isinstance(model, tuple) else model
     if hasattr(model, "get_image_features") and hasattr(model, "get_text_features"):
         return "dual"
-    if model.main_input_name == "pixel_values" and type(config) in MODEL_FOR_IMAGE_MAPPING:
-        return "image"
+    if model.main_input_name == "pixel_values":
+        sees = type(config) in MODEL_FOR_IMAGE_MAPPING and type(config) not in MODEL_FOR_OBJECT_DETECTION_MAPPING
+        return "image" if sees or config.model_type.endswith("_vision_model") else None
     is_text = model.main_input_name == "input_ids" and not hasattr(config, "vision_config")
-    return "text" if is_text and not config.is_encoder_decoder else None
+    is_half = config.model_type.endswith("_text_model")
+    return "text" if is_text and not is_half and not config.is_encoder_decoder else None
 
 
 def _why_not(config: Any) -> str:
@@ -223,6 +232,8 @@ def _why_not(config: Any) -> str:
         reason = "it is an image-text-to-text model, which answers and does not encode"
     if reason is None and getattr(config, "is_encoder_decoder", False):
         reason = "it has a decoder; load it through sentence-transformers, kind='sentence-transformers'"
+    if config.model_type.endswith("_text_model"):
+        reason = "it is the text half of a dual encoder; name the whole model"
     return f"the model is of the type {config.model_type!r}: {reason or 'it gives no vectors of images or texts'}"
 
 
@@ -290,9 +301,13 @@ _LOADERS: dict[str, Callable[..., Any]] = {
 
 
 def _load_whole(name: str, hub_kwargs: dict[str, Any]) -> Any:
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
-    model, report = AutoModel.from_pretrained(name, trust_remote_code=False, output_loading_info=True, **hub_kwargs)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_kwargs)
+    options = {"attn_implementation": "eager"} if config.model_type in _EAGER else {}
+    model, report = AutoModel.from_pretrained(
+        name, trust_remote_code=False, output_loading_info=True, **options, **hub_kwargs
+    )
     _require_weights(name, model, report["missing_keys"])
     return model.eval()
 

@@ -16,6 +16,8 @@ from ...errors import InvalidInputError
 
 ENCODER_KINDS = ("auto", "ravlm", "dual", "image", "text", "sentence-transformers", "late-interaction")
 
+OFFLINE = {"name": "offline", "kind": "offline"}  # of the encoder whose weights Python packages carry
+
 _NAME = re.compile(r"(?!.*(--|\.\.))[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TEXTS = ("query_prompt", "passage_prompt", "dtype")
@@ -33,6 +35,8 @@ def checked_reference(reference: Any) -> dict[str, Any] | None:
     """
     if reference is None:
         return None
+    if reference == OFFLINE:
+        return {**OFFLINE, "revision": None, **dict.fromkeys(_TEXTS)}
     entries: Mapping[str, Any] = reference if isinstance(reference, Mapping) else {}
     name, revision, kind = (entries.get(key) for key in ("name", "revision", "kind"))
     texts = {key: entries.get(key) for key in _TEXTS}
@@ -53,6 +57,8 @@ def describe_reference(reference: Mapping[str, Any]) -> str:
     >>> describe_reference({"name": "me/e5", "revision": "0123456789ab", "kind": "text", "query_prompt": "query: "})
     "me/e5 at 0123456 (text, query_prompt='query: ')"
     """
+    if reference["name"] == OFFLINE["name"]:
+        return "offline (EfficientNet-Lite0 and all-MiniLM-L6-v2)"
     told = [str(reference["kind"])]
     told += [f"{name}={reference[name]!r}" for name in _TEXTS if reference.get(name) is not None]
     return f"{reference['name']} at {str(reference['revision'])[:7]} ({', '.join(told)})"

@@ -239,7 +239,7 @@ def sentence_transformers_settings(name: Any, hub_kwargs: dict[str, Any]) -> dic
     if pooling_config.get("include_prompt") is False:
         raise _not_for_us(name, "it leaves the prompt out of its pooling")
     seen = {part for modality in transformer.get("modality_config") or {} for part in modality.split("+")}
-    if seen - {"text", "message"}:
+    if seen - {"text"}:
         raise _not_for_us(name, f"it reads {sorted(seen)}")
     stored = read_json(name, "config_sentence_transformers.json", hub_kwargs) or {}
     query, passage = stored_prompts(stored.get("prompts"), stored.get("default_prompt_name"))
