@@ -40,7 +40,7 @@ EFFICIENT = {
     "image_size": 16,
     "width_coefficient": 0.1,
     "depth_coefficient": 0.1,
-    "hidden_dim": 32,
+    "hidden_dim": 128,
     "num_block_repeats": [1],
     "kernel_sizes": [3],
     "in_channels": [8],
@@ -107,7 +107,7 @@ FAMILIES: dict[str, Family] = {
         {
             "text_config": BERT,
             "vision_config": EFFICIENT,
-            "projection_dim": 32,
+            "projection_dim": 128,
         },
         "align",
     ),
