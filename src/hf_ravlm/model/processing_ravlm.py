@@ -187,8 +187,8 @@ class RavlmProcessor(PublishedProcessor):
         self.generator_processor = generator_processor
         self.image_token = SPECIAL_TOKENS["image"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        if layout == "chat" and generator_processor is None:  # one template is saved beside a tokenizer
-            chat_template = chat_template or template_of(tokenizer)
+        if layout != "marks" and not sees:
+            chat_template = _own_template(chat_template, tokenizer, layout)
         super().__init__(image_processor, tokenizer, text_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         note_states([getattr(self, name) for name in PROCESSORS])
         check_settings(self.prompt_settings, layout, fusion)
@@ -663,6 +663,19 @@ def _pixel_limit(settings: PromptSettings, prompt: Mapping[str, Any], images: Ma
     """Pixels of a question's image; a call that says how large the image processor makes them is left its way."""
     sized = "size" in images and "max_image_pixels" not in prompt
     return None if sized else settings.max_image_pixels
+
+
+def _own_template(chat_template: str | None, tokenizer: Any, layout: str) -> str | None:
+    """The chat template of a reader of words: it is kept by the processor, as one is saved beside a tokenizer."""
+    if layout == "plain" or chat_template:
+        return chat_template
+    template = template_of(tokenizer)
+    if not template:
+        raise InvalidInputError(
+            "layout='chat': the tokenizer has no chat template; give chat_template=, choose layout='plain', or take "
+            "an instruction-tuned model"
+        )
+    return template
 
 
 def _check_layout(layout: str, image_processor: Any, generator_processor: Any) -> None:

@@ -70,7 +70,7 @@ def check_citations(answer: str, passages: Sequence[Any], question: str = "") ->
     for (match, numbers), place in zip(markers, statements, strict=True):
         for number in numbers:
             there = 0 < number <= len(passages)
-            reason = f"no passage {number} was read, of {len(passages)}"
+            reason: str | None = f"no passage {number} was read, of {len(passages)}"
             if there:
                 others = set().union(*(words[other - 1] for other in cited[place]))
                 reason = _why_not(_words(plain[slice(*place)]), known, words[number - 1], others)

@@ -334,3 +334,8 @@ def test_an_answer_on_top_leaves_the_prompt_as_it_was_read(readers):
         scored = processor(**asked, answers=["red " * 30], answer_on_top=True, padding_side="left")
         assert torch.equal(scored["input_ids"][:, : prompt.shape[1]], prompt)
         assert (scored["labels"][:, : prompt.shape[1]] == -100).all()
+
+
+def test_a_chat_needs_a_template_when_the_reader_is_made():
+    with pytest.raises(InvalidInputError, match="layout='chat': the tokenizer has no chat template"):
+        from_backbones(generator=causal_model("llama"), tokenizer=causal_tokenizer(), layout="chat")

@@ -212,7 +212,7 @@ class MultimodalPrompt:
         before, _, after = self._render(answered).partition(WORD.format(0))
         lead = before[len(prompt) :] if before.startswith(prompt) else ""
         special = {*tokenizer.all_special_ids, *control_tokens(tokenizer).values()}
-        ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+        ids: list[int] = tokenizer(after, add_special_tokens=False)["input_ids"]
         end = next((place + 1 for place, id in enumerate(ids) if id in special), 0)  # of the turn
         return lead if lead.isspace() else "", ids[:end] or [tokenizer.eos_token_id]
 
@@ -239,19 +239,21 @@ class MultimodalPrompt:
 
     def _filled(self, content: list[dict[str, str]], num_texts: int, with_system: bool) -> tuple[str, list[int]]:
         """The template with slots for its texts, the last of which is the system message if there is one."""
-        slot, found = re.compile(WORD.format(r"(\d+)")), []
+        found: list[int]
+        slot, found, refused = re.compile(WORD.format(r"(\d+)")), [], ""
         for messages in _conversations(content, num_texts if with_system else None):
             try:
                 text = self._render(messages, add_generation_prompt=True)
             except (TemplateError, TypeError) as error:
-                found = [str(error)]
+                found, refused = [], f" ({error})"
                 continue
             found = [int(number) for number in slot.findall(text)]
             if sorted(found) == list(range(num_texts + with_system)):
                 return slot.sub(SLOT, text), found
         raise InvalidInputError(
             f"the chat template of {type(self.processor).__name__} lost or repeated parts of the message: of "
-            f"{num_texts + with_system} texts it wrote {len(found)}; give it a template that writes every part once"
+            f"{num_texts + with_system} texts it wrote {len(found)}{refused}; give it a template that writes every "
+            "part once"
         )
 
     def content(self, row: MultimodalRow, num_passages: int) -> tuple[list[dict[str, str]], list[Image.Image]]:

@@ -71,7 +71,8 @@ def _rows(
     system = None if settings.system_message is None else literal_ids(tokenizer, [settings.system_message])[0]
     shown = _shown_passages(prompt, asked, load_image)
     num_passages = max((len(row) for row in asked.passages), default=0)
-    rows, places = [], []
+    rows: list[MultimodalRow] = []
+    places: list[tuple[int, int | None]] = []
     for i, (plain, labelled) in enumerate(_questions(prompt, asked.questions)):
         given = {"question": plain, "asked": labelled, "images": asked.images[i], "answer": targets[i]}
         if not each:
