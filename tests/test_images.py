@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from hf_ravlm.errors import UnsafeInputError
 from hf_ravlm.images import encoded_image, safe_image, trim_margins
+from hf_ravlm.images.headers import MAX_DIRECTORY_BYTES, MAX_SCANS, first_image
 
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options) -> bytes:
@@ -393,3 +394,139 @@ def test_tiny_and_extreme_images_do_not_break_trimming(size):
     dotted = Image.new("RGB", size, "white")
     dotted.putpixel((size[0] // 2, size[1] // 2), (0, 0, 0))
     assert trim_margins(dotted).mode == "RGB"
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def after_header(png: bytes, *chunks: bytes) -> bytes:
+    return b"".join([png[:33], *chunks, png[33:]])
+
+
+def exif_of(entries: int, size: int = 0, orientation: int = 6) -> bytes:
+    """An Exif block of many entries that all point at the same `size` bytes."""
+    head = b"MM\0*\0\0\0\x08" + struct.pack(">H", entries + 1)
+    head += struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    table = b"".join(struct.pack(">HHII", 0x9000 + entry % 500, 7, size, 8) for entry in range(entries))
+    return head + table + bytes(4 + size)
+
+
+@pytest.fixture
+def no_metadata(monkeypatch):
+    """Fails where a decoder unfolds Exif."""
+
+    def unfold(*_):
+        raise AssertionError("Exif was unfolded")
+
+    monkeypatch.setattr("PIL.Image.Exif.load", unfold)
+
+
+def test_exif_is_never_unfolded_and_still_turns_the_image(no_metadata):
+    exif = exif_of(65_000, 1_000_000)
+    bombs = [after_header(encoded(photo()), chunk(b"eXIf", exif))]
+    small = exif_of(3_000, 20_000)
+    jpeg = encoded(photo(), "JPEG")
+    bombs += [jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(small) + 8) + b"Exif\0\0" + small + jpeg[2:]]
+    bombs += [encoded(photo(), "WEBP", exif=b"Exif\0\0" + exif)]
+    for bomb in bombs:
+        assert safe_image(bomb).size == (12, 16)
+        assert safe_image(safe_image(bomb)).size == (12, 16)
+
+
+def test_xmp_turns_an_image_that_has_no_exif():
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    jpeg, name = encoded(photo(), "JPEG"), b"http://ns.adobe.com/xap/1.0/\0"
+    assert safe_image(
+        jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(name + xmp) + 2) + name + xmp + jpeg[2:]
+    ).size == (
+        12,
+        16,
+    )
+    text = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+    assert safe_image(after_header(encoded(photo()), text)).size == (12, 16)
+
+
+def test_what_is_no_pixels_does_not_reach_the_decoder():
+    bomb = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(20_000_000)))
+    profile = chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(20_000_000)))
+    plain = encoded(photo())
+    assert first_image(after_header(plain, bomb, profile)).data == plain
+    assert safe_image(after_header(plain, *[bomb] * 50)).tobytes() == photo().tobytes()
+    gif = encoded(photo().quantize(), "GIF")
+    start = 13 + (3 << (gif[10] & 7) + 1)
+    comments = b"!\xfe\x01x\0" * 30_000
+    assert safe_image(gif[:start] + comments + gif[start:]).tobytes() == safe_image(gif).tobytes()
+    jpeg = encoded(photo(), "JPEG")
+    segments = b"\xff\xe2\xff\xff" + b"MPF\0" + bytes(65_529)
+    assert first_image(jpeg[:2] + segments * 20 + jpeg[2:]).data == jpeg
+
+
+@pytest.mark.parametrize(
+    ("bomb", "reason"),
+    [
+        (lambda: after_header(encoded(photo()), *[chunk(b"tEXt", b"")] * 100_001), "more than 100,000 chunks"),
+        (lambda: encoded(photo(), "JPEG")[:2] + b"\xff\xe1\0\2" * 100_001, "more than 100,000 segments"),
+        (lambda: encoded(photo(), "GIF")[:13] + b"!\xfe\1x\0" * 60_000, "more than 100,000 blocks"),
+        (lambda: encoded(photo(), "JPEG")[:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * MAX_SCANS, "65 scans"),
+        (lambda: tiff_of_large_values(), f"{MAX_DIRECTORY_BYTES:,} are read"),
+        (lambda: b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x08free" * 100_001, "more than 100,000 boxes"),
+    ],
+    ids=["png", "jpeg", "gif", "scans", "tiff", "jpeg2000"],
+)
+def test_files_of_too_many_parts_are_refused(bomb, reason):
+    with pytest.raises(UnsafeInputError, match=reason):
+        safe_image(bomb())
+
+
+def tiff_of_large_values() -> bytes:
+    """Strip offsets, again and again, that all lie at the same place."""
+    large = struct.pack("<HHII", 273, 4, 200_000, 8)
+    return b"II*\0" + struct.pack("<IH", 8, 60) + large * 60 + bytes(1_000_000)
+
+
+def test_of_a_tiff_only_the_first_directory_is_left():
+    image = photo()
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "x" * 1_000
+    data = encoded(image, "TIFF", exif=exif, save_all=True, append_images=[photo(), photo()])
+    left = first_image(data).data
+    with Image.open(io.BytesIO(left)) as opened:
+        assert opened.n_frames == 1
+        assert 0x010E not in opened.tag_v2
+    assert safe_image(data).tobytes() == image.transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
+@pytest.mark.parametrize(("image_format", "pixels"), [("WEBP", "20,000,000"), ("JPEG2000", "7,500,000")])
+def test_formats_that_take_more_memory_may_have_fewer_pixels(image_format, pixels, monkeypatch):
+    side = 4_500 if image_format == "WEBP" else 2_750
+    data = encoded(Image.new("L", (side, side)), image_format)
+    with pytest.raises(UnsafeInputError, match=f"{image_format}: .* more than the limit of {pixels}"):
+        safe_image(data)
+
+
+def test_long_names_are_shortened_and_base64_is_told():
+    text = base64.b64encode(encoded(photo(300, 300))).decode()
+    long_names = [text, "x/" * 400_000, {"path": "y" * 100_000}, f"https://example.org/{text}", {text: 1}]
+    for source in long_names:
+        with pytest.raises(UnsafeInputError) as caught:
+            safe_image(source)
+        assert len(str(caught.value)) < 600
+    with pytest.raises(UnsafeInputError, match="look like base64.*data:image/png;base64,"):
+        safe_image(text)
+
+
+def test_a_file_named_as_an_address_is_told_so(tmp_path):
+    with pytest.raises(UnsafeInputError, match="names a file as an address.*without file://"):
+        safe_image(f"file://{tmp_path}/a.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and links are a POSIX matter")
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    cases = {"a.png": "a loop of links", "pipe.png": "a named pipe", ".": "a folder", "/dev/zero": "a device"}
+    for name, kind in cases.items():
+        with pytest.raises(UnsafeInputError, match=f"this is {kind}, not a regular file"):
+            safe_image(tmp_path / name)

@@ -13,9 +13,9 @@ from types import NoneType
 from typing import Any
 
 from transformers import GenerationConfig, Pipeline
-from transformers.image_utils import load_image
 
 from ..errors import InvalidInputError
+from ..images import fetch_image, is_address, safe_image
 from ..model.loading import without_adapters
 from ..model.prompts.settings import SETTINGS
 from ..saving.folders import check_base
@@ -260,7 +260,7 @@ class ImageCaptionPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, inputs, prompt=None, timeout=None):
-        image = load_image(inputs, timeout=timeout)
+        image = safe_image(open_image(inputs, timeout))
         if prompt is None:
             return self.image_processor(images=image, return_tensors="pt").to(self.dtype)
         if self.processor is None:
@@ -286,19 +286,12 @@ def opened(images: Any, timeout: float | None) -> Any:
 
 
 def open_image(source: Any, timeout: float | None = None) -> Any:
-    """Fetches an image by its address, which the processor then makes safe; anything else is returned as it is.
+    """Fetches an image by its address, within bounds and made safe; anything else is returned as it is.
 
     Raises:
         InvalidInputError: The image could not be fetched.
     """
-    if not isinstance(source, str) or not source.startswith(("http://", "https://")):
-        return source
-    try:
-        return load_image(source, timeout=timeout)
-    except Exception as error:  # whatever the network, the client or the decoder has to say
-        raise InvalidInputError(
-            f"{source}: the image could not be fetched ({type(error).__name__}: {error})."
-        ) from error
+    return fetch_image(source, timeout) if is_address(source) else source
 
 
 def _sorted_parameters(

@@ -1,0 +1,35 @@
+"""Images of any origin: made upright and RGB within limits of bytes, pixels, metadata and time, or refused.
+
+`safe_image` is the one gate; `fetch_image` brings an image from an address to it.
+"""
+
+from __future__ import annotations
+
+from .addresses import fetch_image, is_address
+from .gate import (
+    IMAGE_FORMATS,
+    MAX_ASPECT,
+    MAX_BYTES,
+    MAX_PIXELS,
+    MAX_SIDE,
+    ImageSource,
+    encoded_image,
+    safe_image,
+)
+from .trimming import shrunk, trim_margins
+
+
+__all__ = [
+    "IMAGE_FORMATS",
+    "MAX_ASPECT",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "ImageSource",
+    "encoded_image",
+    "fetch_image",
+    "is_address",
+    "safe_image",
+    "shrunk",
+    "trim_margins",
+]
