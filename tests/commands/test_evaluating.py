@@ -83,7 +83,7 @@ def test_json_is_one_document_with_letters_as_they_are(world, tmp_path, capsys):
         (["--arms", "open_book"], "no arm open_book"),
         (["--arms", "gold"], "has no gold_ids"),
         (["--metrics", "luck"], "luck"),
-        (["--knowledge", "{tmp}"], "there is no knowledge base here"),
+        (["--knowledge", "{tmp}"], "there is nothing in it that could be read"),
     ],
 )
 def test_a_mistake_is_one_line(words, message, world, tmp_path, capsys):
@@ -97,7 +97,10 @@ def test_a_mistake_is_one_line(words, message, world, tmp_path, capsys):
 def test_a_model_of_another_kind_is_refused_before_it_is_loaded(world, tmp_path, capsys):
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    for folder, message in (("bert", "a model of the type 'bert'"), ("none", "no model that can be loaded")):
+    for folder, message in (
+        ("bert", "a model of the type 'bert'"),
+        ("none", "this is no name on the Hub"),
+    ):
         paths = [tmp_path / folder, world / "questions.jsonl", tmp_path / "out"]
         assert main(["evaluate", *map(str, paths), "--quiet"]) == 2
         (line,) = capsys.readouterr().err.splitlines()

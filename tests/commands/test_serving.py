@@ -15,7 +15,7 @@ from hf_ravlm.integrations import transformers_serve
 @pytest.fixture
 def served(monkeypatch):
     calls = []
-    monkeypatch.setattr("hf_ravlm.commands.serving.check_model", lambda name: None)
+    monkeypatch.setattr("hf_ravlm.commands.serving.check_reader", lambda name: None)
     monkeypatch.setattr(transformers_serve, "serve", lambda *args, **kwargs: calls.append((args, kwargs)))
     return calls
 
@@ -60,7 +60,7 @@ def test_what_stops_it_is_told(served, monkeypatch, capsys):
 
 
 def test_what_it_needs_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("hf_ravlm.commands.serving.check_model", lambda name: None)
+    monkeypatch.setattr("hf_ravlm.commands.serving.check_reader", lambda name: None)
     monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
     assert main(["serve", "flags"]) == 1
     assert 'pip install "hf_ravlm[serve]"' in capsys.readouterr().err

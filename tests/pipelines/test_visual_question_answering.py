@@ -68,7 +68,7 @@ def test_device_and_dtype_reach_the_model(folder):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"question": QUESTION}, "no image given"),
+        ({}, "no image given"),
         ({"image": picture(0)}, "an image came without a question"),
         ({"image": {"image": picture(0), "question": None}}, "an image came without a question"),
         ({"image": picture(0), "question": 5}, "question= came as int"),

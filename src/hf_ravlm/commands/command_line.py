@@ -57,14 +57,26 @@ INDEX_EXAMPLES = """examples:
 
 # Arguments of several commands, by their flags.
 _SHARED: dict[str, dict[str, Any]] = {
-    "model": {"metavar": "MODEL", "help": "a folder or Hub id of a RAVLM with its processor"},
+    "model": {
+        "metavar": "MODEL",
+        "help": "a folder or Hub id of a saved system, or of any reader (--knowledge says what it reads)",
+    },
     "folder": {
         "type": Path,
         "metavar": "FOLDER",
         "help": "the folder of the knowledge base, or of the model it lies beside",
     },
     "--device": {"type": torch_device, "help": "such as cuda or cpu (default: the graphics card, if there is one)"},
-    "--knowledge": {"metavar": "FOLDER", "help": "the knowledge base, if it is not in that of the model"},
+    "--knowledge": {
+        "metavar": "PLACE",
+        "help": "what is searched, if it is not in the folder of the model: a folder of images and texts, a table, or "
+        "a stored knowledge base",
+    },
+    "--encoder": {
+        "metavar": "NAME",
+        "help": "what turns knowledge and questions into vectors: a folder or Hub id, or offline (default: the one "
+        "that built the knowledge base)",
+    },
     "-k --k": {"type": positive, "help": "passages per question (default: as the model says)"},
     "--port": {"type": port},
     "--max_new_tokens": {"type": positive, "help": "the longest answer (default: %(default)s)"},
@@ -169,14 +181,62 @@ def make_parser(version: str) -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="hf-ravlm",
-        description="Knowledge bases of texts and images for retrieval-augmented vision-language models.",
-        epilog="See `hf-ravlm index --help` and `hf-ravlm evaluate --help` for examples.",
+        description="Answers about images, with evidence from your own images and texts.",
+        epilog="Begin with `hf-ravlm ask --help`.",
     )
     parser.add_argument("--version", action="version", version=f"hf_ravlm {version}")
     commands = _Commands(parser)
-    for add in (_add_index, _add_evaluate, _add_card, _add_explain, _add_demo, _add_serve, _add_export):
+    for add in (_add_ask, _add_index, _add_evaluate, _add_card, _add_explain, _add_demo, _add_serve, _add_export):
         add(commands)
     return parser
+
+
+def _add_ask(commands: _Commands) -> None:
+    parser = commands.add(
+        "ask",
+        "asking.ask",
+        "answer a question about an image from your own images and texts",
+        "Answers a question from a folder of images and texts, a table, a stored knowledge base, or a saved system.\n"
+        "What was read stands below the answer. A folder is encoded once, and again where it changes.",
+        """examples:
+  hf-ravlm ask my_folder photo.jpg "What is this plant?" --model Qwen/Qwen3-VL-2B-Instruct \\
+      --encoder google/siglip2-base-patch16-224
+  hf-ravlm ask my_folder photo.jpg "What is this plant?" --model offline --encoder offline --save my_system
+  hf-ravlm ask my_system photo.jpg "Is it poisonous?" --k 3 --cite
+  hf-ravlm ask products.csv "Which lamps are red?" --model offline --encoder offline --where '{"colour": "red"}'
+""",
+        "Stopped. What is encoded is kept: the same command goes on where it stopped.",
+    )
+    _add(parser, "knowledge", "what is searched; a saved system brings its own model", metavar="KNOWLEDGE")
+    _add(
+        parser,
+        "words",
+        "an image or several (files or addresses), if any, and last the question",
+        metavar="IMAGE|QUESTION",
+        nargs="+",
+    )
+    group = parser.add_argument_group("the models")
+    reads = "the reader: a folder or Hub id, or offline (default: the model in KNOWLEDGE)"
+    _add(group, "--model", reads, metavar="NAME")
+    _add(group, "--encoder")
+    _add(group, "--device")
+    group = parser.add_argument_group("searching")
+    _add(group, "-k --k", type=passage_count)
+    _add(group, "--query", "words to search with, if not those of the question", metavar="TEXT")
+    _add(group, "--where", 'only passages such as \'{"colour": "red"}\'', metavar="JSON")
+    ways = f"how to find: {', '.join(CHANNEL_NAMES)}; several, such as dense,bm25, are joined (default: dense)"
+    _add(group, "--channels", ways, type=names, metavar="NAMES")
+    group = parser.add_argument_group("answering")
+    _switch(group, "--cite", "ask for [1] marks in the answer, and check each")
+    _add(group, "--system_message", "what the reader is told first", metavar="TEXT")
+    _add(group, "--max_new_tokens", default=256)
+    _add(
+        group,
+        "--save",
+        "keep reader, encoder and knowledge as one system, by name where they have one",
+        metavar="FOLDER",
+        type=Path,
+    )
 
 
 def _add_index(commands: _Commands) -> None:
@@ -286,6 +346,7 @@ def _add_evaluate(commands: _Commands) -> None:
     arms = "such as closed_book,retrieved,gold (default: these and guarded, where they can be)"
     _add(group, "--arms", arms, type=names, metavar="NAMES")
     _add(group, "--knowledge")
+    _add(group, "--encoder")
     _add(group, "-k --k")
     _add(group, "--policy", "an answer policy, if it is not in that of the model", metavar="FOLDER")
     _add(group, "--channels", "how they are found, such as dense,bm25", type=names, metavar="NAMES")
@@ -351,6 +412,7 @@ gave to the answer (posterior, attention, what is lost without it), and which ce
     _add(parser, "--out", "where the figure is written", required=True, metavar="PNG", type=Path)
     group = parser.add_argument_group("answering")
     _add(group, "--knowledge")
+    _add(group, "--encoder")
     _add(group, "-k --k", "passages; 0 is closed-book (default: as the model says)", type=passage_count)
     _add(group, "--max_new_tokens", default=64)
     _add(group, "--device")
@@ -379,6 +441,7 @@ pip install "hf_ravlm[demo]".
     )
     _add(parser, "model")
     _add(parser, "--knowledge")
+    _add(parser, "--encoder")
     _add(parser, "--port", "where it listens (default: 7860)", default=7860)
     address = (
         "the address it listens on (default: 127.0.0.1, this machine alone; anyone who reaches another one can use "

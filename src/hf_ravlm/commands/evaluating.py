@@ -8,13 +8,12 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from ..evaluation.model_evaluation import evaluate_model
-from .models import check_model
 from .outcome import Outcome, written
 
 
 # Arguments that `evaluate_model` takes by the same names.
 _OPTIONS = (
-    *("arms", "knowledge", "k", "policy", "channels", "batch_size", "device", "max_new_tokens"),
+    *("arms", "knowledge", "encoder", "k", "policy", "channels", "batch_size", "device", "max_new_tokens"),
     *("split", "limit", "metrics", "seed", "distractors", "factors"),
 )
 
@@ -23,12 +22,11 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     """`evaluate`: asks, judges and reports.
 
     Raises:
-        InvalidInputError: A column is not `NAME=COLUMN`, or there is no RAVLM.
+        InvalidInputError: A column is not `NAME=COLUMN`, or there is no reader.
     """
     columns = [pair.partition("=") for pair in arguments.columns]
     if wrong := ["".join(parts) for parts in columns if not all(parts)]:
         raise InvalidInputError(f"--columns {wrong[0]}: expected NAME=COLUMN, such as answers=answer.")
-    check_model(arguments.model)
     options = {name: getattr(arguments, name) for name in _OPTIONS}
     options["columns"] = {name: column for name, _, column in columns} or None
     found = evaluate_model(arguments.model, arguments.data, arguments.output, **options)

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InvalidInputError
 from ..explain.explanation import explain_answer
 from ..explain.sheets import explanation_sheet, nats
-from .models import open_reader
+from ..pipelines.opening import open_pipeline
 from .outcome import Outcome, one_line
 
 
@@ -31,7 +31,7 @@ def explain(arguments: argparse.Namespace) -> Outcome:
     if "://" not in arguments.image and not Path(arguments.image).is_file():
         raise InvalidInputError(f"--image {arguments.image}: there is no such file.")
     options = {name: getattr(arguments, name) for name in _OPTIONS}
-    reader = open_reader(arguments.model, arguments.knowledge, arguments.device)
+    reader = open_pipeline(arguments.model, arguments.knowledge, arguments.encoder, arguments.device)
     parts = (reader.model, reader.processor, reader.retriever)
     explanation = explain_answer(*parts, arguments.image, arguments.question, do_sample=False, **options)
     explanation_sheet(explanation).save(out)

@@ -1,4 +1,4 @@
-"""The models that commands load: the encoder of a knowledge base, and the reader with what lies beside it."""
+"""The encoder of a knowledge base, as the command line names it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import argparse
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, pipeline
 
 from ..errors import InvalidInputError
-from ..retrieval import Encoder, RavlmEncoder, RavlmRetriever, load_encoder
+from ..retrieval import Encoder, load_encoder
 from .outcome import one_line
 
 
@@ -50,43 +48,3 @@ def chosen_encoder(arguments: argparse.Namespace, folder: Path | None = None) ->
 def default_device() -> str | None:
     """The graphics card of this process, `None` for the CPU."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
-
-
-def check_model(name: str) -> None:
-    """Refuses what is no RAVLM, by its settings alone: loaded as one, another model would get random weights.
-
-    Raises:
-        InvalidInputError: There is no model, or it is of another type.
-    """
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(
-            f"{name}: there is no model that can be loaded. Expected the folder or Hub id of a RAVLM. "
-            f"({one_line(str(error))[:300]})"
-        ) from error
-    if config.model_type != "ravlm":
-        raise InvalidInputError(
-            f"{name}: this is a model of the type {config.model_type!r}. Expected a RAVLM with a generator, as "
-            "`RavlmForConditionalGeneration.save_pretrained` writes it."
-        )
-
-
-def open_reader(name: str, knowledge: str | None = None, device: str | None = None) -> Any:
-    """The pipeline of a RAVLM: `model`, `processor`, and `retriever` (`None` where there is no knowledge base).
-
-    Args:
-        name: A folder or Hub id.
-        knowledge: The folder of another knowledge base, built by the model's own encoder.
-        device: Such as `"cuda"`; `None` for the graphics card, if there is one.
-
-    Raises:
-        InvalidInputError: There is no RAVLM.
-        KnowledgeBaseNotFoundError: There is no knowledge base in `knowledge`.
-    """
-    check_model(name)
-    reader = pipeline("image-to-text", model=name, device=device or default_device() or "cpu")
-    if knowledge is not None:
-        encoder = RavlmEncoder(reader.model.model, reader.processor)
-        reader.retriever = RavlmRetriever.from_pretrained(knowledge, encoder=encoder)
-    return reader

@@ -33,7 +33,7 @@ def search(arguments: argparse.Namespace) -> Outcome:
         raise InvalidInputError("There is nothing to search for. Give a text, or --image.")
     if arguments.image is not None and not arguments.image.is_file():
         raise InvalidInputError(f"--image {arguments.image}: there is no such file.")
-    where = _conditions(arguments.where)
+    where = conditions(arguments.where)
     arguments.channels = list(dict.fromkeys(name for part in arguments.channels for name in part))
     hub = {"repo_type": arguments.repo_type}
     if arguments.revision is not None:
@@ -69,7 +69,7 @@ def _search_words(
     return [(passage, score, None) for passage, (_, score) in zip(passages, found, strict=True)]
 
 
-def _conditions(text: str | None) -> dict[str, Any] | None:
+def conditions(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:

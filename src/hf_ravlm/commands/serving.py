@@ -8,7 +8,8 @@ import logging
 from ..demo.page import build_page
 from ..demo.serving import check_port, require_gradio, serve_page
 from ..integrations import transformers_serve
-from .models import check_model, default_device, open_reader
+from ..pipelines.opening import check_reader, open_pipeline
+from .models import default_device
 from .outcome import Outcome
 
 
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def serve(arguments: argparse.Namespace) -> Outcome:
     """`serve`: an address that chat clients of OpenAI's kind can ask."""
-    check_model(arguments.model)
+    check_reader(arguments.model)
     device = arguments.device or default_device() or "cpu"
     transformers_serve.serve(arguments.model, arguments.k, host=arguments.host, port=arguments.port, device=device)
     return Outcome({"model": arguments.model, "stopped": True}, "The server has stopped.")
@@ -27,7 +28,7 @@ def demonstrate(arguments: argparse.Namespace) -> Outcome:
     """`demo`: the demo page."""
     check_port(arguments.host, arguments.port)  # before a large model is loaded for nothing
     require_gradio()
-    reader = open_reader(arguments.model, arguments.knowledge, arguments.device)
+    reader = open_pipeline(arguments.model, arguments.knowledge, arguments.encoder, arguments.device)
     page = build_page(reader.model, reader.processor, reader.retriever)
     address = serve_page(page, arguments.host, arguments.port)
     logger.info("The page is open at %s. Ctrl-C closes it.", address)

@@ -44,7 +44,8 @@ def evaluate_model(
     split: str = "test",
     limit: int | None = None,
     metrics: Sequence[str] = ("exact_match", "token_f1"),
-    knowledge: str | os.PathLike[str] | None = None,
+    knowledge: Any = None,
+    encoder: Any = None,
     k: int | None = None,
     channels: Sequence[str] | None = None,
     batch_size: int = 8,
@@ -58,7 +59,8 @@ def evaluate_model(
     """Asks a model all questions in all arms, reports, and keeps every reply, so that a killed run goes on.
 
     Args:
-        model: A folder or Hub id of a `RavlmForConditionalGeneration` with its processor.
+        model: A folder or Hub id of a `RavlmForConditionalGeneration` with its processor, or any other reader, which
+            then needs `knowledge`.
         data: Questions: a file with one JSON object per line, a Parquet, CSV or JSON table, a folder of
             `Dataset.save_to_disk` or of images with metadata, a Hub id, or what `questions_from` takes.
         output: The folder for the report and the replies; below it, `growth` for those with distractors.
@@ -67,7 +69,8 @@ def evaluate_model(
         columns, split: See `questions_from`; the split of a data set with several.
         limit (`int`, *optional*): Only the first so many questions.
         metrics (`list[str]`): Of `ANSWER_METRICS`; the first decides what is right.
-        knowledge: The folder of the knowledge base, if it is not in that of the model.
+        knowledge, encoder: What is searched, if it is not in the folder of the model, and what encodes it; see
+            `hf_ravlm.pipelines.knowledge.open_knowledge`.
         k (`int`, *optional*), channels (`list[str]`, *optional*): Passages per question and how they are found.
         batch_size, seed, device: The device is `cuda` where there is one.
         distractors: A folder of WordNet, a JSONL file of passages, or passages: with it the questions are asked once
@@ -81,7 +84,7 @@ def evaluate_model(
     output, questions = Path(output), read_questions(data, columns, split)
     if limit is not None:
         questions = questions.first(limit)
-    reader, processor, retriever, answer_policy = _load(model, knowledge, policy, device)
+    reader, processor, retriever, answer_policy = _load(model, knowledge, encoder, policy, device)
     if distractors is not None and retriever is None:
         raise InvalidInputError(f"There is no knowledge base in {model} that could grow. Pass `knowledge`.")
     if isinstance(distractors, (str, os.PathLike)) and not Path(distractors).exists():
@@ -160,29 +163,17 @@ def read_questions(data: Any, columns: Mapping[str, str] | None = None, split: s
 
 def _load(
     source: str | os.PathLike[str],
-    knowledge: str | os.PathLike[str] | None,
+    knowledge: Any,
+    encoder: Any,
     policy: str | os.PathLike[str] | None,
     device: str | None,
 ) -> tuple[Any, Any, Any, AnswerPolicy | None]:
     """Model, processor, and retriever and policy where there are such."""
-    import torch
+    from ..pipelines.opening import open_pipeline
+    from ..pipelines.policy.answer_policy import AnswerPolicy
 
-    from ..model import RavlmForConditionalGeneration, RavlmProcessor
-    from ..pipelines.model_folder import find_retriever
-    from ..pipelines.policy.answer_policy import AnswerPolicy, find_policy_files
-
-    reader = RavlmForConditionalGeneration.from_pretrained(str(source)).eval()
-    processor = RavlmProcessor.from_pretrained(str(source))
-    reader.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if knowledge is None:
-        retriever = find_retriever(reader, processor)
-    else:
-        from ..retrieval import RavlmEncoder, RavlmRetriever
-
-        retriever = RavlmRetriever.from_pretrained(knowledge, encoder=RavlmEncoder(reader.model, processor))
-    if policy is None and find_policy_files(source):
-        policy = source
-    return reader, processor, retriever, None if policy is None else AnswerPolicy.from_pretrained(policy)
+    ask = open_pipeline(source, knowledge, encoder, device)
+    return ask.model, ask.processor, ask.retriever, AnswerPolicy.from_pretrained(policy) if policy else ask.policy
 
 
 def _weights_digest(model: RavlmForConditionalGeneration) -> str:

@@ -15,6 +15,7 @@ from transformers import (
 
 from ..model import RavlmConfig, RavlmForConditionalGeneration, RavlmForPreTraining, RavlmModel, RavlmProcessor
 from ..pipelines import RavlmImageTextToTextPipeline, RavlmImageToTextPipeline, RavlmVisualQuestionAnsweringPipeline
+from ..pipelines.parts import ReaderLoader
 
 
 # Tasks that transformers 5 removed.
@@ -53,9 +54,7 @@ def register_pipelines() -> None:
     tasks = registry.supported_tasks
     for task, pipeline_class in SERVED_AGAIN.items():
         if task not in tasks:
-            registry.register_pipeline(
-                task, pipeline_class=pipeline_class, pt_model=AutoModelForImageTextToText, type="multimodal"
-            )
+            registry.register_pipeline(task, pipeline_class=pipeline_class, pt_model=ReaderLoader, type="multimodal")
             del pipeline_class._registered_impl  # else saving a pipeline would copy its module
     for alias, task in ALIASES.items():
         registry.task_aliases.setdefault(alias, task)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -78,6 +79,8 @@ def loading_errors(what: str, source: Any) -> Iterator[None]:
     except RavlmError:
         raise
     except (OSError, ValueError) as error:
+        if isinstance(error, HFValidationError) or isinstance(error.__cause__, HFValidationError):
+            raise InvalidInputError(f"{name}: there is no such folder, and this is no name on the Hub.") from error
         if hub_failure(error) is None:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InvalidInputError(f"the {what} {name!r} cannot be loaded: {reason}") from error

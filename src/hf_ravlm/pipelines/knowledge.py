@@ -93,8 +93,8 @@ def read_source(path: Path, options: Mapping[str, Any]) -> KnowledgeBase:
 def _needed(encoder: Encoder | None, what: str) -> Encoder:
     if encoder is None:
         raise InvalidInputError(
-            f"{what} has to be encoded: name an encoder, such as encoder='google/siglip2-base-patch16-224', or "
-            "encoder='offline' for the one that Python packages carry"
+            f"{what} has to be encoded: name an encoder (encoder=, --encoder), such as "
+            "google/siglip2-base-patch16-224, or offline, the one that Python packages carry"
         )
     return encoder
 
@@ -110,14 +110,15 @@ def _kept(source: Path, encoder: Encoder, options: Mapping[str, Any]) -> RavlmRe
             "hf_ravlm", namespace="knowledge", subfolder=hashlib.sha256(key.encode(errors="replace")).hexdigest()[:32]
         )
     )
-    listing = json.dumps(_listing(source)).encode()
+    files = _listing(source)
+    if not files:
+        raise InvalidInputError(f"{source}: there is nothing in it that could be read. Expected images or texts.")
+    listing = json.dumps(files).encode()
     note = folder / _LISTING
     was_kept = is_stored(folder)
     if was_kept and note.is_file() and note.read_bytes() == listing:
         return RavlmRetriever.from_pretrained(folder, encoder)
     knowledge_base = read_source(source, options)
-    if not len(knowledge_base):
-        raise InvalidInputError(f"{source}: there is nothing in it that could be read. Expected images or texts.")
     if knowledge_base.skipped:
         logger.warning("%s: %d items were left out, such as %s", source, *_left_out(knowledge_base))
     if was_kept:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoProcessor
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, KnowledgeBaseMismatchError
 from ..model import RavlmProcessor
 from ..model.loading import origin_of, without_adapters
 from ..saving.commit import hub_failure
@@ -39,9 +39,9 @@ def find_processor(model: Any) -> RavlmProcessor:
 def find_retriever(model: Any, processor: RavlmProcessor, encoder: Encoder | None = None) -> RavlmRetriever | None:
     """The knowledge base beside the model, or `None`.
 
-    It is asked with `encoder`, else with the one that it names as its own, else with the towers of the model. A model
-    in reduced precision does not embed exactly as the one that built the base; its folder's towers are then loaded
-    once more as they were saved.
+    It is asked with `encoder`, else with the towers of the model if they built it, else with the one that it names. A
+    model in reduced precision does not embed exactly as the one that built the base; its folder's towers are then
+    loaded once more as they were saved.
     """
     source, origin = model.name_or_path, origin_of(without_adapters(model))
     if not source or not _has_knowledge(source, origin):
@@ -50,7 +50,10 @@ def find_retriever(model: Any, processor: RavlmProcessor, encoder: Encoder | Non
 
     towers = without_adapters(model).model
     if encoder is None and towers is not None and str(towers.dtype) == "torch.float32":
-        encoder = RavlmEncoder(towers, processor)
+        try:
+            return RavlmRetriever.from_pretrained(source, encoder=RavlmEncoder(towers, processor), **origin)
+        except KnowledgeBaseMismatchError:  # another one built it, which it may name
+            pass
     retriever = RavlmRetriever.from_pretrained(source, encoder=encoder, **origin)
     if encoder is None and (own := getattr(retriever.encoder, "model", None)) is not None:
         own.to(model.device)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+from transformers import AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from ..errors import InvalidInputError
 from ..model import RavlmConfig, RavlmForConditionalGeneration, RavlmProcessor, from_backbones
-from ..model.backbones import reader_kind
+from ..model.backbones import load_generator, read_config, reader_kind
 from ..model.loading import without_adapters
 
 
@@ -14,9 +18,26 @@ if TYPE_CHECKING:
     from ..retrieval import Encoder
 
 
+READERS = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, *MODEL_FOR_CAUSAL_LM_MAPPING}
+
+
 def is_ours(model: Any) -> bool:
     """Whether a model is one of hf_ravlm, with its adapters if it has any."""
     return bool(without_adapters(model).config.model_type == RavlmConfig.model_type)
+
+
+class ReaderLoader:
+    """What `pipeline(model=NAME)` loads models with: readers remember their commit and know adapters."""
+
+    @classmethod
+    def from_pretrained(cls, name: str, **loading: Any) -> Any:
+        """The model of a folder or repository, as `AutoModelForImageTextToText` or `load_generator` loads it."""
+        loading = {key: value for key, value in loading.items() if key not in ("_from_pipeline", "code_revision")}
+        if not os.path.isfile(os.path.join(name, "adapter_config.json")):
+            config = read_config(name, "model", **loading)
+            if config.model_type == RavlmConfig.model_type or type(config) not in READERS:
+                return AutoModelForImageTextToText.from_pretrained(name, **loading)
+        return load_generator(name, **loading)
 
 
 def reader_around(
@@ -49,10 +70,6 @@ def named_encoder(encoder: Any, device: Any = None) -> Encoder | None:
             f"encoder= came as {type(encoder).__name__}: expected the name of a model, such as "
             "'google/siglip2-base-patch16-224', 'offline', or what `load_encoder` returns"
         )
-    if encoder == "offline":
-        from ..retrieval.encoding.offline_encoder import load_offline_encoder
-
-        return load_offline_encoder()
     from ..retrieval import load_encoder  # FAISS and pyarrow come only when needed
 
     return load_encoder(encoder, device=None if device is None or str(device) == "cpu" else str(device))

@@ -497,11 +497,12 @@ class RavlmRetriever:
                 "open with it; use `RavlmRetriever.build(retriever.knowledge_base, encoder)` before saving."
             )
         made_by = self._made_by
-        if made_by is not None and made_by.probe:
+        if made_by is not None and made_by.probe and (made_by.reference or fingerprint != self.encoder_fingerprint):
             return made_by
         name = describe_encoder(self.encoder) if made_by is None else made_by.name
         probe = encode_probes(self.encoder) if fingerprint == self.encoder_fingerprint else {}
-        reference = reference_of(self.encoder) if made_by is None else made_by.reference
+        known = fingerprint == self.encoder_fingerprint  # bit for bit the one that made the vectors
+        reference = reference_of(self.encoder) if known else getattr(made_by, "reference", None)
         return EncoderRecord(name, self.encoder_fingerprint, probe, reference)
 
 

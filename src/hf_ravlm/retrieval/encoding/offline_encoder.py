@@ -16,6 +16,7 @@ from ...errors import InvalidInputError
 from ..unit_vectors import unit_or_zero
 from .encoders import Images, Texts, count_rows
 from .inference_model import InferenceModel
+from .reference import OFFLINE
 from .text_model_encoder import TextModelEncoder
 from .token_batches import encode_in_batches
 
@@ -44,7 +45,7 @@ class OfflineEncoder:
     (1, 1664)
     """
 
-    reference = {"name": "offline", "kind": "offline"}
+    reference = OFFLINE
 
     def __init__(self, tower: Any, text_encoder: TextModelEncoder, batch_size: int = 32) -> None:
         self.text_encoder = text_encoder

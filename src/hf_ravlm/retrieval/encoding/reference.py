@@ -35,7 +35,10 @@ def checked_reference(reference: Any) -> dict[str, Any] | None:
     """
     if reference is None:
         return None
-    if reference == OFFLINE:
+    if (
+        isinstance(reference, Mapping)
+        and {key: text for key, text in reference.items() if text is not None} == OFFLINE
+    ):
         return {**OFFLINE, "revision": None, **dict.fromkeys(_TEXTS)}
     entries: Mapping[str, Any] = reference if isinstance(reference, Mapping) else {}
     name, revision, kind = (entries.get(key) for key in ("name", "revision", "kind"))

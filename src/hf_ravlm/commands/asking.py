@@ -1,0 +1,118 @@
+"""`hf-ravlm ask`: a question in, an answer with its evidence out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import TextStreamer
+
+from ..errors import InvalidInputError
+from ..pipelines.opening import open_pipeline
+from .outcome import Outcome, one_line
+from .searching import conditions
+
+
+_CONFIG = "config.json"
+
+
+def ask(arguments: argparse.Namespace) -> Outcome:
+    """`ask`: opens what is searched, asks, and says what was read.
+
+    Raises:
+        InvalidInputError: There is no question, no such image, or no model is named.
+    """
+    images, question = images_and_question(arguments.words)
+    where = conditions(arguments.where)
+    model, knowledge = model_and_knowledge(arguments.model, arguments.knowledge)
+    pipeline = open_pipeline(model, knowledge, arguments.encoder, arguments.device)
+    options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "with_posterior": False}
+    given = {name: getattr(arguments, name) for name in ("k", "query", "channels", "system_message")} | {
+        "where": where
+    }
+    options |= {name: value for name, value in given.items() if value is not None}
+    options |= {"cite": True} if arguments.cite else {}
+    terminal = sys.__stdout__
+    is_read = terminal is not None and terminal.isatty() and not arguments.json and not arguments.quiet
+    if is_read and pipeline.policy is None:
+        options["streamer"] = _Terminal(pipeline.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    (answer,) = pipeline({"image": images or None, "question": question}, **options)
+    if arguments.save is not None:
+        pipeline.save_pretrained(arguments.save)
+    record = {"question": question, "images": images, **plain_record(answer)}
+    lines = [] if "streamer" in options else [answer["generated_text"] or "(no answer)"]
+    return Outcome(record, "\n".join([*lines, *_evidence(record)]))
+
+
+class _Terminal(TextStreamer):  # type: ignore[misc]  # its base is not followed
+    """Writes tokens as they come; results of commands go where a person reads them, and all else elsewhere."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        print(text, end="\n" if stream_end else "", flush=True, file=sys.__stdout__)
+
+
+def images_and_question(words: list[str]) -> tuple[list[str], str]:
+    """The images of a question, and the question, which stands last.
+
+    Raises:
+        InvalidInputError: The question is missing, or there is no such image.
+
+    >>> images_and_question(["What is a wren?"])
+    ([], 'What is a wren?')
+    """
+    *images, question = words
+    if not images and (os.path.isfile(question) or question.startswith(("http://", "https://"))):
+        raise InvalidInputError(
+            f"{question}: an image came without a question. Write the question after it, in quotes."
+        )
+    for image in images:
+        if "://" not in image and not os.path.isfile(image):
+            raise InvalidInputError(
+                f"{image}: there is no such image. Images come first, the question last, in quotes."
+            )
+    return images, question
+
+
+def model_and_knowledge(model: str | None, knowledge: str) -> tuple[str, str | None]:
+    """The reader and what it reads; a saved system is both.
+
+    Raises:
+        InvalidInputError: No model is named, or there is no such file or folder.
+    """
+    if model is not None:
+        if not os.path.exists(os.path.expanduser(knowledge)) and knowledge.count("/") != 1:
+            raise InvalidInputError(f"{knowledge}: there is no such file or folder. Check the path.")
+        return model, knowledge
+    place = Path(knowledge).expanduser()
+    if place.exists() and not (place / _CONFIG).is_file():
+        raise InvalidInputError(
+            f"{knowledge}: no model lies here. Name a reader: --model Qwen/Qwen3-VL-2B-Instruct, --model offline"
+        )
+    return knowledge, None
+
+
+def plain_record(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer of the pipeline as JSON values: images of passages are left out, for their ids name them."""
+    record = dict(answer)
+    for name in ("evidence", "unread", "dropped"):
+        if name in record:
+            record[name] = [{key: value for key, value in one.items() if key != "image"} for one in record[name]]
+    return record
+
+
+def _evidence(record: dict[str, Any]) -> list[str]:
+    if not record["evidence"]:
+        return ["", "Answered without evidence."]
+    lines = ["", "Read:"]
+    for number, passage in enumerate(record["evidence"], start=1):
+        title = " ".join(filter(None, [passage.get("title"), passage.get("text")]))
+        lines.append(f"  [{number}] {passage['score']:.2f}  {one_line(passage['id'])}: {one_line(title)[:160]}")
+    for citation in record.get("citations") or []:
+        if not citation["supported"]:
+            lines.append(f"  {citation['marker']} is not supported by what was read: {citation['reason']}")
+    if record.get("unread"):
+        lines.append(f"  Found and not read: {', '.join(one_line(one['id']) for one in record['unread'])}")
+    return lines

@@ -1,0 +1,154 @@
+"""A reader, an encoder and a folder of one's own, all by name: asked, saved, and opened again whole."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, set_seed
+
+from tiny import picture
+from tiny_backbones import causal_model, causal_tokenizer, multimodal_model
+
+
+WORLD = """
+from transformers import pipeline
+from transformers.utils import logging as transformers_logging
+transformers_logging.disable_progress_bar()
+import hf_ravlm
+from tiny import picture
+def door(model="org/qwen-vl", encoder="org/clip", knowledge=None, **options):
+    return pipeline("image-to-text", model=model, encoder=encoder, knowledge=knowledge or folder, max_new_tokens=4,
+                    with_posterior=False, device="cpu", **options)
+def again():
+    return pipeline("image-to-text", model=system, max_new_tokens=4, device="cpu", with_posterior=False)
+def told(answers):
+    return [[answer["generated_text"], [one["id"] for one in answer["evidence"]]] for answer in answers]
+"""
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Folders of the parts, by their names on the Hub."""
+    root = tmp_path_factory.mktemp("published")
+    set_seed(0)
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**tower, "image_size": 32, "patch_size": 16}
+    text = {**tower, "vocab_size": len(causal_tokenizer()), "eos_token_id": causal_tokenizer().eos_token_id}
+    clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=16))
+    size = {"height": 32, "width": 32}
+    images = CLIPImageProcessorPil(size=size, crop_size=size)
+    generator, processor = multimodal_model("qwen2_5_vl")
+    parts = {
+        "org/qwen-vl": (generator, processor),
+        "org/llama": (causal_model("llama"), causal_tokenizer()),
+        "org/clip": (clip, CLIPProcessor(image_processor=images, tokenizer=causal_tokenizer())),
+    }
+    for name, (model, belongs) in parts.items():
+        model.save_pretrained(root / name)
+        belongs.save_pretrained(root / name)
+    return {name: root / name for name in parts}
+
+
+@pytest.fixture
+def ask(hub, running, published, tmp_path):
+    """The client, with parts on the Hub and a folder of images and texts."""
+    for name, folder in published.items():
+        hub.put(name, folder)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for number, words in enumerate(["the capital of Norway is Oslo", "the capital of Chad is big"]):
+        picture(number).save(mine / f"{number}.png")
+        (mine / f"{number}.txt").write_text(words)
+    client = running[1]
+    client.do(f"{WORLD}\nfolder, system = {str(mine)!r}, {str(tmp_path / 'system')!r}")
+    return client
+
+
+@pytest.mark.parametrize("model", ["org/qwen-vl", "org/llama"])
+def test_by_name_it_answers_with_evidence_and_opens_again_whole_also_without_the_hub(hub, ask, tmp_path, model):
+    asked = "told(ask(picture(1), question='what is the capital ?'))"
+    first, encoder = ask.do(
+        f"ask = door({model!r})\nask.save_pretrained(system)\nresult = [{asked}, ask.retriever.encoder.name]"
+    )
+    assert sorted(first[0][1]) == ["0", "1"]
+    config = json.loads((tmp_path / "system" / "config.json").read_text())
+    assert config["references"]["generator"]["name"] == model
+    size = sum(path.stat().st_size for path in (tmp_path / "system").glob("*"))
+    assert size < 1_000_000, "beyond the knowledge base there are names alone"
+    hub.down = True
+    again = ask.do(f"ask = again()\nresult = [{asked}, ask.retriever.encoder.name]")
+    assert again == [first, encoder]
+
+
+def test_questions_have_one_image_several_or_none_and_words_to_search_with(ask):
+    found = ask.do(
+        """
+ask = door()
+rows = [{"image": [picture(0), picture(1)], "question": "what ?"}, {"image": None, "question": "what ?"},
+        {"image": picture(1), "question": "what ?"}]
+result = {
+    "batch": told([answers[0] for answers in ask(rows, batch_size=3)]),
+    "alone": told([ask(row)[0] for row in rows]),
+    "words": told(ask(question="what ?", query="the capital of Chad is big", k=1)),
+    "image": told(ask(picture(0), question="the capital of Chad is big", query="", k=1)),
+    "where": told(ask(picture(0), question="what ?", where={"source": ["1.png"]})),
+    "closed": told(ask(picture(0), question="what ?", k=0)),
+}
+"""
+    )
+    assert found["batch"] == found["alone"]
+    assert found["words"][0][1] == ["1"]
+    assert found["image"][0][1] == ["0"]
+    assert found["where"][0][1] == ["1"]
+    assert found["closed"][0][1] == []
+
+
+def test_a_folder_is_encoded_once_and_follows_what_changes_in_it(ask, tmp_path):
+    found = ask.do(
+        """
+import os
+from hf_ravlm.retrieval.encoding.dual_encoder import DualEncoder
+seen, plain = [], DualEncoder.encode_passages
+DualEncoder.encode_passages = lambda self, texts, images: (seen.extend(texts), plain(self, texts, images))[1]
+ids = lambda: sorted(door().retriever.knowledge_base.ids)
+steps = []
+steps.append([ids(), len(set(seen))]); seen.clear()
+steps.append([ids(), [text for text in seen if text]]); seen.clear()
+open(os.path.join(folder, "2.txt"), "w").write("Oslo is big")
+open(os.path.join(folder, "1.txt"), "w").write("the capital of Chad is what")
+steps.append([ids(), sorted({text for text in seen if text})]); seen.clear()
+os.remove(os.path.join(folder, "0.png")); os.remove(os.path.join(folder, "0.txt"))
+steps.append([ids(), [text for text in seen if text]])
+DualEncoder.encode_passages = plain
+result = steps
+"""
+    )
+    probes = found[0][1] - 2  # texts that the encoder is probed with
+    assert probes >= 0
+    assert [ids for ids, _ in found] == [["0", "1"], ["0", "1"], ["0", "1", "2"], ["1", "2"]]
+    encoded = [{text for text in texts if "Oslo is big" in text or "Chad is what" in text} for _, texts in found[1:]]
+    assert encoded == [set(), {"Oslo is big", "the capital of Chad is what"}, set()]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("door(encoder=None)", "has to be encoded: name an encoder"),
+        ("door(knowledge=folder + '/nothing')", "there is no such file or folder"),
+        ("door(knowledge=7)", "knowledge= came as int"),
+        ("door(encoder=7)", "encoder= came as int"),
+        ("door(encoder='org/nothing')", "org/nothing"),
+        ("door()(picture(0), question='what ?', channels=['smell'])", "smell"),
+        ("door()()", "nothing to answer"),
+        ("door()(picture(0), question='what ?', query=7)", "query= came as int"),
+        (
+            "pipeline('image-to-text', model='org/qwen-vl', encoder='org/clip')",
+            "encoder= came without anything to search",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(ask, call, message):
+    error = ask.error(f"result = {call}")
+    assert message in error
+    assert "Traceback" not in error
