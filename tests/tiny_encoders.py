@@ -107,7 +107,7 @@ FAMILIES: dict[str, Family] = {
         {
             "text_config": BERT,
             "vision_config": EFFICIENT,
-            "projection_dim": 128,
+            "projection_dim": 8,
         },
         "align",
     ),
@@ -211,7 +211,7 @@ def own_vectors(family: Family, folder: Path) -> dict[str, np.ndarray]:
         else:
             found["text"].append(model(**inputs).last_hidden_state.mean(dim=1))
     return {
-        name: torch.nn.functional.normalize(torch.cat(rows).float(), dim=-1).numpy()
+        name: torch.nn.functional.normalize(torch.cat(rows), dim=-1, eps=1e-30).numpy()
         for name, rows in found.items()
         if rows
     }

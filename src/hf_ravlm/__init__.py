@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         RavlmPreTrainedModel,
         RavlmProcessor,
         from_backbones,
+        from_encoder,
     )
     from .retrieval import (
         Chunking,
@@ -65,7 +66,7 @@ __version__ = "0.1.0"
 # What comes from each folder when it is first used.
 _LAZY = {
     "model": "ConflictAwareLogitsProcessor RavlmConfig RavlmForConditionalGeneration RavlmForImageTextRetrieval "
-    "RavlmForPreTraining RavlmModel RavlmPreTrainedModel RavlmProcessor from_backbones",
+    "RavlmForPreTraining RavlmModel RavlmPreTrainedModel RavlmProcessor from_backbones from_encoder",
     "retrieval": "Chunking Evidence KnowledgeBase Passage RavlmEncoder RavlmRetriever embed_corpus load_encoder",
     "training": "AnswerCollator EvidenceMix JointSettings MineNegativesCallback RavlmJointTrainer RavlmPreTrainer "
     "RavlmPreTrainingArguments RavlmTrainer RetrievalCollator mine_hard_negatives",
@@ -142,6 +143,7 @@ __all__ = [
     "UnsafeInputError",
     "embed_corpus",
     "from_backbones",
+    "from_encoder",
     "load_encoder",
     "mine_hard_negatives",
 ]

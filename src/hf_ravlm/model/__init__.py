@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .configuration_ravlm import RavlmConfig
-from .from_backbones import from_backbones
+from .from_backbones import from_backbones, from_encoder
 from .heads.matching import RavlmForImageTextRetrieval, RavlmForPreTraining
 from .modeling_ravlm import RavlmModel, RavlmPreTrainedModel
 from .processing_ravlm import RavlmProcessor
@@ -21,4 +21,5 @@ __all__ = [
     "RavlmPreTrainedModel",
     "RavlmProcessor",
     "from_backbones",
+    "from_encoder",
 ]

@@ -28,6 +28,7 @@ from ..errors import InvalidInputError
 from .loading import loading_errors
 from .parts.adapters import adapter_base, has_adapters, merged, with_adapters
 from .parts.references import pin_revision, remember
+from .parts.whole_encoder import check_whole_encoder
 
 
 Backbone = Union[str, "os.PathLike[str]", PreTrainedModel]
@@ -244,7 +245,27 @@ def _load(auto: Any, source: Any, config: PreTrainedConfig, role: str, **loading
     return model
 
 
-LOADERS = {"generator": load_generator, "vision": load_vision_tower, "text": load_text_encoder}  # by role
+def load_whole_encoder(source: Backbone, **loading: Any) -> PreTrainedModel:
+    """A dual encoder with all that it was trained with: towers, pooling, projections, scale.
+
+    Raises:
+        `InvalidInputError`: if it is none, or its checkpoint lacks weights.
+    """
+    if isinstance(source, nn.Module):
+        check_whole_encoder(source.config)
+        return source
+    loading = pin_revision(source, loading)
+    config = read_config(source, "encoder", **loading)
+    check_whole_encoder(config)
+    return _load(AutoModel, source, config, "encoder", **loading)
+
+
+LOADERS = {
+    "encoder": load_whole_encoder,
+    "generator": load_generator,
+    "vision": load_vision_tower,
+    "text": load_text_encoder,
+}  # by role
 
 
 def patch_grid(features: torch.Tensor, grid: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ..saving.folders import SHIM_NAME, PublishMixin
+from .parts.whole_encoder import check_whole_encoder, vision_half, width_of
 
 
 DESCRIBE_PROMPT = "Describe this image and say what is known about it."
@@ -24,6 +25,10 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
             Encoder of questions and passages. Of a dual tower the text half is taken. With neither of the two the
             model is a reader without towers: passages are its words, and an encoder beside it finds them. Where one
             is given, or a fusion that needs both, a missing one is a ViT or a BERT.
+        encoder_config (`dict` or `PreTrainedConfig`, *optional*):
+            A dual encoder that is kept whole, with its pooling, projections and scale (CLIP, SigLIP, ALIGN, ...),
+            in the place of two towers; its halves and its width then are `vision_config`, `text_config` and
+            `projection_dim`.
         generator_config (`dict` or `PreTrainedConfig`, *optional*):
             Any causal language model of attention layers, or any image-text-to-text model; defaults to Llama.
         projection_dim (`int`, *optional*, defaults to 256): `D`, width of the space that queries and passages share.
@@ -69,12 +74,14 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit", optional=True),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True),
+        "encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="clip", optional=True),
         "generator_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
     keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states", "evidence_hidden_states"]
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
+    encoder_config: dict | PreTrainedConfig | None = None
     generator_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 256
     pooling_grid: int = 1
@@ -97,10 +104,16 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs.pop("auto_map", None)  # of the folder it was loaded from; saving writes it anew
-        if self.fusion != "in_context" or not (self.vision_config is None and self.text_config is None):
+        if self.encoder_config is not None:
+            self.vision_config = self.text_config = None  # its halves, as they are set below
+        elif self.fusion != "in_context" or not (self.vision_config is None and self.text_config is None):
             self.vision_config = {} if self.vision_config is None else self.vision_config
             self.text_config = {} if self.text_config is None else self.text_config
         super().__post_init__(**kwargs)
+        if self.encoder_config is not None:
+            check_whole_encoder(self.encoder_config)
+            self.vision_config, self.text_config = vision_half(self.encoder_config), self.encoder_config.text_config
+            self.projection_dim = width_of(self.encoder_config)
         self.vision_config = getattr(self.vision_config, "vision_config", self.vision_config)
         self.text_config = getattr(self.text_config, "text_config", self.text_config)
 

@@ -28,14 +28,17 @@ from .backbones import (
     load_generator,
     load_text_encoder,
     load_vision_tower,
+    load_whole_encoder,
     read_config,
     reader_kind,
 )
 from .configuration_ravlm import RavlmConfig
 from .loading import loading_errors
+from .modeling_ravlm import RavlmModel
 from .parts.adapters import home_of
 from .parts.assembling import put_in_place
-from .parts.references import pin_revision, remember
+from .parts.references import PARTS, pin_revision, remember
+from .parts.whole_encoder import text_settings
 from .processing_ravlm import RavlmProcessor
 from .prompts.chat_processor import load_generator_processor
 from .prompts.layout import SPECIAL_TOKENS
@@ -46,13 +49,14 @@ from .reader.reader import RavlmForConditionalGeneration
 
 MAX_PROMPT = {"causal": 1024, "image_text": 8192}  # tokens, where the generator was trained for more
 CONFIG_OF = {
+    "model.encoder": "encoder_config",
     "model.vision_tower": "vision_config",
     "model.text_encoder": "text_config",
     "language_model": "generator_config",
 }
 _DERIVED = {  # from the backbones and from other settings
     *CONFIG_OF.values(),
-    *("image_token_id", "evidence_token_id", "tie_word_embeddings", "references", "encoder_config"),
+    *("image_token_id", "evidence_token_id", "tie_word_embeddings", "references"),
     *("self", "image_processor", "tokenizer", "text_tokenizer", "generator_processor", "passage_prompts"),
 }
 OF_TOWERS = ("projection_dim", "pooling_grid", "text_weight_init", "num_image_tokens")
@@ -77,6 +81,7 @@ def from_backbones(
     text: Backbone | None = None,
     generator: Backbone | None = None,
     *,
+    encoder: Backbone | None = None,
     image_processor: Any = None,
     text_tokenizer: Any = None,
     tokenizer: Any = None,
@@ -94,9 +99,12 @@ def from_backbones(
             `PeftModel` or in a folder or repository of their own, are merged into its weights. `vision` and `text`
             are given both, or neither: then the encoder that finds passages stands beside the reader, and a causal
             generator reads words alone.
+        encoder (`str`, `os.PathLike` or `PreTrainedModel`, *optional*):
+            in the place of `vision` and `text` a dual encoder (CLIP, SigLIP, ALIGN, ...), which is kept whole: its
+            features, scale, tokenizer and image processor stay as they were trained.
         image_processor, text_tokenizer, tokenizer, generator_processor (*optional*):
-            of the vision tower, the text encoder, a causal generator, an image-text-to-text generator. Needed only
-            where the backbone is an object that came from no folder.
+            of the vision tower, the text encoder (or the dual encoder), a causal generator, an image-text-to-text
+            generator. Needed only where the backbone is an object that came from no folder.
         dtype (`str` or `torch.dtype`, *optional*):
             of all parts, also as `torch_dtype`; `"auto"` is that of the generator's checkpoint.
         trust_remote_code (`bool`, *optional*): whether backbones on the Hub may bring their own code.
@@ -122,7 +130,7 @@ def from_backbones(
     ... )  # doctest: +SKIP
     >>> model, processor = from_backbones(generator="Qwen/Qwen3-VL-2B-Instruct")  # doctest: +SKIP
     """
-    sources = {"vision": vision, "text": text, "generator": generator}
+    sources = {"vision": vision, "text": text, "encoder": encoder, "generator": generator}
     given = sort_settings(settings, sources, dtype, trust_remote_code)
     check_sources(sources, given.config)
     generator_config = read_config(generator, "generator", **given.access["generator"])
@@ -130,13 +138,14 @@ def from_backbones(
     check_fusion(generator_config, **given.config)
     parts = {"language_model": _load_language_model(generator, kind, given)}
     language_model = parts["language_model"]
-    if vision is not None:
+    has_towers = vision is not None or encoder is not None
+    if has_towers:
         tower_parts, image_processor, text_tokenizer = _load_towers(
-            vision, text, image_processor, text_tokenizer, language_model, given
+            sources, image_processor, text_tokenizer, language_model, given
         )
         parts |= tower_parts
     tokenizer, generator_processor, marks = _load_reading(
-        generator, language_model, tokenizer, generator_processor, given, vision is not None
+        generator, language_model, tokenizer, generator_processor, given, has_towers
     )
     subconfigs = {CONFIG_OF[name]: _part_config(part) for name, part in parts.items()}
     config = make_config(**subconfigs, **marks, **given.config)
@@ -145,7 +154,7 @@ def from_backbones(
     longest = MAX_PROMPT["image_text" if own_chat else kind]
     limits = {"max_length": prompt_limit(language_model.config, longest)}
     if config.has_towers:
-        limits["max_text_length"] = text_limit(config.text_config, text_tokenizer)
+        limits |= _text_settings(config, text_tokenizer)
     processor = RavlmProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
@@ -215,11 +224,17 @@ def check_sources(sources: dict[str, Backbone | None], config: dict[str, Any]) -
     """
     if sources["generator"] is None:
         raise InvalidInputError("no generator given: expected generator=, a name on the Hub, a folder or a model")
+    if sources["encoder"] is not None and (sources["vision"] is not None or sources["text"] is not None):
+        raise InvalidInputError("encoder= came with vision= or text=: a dual encoder kept whole is both; give either")
     if (sources["vision"] is None) != (sources["text"] is None):
         missing = "vision" if sources["vision"] is None else "text"
         raise InvalidInputError(f"{missing}= is missing: expected both towers, vision= and text=, or neither")
     make_config(**{name: value for name, value in config.items() if name != "fusion_heads"})  # it depends on the text
     if sources["vision"] is not None:
+        return
+    if sources["encoder"] is not None:
+        if idle := [name for name in ("projection_dim", "pooling_grid", "logit_scale_init") if name in config]:
+            raise InvalidInputError(f"{idle[0]}={config[idle[0]]!r}: the encoder is kept whole and has its own")
         return
     if config.get("fusion", "in_context") != "in_context":
         raise InvalidInputError(
@@ -273,8 +288,7 @@ def _load_reading(
 
 
 def _load_towers(
-    vision: Backbone,
-    text: Backbone,
+    sources: dict[str, Backbone | None],
     image_processor: Any,
     text_tokenizer: Any,
     language_model: PreTrainedModel,
@@ -282,13 +296,66 @@ def _load_towers(
 ) -> tuple[dict[str, PreTrainedModel], Any, Any]:
     """Both towers in the type and on the device of the language model, and what prepares their inputs."""
     place: dict[str, Any] = {"device": language_model.device, "dtype": language_model.dtype}
-    text_tokenizer = text_tokenizer or _load_for(AutoTokenizer.from_pretrained, text, "text_tokenizer", given, "text")
-    image_processor = image_processor or _load_for(_load_image_processor, vision, "image_processor", given, "vision")
+    roles = ("encoder",) if sources["encoder"] is not None else ("vision", "text")
+    images, words = sources[roles[0]], sources[roles[-1]]
+    text_tokenizer = text_tokenizer or _load_for(
+        AutoTokenizer.from_pretrained, words, "text_tokenizer", given, roles[-1]
+    )
+    image_processor = image_processor or _load_for(_load_image_processor, images, "image_processor", given, roles[0])
+    loaders = {"encoder": load_whole_encoder, "vision": load_vision_tower, "text": load_text_encoder}
     towers = {
-        "model.vision_tower": load_vision_tower(vision, dtype=place["dtype"], **given.access["vision"]),
-        "model.text_encoder": load_text_encoder(text, dtype=place["dtype"], **given.access["text"]),
+        PARTS[role]: loaders[role](sources[role], dtype=place["dtype"], **given.access[role]).to(**place)
+        for role in roles
     }
-    return {name: tower.to(**place) for name, tower in towers.items()}, image_processor, text_tokenizer
+    return towers, image_processor, text_tokenizer
+
+
+def from_encoder(
+    encoder: Backbone,
+    *,
+    image_processor: Any = None,
+    text_tokenizer: Any = None,
+    dtype: str | torch.dtype = "auto",
+    **settings: Any,
+) -> tuple[RavlmModel, RavlmProcessor]:
+    """A pretrained dual encoder as [`RavlmModel`], kept whole, without a reader: for training it further.
+
+    Args:
+        encoder (`str`, `os.PathLike` or `PreTrainedModel`):
+            a name on the Hub, a folder, or a model object of CLIP, SigLIP, MetaCLIP 2, ALIGN, ..., which then becomes
+            a part of the model (no copy).
+        image_processor, text_tokenizer (*optional*): needed only for an object that came from no folder.
+        dtype (`str` or `torch.dtype`, *optional*): `"auto"` is that of the checkpoint.
+        settings: `text_weight_init` of [`RavlmConfig`], and `token`, `cache_dir`, `revision`, ... of the Hub.
+
+    Returns:
+        [`RavlmModel`] in eval mode, whose features are those of the encoder, normalised, and [`RavlmProcessor`].
+
+    Raises:
+        `InvalidInputError`, `HubUnavailableError`: as `from_backbones`.
+
+    >>> model, processor = from_encoder("google/siglip2-base-patch16-224")  # doctest: +SKIP
+    """
+    named = {f"encoder_{name}" if name in OF_A_REPOSITORY else name: value for name, value in settings.items()}
+    given = sort_settings(named, {"encoder": encoder}, dtype, False)
+    part = load_whole_encoder(encoder, dtype=given.reader["dtype"], **given.access["encoder"])
+    image_processor = image_processor or _load_for(_load_image_processor, encoder, "image_processor", given, "encoder")
+    text_tokenizer = text_tokenizer or _load_for(
+        AutoTokenizer.from_pretrained, encoder, "text_tokenizer", given, "encoder"
+    )
+    config = make_config(encoder_config=_part_config(part), **given.config)
+    config.dtype = part.dtype
+    with torch.device("meta"):
+        model = RavlmModel(config)
+    put_in_place(model, {"encoder": part})
+    texts = {**_text_settings(config, text_tokenizer), **given.processor}
+    tokenizer = copy.deepcopy(text_tokenizer)  # of a reader that is not there; it gains the marks of prompts
+    return model.eval(), RavlmProcessor(image_processor, tokenizer, text_tokenizer, **texts)
+
+
+def _text_settings(config: RavlmConfig, tokenizer: Any) -> dict[str, Any]:
+    limits = {"max_text_length": text_limit(config.text_config, tokenizer)}
+    return limits | ({} if config.encoder_config is None else text_settings(config.encoder_config, tokenizer))
 
 
 def put_together(config: RavlmConfig, parts: dict[str, PreTrainedModel]) -> RavlmForConditionalGeneration:
@@ -332,10 +399,13 @@ def prompt_limit(config: PreTrainedConfig, at_most: int) -> int:
     return min(at_most, holds - holds // 8) if holds else at_most
 
 
+_SHIFTED = ("camembert", "mpnet", "longformer", "altclip_text_model")
+
+
 def text_limit(config: PreTrainedConfig, tokenizer: Any) -> int:
     """Tokens of a question or passage that the text encoder can hold (77 of CLIP), at most 256."""
     holds = getattr(config, "max_position_embeddings", None) or 256
-    if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet", "longformer"):
+    if "roberta" in config.model_type or config.model_type in _SHIFTED:
         holds -= config.pad_token_id + 1  # their positions count from there
     return min(256, holds, tokenizer.model_max_length)
 

@@ -31,6 +31,7 @@ from .outputs import RavlmEmbeddingOutput
 from .parts.assembling import load_by_reference, read_references
 from .parts.quantized import sparing_our_parts
 from .parts.references import saved_references, split_weights
+from .parts.whole_encoder import HALVES, half_of, pooled, scale_of
 
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -113,7 +114,8 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, RavlmModel):
-            init.constant_(module.logit_scale, self.config.logit_scale_init)
+            if "logit_scale" in module._parameters:
+                init.constant_(module.logit_scale, self.config.logit_scale_init)
             init.copy_(module.modality_log_weight, torch.tensor([0.0, math.log(self.config.text_weight_init)]))
         else:
             init_fusion_weights(module, std=self.config.initializer_range)
@@ -146,13 +148,22 @@ class RavlmModel(RavlmPreTrainedModel):
                 "stands beside it (`hf_ravlm.load_encoder(name)`), and pass it where an encoder is asked for"
             )
         super().__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.text_encoder = AutoModel.from_config(config.text_config)
-        self.image_projection = nn.Linear(config.vision_dim * config.pooling_grid**2, config.projection_dim)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
+        if config.encoder_config is not None:
+            self.encoder = AutoModel.from_config(config.encoder_config)
+        else:
+            self.vision_tower = AutoModel.from_config(config.vision_config)
+            self.text_encoder = AutoModel.from_config(config.text_config)
+            self.image_projection = nn.Linear(config.vision_dim * config.pooling_grid**2, config.projection_dim)
+            self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
         self.modality_log_weight = nn.Parameter(torch.zeros(2))  # of image and text, before exp
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init))
+        if config.encoder_config is None or scale_of(self.encoder) is None:
+            self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init))
         self.post_init()
+
+    def __getattr__(self, name: str):
+        if name in HALVES and "encoder" in self.__dict__.get("_modules", {}):
+            return half_of(self.encoder, name)
+        return super().__getattr__(name)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_encoder.get_input_embeddings()
@@ -165,7 +176,10 @@ class RavlmModel(RavlmPreTrainedModel):
         return self.text_encoder.resize_token_embeddings(*args, **kwargs)
 
     def get_logit_scale(self) -> torch.Tensor:
-        """`1 / temperature`, a learned number from 1 to 100."""
+        """`1 / temperature`, a learned number from 1 to 100; of an encoder kept whole its own."""
+        own = scale_of(self.encoder) if self.config.encoder_config is not None else None
+        if own is not None:
+            return own
         return self.logit_scale.float().clamp(0, MAX_LOGIT_SCALE).exp()
 
     def get_image_patches(self, pixel_values: torch.Tensor, grid: int) -> torch.Tensor:
@@ -182,10 +196,13 @@ class RavlmModel(RavlmPreTrainedModel):
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """The vision tower's output for images `(B, 3, height, width)`; `pooler_output` is unit vectors `(B, D)`."""
+        if self.config.encoder_config is not None:
+            outputs = self.encoder.get_image_features(pixel_values.to(compute_dtype(self)), **kwargs)
+            return with_pooled(outputs, F.normalize(pooled(outputs).float(), dim=-1))
         outputs = self.vision_tower(pixel_values.to(compute_dtype(self)), **kwargs)
         patches = patch_grid(outputs.last_hidden_state, self.config.pooling_grid)  # (B, grid * grid, C)
-        pooled = F.normalize(self.image_projection(patches.flatten(1)).float(), dim=-1)
-        return with_pooled(outputs, pooled)
+        vectors = F.normalize(self.image_projection(patches.flatten(1)).float(), dim=-1)
+        return with_pooled(outputs, vectors)
 
     @can_return_tuple
     def get_text_features(
@@ -194,9 +211,13 @@ class RavlmModel(RavlmPreTrainedModel):
         """The text encoder's output for texts `(B, L)`; `pooler_output` is unit vectors `(B, D)`."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        outputs = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask.long(), **kwargs)
-        pooled = masked_mean(outputs.last_hidden_state, attention_mask)
-        return with_pooled(outputs, F.normalize(self.text_projection(pooled).float(), dim=-1))
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
+        if self.config.encoder_config is not None:
+            outputs = self.encoder.get_text_features(**inputs, **kwargs)
+            return with_pooled(outputs, F.normalize(pooled(outputs).float(), dim=-1))
+        outputs = self.text_encoder(**inputs, **kwargs)
+        mean = masked_mean(outputs.last_hidden_state, attention_mask)
+        return with_pooled(outputs, F.normalize(self.text_projection(mean).float(), dim=-1))
 
     def get_query_features(
         self,
@@ -260,8 +281,9 @@ class RavlmModel(RavlmPreTrainedModel):
 
     def retrieval_fingerprint(self) -> dict:
         """What, beside the weights, decides an embedding: the towers' settings and the pooling."""
-        found = {"pooling_grid": self.config.pooling_grid}
-        for name in ("vision_config", "text_config"):
+        whole = self.config.encoder_config is not None
+        found = {} if whole else {"pooling_grid": self.config.pooling_grid}
+        for name in ("encoder_config",) if whole else ("vision_config", "text_config"):
             settings = getattr(self.config, name).to_dict()
             found[name] = {key: value for key, value in settings.items() if key not in NOT_OF_THE_NETWORK}
         return found
@@ -378,11 +400,11 @@ def belong_together(query_labels: torch.Tensor, passage_labels: torch.Tensor) ->
     return same if same.dim() == 2 else same.any(dim=-1)
 
 
-def with_pooled(outputs, pooled: torch.Tensor) -> BaseModelOutputWithPooling:
+def with_pooled(outputs, vectors: torch.Tensor) -> BaseModelOutputWithPooling:
     """A tower's output with our pooling in place of its own."""
     return BaseModelOutputWithPooling(
         last_hidden_state=outputs.last_hidden_state,
-        pooler_output=pooled,
+        pooler_output=vectors,
         hidden_states=outputs.get("hidden_states"),
         attentions=outputs.get("attentions"),
     )

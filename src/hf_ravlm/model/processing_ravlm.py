@@ -118,6 +118,8 @@ class RavlmProcessor(PublishedProcessor):
             of its passages 262,144.
         trim_image_margins (`bool`, *optional*, defaults to `False`):
             cut the white margin off drawings first (`hf_ravlm.images.trim_margins`).
+        pad_text, lower_case_text (`bool`, *optional*, default to `False`):
+            fill texts for the text encoder up to `max_text_length`, and lower their case, as SigLIP was trained.
         generator_processor (*optional*):
             the processor of an image-text-to-text generator, which then writes the prompts in its own chat template;
             `tokenizer` is its tokenizer.
@@ -158,6 +160,8 @@ class RavlmProcessor(PublishedProcessor):
         enable_thinking=None,
         cite=False,
         trim_image_margins=False,
+        pad_text=False,
+        lower_case_text=False,
         generator_processor=None,
     ):
         layout = layout or ("marks" if generator_processor is None else "chat")
@@ -184,6 +188,7 @@ class RavlmProcessor(PublishedProcessor):
         self.enable_thinking = enable_thinking
         self.cite = cite
         self.trim_image_margins = trim_image_margins
+        self.pad_text, self.lower_case_text = pad_text, lower_case_text
         self.generator_processor = generator_processor
         self.image_token = SPECIAL_TOKENS["image"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
@@ -411,16 +416,18 @@ class RavlmProcessor(PublishedProcessor):
     def retrieval_fingerprint(self) -> dict[str, Any]:
         """What, beside the weights, decides an embedding: image processing and the text tokenizer."""
         self._check_towers()
-        vocabulary = json.loads(self.text_tokenizer.backend_tokenizer.to_str())
+        backend = getattr(self.text_tokenizer, "backend_tokenizer", None)
+        vocabulary = self.text_tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
         for state in ("truncation", "padding"):  # of the last call, not of the tokenizer
             vocabulary.pop(state, None)
         settings = {key: value for key, value in self.image_processor.to_dict().items() if not key.startswith("_")}
-        return {
+        found = {
             "image_processor": settings,
             "trim_image_margins": self.trim_image_margins,
             "text_tokenizer": hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest(),
             "max_text_length": self.max_text_length,
         }
+        return {**found, "text": [self.pad_text, self.lower_case_text]} if self.pad_text else found
 
     @property
     def model_input_names(self) -> list[str]:
@@ -609,9 +616,15 @@ class RavlmProcessor(PublishedProcessor):
         return [[PassagePart(evidence_tokens=count) for count in row] for row in counts.tolist()]
 
     def _encode_for_tower(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        texts = [text.lower() for text in texts] if self.lower_case_text else texts
         encoded = framed_literal_ids(self.text_tokenizer, texts, self.max_text_length)
-        mask = pad_rows([[1] * len(ids) for ids in encoded], 0, "right")
-        return {"input_ids": pad_rows(encoded, self.text_tokenizer.pad_token_id or 0, "right"), "attention_mask": mask}
+        pad = self.text_tokenizer.pad_token_id or 0
+        reads_padding = self.pad_text and "attention_mask" not in self.text_tokenizer.model_input_names
+        missing = [self.max_text_length - len(ids) if self.pad_text else 0 for ids in encoded]
+        mask = [[1] * len(ids) + [int(reads_padding)] * n for ids, n in zip(encoded, missing, strict=True)]
+        encoded = [[*ids, *[pad] * n] for ids, n in zip(encoded, missing, strict=True)]
+        mask = pad_rows(mask, 0, "right")
+        return {"input_ids": pad_rows(encoded, pad, "right"), "attention_mask": mask}
 
     def _evidence_tensors(self, asked: Asked, settings: PromptSettings, num_passages: int) -> dict[str, torch.Tensor]:
         """What the model gets of the passages beside the prompt; nothing where there is none."""

@@ -26,7 +26,12 @@ from ...errors import InvalidInputError, RavlmError
 
 logger = logging.getLogger(__name__)
 
-PARTS = {"generator": "language_model", "vision": "model.vision_tower", "text": "model.text_encoder"}
+PARTS = {
+    "generator": "language_model",
+    "encoder": "model.encoder",
+    "vision": "model.vision_tower",
+    "text": "model.text_encoder",
+}
 ADDED_ROWS = "added_rows."  # before the name of a tensor: of a vocabulary that grew, what is behind the old rows
 _OF_A_REFERENCE = ("name", "revision", "subfolder", "kind", "base_revision")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -122,7 +127,8 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
                 part = model.get_submodule(place)
             except AttributeError:
                 continue
-            if part is not None:
+            is_half = role in ("vision", "text") and not any(name == place for name, _ in model.named_modules())
+            if part is not None and not is_half:  # of an encoder that is kept whole
                 yield role, place, part
             break
 

@@ -177,7 +177,8 @@ class RavlmEncoder:
         inputs = self.processor.for_retrieval(images=None, texts=list(texts))
         self._count(inputs, texts)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        encode = lambda rows: features(_rows_of(inputs, rows))  # noqa: E731
+        keeps_padding = getattr(self.processor, "pad_text", False)
+        encode = lambda rows: features(_rows_of(inputs, rows, keeps_padding))  # noqa: E731
         most, tokens = self.batch_size, self.batch_size * _TOKENS_PER_ROW if packed else None
         return np.stack(encode_in_batches(encode, lengths, "Encoding texts", max_rows=most, max_tokens=tokens))
 
@@ -261,8 +262,10 @@ def _pick(items: Sequence[Any] | None, rows: Sequence[int]) -> list[Any] | None:
     return None if items is None else present([items[row] for row in rows])
 
 
-def _rows_of(inputs: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
-    """Some rows of padded inputs, without the columns that are padding in all of them."""
+def _rows_of(inputs: Mapping[str, Any], rows: list[int], keeps_padding: bool) -> dict[str, Any]:
+    """Some rows of padded inputs, without the columns that are padding in all of them, unless that is read, too."""
+    if keeps_padding:
+        return {name: tensor[rows] for name, tensor in inputs.items()}
     mask = inputs["attention_mask"][rows]  # (n, L)
     used = mask.any(dim=0).nonzero()
     width = int(used[-1]) + 1 if len(used) else 1
