@@ -6,6 +6,10 @@ from __future__ import annotations
 class RavlmError(Exception):
     """Base of every error that `hf_ravlm` raises on purpose."""
 
+    def __str__(self) -> str:
+        r"""The message; what no terminal can show, such as a byte of a file name that is no text, as `\\udcff`."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode()
+
 
 class UnsafeInputError(RavlmError, ValueError):
     """An input cannot be used safely: a broken or oversized image, a path out of its folder, a vector with NaN."""
