@@ -36,6 +36,7 @@ INSTALL_REQUIRES = [
     "faiss-cpu>=1.15.1",  # older ones crash on damaged index files
     "evaluate>=0.4.5",
     "safetensors>=0.8",
+    "xxhash>=3.0",  # the checksums of saved folders; `datasets` brings it, too
     "Pillow>=12.3",  # security fixes in the image decoders
     "numpy>=2",
     "pyarrow>=16",  # the first that runs with numpy 2; 14.0.1 closed the remote-code hole of older ones

@@ -215,6 +215,7 @@ def test_a_reference_that_was_tampered_with_opens_nothing(ask, tmp_path, referen
         content = read(tmp_path, name)
         content["references"] = {role: reference}
         (tmp_path / "system" / name).write_text(json.dumps(content))
+    (tmp_path / "system" / "ravlm_manifest.json").unlink()  # as somebody who can write one would
     for part in ("AutoModelForImageTextToText", "AutoProcessor"):
         error = ask.error(f"{part}.from_pretrained(folder)")
         assert re.fullmatch(f"InvalidInputError: .*{message}.*", error), error

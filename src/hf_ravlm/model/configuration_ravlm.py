@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ..saving.bounds import check_sizes
 from ..saving.folders import SHIM_NAME, PublishMixin
 from .parts.whole_encoder import check_whole_encoder, vision_half, width_of
 
@@ -103,6 +104,8 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        for part in (self.vision_config, self.text_config, self.generator_config):
+            check_sizes(part)  # before it is built: a list of 2**31 layers is never finished
         kwargs.pop("auto_map", None)  # of the folder it was loaded from; saving writes it anew
         if self.encoder_config is not None:
             self.vision_config = self.text_config = None  # its halves, as they are set below

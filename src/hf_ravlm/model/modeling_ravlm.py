@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import SAFE_WEIGHTS_NAME, can_return_tuple
 
 from ..errors import InvalidInputError, UnsafeInputError
-from ..saving.folders import PublishMixin
+from ..saving.folders import PublishMixin, load_checked
 from .backbones import LOADERS, masked_mean, patch_grid
 from .configuration_ravlm import RavlmConfig
 from .fusions.registry import init_fusion_weights
@@ -60,16 +60,24 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
         """As in transformers; the model also notes its `origin`, for what lies beside it in a repository.
 
         Raises:
-            `UnsafeInputError`: if a file of weights is cut off or overwritten.
+            `UnsafeInputError`: if a file is not as it was saved, see `hf_ravlm.saving.checksums`; `verify=False` loads
+                it all the same.
         """
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = sparing_our_parts(kwargs["quantization_config"])
-        try:
-            found = read_references(cls.config_class, pretrained_model_name_or_path, kwargs)
+        source, load_plainly = pretrained_model_name_or_path, super().from_pretrained
+
+        def load(was_finished: bool):
+            given = dict(kwargs)
+            if was_finished and given.get("config") is not None:  # read before the save was finished
+                given["config"] = cls.config_class.from_pretrained(source)
+            found = read_references(cls.config_class, source, given)
             if found is None:
-                loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-            else:
-                loaded = load_by_reference(cls, pretrained_model_name_or_path, *found, LOADERS)
+                return load_plainly(source, *model_args, **given)
+            return load_by_reference(cls, source, *found, LOADERS)
+
+        try:
+            loaded = load_checked(source, ("model", "config"), kwargs, load)
         except SafetensorError as error:  # which does not say whose weights they are
             raise UnsafeInputError(
                 f"{pretrained_model_name_or_path}: a file of weights (*.safetensors) is damaged and was not loaded "

@@ -20,7 +20,7 @@ from transformers.utils import PROCESSOR_NAME
 
 from ..errors import InvalidInputError
 from ..images import safe_image, shrunk, trim_margins
-from ..saving.folders import PublishMixin
+from ..saving.folders import PublishMixin, load_checked
 from ..text import clean_text
 from .configuration_ravlm import DESCRIBE_PROMPT
 from .loading import loading_errors
@@ -80,6 +80,16 @@ class PresentParts:
 
 class PublishedProcessor(PublishMixin, GeneratorProcessorMixin, ProcessorMixin):
     """`ProcessorMixin` that saves with our shim: transformers asks a processor's first base for what it overrides."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers, from files that are as they were saved; `verify=False` does not compare them.
+
+        Raises:
+            `UnsafeInputError`: if one is not.
+        """
+        source, load = pretrained_model_name_or_path, super().from_pretrained
+        return load_checked(source, ("processor",), kwargs, lambda _: load(source, **kwargs))
 
 
 class RavlmProcessor(PublishedProcessor):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ..errors import HubUnavailableError, InvalidInputError, RavlmError
 from .cards import CARD
+from .checksums import MANIFEST, joined_manifest
 from .safe_paths import safe_relpath
 
 
@@ -91,14 +92,19 @@ def commit_files(
         earlier = None
         if CARD in present:
             earlier = Path(api.hf_hub_download(repo_id, CARD, revision=before.sha, **kind)).read_text(encoding="utf-8")
+        deleted, manifest = [*outdated(present, contents)], None
+        if MANIFEST in present:
+            manifest = Path(api.hf_hub_download(repo_id, MANIFEST, revision=before.sha, **kind)).read_bytes()
         text = card(earlier)
         if text is not None:
             contents[CARD] = text.encode()
+        if merged := joined_manifest(manifest, contents, deleted):
+            contents[MANIFEST] = merged
         # Not `upload_folder`, which cuts a large folder into several commits.
         return api.create_commit(
             repo_id,
             [
-                *(CommitOperationDelete(path_in_repo=name) for name in outdated(present, contents)),
+                *(CommitOperationDelete(path_in_repo=name) for name in deleted),
                 *(
                     CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
                     for name, content in contents.items()

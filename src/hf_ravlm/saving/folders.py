@@ -2,26 +2,34 @@
 
 The shim `ravlm_hub.py` imports the installed package and `auto_map` points to it, so `trust_remote_code=True` works
 where the package is installed but not imported; where it is missing, transformers names the package to install. Files
-are written to a staging folder and then renamed one by one: an interrupted save leaves what was there before.
+are written to a staging folder, with a manifest of their checksums (`checksums.py`). When all are on the disk the
+folder gets another name, and from then on the save counts: the files are renamed to their places one by one, and a
+save that is interrupted there is finished by whoever loads the folder, or saves to it, next.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, UnsafeInputError
+from .bounds import check_tokenizer
 from .cards import card_of_folder, first_card, with_tags
+from .checksums import MANIFEST, check_files, entries_of, manifest_text, read_entries
 from .commit import Destination, commit_files
-from .durable import sync_file, sync_folder
+from .durable import disk_errors, sync_file, sync_folder, temporary_folder, try_lock
 
 
 SHIM_NAME = "ravlm_hub"
@@ -34,6 +42,11 @@ AUTO_MAP = {
     "AutoProcessor": "RavlmProcessor",
 }
 STAGING_PREFIX = ".ravlm-saving-"
+SAVED = ".ravlm-saved"  # a staging folder that is complete
+_MOVE_SECONDS = 60.0
+_NUM_ATTEMPTS = 5
+_Loaded = TypeVar("_Loaded")
+_ACCESS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 HUB_ARGUMENTS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
@@ -54,7 +67,7 @@ class PublishMixin:
         base: str = "copy",
         **kwargs: Any,
     ) -> Any:
-        """Saves to `save_directory`, atomically per file, and writes the shim and the complete `auto_map`.
+        """Saves to `save_directory`, whole or not at all, and writes the shim and the complete `auto_map`.
 
         Args:
             save_directory (`str` or `os.PathLike`): created if missing; files of the same names are replaced.
@@ -74,22 +87,15 @@ class PublishMixin:
             raise NotADirectoryError(f"cannot save to {os.fspath(save_directory)!r}: it is a file; give a folder")
         if not kwargs.get("is_main_process", True):  # takes part in gathering the weights, but writes nothing
             return self.write_to(save_directory, base, **kwargs)
-        target = Path(save_directory)
-        target.mkdir(parents=True, exist_ok=True)
-        for leftover in target.glob(f"{STAGING_PREFIX}*"):  # of a save that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target))
-        try:
+        target = Path(save_directory).absolute()
+        with written_whole(target, self._published_as) as staging:
             saved = self.write_to(staging, base, **kwargs)
             write_shim(staging)
-            _move_into(staging, target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         if push_to_hub:
             self.push_to_hub(repo_id or target.name, **hub | ({} if base == "copy" else {"base": base}))
         if not isinstance(saved, (list, tuple)):
             return saved
-        return [os.fspath(target / Path(path).relative_to(staging)) for path in saved]
+        return [os.fspath(Path(save_directory) / Path(path).relative_to(staging)) for path in saved]
 
     def write_to(self, folder: str | os.PathLike[str], base: str, **kwargs: Any) -> Any:
         """Writes the files themselves; what has pretrained parts sees to `base`."""
@@ -151,7 +157,7 @@ class PublishMixin:
                 return None
             return with_tags(text, all_tags) if all_tags else text
 
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             thing.save_pretrained(
                 folder, base=base, **({} if max_shard_size is None else {"max_shard_size": max_shard_size})
             )
@@ -224,19 +230,179 @@ def write_shim(folder: str | os.PathLike[str]) -> None:
         path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _move_into(staging: Path, target: Path) -> None:
-    """Renames every staged file to its place, weights before the small files; drops shards of an older save.
+@contextmanager
+def written_whole(target: Path, part: str) -> Iterator[Path]:
+    """Gives a folder to write files to, which are moved to their places in `target` when all are there.
+
+    Args:
+        target: Created if missing; what lies there under other names stays.
+        part: Whose files they are, for the manifest: `"model"`, `"config"`, `"processor"`, `"policy"`.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    finish_save(target)
+    for leftover in target.glob(f"{STAGING_PREFIX}*"):  # of a save that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target))
+    try:
+        with disk_errors(target):
+            yield staging
+        _complete(staging, target, part)
+        descriptor = _open_folder(staging)
+        try:
+            if descriptor is not None:
+                try_lock(descriptor)
+            os.rename(staging, target / SAVED)  # from here on it counts
+            sync_folder(target)
+            _move_into(target)
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _complete(staging: Path, target: Path, part: str) -> None:
+    """Gives the staged files the rights of any file, adds the manifest of the whole, and flushes them."""
+    entries = entries_of(staging, part)
+    try:
+        earlier = read_entries(target)
+    except UnsafeInputError:  # a damaged one is replaced
+        earlier = {}
+    gone = {*outdated_weights([*earlier], [*entries]), *(name for name in earlier if not (target / name).exists())}
+    kept = {name: entry for name, entry in earlier.items() if name not in gone}
+    (staging / MANIFEST).write_text(manifest_text(kept | entries), encoding="utf-8")
+    mode = (staging / MANIFEST).stat().st_mode
+    for path in staging.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)  # safetensors writes files that only their owner may read
+            sync_file(path)
+
+
+def finish_save(folder: Path) -> bool:
+    """Finishes a save that was interrupted while its files went to their places; waits for one that is going on.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        UnsafeInputError: If the folder may not be written.
+    """
+    if not (folder / SAVED).is_dir():
+        return False
+    try:
+        descriptor = _open_folder(folder / SAVED)
+    except FileNotFoundError:  # finished a moment ago
+        return True
+    try:
+        deadline = time.monotonic() + _MOVE_SECONDS
+        while descriptor is not None and not try_lock(descriptor) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if (folder / SAVED).is_dir():
+            _move_into(folder)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise UnsafeInputError(
+            f"{folder}: a save was interrupted here, and is finished when the folder is loaded by somebody who may "
+            f"write to it ({error.strerror})."
+        ) from error
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    return True
+
+
+def _open_folder(folder: Path) -> int | None:
+    return None if os.name == "nt" else os.open(folder, os.O_RDONLY)
+
+
+def _move_into(target: Path) -> None:
+    """Renames every file of a complete save to its place, the manifest last; drops shards of an older save.
 
     Weights of another name (a variant, or the base model beside a saved adapter) stay.
     """
-    staged = sorted((path for path in staging.rglob("*") if path.is_file()), key=lambda path: path.suffix == ".json")
-    mode = (staging / f"{SHIM_NAME}.py").stat().st_mode
-    for path in staged:
-        path.chmod(mode)  # safetensors writes files that only their owner may read
-        sync_file(path)
-        place = target / path.relative_to(staging)
+    saved = target / SAVED
+    staged = [path for path in saved.rglob("*") if path.is_file() and path != saved / MANIFEST]
+    for path in sorted(staged):
+        place = target / path.relative_to(saved)
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, place)
-    for name in outdated_weights([path.name for path in target.iterdir()], {path.name for path in staged}):
+    listed = [*read_entries(saved)]
+    for name in outdated_weights([path.name for path in target.iterdir()], listed):
         (target / name).unlink()
     sync_folder(target)
+    if (saved / MANIFEST).exists():
+        os.replace(saved / MANIFEST, target / MANIFEST)
+    shutil.rmtree(saved)
+    sync_folder(target)
+
+
+def load_checked(
+    source: Any, parts: Sequence[str], kwargs: dict[str, Any], load: Callable[[bool], _Loaded]
+) -> _Loaded:
+    """Loads something, and compares its files with the manifest beside them: weights meanwhile, all else before.
+
+    Args:
+        source: A folder, or the id of a repository, whose files are compared when they have come.
+        parts: Whose files are read: of the model, the config, the processor, the policy.
+        kwargs: Of `from_pretrained`; `verify`, by default `True`, is taken out.
+        load: Loads; it is told whether an interrupted save was finished, so that what was read before is out of date.
+            Called again if somebody else saved to the folder meanwhile.
+
+    Raises:
+        UnsafeInputError: If a file is missing, or is not as it was written; it is named.
+    """
+    verify, subfolder, variant = kwargs.pop("verify", True), kwargs.get("subfolder") or "", kwargs.get("variant")
+    if not os.path.isdir(source):
+        return _load_from_hub(source, parts, kwargs, load) if verify else load(False)
+    folder = Path(source, subfolder).absolute()
+    for attempt in range(_NUM_ATTEMPTS):
+        was_finished = finish_save(folder)
+        for place in [folder / "tokenizer.json", *folder.glob("*/tokenizer.json")]:
+            check_tokenizer(place)
+        if not verify:
+            break
+        before = read_entries(folder)
+        try:
+            check_files(folder, parts, variant, which="settings")
+            with ThreadPoolExecutor(1) as pool:
+                comparison = pool.submit(check_files, folder, parts, variant, which="weights")
+                try:
+                    loaded = load(was_finished)
+                except Exception:
+                    comparison.result()  # which says more, if that is why
+                    raise
+                comparison.result()
+            return loaded
+        except (UnsafeInputError, OSError):
+            if attempt == _NUM_ATTEMPTS - 1 or (not finish_save(folder) and read_entries(folder) == before):
+                raise
+    return load(was_finished)
+
+
+def _load_from_hub(
+    source: Any, parts: Sequence[str], kwargs: dict[str, Any], load: Callable[[bool], _Loaded]
+) -> _Loaded:
+    folder, variant = _snapshot(source, kwargs), kwargs.get("variant")
+    if folder is None:
+        return load(False)
+    try:
+        check_files(folder, parts, variant, may_lack=True, which="settings")  # of those that are in the cache
+        loaded = load(False)
+        check_files(folder, parts, variant, may_lack=True)
+    except UnsafeInputError as error:
+        raise UnsafeInputError(f"{source}: {error}") from error
+    return loaded
+
+
+def _snapshot(source: Any, kwargs: dict[str, Any]) -> Path | None:
+    """The folder of the cache into which a repository's files come, if there is a manifest among them."""
+    access = {name: kwargs[name] for name in _ACCESS if kwargs.get(name) is not None}
+    silent = {
+        f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "gated_repo", "connection_errors")
+    }
+    try:
+        found = cached_file(os.fspath(source), MANIFEST, **access, **silent)
+    except (OSError, ValueError):  # no such repository, ...: who loads it says so
+        return None
+    return None if found is None else Path(found).parent

@@ -18,6 +18,7 @@ from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
 from hf_ravlm.pipelines.policy.decision_heads import ANSWER_FEATURES, DRAFT_FEATURES, DecisionHead, UncertaintyRule
 from hf_ravlm.pipelines.policy.features import passage_agreement, passage_features, word_shares
 from hf_ravlm.retrieval import Evidence
+from hf_ravlm.saving.checksums import accept_changes
 from tiny import picture, tiny_model, tiny_processor
 
 
@@ -229,10 +230,12 @@ def test_damaged_files_are_refused(tmp_path):
         {"unknown": 1},
     ):
         settings.write_text(json.dumps({**json.loads(whole), **damage}))
+        accept_changes(tmp_path)
         with pytest.raises(InvalidInputError):
             AnswerPolicy.from_pretrained(tmp_path)
     settings.write_text(whole)
     numbers.write_bytes(numbers.read_bytes()[:-4])
+    accept_changes(tmp_path)
     with pytest.raises(InvalidInputError, match="not a policy that can be read"):
         AnswerPolicy.from_pretrained(tmp_path)
 

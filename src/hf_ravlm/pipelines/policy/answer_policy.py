@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, UnsafeInputError
 from ...metrics.calibration import Calibrator, IsotonicCalibrator, TemperatureCalibrator
 from ...saving.commit import Destination, commit_files
-from ...saving.folders import files_in
+from ...saving.folders import files_in, load_checked, written_whole
 from ..answer import Answer, Decision
 from .decision_heads import ANSWER_FEATURES, DRAFT_FEATURES, PASSAGE_FEATURES, DecisionHead, UncertaintyRule
 from .features import evidence_features, passage_features
@@ -154,12 +154,11 @@ class AnswerPolicy:
         """Writes `answer_policy.json` and `answer_policy.safetensors` to a folder, that of the model for one."""
         from safetensors.torch import save
 
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         settings, numbers = self._contents()
         text = json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True)
-        (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
-        (folder / NUMBERS_FILE).write_bytes(save(numbers))
+        with written_whole(Path(save_directory).absolute(), "policy") as folder:
+            (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+            (folder / NUMBERS_FILE).write_bytes(save(numbers))
 
     def push_to_hub(
         self,
@@ -209,7 +208,11 @@ class AnswerPolicy:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        settings_file, numbers_file = find_policy_files(source, **hub_kwargs) or (None, None)
+        try:
+            found = load_checked(source, ("policy",), hub_kwargs, lambda _: find_policy_files(source, **hub_kwargs))
+        except UnsafeInputError as error:
+            raise InvalidInputError(f"{source} holds a policy that cannot be read: {error}") from error
+        settings_file, numbers_file = found or (None, None)
         if settings_file is None:
             raise InvalidInputError(
                 f"{source}: there is no {SETTINGS_FILE}; `AnswerPolicy.save_pretrained` writes it."

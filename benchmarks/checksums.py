@@ -1,0 +1,67 @@
+"""What it costs to compare a saved folder with its manifest: seconds of loading with and without, in turns.
+
+    python benchmarks/checksums.py --megabytes 500
+
+A reader with random weights is saved, in float32, and loaded again and again from the page cache, where loading is
+fastest and the comparison weighs most. The ratio of the medians is to stay below 1.10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from hf_ravlm import RavlmConfig, RavlmForConditionalGeneration
+from hf_ravlm.saving.checksums import check_files
+
+
+TOWER = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=500, help="size of the weights")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_reader(folder, arguments.megabytes)
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        for turn in range(2 * arguments.rounds + 2):
+            verify = bool(turn % 2)
+            begun = time.perf_counter()
+            RavlmForConditionalGeneration.from_pretrained(folder, verify=verify)
+            if turn > 1:
+                seconds[verify].append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        check_files(folder, ("model", "config"))
+        alone = time.perf_counter() - begun
+    plain, compared = (statistics.median(seconds[verify]) for verify in (False, True))
+    print("| weights | loading | with the comparison | ratio | comparison alone |\n|---|---|---|---|---|")
+    print(
+        f"| {size / 1e6:,.0f} MB | {plain:.3f} s | {compared:.3f} s | {compared / plain:.3f} | {alone:.3f} s, "
+        f"{size / alone / 1e9:.1f} GB/s |"
+    )
+
+
+def save_reader(folder: Path, megabytes: int) -> None:
+    """Saves a reader of about so many megabytes; a layer of its language model has 30."""
+    torch.manual_seed(0)
+    layers = max(1, (megabytes - 60) // 30)
+    language = {"hidden_size": 768, "intermediate_size": 2304, "num_attention_heads": 12, "vocab_size": 4000}
+    config = RavlmConfig(
+        vision_config={"model_type": "vit", "image_size": 64, **TOWER},
+        text_config={"model_type": "bert", "vocab_size": 4000, **TOWER},
+        generator_config={"model_type": "llama", "num_hidden_layers": layers, **language},
+    )
+    RavlmForConditionalGeneration(config).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()
