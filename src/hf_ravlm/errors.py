@@ -7,7 +7,7 @@ class RavlmError(Exception):
     """Base of every error that `hf_ravlm` raises on purpose."""
 
     def __str__(self) -> str:
-        r"""The message; what no terminal can show, such as a byte of a file name that is no text, as `\\udcff`."""
+        r"""The message; what no terminal can show, such as a byte of a file name that is no text, as `\udcff`."""
         return super().__str__().encode("utf-8", "backslashreplace").decode()
 
 
