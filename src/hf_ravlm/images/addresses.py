@@ -107,11 +107,11 @@ def _connection(
     if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
         raise OSError("it leads to something that is not http:// or https://")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    secure, host = parts.scheme.lower() == "https", parts.hostname
+    secure, host = parts.scheme.lower() == "https", parts.hostname or ""
     port = parts.port or (443 if secure else 80)
     left = max(deadline - time.monotonic(), 0.01)
     proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(parts.scheme.lower())
-    ends = (urlsplit(proxy).hostname, urlsplit(proxy).port or 8080) if proxy else (host, port)
+    ends = (urlsplit(proxy).hostname or "", urlsplit(proxy).port or 8080) if proxy else (host, port)
     if proxy and not private and _is_private_name(host):
         raise _private_address(host)
     connection = (
@@ -130,7 +130,7 @@ def _connection(
         return opened[-1]
 
     connection._create_connection = connect  # type: ignore[attr-defined]  # which both kinds of connection call
-    watch = threading.Timer(left, lambda: [_cut(one) for one in opened])
+    watch = threading.Timer(left, lambda: list(map(_cut, opened)))
     watch.daemon = True
     watch.start()
     try:

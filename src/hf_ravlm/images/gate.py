@@ -154,7 +154,8 @@ def _open_encoded(data: bytes, label: str, max_pixels: int) -> tuple[Image.Image
 def _kind_of(image: Image.Image) -> str:
     if image.format == "JPEG" and "progressive" in image.info:
         return "progressive JPEG"
-    if image.format == "BMP" and image.tile and image.tile[0].codec_name == "bmp_rle":
+    tiles = getattr(image, "tile", None)  # of an image that is read from a file
+    if image.format == "BMP" and tiles and tiles[0].codec_name == "bmp_rle":
         return "run-length BMP"
     return image.format or ""
 

@@ -89,7 +89,7 @@ def with_evidence(
         except RavlmError as error:
             raise HTTPException(status_code=400, detail=str(error)) from error
 
-    processor.apply_chat_template = apply_chat_template
+    processor.apply_chat_template = apply_chat_template  # type: ignore[assignment,method-assign]  # of this one alone
     return processor
 
 

@@ -163,8 +163,8 @@ def temporary_folder() -> Iterator[Path]:
     watcher = None
     with suppress(OSError):  # where there is no shell, the folder is removed at the end alone
         command = ["/bin/sh", "-c", 'cat > /dev/null; rm -rf -- "$0"', folder]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **quiet)
+        null = subprocess.DEVNULL
+        watcher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True)
     try:
         yield Path(folder)
     finally:

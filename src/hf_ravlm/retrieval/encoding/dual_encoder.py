@@ -87,9 +87,9 @@ class DualEncoder:
         """`1 / temperature`, which the model was trained with; `None` if it has none."""
         model = self._inference_model.model
         scale, temperature = getattr(model, "logit_scale", None), getattr(model, "temperature", None)
-        if torch.is_tensor(scale) and scale.numel() == 1:
+        if isinstance(scale, torch.Tensor) and scale.numel() == 1:
             return float(scale.detach().float().exp())
-        return float(1 / temperature.detach().float()) if torch.is_tensor(temperature) else None
+        return float(1 / temperature.detach().float()) if isinstance(temperature, torch.Tensor) else None
 
     def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
         """Returns unit vectors (n, D) of images, texts, or both.
@@ -249,6 +249,6 @@ def _pooled(outputs: Any) -> np.ndarray:
     vectors: np.ndarray = outputs.float().cpu().numpy()
     if vectors.ndim == 4:
         if vectors.shape[2] == vectors.shape[3] == 1:  # ConvNets pool to a map of one place
-            return vectors[:, :, 0, 0]
-        return vectors.mean(axis=(2, 3))
+            return np.asarray(vectors[:, :, 0, 0])
+        return np.asarray(vectors.mean(axis=(2, 3)))
     return vectors[:, 0] if vectors.ndim == 3 else vectors  # FLAVA: that of the first token

@@ -90,13 +90,14 @@ def load_encoder(
                 f"{next(iter(given))}={next(iter(given.values()))!r}: {name} is an encoder of the kind {found!r}, "
                 f"which takes no prompts. Kinds that do: {_WITH_PROMPTS}."
             )
-        encoder = _LOADERS[found](name, dtype, device, hub_kwargs, given)
+        encoder: Any = _LOADERS[found](name, dtype, device, hub_kwargs, given)
     encoder.folder_name = None if commit is not None else os.path.basename(os.path.abspath(name))
     encoder.reference = None
     if commit is not None:
         settings = {**prompts, "dtype": resolve_dtype(dtype, device or "cpu")}
         encoder.reference = {"name": name, "revision": commit, "kind": found, **settings}
-    return encoder
+    loaded: Encoder = encoder
+    return loaded
 
 
 def load_recorded_encoder(
@@ -115,7 +116,9 @@ def load_recorded_encoder(
     """
     if reference["name"] == OFFLINE["name"]:
         return load_offline_encoder(device)
-    access = {key: hub_kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in hub_kwargs}
+    access: dict[str, Any] = {
+        key: hub_kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in hub_kwargs
+    }
     options = {key: reference[key] for key in ("kind", "query_prompt", "passage_prompt", "dtype")}
     try:
         resolve_dtype(options["dtype"], device or "cpu")
@@ -174,7 +177,7 @@ def _commit_of(name: str, hub_kwargs: dict[str, Any]) -> str:
             continue
         except HFValidationError as error:
             raise InvalidInputError(f"{name}: there is no such folder, and this is no name on the Hub.") from error
-        return os.path.basename(path[: -len(file) - 1])
+        return os.path.basename(str(path)[: -len(file) - 1])
     raise InvalidInputError(f"{name}: the repository holds no model (no config.json). Check the name.")
 
 
@@ -245,7 +248,7 @@ def _load_ravlm(name: str, dtype: Any, device: Any, hub_kwargs: dict[str, Any], 
     return RavlmEncoder(_on(model, device), processor, dtype=dtype)
 
 
-def _load_dual(name: str, dtype: Any, device: Any, hub_kwargs: dict[str, Any], prompts: dict[str, str]) -> Encoder:
+def _load_dual(name: str, dtype: Any, device: Any, hub_kwargs: dict[str, Any], prompts: dict[str, Any]) -> Encoder:
     model = _load_whole(name, hub_kwargs)
     return DualEncoder(_on(model, device), _load_processor(name, hub_kwargs), dtype=dtype, **prompts)
 
@@ -268,7 +271,7 @@ def _load_text(name: str, dtype: Any, device: Any, hub_kwargs: dict[str, Any], p
 
 
 def _load_sentences(
-    name: str, dtype: Any, device: Any, hub_kwargs: dict[str, Any], prompts: dict[str, str]
+    name: str, dtype: Any, device: Any, hub_kwargs: dict[str, Any], prompts: dict[str, Any]
 ) -> Encoder:
     if dtype is not None:
         raise InvalidInputError(f"dtype={dtype!r}: a sentence-transformers model keeps its own number type.")

@@ -52,8 +52,8 @@ class TextCounts:
         >>> TextCounts(10, 3, 0, 77).since(TextCounts(4, 1, 0, 77))
         TextCounts(texts=6, cut=2, unknown=0, limit=77)
         """
-        change = [getattr(self, name) - getattr(earlier, name) for name in ("texts", "cut", "unknown")]
-        return TextCounts(*change, limit=self.limit)
+        change = {name: getattr(self, name) - getattr(earlier, name) for name in ("texts", "cut", "unknown")}
+        return TextCounts(**change, limit=self.limit)
 
     def note(self, tokenizer: Any, tokenized: Any, texts: Sequence[str]) -> None:
         """Counts what a tokenizer that was told to cut at `limit` returned for texts."""

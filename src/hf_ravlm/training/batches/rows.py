@@ -138,8 +138,8 @@ def label_first(answers: Any) -> list[str]:
     listed = [answers] if isinstance(answers, (str, Mapping)) or not isinstance(answers, Iterable) else list(answers)
     if wrong := [answer for answer in listed if answer is not None and not isinstance(answer, (str, Mapping))]:
         raise InvalidInputError(f"expected a text, got {type(wrong[0]).__name__}: {str(wrong[0])[:40]!r}")
-    listed = [plain_text(answer, "an answer").strip() for answer in answer_texts(listed)]
-    counted = Counter(answer for answer in listed if clean_text(answer))
+    texts = [plain_text(answer, "an answer").strip() for answer in answer_texts(listed)]
+    counted = Counter(text for text in texts if clean_text(text))
     label = [answer for answer, _ in counted.most_common(1)]
     return list(dict.fromkeys([*label, *counted]))
 
