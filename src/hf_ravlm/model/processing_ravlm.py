@@ -178,15 +178,12 @@ class RavlmProcessor(PublishedProcessor):
         _check_parts(image_processor, text_tokenizer, generator_processor, fusion, passage_images, layout)
         _prepare_tokenizer(tokenizer, layout, generator_processor)
         self.fusion = fusion
-        self.num_image_tokens = num_image_tokens
-        self.num_memory_tokens = num_memory_tokens
+        self.num_image_tokens, self.num_memory_tokens = num_image_tokens, num_memory_tokens
         self.layout = layout
         self.question_first = question_first
-        self.passage_prompts = passage_prompts
-        self.passage_images = passage_images
-        self.max_length = max_length
+        self.passage_prompts, self.passage_images = passage_prompts, passage_images
+        self.max_length, self.max_text_length = max_length, max_text_length
         self.max_passage_length = max_passage_length
-        self.max_text_length = max_text_length
         self.system_message = system_message
         self.number_passages = number_passages
         self.passage_titles = layout != "marks" if passage_titles is None else passage_titles
