@@ -23,9 +23,11 @@ def served(monkeypatch):
 def test_only_this_machine_may_ask_unless_told_otherwise(served):
     assert main(["serve", "flags", "--device", "cpu"]) == 0
     assert main(["serve", "flags", "--host", "0.0.0.0", "--port", "9000", "--k", "3", "--device", "meta"]) == 0
+    assert main(["serve", "flags", "--device", "cpu", "--fetch_images"]) == 0
     assert served == [
         (("flags", None), {"host": "localhost", "port": 8000, "device": "cpu"}),
         (("flags", 3), {"host": "0.0.0.0", "port": 9000, "device": "meta"}),
+        (("flags", None), {"host": "localhost", "port": 8000, "device": "cpu", "fetch_images": True}),
     ]
 
 

@@ -456,8 +456,8 @@ def _add_serve(commands: _Commands) -> None:
         "serve",
         "serving.serve",
         "answer chat clients with evidence, as an OpenAI-compatible server",
-        "Starts the server of transformers with a model and the knowledge base in its folder, until it is stopped "
-        'with Ctrl-C.\nNeeds: pip install "hf_ravlm[serve]"',
+        "Starts a server with a model and the knowledge base in its folder, until it is stopped with Ctrl-C."
+        '\nNeeds: pip install "hf_ravlm[serve]"',
         """examples:
   hf-ravlm serve my_model
   hf-ravlm serve my_model --port 9000 --k 3 --device cuda
@@ -471,6 +471,7 @@ Then ask it as you would ask any such server, with images as data:image/png;base
     who = "who may ask (default: localhost, this machine alone; it asks no password)"
     _add(parser, "--host", who, default="localhost")
     _add(parser, "--port", "default: 8000", default=8000)
+    _switch(parser, "--fetch_images", "clients may give images by address; private ones are never fetched")
     _add(parser, "-k --k")
     _add(parser, "--device")
 

@@ -6,9 +6,10 @@ import argparse
 import logging
 
 from ..demo.page import build_page
-from ..demo.serving import check_port, require_gradio, serve_page
+from ..demo.serving import require_gradio, serve_page
 from ..integrations import transformers_serve
 from ..pipelines.opening import check_reader, open_pipeline
+from ..web import check_port
 from .models import default_device
 from .outcome import Outcome
 
@@ -20,7 +21,9 @@ def serve(arguments: argparse.Namespace) -> Outcome:
     """`serve`: an address that chat clients of OpenAI's kind can ask."""
     check_reader(arguments.model)
     device = arguments.device or default_device() or "cpu"
-    transformers_serve.serve(arguments.model, arguments.k, host=arguments.host, port=arguments.port, device=device)
+    place = {"host": arguments.host, "port": arguments.port, "device": device}
+    fetching = {"fetch_images": True} if arguments.fetch_images else {}
+    transformers_serve.serve(arguments.model, arguments.k, **place, **fetching)
     return Outcome({"model": arguments.model, "stopped": True}, "The server has stopped.")
 
 

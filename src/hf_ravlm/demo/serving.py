@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 from typing import Any
 
-from ..errors import InvalidInputError
+from ..web import check_port
 
 
 MAX_FILE_SIZE = 100_000_000  # of one uploaded file, in bytes
@@ -29,18 +28,6 @@ def require_gradio() -> Any:
     except ImportError as error:
         raise ImportError('The demo page needs gradio: pip install "hf_ravlm[demo]"') from error
     return gradio
-
-
-def check_port(host: str, port: int) -> None:
-    """Refuses an address that cannot be listened on.
-
-    Raises:
-        InvalidInputError: If something else listens there already, or the address is not of this machine.
-    """
-    try:
-        socket.create_server((host, port)).close()
-    except (OSError, OverflowError) as error:
-        raise InvalidInputError(f"--port {port}: it cannot be used ({error}). Choose another one.") from error
 
 
 def serve_page(page: Any, host: str = "127.0.0.1", port: int = 7860) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import GenerationConfig, ImageTextToTextPipeline
 from transformers.utils.chat_template_utils import Chat
 
-from ..errors import InvalidInputError
+from .conversations import read_conversation
 from .image_to_text import ANSWER_KEYS, RavlmPipelineMixin, opened
 from .parts import is_ours
 
@@ -40,8 +40,8 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
     def preprocess(self, inputs=None, timeout=None, **kwargs):
         images, questions = [None], inputs
         if isinstance(inputs, Chat):
-            image, questions = question_of_chat(inputs.messages)
-            images = [image]
+            asked = read_conversation(inputs.messages)
+            images, questions = [asked.images[-1] if asked.images else None], asked.question
         elif isinstance(inputs, dict):
             images, questions = _listed(inputs["images"]), inputs["text"]
         none = all(image is None for image in images)
@@ -77,45 +77,6 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
                     )
                 records.append({"input_text": prompt, **record})
         return records
-
-
-def question_of_chat(messages: list[dict[str, Any]]) -> tuple[Any, str]:
-    """The last image and the last user message's words of a conversation.
-
-    Raises:
-        InvalidInputError: The user says nothing, or an image part has no image.
-
-    >>> parts = [{"type": "image", "url": "a.png"}, {"type": "text", "text": "Who?"}]
-    >>> question_of_chat([{"role": "user", "content": parts}])
-    ('a.png', 'Who?')
-    """
-    image, question = None, None
-    for message in messages:
-        if message["role"] != "user":
-            continue
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        question = " ".join(part["text"] for part in parts if part["type"] == "text")
-        for part in parts:
-            if part["type"] in ("image", "image_url"):
-                image = _image_of_part(part)
-    if not question:
-        raise InvalidInputError(
-            "the conversation has no words from the user; add a text part to the last user message"
-        )
-    return image, question
-
-
-def _image_of_part(part: dict[str, Any]) -> Any:
-    if "base64" in part:
-        return f"data:image/any;base64,{part['base64'].rpartition(',')[2]}"
-    for key in ("image", "url", "path", "image_url"):
-        if part.get(key) is not None:
-            return part[key].get("url") if key == "image_url" and isinstance(part[key], dict) else part[key]
-    raise InvalidInputError(
-        f"an image part of the conversation has no image: it has the keys {sorted(part)}, expected one of "
-        "image, url, path, base64 or image_url"
-    )
 
 
 def _listed(value: Any) -> list:
