@@ -433,7 +433,11 @@ class ChatServer:
 
         self.reader = reader
         settings: dict[str, Any] = {"log_level": "warning", "server_header": False, "timeout_graceful_shutdown": 5}
-        limits: dict[str, Any] = {"limit_concurrency": MAX_CONNECTIONS, "timeout_keep_alive": 5, "http": _impatient_protocol()}
+        limits: dict[str, Any] = {
+            "limit_concurrency": MAX_CONNECTIONS,
+            "timeout_keep_alive": 5,
+            "http": _impatient_protocol(),
+        }
         self.server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, **settings, **limits))
         self._thread: threading.Thread | None = None
 
