@@ -27,7 +27,9 @@ ASKED = {"images": [picture(n) for n in range(3)], "questions": ["what is the ca
 def test_answers_come_with_what_they_rest_on(fusion, marginalization):
     model = tiny_model(fusion=fusion, marginalization=marginalization)
     processor = tiny_processor(fusion=fusion, passage_prompts=marginalization != "none", question_first=True)
-    rows = answer_questions(model, processor, None, **ASKED, evidence=EVIDENCE, max_new_tokens=3, do_sample=False)
+    rows = answer_questions(
+        model, processor, None, **ASKED, evidence=EVIDENCE, max_new_tokens=3, with_leave_one_out=True
+    )
     for row, passages in zip(rows, EVIDENCE):
         (answer,) = row
         assert len(answer.posterior) == len(answer.leave_one_out) == len(passages)

@@ -30,7 +30,12 @@ def reader(kind: str):
 def test_evidence_is_what_was_read_and_the_rest_is_unread(kind):
     model, processor = reader(kind)
     images = None if kind == "words" else [picture(0), picture(1)]
-    options = {"evidence": [LONG, [LONG[0]]], "max_new_tokens": 3, "prompt": {"max_length": 120}}
+    options = {
+        "evidence": [LONG, [LONG[0]]],
+        "max_new_tokens": 3,
+        "prompt": {"max_length": 120},
+        "with_leave_one_out": True,
+    }
     (cut,), (whole,) = answer_questions(model, processor, None, images, ["what ?", "red ?"], **options)
     assert 0 < len(cut.evidence) < 3
     assert [passage.id for passage in [*cut.evidence, *cut.unread]] == ["a", "b", "c"] == [p.id for p in cut.found]

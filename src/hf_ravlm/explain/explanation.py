@@ -13,7 +13,7 @@ from ..errors import InvalidInputError
 from ..model.loading import without_adapters
 from ..model.prompts.settings import split_settings
 from ..pipelines.answer import Answer
-from ..pipelines.answering import add_attributions, answer_questions, was_read
+from ..pipelines.answering import add_attributions, answer_questions, prior_scale_of, was_read
 from .attention import PassageAttention, passage_attention
 from .gradcam import Method, answer_grad_cam, find_layer, image_worth, retrieval_grad_cam
 from .maxsim import TokenMatch, cosine_match, maxsim_match
@@ -111,8 +111,9 @@ def explain_answer(
     prompt, generate_kwargs = split_settings(generate_kwargs, not_direct=("max_length",))
     seen = seen_image(processor, image)
     if answer is None:
+        asked = {"prompt": prompt, **generate_kwargs}
         found = answer_questions(
-            model, processor, retriever, [image], [question], k=k, prompt=prompt, **generate_kwargs
+            model, processor, retriever, [image], [question], k=k, with_leave_one_out=True, **asked
         )[0][0]
     else:
         k = model.config.num_passages if k is None else k
@@ -121,7 +122,9 @@ def explain_answer(
         seen_by_reader = [passage for passage, kept in zip(evidence, read, strict=True) if kept]
         unread = [passage for passage, kept in zip(evidence, read, strict=True) if not kept]
         found = Answer(answer.strip(), seen_by_reader, unread=unread, found=evidence)
-        add_attributions(model, processor, [image], [question], [found], prompt=prompt)
+        add_attributions(
+            model, processor, [image], [question], [found], prompt=prompt, prior_scale=prior_scale_of(retriever)
+        )
     explanation = Explanation(question, found, seen)
     reader = without_adapters(model)
     asked = (reader, processor, [image], [question], [found.text], [found.evidence])

@@ -85,9 +85,9 @@ class RavlmAttribution(ModelOutput):
 
     Args:
         posterior (`torch.FloatTensor` of shape `(B, K)`): `p(z_k | x, y)`; rows sum to 1 where there is a passage.
-        leave_one_out (`torch.FloatTensor` of shape `(B, K)`):
+        leave_one_out (`torch.FloatTensor` of shape `(B, K)`, *optional*):
             `log p(y | x, Z) - log p(y | x, Z without z_k)`, in nats; above 0 where the passage helped.
-        log_likelihood (`torch.FloatTensor` of shape `(B,)`): `log p(y | x, Z)`.
+        log_likelihood (`torch.FloatTensor` of shape `(B,)`, *optional*): `log p(y | x, Z)`.
         passage_log_likelihood (`torch.FloatTensor` of shape `(B, K)`): `log p(y | x, z_k)` under each passage alone.
     """
 

@@ -25,7 +25,7 @@ class Answer:
         posterior (`list[float]`):
             `p(passage | question, answer)` of each passage that was read, sums to 1; empty without evidence.
         leave_one_out (`list[float]`):
-            by how much the answer's log-probability, in nats, falls without each passage; empty without evidence.
+            by how much the answer's log-probability, in nats, falls without each passage, where it was asked for.
         decision (`Decision`, *optional*): what a policy decided, if there was one.
         thinking (`str`, *optional*): what the reader thought before it answered, if it did.
         citations (`list[Citation]`, *optional*): the numbers in the text, each checked, where `cite` asked for them.

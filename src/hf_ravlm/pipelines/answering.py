@@ -13,7 +13,7 @@ from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..model.loading import without_adapters
 from ..model.prompts.settings import split_settings
-from ..model.reader.attribution import attribute_prompts
+from ..model.reader.attribution import NEUTRAL_SCALE, attribute_prompts
 from .answer import Answer
 from .citations import check_citations
 from .policy.steps import answer_by_policy
@@ -42,6 +42,7 @@ def answer_questions(
     where: Mapping[str, Any] | None = None,
     channels: Sequence[str] | None = None,
     prompt: Mapping[str, Any] | None = None,
+    with_leave_one_out: bool = False,
     **generate_kwargs,
 ) -> list[list[Answer]]:
     """Answers questions about images with what the retriever finds; every pipeline goes through here.
@@ -53,7 +54,10 @@ def answer_questions(
             of one length; in the place of an image a list of several (the first is searched with), or `None`.
         k (`int`, *optional*): passages per question, `config.num_passages` by default; 0 is closed-book.
         evidence (`list[list[Evidence]]`, *optional*): use these passages and do not retrieve.
-        with_posterior (`bool`): also attribute each answer to its passages (about `2 * K` forward passes each).
+        with_posterior (`bool`): also attribute each answer to its passages, by what it is worth under each alone;
+            costs at most what the answer did.
+        with_leave_one_out (`bool`): also find out what each answer would lose without each passage; costs as much as
+            reading all passages `K` more times, and nothing where each passage has a prompt of its own.
         encoded_knowledge (`EncodedKnowledge`, *optional*): states of the passages, read once and kept.
         policy (`AnswerPolicy`, *optional*): decides whether to search, which passages to read (of `evidence`, too) and
             when to abstain; each answer then has its `decision`. Needs greedy decoding.
@@ -83,8 +87,8 @@ def answer_questions(
             f"retriever= came as {type(retriever).__name__}: expected a retriever, such as "
             "`RavlmRetriever.from_pretrained(folder)`"
         )
-    reading = {"with_posterior": with_posterior, "encoded_knowledge": encoded_knowledge, "prompt": prompt}
-    reading |= generate_kwargs
+    reading = {"with_posterior": with_posterior, "with_leave_one_out": with_leave_one_out, "prompt": prompt}
+    reading |= {"encoded_knowledge": encoded_knowledge, "prior_scale": prior_scale_of(retriever), **generate_kwargs}
     find = retriever is not None and k > 0
     given = {name: value for name, value in (("where", where), ("channels", channels)) if value is not None}
     words = search_words(questions, queries)
@@ -121,9 +125,14 @@ def read_answers(
     with_posterior: bool = True,
     encoded_knowledge: EncodedKnowledge | None = None,
     prompt: Mapping[str, Any] | None = None,
+    with_leave_one_out: bool = False,
+    prior_scale: float | None = None,
     **generate_kwargs,
 ) -> list[list[Answer]]:
-    """Answers questions from the evidence that is given; the arguments are those of `answer_questions`."""
+    """Answers questions from the evidence that is given; the arguments are those of `answer_questions`.
+
+    Also takes `prior_scale`, `1 / temperature` of what gave the scores of the evidence: see `add_attributions`.
+    """
     settings = processor.prompt_settings.changed(prompt or {})
     inputs = processor(images=images, text=list(questions), evidence=evidence, prompt=prompt)
     read = was_read(inputs, evidence)
@@ -141,8 +150,10 @@ def read_answers(
         if settings.cite:
             answer.citations = check_citations(text, seen, questions[row])
         answers.append(answer)
-    if with_posterior:
-        add_attributions(model, processor, *_some(images, questions, rows), answers, encoded_knowledge, prompt)
+    if with_posterior or with_leave_one_out:
+        asked = _some(images, questions, rows)
+        options = {"with_leave_one_out": with_leave_one_out, "prior_scale": prior_scale}
+        add_attributions(model, processor, *asked, answers, encoded_knowledge, prompt, **options)
     return [answers[start : start + per_question] for start in range(0, len(answers), per_question)]
 
 
@@ -204,8 +215,14 @@ def add_attributions(
     answers: Sequence[Answer],
     encoded_knowledge: EncodedKnowledge | None = None,
     prompt: Mapping[str, Any] | None = None,
+    with_leave_one_out: bool = True,
+    prior_scale: float | None = None,
 ) -> None:
     """Fills in `posterior` and `leave_one_out` of each answer; see `RavlmForConditionalGeneration.attribute`.
+
+    Args:
+        prior_scale (`float`, *optional*): `1 / temperature` of the encoder that gave the scores of the evidence; by
+            default that of the reader's own towers where it reads through them, else 1.
 
     Answers stand on top of the prompts as they were read, whatever else is in the batch.
     """
@@ -213,17 +230,21 @@ def add_attributions(
     if not rows:
         return
     reader = without_adapters(model)
+    options = {"with_leave_one_out": with_leave_one_out, "prior_scale": prior_scale}
     images, questions = _some(images, questions, rows)
     evidence, texts = [answers[row].evidence for row in rows], [answers[row].text for row in rows]
     if reader.reads_images:
-        found = attribute_prompts(model, processor, images, questions, evidence, texts, prompt=prompt)
+        asked = (images, questions, evidence, texts)
+        found = attribute_prompts(reader, processor, *asked, prompt=prompt, **options)
     else:
         layout = {"padding_side": "left", "answer_on_top": True, "prompt": prompt}
         inputs = processor(images=images, text=questions, evidence=evidence, answers=texts, **layout)
-        found = reader.attribute(**_for_model(inputs, model, evidence, encoded_knowledge))
-    for row, posterior, without in zip(rows, found.posterior.tolist(), found.leave_one_out.tolist(), strict=True):
+        found = reader.attribute(**_for_model(inputs, model, evidence, encoded_knowledge), **options)
+    for place, row in enumerate(rows):
         number = len(answers[row].evidence)
-        answers[row].posterior, answers[row].leave_one_out = posterior[:number], without[:number]
+        answers[row].posterior = found.posterior[place, :number].tolist()
+        if found.leave_one_out is not None:
+            answers[row].leave_one_out = found.leave_one_out[place, :number].tolist()
 
 
 def search_words(questions: Sequence[str], queries: Sequence[str | None] | None) -> list[str | None]:
@@ -240,6 +261,14 @@ def search_words(questions: Sequence[str], queries: Sequence[str | None] | None)
     if len(queries) != len(questions):
         raise InvalidInputError(f"{len(queries)} queries came with {len(questions)} questions: give one each, or None")
     return [question if query is None else query or None for query, question in zip(queries, questions, strict=True)]
+
+
+def prior_scale_of(retriever: Any) -> float | None:
+    """`1 / temperature` of the encoder of a retriever, 1 if it has none; `None` without a retriever."""
+    if retriever is None:
+        return None
+    scale = getattr(getattr(retriever, "encoder", None), "logit_scale", None)
+    return NEUTRAL_SCALE if scale is None else float(scale)
 
 
 def _first(images: Any) -> Any:

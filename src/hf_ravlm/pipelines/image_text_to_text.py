@@ -19,9 +19,9 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
     """
     Answers chat messages, or `images=` with `text=`, as the built-in pipeline does; adds `evidence` and `posterior`.
 
-    Takes the arguments of [`~transformers.ImageTextToTextPipeline`] and `k`, `retriever`, `with_posterior` and
-    `policy` of [`RavlmImageToTextPipeline`]. The last user message of a conversation is the question, and its
-    last image the image.
+    Takes the arguments of [`~transformers.ImageTextToTextPipeline`] and `k`, `retriever`, `with_posterior`,
+    `with_leave_one_out` and `policy` of [`RavlmImageToTextPipeline`]. The last user message of a conversation is the
+    question, and its last image the image.
     """
 
     _load_processor = None  # a model object brings its folder's own

@@ -29,7 +29,17 @@ from .parts import is_ours, named_encoder, own_encoder, reader_around
 logger = logging.getLogger(__name__)
 
 PROMPT_KEYS = ("prompt", *(name for name in SETTINGS if name != "max_length"))  # which is one of `generate`
-ANSWER_KEYS = ("k", "where", "channels", "retriever", "with_posterior", "encoded_knowledge", "policy", *PROMPT_KEYS)
+ANSWER_KEYS = (
+    "k",
+    "where",
+    "channels",
+    "retriever",
+    "with_posterior",
+    "with_leave_one_out",
+    "encoded_knowledge",
+    "policy",
+    *PROMPT_KEYS,
+)
 
 
 class RavlmPipelineMixin:
@@ -171,7 +181,10 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
     - **k** (`int`, *optional*) -- passages to read; 0 answers closed-book.
     - **where**, **channels** (*optional*) -- which passages may be found, and how, as in `RavlmRetriever.retrieve`.
     - **retriever** (`RavlmRetriever`, *optional*) -- another knowledge base for this call.
-    - **with_posterior** (`bool`, *optional*, defaults to `True`) -- whether to attribute the answer to passages.
+    - **with_posterior** (`bool`, *optional*, defaults to `True`) -- whether to attribute the answer to passages, by
+      what it is worth under each alone; costs at most what the answer did.
+    - **with_leave_one_out** (`bool`, *optional*, defaults to `False`) -- whether to find out, too, what the answer
+      would lose without each passage; costs as much as reading all passages `k` more times.
     - **encoded_knowledge** (`EncodedKnowledge`, *optional*) -- states of the passages, read once and kept.
     - **policy** (`AnswerPolicy`, *optional*) -- when to search, what to read, when to abstain; each answer then has
       the fields of its `Decision`. By default the folder's own, if it has one; `AnswerPolicy()` lets everything pass.
@@ -181,9 +194,9 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
 
     Each image gives a list of dictionaries with `generated_text`, `evidence` (dictionaries with id, text, image,
     score, source, licence, ...) that was read, `scores` (those of the evidence), `posterior` (one probability per
-    passage), `leave_one_out` (what the answer's log-probability loses without the passage) and `unread` (what was
-    found and had no room in the prompt). With `cite=True` there are `citations`, each checked; of a reader that
-    thinks, `thinking`.
+    passage), `leave_one_out` (what the answer's log-probability loses without the passage, if asked for) and `unread`
+    (what was found and had no room in the prompt). With `cite=True` there are `citations`, each checked; of a reader
+    that thinks, `thinking`.
     """
 
     _load_processor = _load_tokenizer = _load_image_processor = None  # foreign checkpoints may lack any of them

@@ -239,7 +239,7 @@ def test_answers_come_with_what_they_rest_on(readers, family):
 
     evidence = [[Passage("the capital is Oslo", 0.9), Passage("red", 0.1)], [Passage("white", 0.5)]]
     answers = answer_questions(
-        model, processor, None, images, questions, evidence=evidence, max_new_tokens=3, do_sample=False
+        model, processor, None, images, questions, evidence=evidence, max_new_tokens=3, with_leave_one_out=True
     )
     assert [len(row[0].posterior) for row in answers] == [2, 1]
     told = answers[0][0]
@@ -252,8 +252,7 @@ def test_answers_come_with_what_they_rest_on(readers, family):
 
     both, first, second = worth(evidence[0]), worth(evidence[0][:1]), worth(evidence[0][1:])
     assert told.leave_one_out == pytest.approx([both - second, both - first], abs=1e-4)
-    scale = model.model.get_logit_scale().item()
-    odds = first - second + scale * (0.9 - 0.1)
+    odds = first - second + (0.9 - 0.1)  # scores of unknown origin as they are, not by the scale of untrained towers
     assert told.posterior[0] == pytest.approx(1 / (1 + math.exp(-odds)), abs=1e-4)
 
 

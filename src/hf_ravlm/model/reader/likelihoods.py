@@ -5,6 +5,33 @@ from __future__ import annotations
 import torch
 
 
+NUMBERS_PER_PIECE = 1 << 23  # of logits that are turned into log-probabilities at once: 32 MB in float32
+
+
+def _columns_per_piece(logits: torch.Tensor) -> int:
+    return max(NUMBERS_PER_PIECE // max(logits.shape[0] * logits.shape[-1], 1), 1)
+
+
+def target_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """`log softmax(logits)[target]` at each place, piece by piece, as a vocabulary is large.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, T, V)`), targets (`torch.LongTensor` of shape `(N, T)`): -100 for none.
+
+    Returns:
+        `(N, T)` in float32, 0 where there is no target.
+
+    >>> target_log_probs(torch.zeros(1, 2, 4), torch.tensor([[3, -100]])).exp().tolist()
+    [[0.25, 1.0]]
+    """
+    columns, pieces = _columns_per_piece(logits), []
+    for some, wanted in zip(logits.split(columns, dim=1), targets.split(columns, dim=1), strict=True):
+        some = some.float()
+        chosen = some.gather(-1, wanted.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        pieces.append(chosen - some.logsumexp(dim=-1))
+    return torch.cat(pieces, dim=1).masked_fill(targets == -100, 0)
+
+
 def answer_token_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of every token of the labelled answers under a causal language model, answers flush left.
 
@@ -29,9 +56,13 @@ def answer_token_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> tuple[
     longest = int(keep.sum(dim=1).max()) if keep.numel() else 0
     places = (~keep).long().argsort(dim=1, stable=True)[:, :longest]  # (N, T), answer tokens in their order first
     keep = keep.gather(1, places)
-    chosen = logits[:, :-1].gather(1, places.unsqueeze(-1).expand(-1, -1, logits.shape[-1])).float()  # (N, T, V)
-    tokens = targets.gather(1, places).clamp(min=0).unsqueeze(-1)
-    log_probs = chosen.log_softmax(dim=-1).gather(-1, tokens).squeeze(-1)
+    found = [
+        target_log_probs(
+            logits.gather(1, some.unsqueeze(-1).expand(-1, -1, logits.shape[-1])), targets.gather(1, some)
+        )
+        for some in places.split(_columns_per_piece(logits), dim=1)
+    ]
+    log_probs = torch.cat(found, dim=1)
     return log_probs.masked_fill(~keep, 0), keep
 
 

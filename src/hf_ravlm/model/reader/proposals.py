@@ -14,8 +14,10 @@ from transformers.generation import GenerationMixin
 
 from .inputs import EncodedInputs
 from .latent_passages import log_prior
+from .likelihoods import target_log_probs
 from .placing import PromptTensors, positions_from
 from .reading import evidence_memory, read
+from .scoring import LOGITS_PER_PASS
 
 
 @dataclass(frozen=True)
@@ -145,21 +147,24 @@ def score_answers(
     first = read(model, flat, prompt, num_passages, **asked).logits  # (B * K, 1, V)
     kept = answer_mask(answers, ends, pad)  # (B * K, C, T)
     mask = prompt.attention_mask
+    columns = max(LOGITS_PER_PASS // first[:, 0].numel(), 1)  # of an answer, that are read at once
     scores = []
     for c in range(answers.shape[1]):
-        tokens, logits = answers[:, c], first
-        if tokens.shape[1] > 1:
-            behind = torch.cat([mask, kept[:, c, :-1].to(mask.dtype)], dim=1)
-            more = model.language_model(
-                inputs_embeds=model.get_input_embeddings()(tokens[:, :-1]),
+        targets = answers[:, c].masked_fill(~kept[:, c], -100)
+        score = target_log_probs(first, targets[:, :1]).sum(dim=1)
+        own, seen = copy.deepcopy(cache), torch.cat([mask, kept[:, c].to(mask.dtype)], dim=1)
+        for start in range(0, answers.shape[2] - 1, columns):
+            tokens = answers[:, c, start : min(start + columns, answers.shape[2] - 1)]
+            behind = seen[:, : mask.shape[1] + start + tokens.shape[1]]
+            logits = model.language_model(
+                inputs_embeds=model.get_input_embeddings()(tokens),
                 attention_mask=behind,
-                position_ids=positions_from(behind)[:, mask.shape[1] :],
-                past_key_values=copy.deepcopy(cache),
+                position_ids=positions_from(behind)[:, -tokens.shape[1] :],
+                past_key_values=own,
                 **evidence_memory(model, flat),
             ).logits
-            logits = torch.cat([first, more], dim=1)
-        log_probs = logits.float().log_softmax(dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        scores.append((log_probs * kept[:, c]).sum(dim=-1))
+            score = score + target_log_probs(logits, targets[:, start + 1 : start + 1 + tokens.shape[1]]).sum(dim=1)
+        scores.append(score)
     return torch.stack(scores, dim=1)
 
 

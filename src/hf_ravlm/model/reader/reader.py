@@ -264,11 +264,18 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         evidence_scores: torch.FloatTensor,
         attention_mask: torch.Tensor | None = None,
         token_passages: torch.LongTensor | None = None,
+        with_leave_one_out: bool = True,
+        prior_scale: float | None = None,
         **inputs: torch.Tensor | None,
     ) -> RavlmAttribution:
         """Which passage an answer rests on: one in `input_ids` and `labels`.
 
-        Args: as of `forward`; `processor(images, text, evidence, answers=...)` returns them.
+        Args: as of `forward`, which `processor(images, text, evidence, answers=...)` returns, and:
+            with_leave_one_out (`bool`): whether to find out what is lost without each passage, too. It costs as much
+                as reading all passages `K` times; without it there is no `log_likelihood` either, but for readers
+                over latent passages, where both cost nothing.
+            prior_scale (`float`, *optional*): `1 / temperature` of what gave `evidence_scores`; by default that of
+                the reader's own towers, and 1 for a reader without towers.
 
         Returns:
             [`RavlmAttribution`], in which a passage that `evidence_mask` leaves out has posterior and loss 0.
@@ -277,7 +284,8 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
             `ValueError`: for an image-text-to-text reader, which `attribute_prompts` is for.
         """
         batch = EncodedInputs(evidence_scores=evidence_scores, **inputs)
-        return attribute(self, batch, PromptTensors(input_ids, attention_mask, token_passages), labels)
+        prompt = PromptTensors(input_ids, attention_mask, token_passages)
+        return attribute(self, batch, prompt, labels, with_leave_one_out, prior_scale)
 
 
 class ReaderBody:

@@ -129,7 +129,7 @@ class RavlmEncoder:
     def logit_scale(self) -> float | None:
         """`1 / temperature`, which the model was trained with; `None` if it has none."""
         scale = getattr(self.model, "get_logit_scale", None)
-        return None if scale is None else float(scale())
+        return None if scale is None else float(scale().detach())
 
     def encode_queries(self, images: Images | None, texts: Texts | None) -> np.ndarray:
         """Returns unit vectors (n, D) in float32 of questions, images, or both.
