@@ -35,9 +35,6 @@ def by_hand(model, write, row: int, evidence: list[dict], scale: float):
     def log_likelihood(shown):
         inputs = write(row, shown)
         labels = inputs.pop("labels")[0]
-        kept = {
-            name: value for name, value in inputs.items() if not name.startswith("evidence_") or not model.reads_images
-        }
         with torch.no_grad():
             log_probs = model(**inputs).logits[0].double().log_softmax(-1)
         places = (labels != -100).nonzero().flatten().tolist()
