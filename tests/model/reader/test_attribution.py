@@ -157,7 +157,8 @@ def test_the_posterior_reads_images_and_instructions_once():
     assert len(answer.posterior) == 4
     assert answer.leave_one_out == []
     assert patches - plain[1] <= plain[1]
-    answers = 4 * (40 + 20)  # which are read with each passage, and what closes a prompt
+    length = len(processor.tokenizer(answer.text)["input_ids"])
+    answers = 4 * (length + 20)  # which are read with each passage, with the question and what closes a prompt
     assert tokens - plain[0] <= plain[0] + answers
 
 
