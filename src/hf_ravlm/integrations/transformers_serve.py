@@ -267,7 +267,7 @@ class _Reply:
             if (value := getattr(answer, name)) is not None:
                 found["reasoning_content" if name == "thinking" else name] = value
         if answer.decision is not None:
-            found["abstained"] = answer.decision.abstained
+            found["abstained"] = answer.decision.abstained  # type: ignore[assignment]
         return found
 
     def reason(self) -> str:
@@ -297,7 +297,7 @@ class _Reply:
                 yield self.chunk({"content": piece})
                 piece = await self.pieces.get()
             if piece.answer is None:
-                yield _event(error_body(*_told(piece.error)[1:], status=500))
+                yield _event(error_body(*_told(piece.error)[1:], status=500))  # type: ignore[arg-type,misc]
                 return
             yield self.chunk(self.message(piece.answer), self.reason(), usage=self.usage())
             if self.asked.with_usage:

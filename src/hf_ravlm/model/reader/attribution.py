@@ -88,7 +88,7 @@ def _subsets(number: int, with_leave_one_out: bool) -> list[tuple[int, ...]]:
     """
     every = tuple(range(number))
     alone = [(k,) for k in every]
-    return [*alone, *(every[:k] + every[k + 1 :] for k in every), every] if with_leave_one_out else alone
+    return [*alone, *(every[:k] + every[k + 1 :] for k in every), every] if with_leave_one_out else alone  # type: ignore[return-value]
 
 
 def _sorted_out(
