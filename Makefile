@@ -8,6 +8,8 @@ VENV ?= .venv
 PIP_TORCH_ARGS ?=
 # Arguments for the programs: make train ARGS="--seed 1", make test ARGS="-m 'not slow'", make conformance ARGS="-k Gated"
 ARGS ?=
+# Seconds for each test of `make fuzz`; RAVLM_FUZZ_SEED in the environment says where its random numbers begin.
+FUZZ_SECONDS ?= 450
 # Which kernels `make kernels` takes: any but the processor's own.
 KERNELS ?= $(if $(shell grep -m1 avx512f /proc/cpuinfo 2>/dev/null),ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2,ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE)
 
@@ -20,7 +22,7 @@ PACKAGING := setup.py pyproject.toml constraints.txt tests/no-deps.txt
 CODE := src tests examples benchmarks docs setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kernels conformance train docs lint clean
+.PHONY: help demo test fuzz kernels conformance train docs lint clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +39,9 @@ test: lint  ## lint, types, floors, then all tests and doctests
 kernels: $(VENV)/.test-installed  ## the quick tests that compute, once more with other kernels of PyTorch and MKL (KERNELS)
 	$(KERNELS) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow" $(ARGS) \
 		tests/explain tests/model tests/pipelines tests/retrieval/encoding tests/training
+
+fuzz: $(VENV)/.test-installed  ## random damage, kills, texts and command lines for an hour (FUZZ_SECONDS, RAVLM_FUZZ_SEED)
+	RAVLM_FUZZ_SECONDS=$(FUZZ_SECONDS) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m fuzz $(ARGS) tests/fuzz
 
 # The suites come from the source archives of the installed versions, which are downloaded once into HARNESS.
 conformance: $(VENV)/.test-installed  ## common test suites of transformers and peft, run on our classes

@@ -298,6 +298,9 @@ def test_a_config_of_impossible_size_is_refused_before_it_is_built(folder, part,
     with pytest.raises(UnsafeInputError, match=f"{key}=2147483648"):
         RavlmConfig.from_pretrained(folder)
     check_sizes({"rope_theta": 10**12, "hidden_size": 16384, "num_hidden_layers": 126, "eos_token_id": [1, 2]})
+    check_sizes(
+        {"max_position_embeddings": 10_485_760, "vocab_size": 1_000_000, "head_dim": 12_000, "layer_types": ["x"]}
+    )
 
 
 @pytest.mark.parametrize(
@@ -326,3 +329,12 @@ def test_weights_load_as_they_were_saved(folder):
         RavlmForConditionalGeneration.from_pretrained(folder).image_projector.weight,
         tiny_model().image_projector.weight,
     )
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"vision_config": '])
+def test_a_model_without_its_config_is_not_one_of_defaults(folder, content):
+    (folder / MANIFEST).unlink()
+    path = folder / "config.json"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UnsafeInputError, match=r"config\.json"):
+        RavlmForConditionalGeneration.from_pretrained(folder)

@@ -104,7 +104,7 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        for part in (self.vision_config, self.text_config, self.generator_config):
+        for part in (self.__dict__, self.vision_config, self.text_config, self.generator_config):
             check_sizes(part)  # before it is built: a list of 2**31 layers is never finished
         kwargs.pop("auto_map", None)  # of the folder it was loaded from; saving writes it anew
         if self.encoder_config is not None:

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import SAFE_WEIGHTS_NAME, can_return_tuple
 
 from ..errors import InvalidInputError, UnsafeInputError
+from ..saving.bounds import check_settings_file
 from ..saving.folders import PublishMixin, load_checked
 from .backbones import LOADERS, masked_mean, patch_grid
 from .configuration_ravlm import RavlmConfig
@@ -69,6 +70,8 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
 
         def load(was_finished: bool):
             given = dict(kwargs)
+            if given.get("config") is None:
+                check_settings_file(source, given.get("subfolder"))
             if was_finished and given.get("config") is not None:  # read before the save was finished
                 given["config"] = cls.config_class.from_pretrained(source)
             found = read_references(cls.config_class, source, given)

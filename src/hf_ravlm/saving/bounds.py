@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from ..errors import UnsafeInputError
 from .durable import read_regular
 
 
-_MAX_PARTS = 10_000  # layers, heads, experts: a module each
-_MAX_WIDTH = 2**31 - 1
+# Layers, heads and experts are a module each; positions and words are rows of a matrix; all else is a width.
+_LIMITS = (
+    (re.compile(r"(layer|block|stage|head|expert|depth|group)s?(_|$)(?!dim)|^n_(layer|head)|_tokens$"), 10_000),
+    (re.compile(r"(vocab|position|context|window|length|max_seq)"), 2**25),
+    (re.compile(r"(size|dim|width|channel|grid|every|passages)s?($|_)|^d_"), 2**20),
+)
+_MAX_CONFIG_BYTES = 10_000_000
 _MAX_TOKEN_ID = 2**24
 _MAX_TOKENIZER_BYTES = 500_000_000
-_PARTS = re.compile(r"(layer|block|stage|head|expert|depth)s?(_|$)|^n_(layer|head)|^num_hidden_groups$")
-_WIDTHS = re.compile(r"(size|dim|width|positions?|embeddings|channels?)$|^d_")
 
 
 def check_sizes(config: Any, name: str = "") -> None:
@@ -37,15 +41,32 @@ def check_sizes(config: Any, name: str = "") -> None:
         if isinstance(value, Mapping):
             check_sizes(value, f"{key}.")
             continue
-        numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-        for limit, pattern in ((_MAX_PARTS, _PARTS), (_MAX_WIDTH, _WIDTHS)):
-            if pattern.search(str(key)) and "dim" not in str(key) * (pattern is _PARTS):
-                for number in numbers:
-                    if isinstance(number, (int, float)) and number > limit:
-                        raise UnsafeInputError(
-                            f"{name}{key}={str(number)[:40]}: no model has more than {limit:,} of them. The config is "
-                            "damaged or forged; take it from where it was published."
-                        )
+        limit = next((limit for pattern, limit in _LIMITS if pattern.search(str(key))), None)
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        largest = max((number for number in numbers if isinstance(number, (int, float))), default=0)
+        if limit is not None and largest > limit:
+            raise UnsafeInputError(
+                f"{name}{key}={str(largest)[:40]}: no model has more than {limit:,} of them. The config is damaged or "
+                "forged; take it from where it was published."
+            )
+
+
+def check_settings_file(source: Any, subfolder: str | None = None) -> None:
+    """Refuses a folder whose `config.json` is missing or damaged: transformers would make a model of its defaults.
+
+    Raises:
+        UnsafeInputError: Unless it is an object of JSON, or the folder is that of an adapter, or on the Hub.
+    """
+    folder = Path(source, subfolder or "") if isinstance(source, (str, os.PathLike)) else None
+    if folder is None or not folder.is_dir() or (folder / "adapter_config.json").is_file():
+        return
+    try:
+        settings = json.loads(read_regular(folder / "config.json", _MAX_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)[:100]
+        raise UnsafeInputError(f"{folder}: its config.json cannot be read ({reason}). Take it from a copy.") from error
+    if not isinstance(settings, dict) or not settings:
+        raise UnsafeInputError(f"{folder}: its config.json is no object of JSON. Take it from a copy.")
 
 
 def check_tokenizer(path: Path) -> None:
