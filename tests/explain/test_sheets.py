@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from hf_ravlm.explain import answer_sheet
+from hf_ravlm.explain import answer_sheet, heat_overlay, seen_image
 from hf_ravlm.explain.sheets import MARGIN, ROW_HEIGHT
 from hf_ravlm.saving.drawing import BLUE, THUMB
 from tiny import picture
@@ -32,3 +32,12 @@ def test_rows_without_evidence_and_long_words_are_drawn():
     ]
     sheet = answer_sheet([picture(0), picture(1)], ["Why?", "How?"], records, captions=["one", "two"])
     assert sheet.height == 2 * ROW_HEIGHT + MARGIN
+
+
+def test_maps_lie_on_images_of_at_most_a_million_pixels():
+    class Processor:
+        image_processor, trim_image_margins = None, False
+
+    seen = seen_image(Processor, Image.new("RGB", (4000, 1000), "lime"))
+    assert seen.size == (2000, 500)
+    assert heat_overlay(seen, [[0.0, 1.0]]).size == (2000, 500)

@@ -9,8 +9,9 @@ from PIL import Image
 
 from ..errors import InvalidInputError
 from ..explain.explanation import Explanation, explain_answer
-from ..explain.overlay import heat_overlay
+from ..explain.overlay import SHOWN_PIXELS, heat_overlay
 from ..explain.sheets import explanation_sheet, nats
+from ..images import safe_image, shrunk
 from ..pipelines.answering import answer_questions
 from ..saving.drawing import FAINT, INK, canvas, write_lines
 
@@ -20,6 +21,7 @@ CHOICES = (WITH, WITHOUT, BOTH)
 NOTHING_SAID = "(the model said nothing)"
 TABLE_HEAD = ["id", "text", "source", "licence", "score", "posterior", "worth"]
 CARD = (320, 213)
+MOST_PIXELS = 4_000_000  # of the image that is asked about
 
 Captioned = tuple[Image.Image, str]
 
@@ -76,6 +78,8 @@ def answer_for_page(
     if retriever is None and mode != WITHOUT:
         raise InvalidInputError("There is no knowledge base to retrieve from. Upload one, or ask without retrieval.")
     question = (question or "").strip() or model.config.default_prompt
+    # Larger ones are read no better, and everything below looks at the image again and again.
+    image = shrunk(safe_image(image), MOST_PIXELS)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
     shown = PageAnswer()
     if mode != WITHOUT:
@@ -105,7 +109,7 @@ def _show(shown: PageAnswer, explanation: Explanation) -> None:
     for passage, posterior, worth in zip(answer.evidence, answer.posterior, answer.leave_one_out, strict=True):
         known = [passage.id, passage.text or "", passage.source or "", passage.licence or ""]
         shown.table.append([*known, round(passage.score, 3), round(posterior, 3), round(worth, 2)])
-        entry = passage.image if passage.image is not None else text_card(passage.text or "")
+        entry = text_card(passage.text or "") if passage.image is None else shrunk(passage.image, SHOWN_PIXELS)
         shown.gallery.append((entry, f"{posterior:.2f} {passage.id}"))
     shown.sheet = explanation_sheet(explanation)
 

@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..errors import RavlmError
+from ..errors import InvalidInputError, RavlmError
 from ..retrieval import RavlmEncoder, RavlmRetriever
 from .answering import CHOICES, TABLE_HEAD, WITH, WITHOUT, answer_for_page
 from .serving import require_gradio
-from .uploads import READABLE, read_upload
+from .uploads import READABLE, own_uploads, read_upload
 
 
 TITLE = "Answers with evidence"
@@ -48,12 +48,17 @@ def build_page(model: Any, processor: Any, retriever: Any) -> Any:
 
         def answer(own: Any, image: str | None, question: str, mode: str, passages: float) -> tuple:
             knowledge = retriever if own is None else own
-            found = answer_for_page(model, processor, knowledge, image, question[:MOST_LETTERS], mode, int(passages))
+            image = own_uploads([image])[0] if image else None
+            if len(question) > MOST_LETTERS or not 0 < passages <= MOST_PASSAGES:
+                raise InvalidInputError(
+                    f"Ask with at most {MOST_LETTERS:,} letters and 1 to {MOST_PASSAGES} passages."
+                )
+            found = answer_for_page(model, processor, knowledge, image, question, mode, int(passages))
             texts = (found.retrieved or "", found.closed_book or "")
             return (*texts, found.gallery, found.maps, found.table, found.sheet, found.record)
 
         def use_knowledge(paths: list[str] | None) -> tuple[Any, str]:
-            knowledge_base = read_upload(paths or [])
+            knowledge_base = read_upload(own_uploads(paths or []))
             own = RavlmRetriever.build(knowledge_base, RavlmEncoder(model.model, processor))
             return own, _describe(own, knowledge_base.skipped)
 

@@ -23,10 +23,32 @@ from ..saving.safe_paths import safe_relpath
 MAX_BYTES = 200_000_000  # of all files together, unpacked
 MAX_FILES = 5_000
 MAX_PASSAGES = 5_000  # each is read by the encoder while somebody waits
+NOT_UPLOADED = "This file is none of this page's uploads. Upload it again."  # the same whether there is one or not
 TABLES = (".jsonl", ".csv")
 READABLE = (*TABLES, ".txt", ".md", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _CHUNKING = Chunking(max_length=1_000)
 _DESCRIBING = ("metadata.jsonl", "metadata.csv")
+
+
+def is_uploaded(path: Any) -> bool:
+    """Whether a path that a visitor names lies in the folder of uploads, links followed; there it may be missing."""
+    from gradio.utils import get_upload_folder
+
+    try:
+        return Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
+    except (OSError, RuntimeError, TypeError, ValueError):  # a loop of links, no path at all, a NUL character
+        return False
+
+
+def own_uploads(paths: Sequence[Any]) -> list[str]:
+    """The paths, if each is an upload.
+
+    Raises:
+        UnsafeInputError: If one is none; it does not tell whether the file exists.
+    """
+    if not all(is_uploaded(path) and os.path.isfile(path) for path in paths):
+        raise UnsafeInputError(NOT_UPLOADED)
+    return [str(path) for path in paths]
 
 
 def read_upload(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from ..errors import InvalidInputError
+from ..files import other_than_file
 from ..metrics.answers import answer_texts
 from ..retrieval.sources.checked_rows import SourceFault
 from ..retrieval.sources.columns import SYNONYMS, find_column
@@ -315,7 +316,8 @@ def _image_bytes(image: Any) -> bytes:
     if image is None:
         return b""
     if isinstance(image, (str, Path)):
-        return Path(image).read_bytes()
+        # A pipe would block; `safe_image` refuses it when the question is asked.
+        return b"" if other_than_file(image) else Path(image).read_bytes()
     if hasattr(image, "tobytes"):
         return repr((getattr(image, "mode", None), getattr(image, "size", None))).encode() + bytes(image.tobytes())
     return repr(type(image)).encode()

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ..errors import InvalidInputError
+from ..images import safe_image
 from ..model.loading import without_adapters
 from ..model.prompts.settings import split_settings
 from ..pipelines.answer import Answer
@@ -109,6 +110,7 @@ def explain_answer(
     """
     question = model.config.default_prompt if question is None else question
     prompt, generate_kwargs = split_settings(generate_kwargs, not_direct=("max_length",))
+    image = safe_image(image)  # decoded once
     seen = seen_image(processor, image)
     if answer is None:
         asked = {"prompt": prompt, **generate_kwargs}

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..images import safe_image, trim_margins
+from ..images import safe_image, shrunk, trim_margins
 
 
 # Dark violet, red, orange, pale yellow; each step is lighter than the one before it.
 HEAT = np.array([[20, 11, 53], [120, 28, 109], [203, 66, 72], [249, 142, 9], [252, 255, 164]], np.float32)
+SHOWN_PIXELS = 1_000_000  # a map of 49 million would take a gigabyte in each of its steps
 PALEST, DENSEST = 0.25, 0.85  # how much of the heat's colour covers the image
 
 
@@ -43,7 +44,8 @@ def heat_overlay(image: Image.Image, heat: Any) -> Image.Image:
 def seen_image(processor: Any, image: Any) -> Image.Image:
     """The part of an image that the vision tower sees, over which a map of it is to be stretched.
 
-    An image processor that resizes alone sees all of it; of one that crops or pads the pixels themselves are shown.
+    An image processor that resizes alone sees all of it, and it is shown with at most a million pixels; of one that
+    crops or pads the pixels themselves are shown.
 
     Args:
         processor: a [`RavlmProcessor`].
@@ -53,7 +55,7 @@ def seen_image(processor: Any, image: Any) -> Image.Image:
     whole = safe_image(image)
     whole = trim_margins(whole) if processor.trim_image_margins else whole
     if not (getattr(steps, "do_center_crop", None) or getattr(steps, "do_pad", None)):
-        return whole
+        return shrunk(whole, SHOWN_PIXELS)
     pixels = np.asarray(processor.for_retrieval(images=[image])["pixel_values"][0])  # (3, height, width)
     if getattr(steps, "do_normalize", None):
         pixels = pixels * np.reshape(steps.image_std, (3, 1, 1)) + np.reshape(steps.image_mean, (3, 1, 1))

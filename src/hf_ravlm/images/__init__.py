@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from .addresses import fetch_image, is_address
+from .addresses import fetch_bytes, fetch_image, is_address
 from .gate import (
     IMAGE_FORMATS,
     MAX_ASPECT,
@@ -27,6 +27,7 @@ __all__ = [
     "MAX_SIDE",
     "ImageSource",
     "encoded_image",
+    "fetch_bytes",
     "fetch_image",
     "is_address",
     "safe_image",

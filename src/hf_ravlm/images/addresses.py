@@ -42,7 +42,18 @@ def is_address(source: Any) -> bool:
 def fetch_image(
     address: str, timeout: float | None = None, *, max_bytes: int = MAX_BYTES, private: bool = True
 ) -> Image.Image:
-    """Fetches an image by its address and makes it safe, see `safe_image`.
+    """Fetches an image by its address and makes it safe, see `safe_image`; arguments and errors as `fetch_bytes`.
+
+    Raises:
+        UnsafeInputError: If what came is no image, too.
+    """
+    return safe_image({"bytes": fetch_bytes(address, timeout, max_bytes=max_bytes, private=private), "path": address})
+
+
+def fetch_bytes(
+    address: str, timeout: float | None = None, *, max_bytes: int = MAX_BYTES, private: bool = True
+) -> bytes:
+    """Fetches what lies at an address.
 
     Args:
         address: `http://...` or `https://...`.
@@ -53,15 +64,15 @@ def fetch_image(
 
     Raises:
         InvalidInputError: If it cannot be fetched within the limits.
-        UnsafeInputError: If it leads to a private address, or what came is no image.
+        UnsafeInputError: If it leads to a private address.
     """
     deadline = time.monotonic() + (SECONDS if timeout is None else timeout)
-    shown, place = shortened(address), address
+    place = address
     try:
         for _ in range(MAX_REDIRECTS + 1):
             answer = _get(place, deadline, max_bytes, private)
             if isinstance(answer, bytes):
-                return safe_image({"bytes": answer, "path": address}, max_bytes=max_bytes)
+                return answer
             target = urljoin(place, answer)
             private, place = private and urlsplit(target).hostname == urlsplit(place).hostname, target
         raise OSError(f"more than {MAX_REDIRECTS} redirects")
@@ -71,7 +82,7 @@ def fetch_image(
         late = time.monotonic() >= deadline
         reason = "it took too long" if late else f"{type(error).__name__}: {shortened(str(error))}"
         raise InvalidInputError(
-            f"{shown}: the image could not be fetched ({reason}). Download it and pass its path."
+            f"{shortened(address)}: the image could not be fetched ({reason}). Download it and pass its path."
         ) from error
 
 
@@ -193,4 +204,4 @@ def _ascii(target: str) -> str:
     return quote(target, safe="%/:=&?~#+!$,;'@()*[]")
 
 
-__all__ = ["fetch_image", "is_address"]
+__all__ = ["fetch_bytes", "fetch_image", "is_address"]

@@ -76,7 +76,10 @@ def resolve_inside(folder: Path, name: str) -> Path:
         UnsafeInputError: If the path leaves the folder, or its name is none that `safe_relpath` takes.
     """
     path = folder / safe_relpath(name)
-    root, target = folder.resolve(), path.resolve()
+    try:
+        root, target = folder.resolve(), path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError before Python 3.13
+        raise UnsafeInputError(f"{name!r} in {folder} is a loop of links. Copy the file itself there.") from error
     roots = [root]
     for revision in (root, *root.parents):
         # <cache>/models--owner--name/snapshots/<revision>/... beside <cache>/models--owner--name/blobs

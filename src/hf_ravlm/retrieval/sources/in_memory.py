@@ -8,7 +8,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InvalidInputError, UnsafeInputError
-from ...images import MAX_BYTES
+from ...images import MAX_BYTES, fetch_bytes, is_address
 from ..passage import STANDARD_COLUMNS
 from .checked_rows import SourceFault, SourceItem, SourceRow
 from .columns import SYNONYMS, ColumnNames, Record, choose_columns, find_column, rows_from_records
@@ -131,12 +131,17 @@ def _readable_image(image: Any, where: str, is_typed: bool) -> Any:
             f"{where}: the image is a string. Expected an image or encoded bytes: use "
             "`dataset.cast_column(..., datasets.Image())` to read files."
         )
-    if not isinstance(image, Mapping) or image.get("bytes") is not None or "://" not in str(image.get("path")):
+    if not is_typed or not isinstance(image, Mapping) or image.get("bytes") is not None:
         return image
+    path = str(image.get("path"))
+    if "://" not in path or path.lower().startswith(("file:", "local:")):
+        return image  # which `safe_image` reads within its limits, or refuses
     import fsspec
 
     try:
-        with fsspec.open(image["path"], "rb") as file:
+        if is_address(path):
+            return fetch_bytes(path)
+        with fsspec.open(path, "rb") as file:
             return file.read(MAX_BYTES + 1)
     except Exception as error:  # each kind of host has its own errors
-        raise UnsafeInputError(f"{where}: the image {image['path']} cannot be read ({error}).") from error
+        raise UnsafeInputError(f"{where}: the image {path[:200]} cannot be read ({str(error)[:200]}).") from error

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from ...errors import InvalidInputError
+from ...files import other_than_file
 from .checked_rows import SourceFault
 
 
@@ -37,6 +38,8 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
         InvalidInputError: If there is no such file.
     """
     file = Path(path)
+    if kind := other_than_file(file):
+        raise InvalidInputError(f"{file}: this is {kind}, and a file was expected. Check the path.")
     if not file.is_file():
         raise InvalidInputError(f"{file}: there is no such file. Check the path.")
     return file
