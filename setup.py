@@ -26,20 +26,21 @@ def read_description() -> str:
 
 
 # Lower bounds only: an upper bound would forbid the fix that a user waits for. Each bound is the oldest version that
-# installs and imports together with the others, except where a reason stands beside it.
+# installs and imports together with the others, except where a reason stands beside it. Versions with published
+# advisories are left out; SECURITY.md has the table.
 INSTALL_REQUIRES = [
-    "torch>=2.10",
+    "torch>=2.11",  # security fixes
     "transformers>=5.23",  # older ones refuse our processors' own arguments
-    "accelerate>=1.10",
+    "accelerate>=1.15",  # security fixes
     "peft>=0.18",  # the first that imports with transformers 5
-    "datasets>=4.0",
+    "datasets>=5.0.1",  # security fixes
     "faiss-cpu>=1.15.1",  # older ones crash on damaged index files
     "evaluate>=0.4.5",
     "safetensors>=0.8",
     "xxhash>=3.0",  # the checksums of saved folders; `datasets` brings it, too
-    "Pillow>=12.3",  # security fixes in the image decoders
+    "Pillow>=12.3",  # security fixes in the image decoders; gradio forbids 13
     "numpy>=2",
-    "pyarrow>=16",  # the first that runs with numpy 2; 14.0.1 closed the remote-code hole of older ones
+    "pyarrow>=24",  # security fixes
 ]
 
 HYBRID = [
@@ -70,10 +71,10 @@ CONFORMANCE = ["pytest>=9", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "paramet
 TRACKING = ["tensorboard>=2.16"]  # for `report_to="tensorboard"` of the Trainers
 DEMO = ["gradio>=6.31"]
 DOCS = ["pdoc>=16"]
-LANGCHAIN = ["langchain-core>=1.0"]
+LANGCHAIN = ["langchain-core>=1.2.5"]  # security fixes
 MTEB = ["mteb>=2.26"]
-ONNX = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
-SERVE = ["transformers[serving]>=5.23"]
+ONNX = ["onnx>=1.21", "onnxscript>=0.6", "onnxruntime>=1.22"]
+SERVE = ["transformers[serving]>=5.23", "starlette>=1.0.1", "fastapi>=0.136", "uvicorn>=0.40"]
 # Clients that know nothing of us, and what the processors and files of other models need.
 STRANGERS = ["trl>=1.0", "gguf>=0.10", "num2words>=0.5", "captum>=0.9", *LANGCHAIN, *MTEB, *ONNX, *SERVE]
 
