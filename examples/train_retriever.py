@@ -2,6 +2,8 @@
 
     accelerate launch examples/train_retriever.py  # the shipped towers, on flags
     accelerate launch examples/train_retriever.py --model DIR --dataset captions.parquet --passage_column caption
+    accelerate launch examples/train_retriever.py --encoder google/siglip2-base-patch16-224 --dataset captions.parquet \
+        --passage_column caption
     accelerate launch examples/train_retriever.py --model DIR --dataset questions.jsonl --knowledge_base DIR \
         --negatives negatives.jsonl --triplet_weight 0.3 --grad_cache_chunk_size 64 --report_to tensorboard
 
@@ -26,6 +28,7 @@ from hf_ravlm import (
     RavlmPreTrainingArguments,
     RavlmRetriever,
     RetrievalCollator,
+    from_encoder,
 )
 from hf_ravlm.training.batches.rows import ROW_NUMBER, check_gold_ids, gold_ids_of
 from training_rows import CHECKPOINT, DataOptions, evaluation_rows, training_rows
@@ -36,6 +39,9 @@ class Options:
     """What is trained, and on which passages."""
 
     model: str = field(default=CHECKPOINT, metadata={"help": "folder or name of a reader or of its towers alone"})
+    encoder: str | None = field(
+        default=None, metadata={"help": "a pretrained dual encoder instead, such as CLIP or SigLIP, kept whole"}
+    )
     knowledge_base: str | None = field(
         default=None, metadata={"help": "folder of the gold passages; by default that of model"}
     )
@@ -91,10 +97,14 @@ class WithPassages:
 def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
     """Trains, encodes the knowledge base anew, saves."""
     set_seed(arguments.seed)
-    processor = AutoProcessor.from_pretrained(options.model)
-    is_reader = "RavlmForConditionalGeneration" in (AutoConfig.from_pretrained(options.model).architectures or [])
-    model = (AutoModelForImageTextToText if is_reader else AutoModel).from_pretrained(options.model)
-    towers = model.model if is_reader else model
+    if options.encoder is not None:
+        model, processor = from_encoder(options.encoder)
+        towers = model.train()
+    else:
+        processor = AutoProcessor.from_pretrained(options.model)
+        is_reader = "RavlmForConditionalGeneration" in (AutoConfig.from_pretrained(options.model).architectures or [])
+        model = (AutoModelForImageTextToText if is_reader else AutoModel).from_pretrained(options.model)
+        towers = model.model if is_reader else model
     # Matching and hidden words need heads, which go with the training.
     needs_heads = arguments.itm_weight or arguments.mlm_weight
     trained = RavlmForPreTraining.from_dual_encoder(towers) if needs_heads else towers
@@ -104,9 +114,12 @@ def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
     query = {kind: name for kind, name in query.items() if name in train.column_names}
     knowledge_base = None
     if options.passage_column is None:
-        knowledge_base = RavlmRetriever.from_pretrained(
-            options.knowledge_base or options.model, encoder=RavlmEncoder(towers, processor)
-        ).knowledge_base
+        folder = options.knowledge_base or options.model
+        if options.encoder is not None:  # it has not seen these passages yet
+            knowledge_base = KnowledgeBase.load(folder)
+        else:
+            encoder = RavlmEncoder(towers, processor)
+            knowledge_base = RavlmRetriever.from_pretrained(folder, encoder=encoder).knowledge_base
         train = WithPassages(train, knowledge_base, options.num_negatives)
         held_out = held_out and WithPassages(held_out, knowledge_base, 0)
         passage = {"passage_text": "text", "passage_image": "passage_image", "negatives": "hard", "label": "entity"}

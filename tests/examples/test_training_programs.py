@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, pipeline
 
 import hf_ravlm
 from reading_world import COLOURS, THINGS, colour_retriever, rows
+from tiny_encoders import FAMILIES, save
 from tiny import picture, tiny_model, tiny_processor
 
 
@@ -200,3 +201,18 @@ def test_the_flags_come_by_default(monkeypatch):
     assert len(dev) == 5
     asked = {row["gold_ids"][0].split("/")[0] for row in train}
     assert not asked & {row["gold_ids"][0].split("/")[0] for row in dev}
+
+
+def test_a_pretrained_encoder_learns_further_and_is_given_back_whole(questions, model_folder, tmp_path, monkeypatch):
+    save(FAMILIES["CLIP"], tmp_path / "clip")
+    out = str(tmp_path / "out")
+    options = ["--encoder", str(tmp_path / "clip"), "--knowledge_base", model_folder, "--output_dir", out]
+    cached = ["--grad_cache_chunk_size", "2", "--per_device_train_batch_size", "4", "--learning_rate", "1e-2"]
+    run(monkeypatch, "train_retriever.py", *columns(questions), *options, *cached, *QUIET)
+    retriever = hf_ravlm.RavlmRetriever.from_pretrained(out)
+    assert retriever.knowledge_base.ids == THINGS
+    assert retriever.encoder.model.config.encoder_config.model_type == "clip"
+    before = hf_ravlm.from_encoder(tmp_path / "clip")[0].state_dict()
+    after = retriever.encoder.model.state_dict()
+    changed = {name.split(".")[1] for name, tensor in after.items() if not tensor.equal(before[name])}
+    assert {"text_model", "vision_model", "text_projection", "visual_projection"} <= changed

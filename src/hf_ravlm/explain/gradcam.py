@@ -12,8 +12,8 @@ and Carin 2020, arXiv 2011.08891) multiplies place by place and keeps that apart
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InvalidInputError
+from ..model.backbones import patch_raster
 from ..model.reader.latent_passages import passages_are_latent
 from ..model.reader.likelihoods import answer_token_log_probs, passage_log_prior, rag_sequence_log_likelihood
 
@@ -59,9 +60,11 @@ def answer_grad_cam(
         `InvalidInputError`: for an image-text-to-text reader, a token that is not there, a layer that does not run.
     """
     inputs, labels = _answer_inputs(model, processor, images, questions, answers, evidence, prompt)
-    layer = model.model.vision_tower if layer is None else layer
-    maps = layer_grad_cam(model, layer, lambda: answer_score(model, inputs, labels, token), method)
-    return heat_maps(maps, inputs["pixel_values"].shape[-2:])
+    layer = image_layer(model.model) if layer is None else layer
+    size = inputs["pixel_values"].shape[-2:]
+    raster = partial(patch_raster, size=size, config=model.config.vision_config)
+    maps = layer_grad_cam(model, layer, lambda: answer_score(model, inputs, labels, token), method, raster)
+    return heat_maps(maps, size)
 
 
 def retrieval_grad_cam(
@@ -97,8 +100,22 @@ def retrieval_grad_cam(
     def score() -> torch.Tensor:
         return F.cosine_similarity(model.get_query_features(**inputs), passages, dim=-1)  # (B,)
 
-    maps = layer_grad_cam(model, model.vision_tower if layer is None else layer, score, method)
-    return heat_maps(maps, inputs["pixel_values"].shape[-2:])
+    size = inputs["pixel_values"].shape[-2:]
+    raster = partial(patch_raster, size=size, config=model.config.vision_config)
+    maps = layer_grad_cam(model, image_layer(model) if layer is None else layer, score, method, raster)
+    return heat_maps(maps, size)
+
+
+def image_layer(model: Any) -> nn.Module:
+    """The layer of a dual encoder that is explained by default: the vision tower's last output.
+
+    An encoder that is kept whole pools inside its tower, often from one token: there it is the last layer but one.
+    """
+    if model.config.encoder_config is None:
+        return model.vision_tower
+    stacks = [part for part in model.vision_tower.modules() if isinstance(part, nn.ModuleList) and len(part)]
+    longest = max(stacks, key=len)
+    return longest[max(len(longest) - 2, 0)]
 
 
 def image_worth(
@@ -147,19 +164,24 @@ def answer_score(model: Any, inputs: Any, labels: torch.Tensor, token: int | Non
 
 
 def layer_grad_cam(
-    model: nn.Module, layer: nn.Module, score: Callable[[], torch.Tensor], method: Method = "grad_cam"
+    model: nn.Module,
+    layer: nn.Module,
+    score: Callable[[], torch.Tensor],
+    method: Method = "grad_cam",
+    raster: Callable[[int], tuple[int, int]] = patch_raster,
 ) -> torch.Tensor:
-    """Grad-CAM of any score over any layer that puts out a feature map or tokens on a square raster.
+    """Grad-CAM of any score over any layer that puts out a feature map or tokens on a raster.
 
     The model is run in evaluation mode; modes are restored, no hook and no gradient stays. Where the layer runs
     several times, its first run counts.
 
     Args:
         model (`nn.Module`): what `score` runs.
-        layer (`nn.Module`): part of it; puts out `(B, C, h, w)` or `(B, T, C)`, of which the last square number of
-            tokens are the patches, or an output with such a `last_hidden_state`.
+        layer (`nn.Module`): part of it; puts out `(B, C, h, w)` or `(B, T, C)`, of which the last tokens are the
+            patches, or an output with such a `last_hidden_state`.
         score (`Callable`): runs the model and returns one number per row, `(B,)`.
         method (`str`): `"grad_cam"` or `"hires_cam"`.
+        raster (`Callable`): rows and columns of the patches among `T` tokens; a square by default.
 
     Returns:
         `torch.FloatTensor` of shape `(B, h, w)`, at least 0, in units of the score.
@@ -211,7 +233,7 @@ def layer_grad_cam(
             f"the score does not depend on what the layer, a {type(layer).__name__}, puts out: is there an image, "
             "and does the score come after the layer?"
         )
-    return METHODS[method](spatial(kept[0].detach()), spatial(gradient))
+    return METHODS[method](spatial(kept[0].detach(), raster), spatial(gradient, raster))
 
 
 def grad_cam(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
@@ -238,16 +260,16 @@ def hires_cam(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tenso
 METHODS: dict[str, Callable[..., torch.Tensor]] = {"grad_cam": grad_cam, "hires_cam": hires_cam}
 
 
-def spatial(states: torch.Tensor) -> torch.Tensor:
-    """Feature maps `(B, C, h, w)` as they are; tokens `(B, T, C)` on their square raster, class tokens left out.
+def spatial(states: torch.Tensor, raster: Callable[[int], tuple[int, int]] = patch_raster) -> torch.Tensor:
+    """Feature maps `(B, C, h, w)` as they are; tokens `(B, T, C)` on their raster, class tokens left out.
 
     >>> spatial(torch.arange(5.0).reshape(1, 5, 1)).tolist()
     [[[[1.0, 2.0], [3.0, 4.0]]]]
     """
     if states.dim() == 4:
         return states
-    side = math.isqrt(states.shape[1])
-    return states[:, states.shape[1] - side * side :].mT.unflatten(-1, (side, side))
+    rows, columns = raster(states.shape[1])
+    return states[:, states.shape[1] - rows * columns :].mT.unflatten(-1, (rows, columns))
 
 
 def heat_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

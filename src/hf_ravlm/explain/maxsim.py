@@ -107,6 +107,11 @@ def cosine_match(
     Returns:
         [`TokenMatch`] whose `score` is the cosine that the retriever reports.
     """
+    if model.config.encoder_config is not None:
+        raise InvalidInputError(
+            "this dual encoder was kept whole, and its own pooling does not make a vector that is a sum of parts; "
+            "see where a score comes from with `retrieval_grad_cam`"
+        )
     with evaluation_mode(model), torch.no_grad():
         sides = [_parts(model, processor, *side) for side in ((image, text), (passage_image, passage_text))]
     (query_parts, query), (passage_parts, passage) = sides

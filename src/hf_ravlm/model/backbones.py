@@ -158,6 +158,11 @@ def load_vision_tower(source: Backbone, **loading: Any) -> PreTrainedModel:
         `InvalidInputError`: if it takes no fixed-size images, or its checkpoint lacks weights.
     """
     tower = _load_half(source, "vision", **loading)
+    if tower.config.model_type == "vit_mae":
+        raise InvalidInputError(
+            "the vision tower is a ViT-MAE, which leaves out patches by chance and shuffles the rest; choose a ViT, "
+            "DINOv2, CLIP or SigLIP, or let it find images from beside the reader (`load_encoder`)"
+        )
     if tower.config.model_type == "siglip2_vision_model":
         raise InvalidInputError(
             "the vision tower is a SigLIP 2 of flexible resolution (NaFlex), which takes patches with their shapes "
@@ -213,6 +218,7 @@ def _load_half(source: Backbone, half: Literal["vision", "text"], **loading: Any
         raise InvalidInputError(
             f"the {half} part is of type {config.model_type!r}, which AutoModel does not know; choose another "
             + ("vision tower (ViT, CLIP, SigLIP, ...)" if half == "vision" else "text encoder (BERT, CLIP, ...)")
+            + "; a dual encoder is kept whole with encoder="
         )
     if not isinstance(source, nn.Module):
         return _load(AutoModel, source, config, f"{half} part", **loading)
@@ -268,13 +274,14 @@ LOADERS = {
 }  # by role
 
 
-def patch_grid(features: torch.Tensor, grid: int) -> torch.Tensor:
-    """Averages patch features over a square raster.
+def patch_grid(features: torch.Tensor, grid: int, raster: tuple[int, int] | None = None) -> torch.Tensor:
+    """Averages patch features over a raster of `grid` times `grid` cells.
 
     Args:
         features (`torch.Tensor` of shape `(B, C, h, w)` or `(B, T, C)`):
-            A feature map, or tokens whose last square number are the patches (class and register tokens come first).
+            A feature map, or tokens of which the last are the patches (class and register tokens come first).
         grid (`int`): cells per side.
+        raster (`(int, int)`, *optional*): rows and columns of the patches, see `patch_raster`; `None` for a square.
 
     Returns:
         `torch.Tensor` of shape `(B, grid * grid, C)`, row by row.
@@ -282,11 +289,39 @@ def patch_grid(features: torch.Tensor, grid: int) -> torch.Tensor:
     >>> tokens = torch.tensor([[[9.0], [1.0], [2.0], [3.0], [4.0]]])  # a class token and 2 x 2 patches
     >>> patch_grid(tokens, 1).tolist(), patch_grid(tokens, 2).flatten().tolist()
     ([[[2.5]]], [1.0, 2.0, 3.0, 4.0])
+    >>> patch_grid(tokens, 2, (1, 4)).flatten().tolist()  # one row of four patches
+    [1.5, 3.5, 1.5, 3.5]
     """
     if features.dim() == 3:
-        side = math.isqrt(features.shape[1])
-        features = features[:, -side * side :].mT.unflatten(-1, (side, side))  # (B, C, side, side)
+        rows, columns = raster or patch_raster(features.shape[1])
+        features = features[:, -rows * columns :].mT.unflatten(-1, (rows, columns))  # (B, C, rows, columns)
     return F.adaptive_avg_pool2d(features, grid).flatten(2).mT  # (B, grid * grid, C)
+
+
+def patch_raster(
+    num_tokens: int, size: tuple[int, int] | torch.Size | None = None, config: Any = None
+) -> tuple[int, int]:
+    """Rows and columns of the patches among the tokens of an image.
+
+    Args:
+        num_tokens (`int`): `T`, those before the patches included.
+        size (`(int, int)`, *optional*): height and width of the image in pixels.
+        config (*optional*): of the vision tower, which tells its `patch_size`; without, the patches form a square.
+
+    >>> from types import SimpleNamespace
+    >>> patch_raster(9, (16, 32), SimpleNamespace(patch_size=8)), patch_raster(10)
+    ((2, 4), (3, 3))
+    """
+    patch = getattr(config, "patch_size", None)
+    if size is not None and patch is not None:
+        sides = patch if isinstance(patch, (tuple, list)) else (patch, patch)
+        rows, columns = size[0] // sides[0], size[1] // sides[1]
+        while rows * columns > num_tokens and max(rows, columns) > 1:  # towers that merge patches as they go (Swin)
+            rows, columns = -(-rows // 2), -(-columns // 2)
+        if 0 < rows * columns <= num_tokens:
+            return rows, columns
+    side = math.isqrt(num_tokens)
+    return side, side
 
 
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

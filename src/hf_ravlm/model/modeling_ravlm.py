@@ -24,7 +24,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, can_return_tuple
 from ..errors import InvalidInputError, UnsafeInputError
 from ..saving.bounds import check_settings_file
 from ..saving.folders import PublishMixin, load_checked
-from .backbones import LOADERS, masked_mean, patch_grid
+from .backbones import LOADERS, masked_mean, patch_grid, patch_raster
 from .configuration_ravlm import RavlmConfig
 from .fusions.registry import init_fusion_weights
 from .loading import compute_dtype, remember_origin
@@ -196,7 +196,12 @@ class RavlmModel(RavlmPreTrainedModel):
     def get_image_patches(self, pixel_values: torch.Tensor, grid: int) -> torch.Tensor:
         """Patch features on a raster: `(B, 3, height, width)` to `(B, grid * grid, C)`."""
         outputs = self.vision_tower(pixel_values.to(compute_dtype(self)))
-        return patch_grid(outputs.last_hidden_state, grid)
+        return self.patches_of(outputs.last_hidden_state, pixel_values, grid)
+
+    def patches_of(self, states: torch.Tensor, pixel_values: torch.Tensor, grid: int) -> torch.Tensor:
+        """Patch features `(B, grid * grid, C)` in what the vision tower put out for images."""
+        raster = patch_raster(states.shape[1], pixel_values.shape[-2:], self.config.vision_config)
+        return patch_grid(states, grid, raster)
 
     def get_text_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Token states of the text encoder: `(B, L)` to `(B, L, C)`; zeros where the mask leaves out."""
@@ -211,7 +216,7 @@ class RavlmModel(RavlmPreTrainedModel):
             outputs = self.encoder.get_image_features(pixel_values.to(compute_dtype(self)), **kwargs)
             return with_pooled(outputs, F.normalize(pooled(outputs).float(), dim=-1))
         outputs = self.vision_tower(pixel_values.to(compute_dtype(self)), **kwargs)
-        patches = patch_grid(outputs.last_hidden_state, self.config.pooling_grid)  # (B, grid * grid, C)
+        patches = self.patches_of(outputs.last_hidden_state, pixel_values, self.config.pooling_grid)
         vectors = F.normalize(self.image_projection(patches.flatten(1)).float(), dim=-1)
         return with_pooled(outputs, vectors)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..errors import InvalidInputError, KnowledgeBaseMismatchError
+from ..errors import InvalidInputError, KnowledgeBaseCorruptError, KnowledgeBaseMismatchError
 from ..images import ImageSource
 from ..saving.commit import Destination, RepoType
 from ..saving.safe_paths import safe_relpath
@@ -381,6 +381,45 @@ class RavlmRetriever:
         self._current.change(lambda knowledge: knowledge.compacted())
         if purge:
             self._current.purge(_PURGE_TIMEOUT_SECONDS)
+
+    def reencode(
+        self, encoder: Encoder, batch_size: int = 64, *, staging: str | os.PathLike[str] | None = None
+    ) -> None:
+        """Encodes all passages anew by another encoder, which then is the one that this knowledge base is asked with.
+
+        Vectors, index and encoder change in one commit; until then the knowledge base is as it was, and so it is after
+        an error or a kill. Interrupted, the same call goes on where it stopped. Passages that others commit meanwhile
+        are encoded, too.
+
+        Args:
+            encoder: Any encoder, see `load_encoder`.
+            batch_size: As in `build`.
+            staging: A folder for half-made work; `None` for one in the folder of the knowledge base, or none for one
+                that lives in memory.
+
+        Raises:
+            InvalidInputError, UnsafeInputError: As `build`.
+            KnowledgeBaseCorruptError: If passages are missing, which would be given up.
+            KnowledgeBaseLockedError, OSError: As `add`.
+        """
+        if self.num_missing:
+            raise KnowledgeBaseCorruptError(
+                f"{self.num_missing} passages could not be read, and would be given up. Repair the knowledge base "
+                "first, see `hf_ravlm.retrieval.repair_store`."
+            )
+        options = self._knowledge.options
+        is_done = False
+        while not is_done:
+            self.refresh()
+            fingerprint, base = encoder.fingerprint, self.knowledge_base
+            with self._current.staging(base.table) as own:
+                vectors = embed_corpus(base, encoder, batch_size=batch_size, staging=staging or own)
+                record = EncoderRecord(
+                    describe_encoder(encoder), fingerprint, encode_probes(encoder), reference_of(encoder)
+                )
+                is_done = self._current.replace(KnowledgeState.of(base.table, vectors, options), record)
+        self.encoder, self.encoder_fingerprint, self._accepted_fingerprint = encoder, fingerprint, fingerprint
+        self._opened_record, self._channels = record, KnowledgeChannels(encoder)
 
     def refresh(self) -> bool:
         """Takes over what other processes have committed; returns whether there was anything.

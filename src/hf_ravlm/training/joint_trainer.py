@@ -308,16 +308,24 @@ def _freeze_passage_side(towers: nn.Module, retriever: RavlmRetriever, rows: Any
     row = first_row(rows)
     first = TrainingRow.parse(row) if row else TrainingRow()
     if has_text and not has_image and first.image is not None:
-        freeze(towers.text_encoder, towers.text_projection)
+        freeze(*_half(towers, "text"))
         return True
     if has_image and not has_text and first.question:
-        freeze(towers.vision_tower, towers.image_projection)
+        freeze(*_half(towers, "image"))
         return True
     logger.warning(
         'side="query": passages and queries share their towers, so the vectors of the index will be those of older '
         'weights until the next refresh. side="passage" learns on both sides.'
     )
     return False
+
+
+def _half(towers: nn.Module, part: str) -> list[nn.Module]:
+    """The tower of images or texts with its projection; of an encoder that is kept whole, all of it with that name."""
+    if towers.config.encoder_config is None:
+        return [towers.vision_tower if part == "image" else towers.text_encoder, getattr(towers, f"{part}_projection")]
+    names = ("text",) if part == "text" else ("image", "vis")
+    return [child for name, child in towers.encoder.named_children() if name.startswith(names)]
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> np.ndarray:

@@ -15,7 +15,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from ..backbones import AUTO_READERS, check_fusion, patch_grid, reader_kind
+from ..backbones import AUTO_READERS, check_fusion, reader_kind
 from ..configuration_ravlm import RavlmConfig
 from ..fusions.cross_attention import attach_cross_attention
 from ..fusions.registry import FUSIONS
@@ -108,7 +108,8 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
             return self.language_model.get_image_features(pixel_values, **kwargs)
         check_towers(self, images=True)
         outputs = self.model.vision_tower(pixel_values.to(compute_dtype(self.model)), **kwargs)
-        patches = patch_grid(outputs.last_hidden_state, math.isqrt(self.config.num_image_tokens))
+        grid = math.isqrt(self.config.num_image_tokens)
+        patches = self.model.patches_of(outputs.last_hidden_state, pixel_values, grid)
         return with_pooled(outputs, self.image_projector(patches))
 
     def encode_evidence(

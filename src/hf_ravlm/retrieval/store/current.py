@@ -21,7 +21,7 @@ from ..encoding.corpus_shards import remove_leftovers
 from ..encoding.encoder_probe import EncoderRecord
 from ..passage import input_digest
 from .loading import OpenOptions, open_state, read_state
-from .saving import SavedState, write_change, write_state
+from .saving import SavedState, write_change, write_replacement, write_state
 from .state import KnowledgeState
 from .versions import remove_old_versions
 
@@ -94,6 +94,26 @@ class CurrentKnowledge:
             else:
                 self._adopt(write_state(folder, self.knowledge, encoder))
                 remove_leftovers(folder / STAGING)
+
+    def replace(self, knowledge: KnowledgeState, encoder: EncoderRecord) -> bool:
+        """Puts the same passages with the vectors of another encoder in the place of the state, in one commit.
+
+        Returns:
+            Whether it did: not if the state is no longer the one that `knowledge` was made of, row by row.
+
+        Raises:
+            KnowledgeBaseLockedError, OSError: See `write_replacement`.
+        """
+        with self._lock:
+            if not knowledge.table.equals(self.knowledge.live_table):
+                return False
+            if self.stored is None:
+                self.knowledge = knowledge
+                return True
+            state = write_replacement(self.stored, knowledge, encoder)
+            if state is not None:
+                self._adopt(state)
+            return state is not None
 
     @contextmanager
     def staging(self, table: pa.Table) -> Iterator[Path | None]:

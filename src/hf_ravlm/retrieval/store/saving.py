@@ -149,6 +149,26 @@ def write_change(
     return SavedState(version, changed, latest.encoder, indexed_rows)
 
 
+def write_replacement(base: SavedState, knowledge: KnowledgeState, encoder: EncoderRecord) -> SavedState | None:
+    """Stores a state with the vectors of another encoder in the place of the one that it was made of, in one commit.
+
+    Returns:
+        The stored state; `None`, and nothing is written, if another process has changed the folder since `base`.
+
+    Raises:
+        KnowledgeBaseLockedError, KnowledgeBaseNotFoundError, OSError: See `update_version`.
+    """
+    is_latest = False
+
+    def plan(current: Version) -> Commit | None:
+        nonlocal is_latest
+        is_latest = current.sha256 == base.version.sha256
+        return Commit(_fields(knowledge, encoder), _all_files(knowledge, encoder)) if is_latest else None
+
+    version = update_version(base.version.folder, plan)
+    return SavedState(version, knowledge, encoder, trust_indexes(version)) if is_latest else None
+
+
 def _check_changeable(base: SavedState, latest: SavedState) -> None:
     folder = latest.version.folder
     if latest.encoder.fingerprint != base.encoder.fingerprint:
