@@ -2,8 +2,8 @@
 
     accelerate launch examples/train_retriever.py  # the shipped towers, on flags
     accelerate launch examples/train_retriever.py --model DIR --dataset captions.parquet --passage_column caption
-    accelerate launch examples/train_retriever.py --encoder google/siglip2-base-patch16-224 --dataset captions.parquet \
-        --passage_column caption
+    accelerate launch examples/train_retriever.py --encoder google/siglip2-base-patch16-224 \
+        --dataset captions.parquet --passage_column caption
     accelerate launch examples/train_retriever.py --model DIR --dataset questions.jsonl --knowledge_base DIR \
         --negatives negatives.jsonl --triplet_weight 0.3 --grad_cache_chunk_size 64 --report_to tensorboard
 

@@ -215,3 +215,41 @@ def own_vectors(family: Family, folder: Path) -> dict[str, np.ndarray]:
         for name, rows in found.items()
         if rows
     }
+
+
+def save_sentence_transformer(folder: Path, kind: str) -> None:
+    """A folder as sentence-transformers saves it: `"mean"`, `"last"` (as Qwen3-Embedding), `"clip"` or `"dense"`."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense
+    from sentence_transformers.sentence_transformer import modules
+
+    families = {"mean": "BERT", "last": "Qwen3", "clip": "CLIP", "dense": "BERT"}
+    save(FAMILIES[families[kind]], folder.parent / f"{folder.name}-base")
+    transformer = modules.Transformer(str(folder.parent / f"{folder.name}-base"))
+    steps = [transformer]
+    if kind != "clip":
+        transformer.max_seq_length = 24
+        steps.append(modules.Pooling(32, pooling_mode="lasttoken" if kind == "last" else "mean"))
+    if kind == "dense":
+        steps.append(Dense(32, 16))
+    prompts = {"query": "Instruct: find\nQuery: ", "document": ""} if kind == "last" else {"query": "query: "}
+    model = SentenceTransformer(modules=[*steps, modules.Normalize()], prompts=prompts, device="cpu")
+    model.save_pretrained(str(folder))
+
+
+def save_late_interaction(folder: Path) -> None:
+    """A tiny ColQwen2."""
+    from transformers import ColQwen2Config, ColQwen2ForRetrieval, ColQwen2Processor
+
+    from tiny_backbones import MULTIMODAL
+
+    _, settings, processor = MULTIMODAL["qwen2_vl" if "qwen2_vl" in MULTIMODAL else "qwen2_5_vl"]()
+    tokenizer = processor.tokenizer
+    text = {**settings["text_config"], "model_type": "qwen2_vl_text"}
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 4, "mlp_ratio": 2}
+    ids = {name: settings[name] for name in settings if name.endswith("token_id")}
+    vlm = {"model_type": "qwen2_vl", "text_config": text, "vision_config": vision, **ids}
+    torch.manual_seed(0)
+    ColQwen2ForRetrieval(ColQwen2Config(vlm_config=vlm, embedding_dim=8)).eval().save_pretrained(folder)
+    prefix = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|>"
+    ColQwen2Processor(processor.image_processor, tokenizer, visual_prompt_prefix=prefix).save_pretrained(folder)

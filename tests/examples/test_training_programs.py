@@ -12,8 +12,8 @@ from transformers import AutoModelForImageTextToText, pipeline
 
 import hf_ravlm
 from reading_world import COLOURS, THINGS, colour_retriever, rows
-from tiny_encoders import FAMILIES, save
 from tiny import picture, tiny_model, tiny_processor
+from tiny_encoders import FAMILIES, save
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

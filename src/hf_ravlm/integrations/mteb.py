@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..retrieval import Encoder
+from ..retrieval.encoding.encoders import modalities_of
 
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class MtebEncoder:
                 "name": name,
                 "revision": encoder.fingerprint,
                 "similarity_fn_name": ScoringFunction.COSINE,
-                "modalities": ["text", "image"],
+                "modalities": [name for name in ("text", "image") if name in modalities_of(encoder)],
                 "framework": ["PyTorch"],
             }
         )

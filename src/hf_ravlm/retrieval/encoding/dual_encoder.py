@@ -171,6 +171,8 @@ class ImageEncoder:
         InvalidInputError: If `batch_size < 1`.
     """
 
+    modalities = ("image",)
+
     def __init__(
         self,
         model: Any,

@@ -240,6 +240,17 @@ def require_texts(images: Images | None, texts: Texts | None) -> list[str]:
     return [str(text) for text in checked]
 
 
+def modalities_of(encoder: Any) -> tuple[str, ...]:
+    """Returns what an encoder reads: `"text"`, `"image"` or both, which is what one is taken to that does not say."""
+    named = [name for entry in getattr(encoder, "modalities", ("text", "image")) for name in _names(entry)]
+    known = tuple(dict.fromkeys(name for name in named if name in ("text", "image")))
+    return ("text", "image") if "message" in named else known
+
+
+def _names(modality: Any) -> tuple[str, ...]:
+    return (modality,) if isinstance(modality, str) else tuple(modality)
+
+
 def require_batch_size(batch_size: int) -> None:
     """Refuses a batch without rows."""
     if batch_size < 1:

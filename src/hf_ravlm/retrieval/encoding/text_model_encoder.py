@@ -58,6 +58,8 @@ class TextModelEncoder:
     (1, 384)
     """
 
+    modalities = ("text",)
+
     def __init__(
         self,
         model: Any,

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...errors import InvalidInputError
+from ...tokenization import tokenizer_lock
 from ..passage import Passage
 from .channels import Query
 
@@ -133,7 +134,8 @@ class CrossEncoderReranker:
 
         texts, passage_texts = map(list, zip(*pairs, strict=True))
         cut = {"padding": True, "truncation": True, "max_length": self.max_length}
-        inputs = self.tokenizer(texts, passage_texts, return_tensors="pt", **cut)
+        with tokenizer_lock(self.tokenizer):
+            inputs = self.tokenizer(texts, passage_texts, return_tensors="pt", **cut)
         device = next(self.model.parameters()).device
         with torch.inference_mode():
             logits = self.model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits  # (B, 1 or 2)
