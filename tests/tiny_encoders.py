@@ -227,8 +227,8 @@ def save_sentence_transformer(folder: Path, kind: str) -> None:
     save(FAMILIES[families[kind]], folder.parent / f"{folder.name}-base")
     transformer = modules.Transformer(str(folder.parent / f"{folder.name}-base"))
     steps = [transformer]
+    transformer.max_seq_length = 24
     if kind != "clip":
-        transformer.max_seq_length = 24
         steps.append(modules.Pooling(32, pooling_mode="lasttoken" if kind == "last" else "mean"))
     if kind == "dense":
         steps.append(Dense(32, 16))

@@ -22,7 +22,7 @@ def tokenizer_lock(tokenizer: Any) -> threading.RLock:
         return _LOCKS.setdefault(tokenizer, threading.RLock())
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], **options: Any) -> Any:
+def tokenize(tokenizer: Any, texts: str | Sequence[str], **options: Any) -> Any:
     """What `tokenizer(texts, **options)` returns, while no other thread changes its settings."""
     with tokenizer_lock(tokenizer):
         return tokenizer(texts, **options)

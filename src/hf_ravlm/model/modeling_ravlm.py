@@ -32,7 +32,7 @@ from .outputs import RavlmEmbeddingOutput
 from .parts.assembling import load_by_reference, read_references
 from .parts.quantized import sparing_our_parts
 from .parts.references import saved_references, split_weights
-from .parts.whole_encoder import HALVES, half_of, pooled, scale_of
+from .parts.whole_encoder import FULLY_PADDED, HALVES, half_of, pooled, scale_of
 
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -192,6 +192,14 @@ class RavlmModel(RavlmPreTrainedModel):
         if own is not None:
             return own
         return self.logit_scale.float().clamp(0, MAX_LOGIT_SCALE).exp()
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keeps the scale that is learned within 1 and 100, in which CLIP, too, was trained; SigLIP was not."""
+        whole = self.config.encoder_config
+        scale = getattr(self if whole is None else self.encoder, "logit_scale", None)
+        if isinstance(scale, nn.Parameter) and (whole is None or whole.model_type not in FULLY_PADDED):
+            scale.clamp_(0, MAX_LOGIT_SCALE)
 
     def get_image_patches(self, pixel_values: torch.Tensor, grid: int) -> torch.Tensor:
         """Patch features on a raster: `(B, 3, height, width)` to `(B, grid * grid, C)`."""

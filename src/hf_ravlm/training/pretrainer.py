@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InvalidInputError
 from ..model.heads.matching import SIDE
-from ..model.modeling_ravlm import MAX_LOGIT_SCALE, RavlmModel, belong_together
+from ..model.modeling_ravlm import RavlmModel, belong_together
 from .applied_arguments import check_alignment
 from .arguments import RavlmPreTrainingArguments
 from .losses.grad_cache import Chunk, RandomState, split_batch
@@ -161,7 +161,7 @@ class RavlmPreTrainer(RavlmTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One forward and backward pass, or with `grad_cache_chunk_size` as many as there are chunks."""
         with torch.no_grad():  # the forward pass clamps it, too, but beyond the limits it would get no gradient
-            dual_encoder(self.model).logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+            dual_encoder(self.model).clamp_logit_scale()
         if self.args.grad_cache_chunk_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()

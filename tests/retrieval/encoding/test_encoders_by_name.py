@@ -207,4 +207,4 @@ def test_threads_that_share_a_tokenizer_do_not_change_each_others_settings(folde
 
 def test_the_scale_is_that_of_the_model(folder_of):
     model = AutoModel.from_pretrained(folder_of("CLIP"))
-    assert load_encoder(folder_of("CLIP")).logit_scale == pytest.approx(float(model.logit_scale.exp()), rel=1e-6)
+    assert load_encoder(folder_of("CLIP")).logit_scale == pytest.approx(model.logit_scale.exp().item(), rel=1e-6)

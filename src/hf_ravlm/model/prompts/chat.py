@@ -26,6 +26,7 @@ from tokenizers import AddedToken
 
 from ...errors import InvalidInputError
 from ...images import shrunk
+from ...tokenization import tokenize, tokenizer_lock
 from .evidence import pad_rows
 from .layout import Prompt, too_long
 from .literal import control_tokens
@@ -212,7 +213,7 @@ class MultimodalPrompt:
         before, _, after = self._render(answered).partition(WORD.format(0))
         lead = before[len(prompt) :] if before.startswith(prompt) else ""
         special = {*tokenizer.all_special_ids, *control_tokens(tokenizer).values()}
-        ids: list[int] = tokenizer(after, add_special_tokens=False)["input_ids"]
+        ids: list[int] = tokenize(tokenizer, after, add_special_tokens=False)["input_ids"]
         end = next((place + 1 for place, id in enumerate(ids) if id in special), 0)  # of the turn
         return lead if lead.isspace() else "", ids[:end] or [tokenizer.eos_token_id]
 
@@ -234,7 +235,8 @@ class MultimodalPrompt:
             options["add_special_tokens"] = False  # the template wrote it
         if any(images) and self.image_settings:
             options["images_kwargs"] = self.image_settings
-        inputs = self.with_slots(text=written, images=images if any(images) else None, **options)
+        with tokenizer_lock(self.processor.tokenizer):
+            inputs = self.with_slots(text=written, images=images if any(images) else None, **options)
         return dict(inputs), order
 
     def _filled(self, content: list[dict[str, str]], num_texts: int, with_system: bool) -> tuple[str, list[int]]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from ...tokenization import tokenize
 from .chat import MultimodalPrompt, MultimodalRow, ShownPassage
 from .evidence import EvidenceItem, chosen_passages, evidence_tensors
 from .layout import Prompt
@@ -90,8 +91,8 @@ def _rows(
 def _questions(prompt: MultimodalPrompt, questions: list[str]) -> list[tuple[list[int], list[int]]]:
     """Token ids of each question as it stands alone, and behind passages."""
     settings, tokenizer = prompt.settings, prompt.processor.tokenizer
-    label = tokenizer(QUESTION, add_special_tokens=False)["input_ids"]
-    before = tokenizer(f"{CITE}\n\n", add_special_tokens=False)["input_ids"] if settings.cite else []
+    label = tokenize(tokenizer, QUESTION, add_special_tokens=False)["input_ids"]
+    before = tokenize(tokenizer, f"{CITE}\n\n", add_special_tokens=False)["input_ids"] if settings.cite else []
     behind = [label + ids for ids in literal_ids(tokenizer, questions, lead=" ")]
     alone = behind if getattr(prompt.processor, "labels_questions", False) else literal_ids(tokenizer, questions)
     return [(plain, before + labelled) for plain, labelled in zip(alone, behind, strict=True)]
@@ -110,10 +111,11 @@ def _shown_passages(prompt: MultimodalPrompt, asked: Asked, load_image: Any) -> 
     ]
     texts = [item.words(settings.passage_titles) for row in items for _, _, item in row]
     words = iter(literal_ids(tokenizer, texts, lead=" "))
-    end, blank = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n\n", " "))
+    end, blank = (tokenize(tokenizer, text, add_special_tokens=False)["input_ids"] for text in ("\n\n", " "))
 
     def label(number: int) -> list[int]:
-        return tokenizer(f"[{number}]" if settings.numbered else PASSAGE, add_special_tokens=False)["input_ids"]
+        written = f"[{number}]" if settings.numbered else PASSAGE
+        return tokenize(tokenizer, written, add_special_tokens=False)["input_ids"]
 
     def passage(number: int, place: int, item: EvidenceItem) -> ShownPassage:
         ids = next(words)

@@ -233,7 +233,7 @@ def _why_not(config: Any) -> str:
     reason = _NOT_IN_ONE_SPACE.get(config.model_type)
     if reason is None and hasattr(config, "vision_config"):
         reason = "it is an image-text-to-text model, which answers and does not encode"
-    if reason is None and getattr(config, "is_encoder_decoder", False):
+    if reason is None and getattr(config, "is_encoder_decoder", False) and hasattr(config, "vocab_size"):
         reason = "it has a decoder; load it through sentence-transformers, kind='sentence-transformers'"
     if config.model_type.endswith("_text_model"):
         reason = "it is the text half of a dual encoder; name the whole model"

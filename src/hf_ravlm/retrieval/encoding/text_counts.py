@@ -62,7 +62,7 @@ class TextCounts:
             cut = sum(bool(encoding.overflowing) for encoding in encodings)
         else:  # a tokenizer in Python does not say what it cut
             full = [row for row, ids in enumerate(tokenized["input_ids"]) if len(ids) == self.limit]
-            whole = tokenize(tokenizer, [texts[row] for row in full])["input_ids"] if full else []
+            whole = tokenize(tokenizer, [texts[row] for row in full], verbose=False)["input_ids"] if full else []
             cut = sum(len(ids) > (self.limit or 0) for ids in whole)
         self.add(len(texts), cut, sum(map(_is_unknown(tokenizer), tokenized["input_ids"])))
 
