@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import signal
@@ -243,19 +244,18 @@ def test_a_full_disk_leaves_the_old_model(folder):
 
 
 def test_a_checksum_sees_every_byte_of_every_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(checksums, "_BLOCK", 64)
-    monkeypatch.setattr(checksums, "_BUFFER", 16)
+    monkeypatch.setattr(checksums, "_BLOCK", size := mmap.ALLOCATIONGRANULARITY)
     path = tmp_path / "data"
     seen = set()
-    for place in range(-1, 200):
-        data = bytearray(200)
+    for place in (-1, 0, 1, size - 1, size, size + 1, 2 * size - 1, 2 * size, 2 * size + 99):
+        data = bytearray(2 * size + 100)
         if place >= 0:
             data[place] = 1
         path.write_bytes(data)
         seen.add(checksums.checksums([path])[path])
-    path.write_bytes(bytes(201))
+    path.write_bytes(bytes(2 * size + 101))
     seen.add(checksums.checksums([path])[path])
-    assert len(seen) == 202
+    assert len(seen) == 10
 
 
 def test_a_commit_that_brings_a_part_keeps_what_is_said_of_the_others():

@@ -11,6 +11,7 @@ but it is no signature.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import stat
@@ -33,7 +34,6 @@ _FORMAT = 1
 _MAX_BYTES = 8_000_000
 _WEIGHTS = ".safetensors"
 _BLOCK = 1 << 26
-_BUFFER = 1 << 20
 _FREE = ("README.md", MANIFEST)  # people edit the card
 
 Entries = dict[str, dict[str, Any]]
@@ -202,10 +202,8 @@ def checksums(paths: Collection[Path]) -> dict[Path, str]:
 
 
 def _block_digest(path: Path, start: int) -> bytes:
-    digest, buffer, left = xxhash.xxh3_128(), memoryview(bytearray(_BUFFER)), _BLOCK
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while left and (count := file.readinto(buffer[:left])):
-            digest.update(buffer[:count])
-            left -= count
-    return digest.digest()
+    # Mapped, as the weights are when they are loaded: reading would copy every byte once more.
+    with open(path, "rb") as file:
+        size = min(_BLOCK, os.fstat(file.fileno()).st_size - start)
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=start) as block:
+            return xxhash.xxh3_128_digest(block)
