@@ -84,6 +84,20 @@ def test_the_encoder_of_a_knowledge_base_is_loaded_again_at_its_commit(hub, ask,
     assert "\n" not in error
 
 
+def test_a_command_names_the_encoder_and_needs_no_model(hub, ask, published):
+    commit = hub.put("org/clip", published / "first")
+    found = ask.do("result = first(build('org/clip'))")[0][0]
+    ask.do("from hf_ravlm.cli import main\nimport contextlib, io")
+    run = "out = io.StringIO()\nwith contextlib.redirect_stdout(out):\n    code = main({})\n"
+    run += "result = [code, out.getvalue()]"
+    code, told = ask.do(run.format("['index', 'info', folder]"))
+    assert code == 0
+    assert f"loaded by   org/clip at {commit[:7]} (dual)" in told
+    code, told = ask.do(run.format("['index', 'search', folder, 'Oslo', '--json']"))
+    assert code == 0
+    assert json.loads(told)["results"][0]["id"] == found
+
+
 @pytest.mark.parametrize("case", ["gone", "gated", "revision"])
 def test_an_encoder_that_is_not_there_any_more_is_told_in_one_line(hub, ask, published, case):
     commit = hub.put("org/clip", published / "first")

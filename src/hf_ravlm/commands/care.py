@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from ..retrieval import repair_store, store_info, verify_store
+from ..retrieval.encoding.reference import describe_reference
 from ..retrieval.hub.upload import publish
 from ..retrieval.store.current import CurrentKnowledge
 from ..retrieval.store.loading import OpenOptions, open_state
@@ -26,6 +27,7 @@ def info(arguments: argparse.Namespace) -> Outcome:
         f"passages    {record['passages']:,}"
         + (f" ({record['removed']:,} removed ones take room)" * bool(record["removed"])),
         f"encoder     {encoder['name']} ({encoder['dim']} dimensions, fingerprint {str(encoder['fingerprint'])[:12]})",
+        *([f"loaded by   {describe_reference(encoder['reference'])}"] if "reference" in encoder else []),
         f"index       {index['kind']}"
         + ("" if index["indexed_rows"] or index["kind"] == "flat" else " (few passages: searched exactly)")
         + ("" if index["written_here"] else ", written elsewhere: built again when opened"),

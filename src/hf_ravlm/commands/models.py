@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
-from ..errors import InvalidInputError
-from ..retrieval import Encoder, load_encoder
+from ..errors import InvalidInputError, RavlmError
+from ..retrieval import Encoder, load_encoder, store_info
+from ..retrieval.encoding.load_encoder import load_recorded_encoder
+from ..retrieval.store.saving import find_store
 from .outcome import one_line
 
 
@@ -18,12 +20,19 @@ logger = logging.getLogger(__name__)
 
 
 def chosen_encoder(arguments: argparse.Namespace, folder: Path | None = None) -> Encoder:
-    """The encoder that `--model` names, or the model that lies beside the knowledge base in `folder`.
+    """The encoder that `--model` names, or that the knowledge base in `folder` does, or the model that lies beside it.
 
     Raises:
         InvalidInputError: No model is named and none lies there, or it cannot be loaded.
+        HubUnavailableError: The Hub does not give it.
     """
     name = arguments.model
+    if name is None and folder is not None:
+        store = find_store(folder, "knowledge_base")
+        reference = store_info(store)["encoder"].get("reference")
+        if reference is not None:
+            dtype = {} if arguments.dtype is None else {"dtype": arguments.dtype}
+            return load_recorded_encoder({**reference, **dtype}, folder, {}, arguments.device or default_device())
     if name is None:
         if folder is None:
             raise InvalidInputError("There is no model to encode with. Name the one that built it with --model.")
@@ -39,7 +48,7 @@ def chosen_encoder(arguments: argparse.Namespace, folder: Path | None = None) ->
     device = arguments.device or default_device()
     try:
         return load_encoder(name, kind=arguments.encoder, dtype=arguments.dtype, device=device)
-    except InvalidInputError:
+    except RavlmError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # as transformers and torch report what is wrong with a model
         raise InvalidInputError(f"--model {name}: it cannot be loaded: {one_line(str(error))[:500]}") from error

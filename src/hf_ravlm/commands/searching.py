@@ -42,8 +42,8 @@ def search(arguments: argparse.Namespace) -> Outcome:
         found = _search_words(arguments, where, hub)
     else:
         folder = Path(arguments.folder) if os.path.isdir(arguments.folder) else None
-        # A model repository on the Hub brings its own model, from the same commit.
-        brings_model = folder is None and arguments.model is None and arguments.repo_type == "model"
+        # What lies on the Hub names its encoder, or brings its own model, from the same commit.
+        brings_model = folder is None and arguments.model is None
         encoder = None if brings_model else chosen_encoder(arguments, folder)
         retriever = RavlmRetriever.from_pretrained(arguments.folder, encoder, SUBFOLDER, **hub)
         ranking = {"where": where, "channels": arguments.channels}

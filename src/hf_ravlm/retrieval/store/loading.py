@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -217,11 +217,19 @@ def _read_encoder(version: Version, options: OpenOptions) -> EncoderRecord:
         if file.fields.get("inputs_sha256") == inputs_digest():
             verify_file(file, options.verify == "full")
             probe = open_arrays(file.path)[0]
+    return EncoderRecord(str(record.get("name"))[:500], record["fingerprint"][:200], probe, reference_in(version))
+
+
+def reference_in(version: Version) -> dict[str, Any] | None:
+    """How the encoder of a version is loaded again; `KnowledgeBaseCorruptError` if what is written there is not sound.
+
+    `None` where the manifest does not say.
+    """
+    record = version.manifest.get("encoder")
     try:
-        reference = checked_reference(record.get("reference"))
+        return checked_reference(record.get("reference") if isinstance(record, Mapping) else None)
     except InvalidInputError as error:
         raise _unusable(version.folder, str(error)) from error
-    return EncoderRecord(str(record.get("name"))[:500], record["fingerprint"][:200], probe, reference)
 
 
 def _index_options(version: Version) -> IndexOptions:

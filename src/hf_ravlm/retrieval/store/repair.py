@@ -13,7 +13,7 @@ from typing import Any
 
 from ...errors import KnowledgeBaseCorruptError, KnowledgeBaseNotFoundError, RavlmError
 from .current import STAGING
-from .loading import OpenOptions, read_state
+from .loading import OpenOptions, read_state, reference_in
 from .manifest import SOURCE_ROLES, StoredFile, Version
 from .saving import index_file, is_exact, trust_indexes, write_state
 from .trust import is_trusted
@@ -24,9 +24,9 @@ def store_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Says what the folder of `CURRENT` holds, by its manifest alone.
 
     Returns:
-        `generation`, `format`, `passages`, `removed`, `encoder` (name, fingerprint, dim, has_probe), `index` (kind,
-        indexed_rows, written_here), `files` (per role: files, rows, bytes), `bytes`, `generations` that lie there, and
-        jobs in `staging`.
+        `generation`, `format`, `passages`, `removed`, `encoder` (name, fingerprint, dim, has_probe, and `reference`
+        where it is loaded again by a name), `index` (kind, indexed_rows, written_here), `files` (per role: files, rows,
+        bytes), `bytes`, `generations` that lie there, and jobs in `staging`.
 
     Raises:
         KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: See `read_version`.
@@ -50,6 +50,7 @@ def store_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
         "encoder": {
             **{name: encoder.get(name) for name in ("name", "fingerprint", "dim")},
             "has_probe": bool(version.files_of("probe")),
+            **({} if encoder.get("reference") is None else {"reference": reference_in(version)}),
         },
         "index": {
             "kind": index.get("kind", "flat"),
