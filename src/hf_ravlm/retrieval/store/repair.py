@@ -25,8 +25,8 @@ def store_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         `generation`, `format`, `passages`, `removed`, `encoder` (name, fingerprint, dim, has_probe, and `reference`
-        where it is loaded again by a name), `index` (kind, indexed_rows, written_here), `files` (per role: files, rows,
-        bytes), `bytes`, `generations` that lie there, and jobs in `staging`.
+        where it is loaded again by a name), `index` (kind, indexed_rows, written_here), `files` (per role: files,
+        rows, bytes), `bytes`, `generations` that lie there, and jobs in `staging`.
 
     Raises:
         KnowledgeBaseNotFoundError, KnowledgeBaseCorruptError: See `read_version`.
