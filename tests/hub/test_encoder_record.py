@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from tiny_backbones import VISION_WIDTHS, WIDTHS, causal_tokenizer, text_model
+from tiny_backbones import VISION_WIDTHS, WIDTHS, causal_model, causal_tokenizer, text_model
 
 
 BUILD = """
@@ -41,6 +41,8 @@ def published(tmp_path_factory):
     for name, seed in (("first", 0), ("second", 1)):
         clip(seed).save_pretrained(root / name)
         processor.save_pretrained(root / name)
+    causal_model("llama").save_pretrained(root / "llama")
+    causal_tokenizer().save_pretrained(root / "llama")
     text_model("bert").save_pretrained(root / "e5")
     causal_tokenizer().save_pretrained(root / "e5")
     prompts = {"prompts": {"search_query": "ask: ", "search_document": "know: "}, "default_prompt_name": None}
@@ -149,6 +151,27 @@ def test_prompts_of_the_model_are_applied_and_can_be_replaced(hub, ask, publishe
         "    own.fingerprint == plain.fingerprint]"
     )
     assert told == ["text", "ask: ", "know: ", "", "x ", True, False]
+
+
+def test_a_reader_that_holds_an_encoder_refers_to_it(hub, ask, published, tmp_path):
+    commit = hub.put("org/clip", published / "first")
+    hub.put("org/llama", published / "llama")
+    told = ask.do(
+        "import torch\n"
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\n"
+        "from hf_ravlm import from_backbones\n"
+        "model, processor = from_backbones(encoder='org/clip', generator='org/llama')\n"
+        "model.save_pretrained(folder, base='reference')\n"
+        "processor.save_pretrained(folder, base='reference')\n"
+        "again, reread = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)\n"
+        "features = lambda m, p: m.model.get_query_features(**p.for_retrieval(texts=['Oslo'], images=[picture(1)]))\n"
+        "with torch.no_grad():\n"
+        "    result = float((features(again, reread) - features(model, processor)).abs().max())"
+    )
+    assert told < 1e-6
+    config = json.loads((tmp_path / "kb" / "config.json").read_text())
+    assert config["references"]["encoder"] == {"name": "org/clip", "revision": commit}
+    assert (tmp_path / "kb" / "model.safetensors").stat().st_size < 50_000
 
 
 def test_a_reference_of_a_stranger_names_nothing_on_this_machine(hub, ask, published, tmp_path):
