@@ -338,3 +338,15 @@ def test_a_model_without_its_config_is_not_one_of_defaults(folder, content):
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(UnsafeInputError, match=r"config\.json"):
         RavlmForConditionalGeneration.from_pretrained(folder)
+
+
+def test_what_lies_beside_a_model_is_looked_for_where_it_was_loaded(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "elsewhere" / "system")
+    monkeypatch.chdir(tmp_path)
+    model = RavlmForConditionalGeneration.from_pretrained("system")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ask = pipeline("image-to-text", model=model)
+    assert ask.retriever._current.stored.version.folder == folder / "knowledge_base"
+    ask.save_pretrained("saved")
+    written = [path.read_bytes() for path in Path("saved").rglob("*.json")]
+    assert not any(os.fsencode(tmp_path) in data for data in written)

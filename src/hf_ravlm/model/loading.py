@@ -33,10 +33,11 @@ class Origin:
     cache_dir: Any = None
     local_files_only: bool = False
     token: str | bool | None = field(default=None, repr=False)  # never pickled or copied: no saved model gives it away
+    folder: str | None = None  # absolute: the process may go elsewhere; not written anywhere
 
     def hub_kwargs(self) -> dict[str, Any]:
         """As arguments of `from_pretrained`; what is not set is left out."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
+        given = {name: value for name, value in vars(self).items() if value is not None and name != "folder"}
         return given if self.local_files_only else {n: value for n, value in given.items() if n != "local_files_only"}
 
     def __reduce__(self):
@@ -52,7 +53,13 @@ def remember_origin(loaded: Any, kwargs: dict[str, Any]) -> None:
         kwargs.get("cache_dir"),
         bool(kwargs.get("local_files_only")),
         kwargs.get("token"),
+        os.path.abspath(model.name_or_path) if os.path.isdir(model.name_or_path or "") else None,
     )
+
+
+def source_of(model: Any) -> str:
+    """The folder or repository that a model was loaded from, as an absolute path or a name; empty if it was not."""
+    return getattr(model, "origin", Origin()).folder or model.name_or_path
 
 
 def origin_of(model: Any) -> dict[str, Any]:

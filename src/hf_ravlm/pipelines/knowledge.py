@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,7 @@ def _kept(source: Path, encoder: Encoder, options: Mapping[str, Any]) -> RavlmRe
     """The knowledge base of a source, as it was kept, brought up to date with it."""
     from ..retrieval import KnowledgeBase, RavlmRetriever
     from ..retrieval.passage import changed_rows
+    from ..retrieval.store.versions import store_state
 
     key = json.dumps([str(source), encoder.fingerprint, sorted(map(repr, options.items()))])
     folder = Path(
@@ -115,7 +117,7 @@ def _kept(source: Path, encoder: Encoder, options: Mapping[str, Any]) -> RavlmRe
         raise InvalidInputError(f"{source}: there is nothing in it that could be read. Expected images or texts.")
     listing = json.dumps(files).encode()
     note = folder / _LISTING
-    was_kept = is_stored(folder)
+    was_kept = store_state(folder / KNOWLEDGE_FOLDER) == "whole"  # else a first build was killed, and goes on
     if was_kept and note.is_file() and note.read_bytes() == listing:
         return RavlmRetriever.from_pretrained(folder, encoder)
     knowledge_base = read_source(source, options)
@@ -134,6 +136,7 @@ def _kept(source: Path, encoder: Encoder, options: Mapping[str, Any]) -> RavlmRe
         staging = folder / "staging"
         retriever = RavlmRetriever.build(knowledge_base, encoder, index="auto", staging=staging)
         retriever.save_pretrained(folder)
+        shutil.rmtree(staging, ignore_errors=True)
     replace_file(note, listing)
     return retriever
 

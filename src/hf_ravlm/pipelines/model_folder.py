@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 
 from ..errors import InvalidInputError, KnowledgeBaseMismatchError
 from ..model import RavlmProcessor
-from ..model.loading import origin_of, without_adapters
+from ..model.loading import origin_of, source_of, without_adapters
 from ..saving.commit import hub_failure
 from .knowledge import KNOWLEDGE_FOLDER
 
@@ -28,12 +28,12 @@ def find_processor(model: Any) -> RavlmProcessor:
     Raises:
         InvalidInputError: The model was made here and not loaded from anywhere.
     """
-    if not model.name_or_path:
+    source, origin = source_of(without_adapters(model)), origin_of(without_adapters(model))
+    if not source:
         raise InvalidInputError(
             "this model object was not loaded from a folder, so its processor cannot be found; pass processor="
         )
-    origin = origin_of(without_adapters(model))
-    return AutoProcessor.from_pretrained(model.name_or_path, trust_remote_code=False, **origin)
+    return AutoProcessor.from_pretrained(source, trust_remote_code=False, **origin)
 
 
 def find_retriever(model: Any, processor: RavlmProcessor, encoder: Encoder | None = None) -> RavlmRetriever | None:
@@ -43,7 +43,7 @@ def find_retriever(model: Any, processor: RavlmProcessor, encoder: Encoder | Non
     model in reduced precision does not embed exactly as the one that built the base; its folder's towers are then
     loaded once more as they were saved.
     """
-    source, origin = model.name_or_path, origin_of(without_adapters(model))
+    source, origin = source_of(without_adapters(model)), origin_of(without_adapters(model))
     if not source or not _has_knowledge(source, origin):
         return None
     from ..retrieval import RavlmEncoder, RavlmRetriever  # FAISS and pyarrow come only when needed
@@ -64,7 +64,7 @@ def find_policy(model: Any) -> AnswerPolicy | None:
     """The policy beside the model, or `None`."""
     from .policy.answer_policy import AnswerPolicy, find_policy_files
 
-    source, origin = model.name_or_path, origin_of(without_adapters(model))
+    source, origin = source_of(without_adapters(model)), origin_of(without_adapters(model))
     try:
         found = find_policy_files(source, **origin)
         return None if found is None else AnswerPolicy.from_pretrained(source, **origin)

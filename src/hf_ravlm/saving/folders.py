@@ -30,6 +30,7 @@ from .cards import card_of_folder, first_card, with_tags
 from .checksums import MANIFEST, check_files, entries_of, manifest_text, read_entries
 from .commit import Destination, commit_files
 from .durable import disk_errors, sync_file, sync_folder, temporary_folder, try_lock
+from .safe_paths import absolute_folder
 
 
 SHIM_NAME = "ravlm_hub"
@@ -87,7 +88,7 @@ class PublishMixin:
             raise NotADirectoryError(f"cannot save to {os.fspath(save_directory)!r}: it is a file; give a folder")
         if not kwargs.get("is_main_process", True):  # takes part in gathering the weights, but writes nothing
             return self.write_to(save_directory, base, **kwargs)
-        target = Path(save_directory).absolute()
+        target = absolute_folder(save_directory)
         with written_whole(target, self._published_as) as staging:
             saved = self.write_to(staging, base, **kwargs)
             write_shim(staging)
@@ -355,7 +356,7 @@ def load_checked(
     verify, subfolder, variant = kwargs.pop("verify", True), kwargs.get("subfolder") or "", kwargs.get("variant")
     if not os.path.isdir(source):
         return _load_from_hub(source, parts, kwargs, load) if verify else load(False)
-    folder = Path(source, subfolder).absolute()
+    folder = absolute_folder(Path(source, subfolder))
     for attempt in range(_NUM_ATTEMPTS):
         was_finished = finish_save(folder)
         for place in [folder / "tokenizer.json", *folder.glob("*/tokenizer.json")]:

@@ -6,9 +6,10 @@ reach the disk.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ..errors import UnsafeInputError
+from ..errors import InvalidInputError, UnsafeInputError
 
 
 _MAX_NAME_LENGTH = 255
@@ -89,4 +90,21 @@ def resolve_inside(folder: Path, name: str) -> Path:
         raise UnsafeInputError(
             f"{name!r} in {folder} is a link that leads out of the folder. Copy the file itself into the folder."
         )
+    return path
+
+
+def absolute_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder as an absolute path, which stays right when the process goes to another one.
+
+    Raises:
+        InvalidInputError: If its name is not UTF-8: the libraries that write files cannot take it.
+    """
+    path = Path(folder).absolute()
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{os.fspath(path)!r}: the name of this folder is not UTF-8, and cannot be handed to the libraries that "
+            "read and write files. Rename it, or choose another one."
+        ) from error
     return path

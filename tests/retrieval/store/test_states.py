@@ -15,7 +15,7 @@ import pytest
 
 from hash_encoder import HashEncoder, built, numbered
 from hf_ravlm.cli import main
-from hf_ravlm.errors import KnowledgeBaseCorruptError, KnowledgeBaseNotFoundError
+from hf_ravlm.errors import InvalidInputError, KnowledgeBaseCorruptError, KnowledgeBaseNotFoundError
 from hf_ravlm.pipelines.model_folder import _has_knowledge
 from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever, embed_corpus
 from hf_ravlm.retrieval.store import current as current_knowledge
@@ -245,3 +245,20 @@ def test_nothing_of_a_knowledge_base_is_not_there(tmp_path):
     assert store_state(tmp_path) == "none"
     with pytest.raises(KnowledgeBaseNotFoundError):
         opened(tmp_path)
+
+
+@needs_posix
+def test_a_folder_whose_name_is_not_utf8_is_refused_in_words(tmp_path, capsys):
+    odd = tmp_path / os.fsdecode(b"b\xffd")
+    with pytest.raises(InvalidInputError, match="not UTF-8"):
+        built(numbered(range(3)), HashEncoder()).save_pretrained(odd)
+    os.mkdir(odd)
+    assert main(["index", "verify", str(odd)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_mistyped_name_is_no_failure_of_the_hub(capsys):
+    with pytest.raises(KnowledgeBaseNotFoundError, match="no such folder here"):
+        opened("my_foldr")
+    assert main(["index", "search", "my_foldr", "x", "--channels", "bm25"]) == 2
+    assert "my_foldr: there is no such folder here" in capsys.readouterr().err

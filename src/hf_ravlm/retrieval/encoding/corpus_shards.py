@@ -39,6 +39,7 @@ from ...saving.durable import (
     sha256_of,
     try_lock,
 )
+from ...saving.safe_paths import absolute_folder
 
 
 _FORMAT = 1
@@ -102,7 +103,7 @@ class StagingFolder:
 
     def __init__(self, staging: Path, plan: EmbeddingPlan) -> None:
         self.plan = plan
-        self.folder = staging.absolute() / plan.job_id
+        self.folder = absolute_folder(staging) / plan.job_id
         make_folder(self.folder)
         self._hold()
         plan_file = self.folder / "plan.json"

@@ -55,8 +55,14 @@ def store_folder(
     def wanted(file: StoredFile) -> bool:
         return file.role in roles and (file.role != "index" or allow_foreign_index or is_trusted(file.sha256))
 
+    if "/" not in os.fspath(source):
+        raise KnowledgeBaseNotFoundError(
+            f"{source}: there is no such folder here, and it is no Hub id, which has the form owner/name. Check the "
+            "path."
+        )
+    where = f"{source} is no folder here; reading the {repo_type} repository {source}"
     try:
-        with hub_errors(f"reading the {repo_type} repository {source}", not_found=KnowledgeBaseNotFoundError):
+        with hub_errors(where, not_found=KnowledgeBaseNotFoundError):
             return _download(os.fspath(source), prefix, hub_kwargs, repo_type, wanted)
     except HFValidationError as error:
         raise KnowledgeBaseNotFoundError(

@@ -23,7 +23,7 @@ from ...errors import (
     KnowledgeBaseMismatchError,
     KnowledgeBaseNotFoundError,
 )
-from ...saving.safe_paths import safe_relpath
+from ...saving.safe_paths import absolute_folder, safe_relpath
 from ..encoding.corpus_shards import progress_of
 from ..encoding.encoder_probe import EncoderRecord, inputs_digest
 from ..indexes.vector_index import ApproximateIndex
@@ -63,7 +63,7 @@ def find_store(folder: str | os.PathLike[str], subfolder: str) -> Path:
         KnowledgeBaseNotFoundError: If nothing of a knowledge base lies there.
         KnowledgeBaseIncompleteError: If its build was stopped, or `CURRENT` is gone.
     """
-    root = Path(folder).absolute()
+    root = absolute_folder(folder)
     places = (root, root / safe_relpath(subfolder))
     states = [store_state(store) for store in places]
     for store, state in zip(places, states, strict=True):

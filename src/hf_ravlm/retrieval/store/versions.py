@@ -40,6 +40,7 @@ from ...saving.durable import (
     sha256_of,
     sync_folder,
 )
+from ...saving.safe_paths import absolute_folder
 from .leases import Lease, remove_unless_leased, take_lease
 from .manifest import (
     MANIFEST_NAME,
@@ -113,7 +114,7 @@ def write_version(
         KnowledgeBaseCorruptError: If the folder holds a knowledge base whose state cannot be read.
         OSError: If the disk refuses; the previous version is then still the current one.
     """
-    root = Path(folder).absolute()
+    root = absolute_folder(folder)
     make_folder(root)
     with exclusive_lock(root / "LOCK", lock_timeout_seconds):
         # A damaged pointer stops here: its objects may still be worth a rescue, and a commit would remove them.
@@ -133,7 +134,7 @@ def update_version(folder: str | os.PathLike[str], plan: Callable[[Version], Com
         KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
         KnowledgeBaseLockedError, KnowledgeBaseCorruptError, OSError: As `write_version`.
     """
-    root = Path(folder).absolute()
+    root = absolute_folder(folder)
     _read_pointer(root)  # before a lock file is made where no knowledge base is
     with exclusive_lock(root / "LOCK", _LOCK_TIMEOUT_SECONDS):
         current = read_version(root)
@@ -220,7 +221,7 @@ def point_to_version(folder: str | os.PathLike[str], name: str) -> Version:
 
     Errors are those of `read_version`, and `KnowledgeBaseLockedError`.
     """
-    root = Path(folder).absolute()
+    root = absolute_folder(folder)
     with exclusive_lock(root / "LOCK", _LOCK_TIMEOUT_SECONDS):
         version = read_version(root, name)
         _point_to(version)
@@ -235,7 +236,7 @@ def remove_old_versions(folder: str | os.PathLike[str], timeout_seconds: float) 
     Raises:
         KnowledgeBaseLockedError: If somebody goes on reading; their versions and their files are then still there.
     """
-    root = Path(folder).absolute()
+    root = absolute_folder(folder)
     deadline = time.monotonic() + timeout_seconds
     while True:
         with exclusive_lock(root / "LOCK", timeout_seconds):
@@ -289,7 +290,7 @@ def read_version(folder: str | os.PathLike[str], name: str | None = None) -> Ver
         KnowledgeBaseNotFoundError: If the folder holds no knowledge base.
         KnowledgeBaseCorruptError: If the manifest is missing, damaged, or of another format.
     """
-    root = Path(folder).absolute()
+    root = absolute_folder(folder)
     current, sha256 = _read_pointer(root) if name is None else (name, None)
     path = root / "manifests" / f"{current}.json"
     try:
