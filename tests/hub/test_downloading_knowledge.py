@@ -154,7 +154,7 @@ def test_a_hub_that_is_down_is_named(hub, client):
     hub.is_down = True
     for call in (OPEN.format(""), READ.format("")):
         error = client.error(call)
-        assert error.startswith("HubUnavailableError: reading the dataset repository me/birds: the Hub did not")
+        assert error.startswith("HubUnavailableError: me/birds is no folder here; reading the dataset repository")
     error = client.error('retriever.add(numbered([77])); retriever.push_to_hub("me/birds", repo_type="dataset")')
     assert error.startswith("InvalidInputError: 1 of 41 passages say nothing about their licence: '77'")
     error = client.error('retriever.push_to_hub("me/birds", repo_type="dataset", allow_missing_licence=True)')
