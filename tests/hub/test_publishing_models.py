@@ -117,6 +117,7 @@ def test_a_pipeline_is_published_whole(hub, ask):
     )
     assert ask.do("result = [len(again.retriever), again.policy.answer_threshold]") == [3, 1.0]
     assert hub.repository("me/model", "model").private
+    assert len(hub.repository("me/model", "model").messages) == 1
 
 
 def test_branches_and_pull_requests_leave_the_main_branch_alone(hub, ask):

@@ -18,7 +18,7 @@ from ..errors import InvalidInputError
 from ..images import fetch_image, is_address, safe_image
 from ..model.loading import without_adapters
 from ..model.prompts.settings import SETTINGS
-from ..saving.folders import check_base
+from ..saving.folders import PublishMixin, check_base
 from .answer import Answer
 from .answering import answer_questions
 from .knowledge import open_knowledge
@@ -107,19 +107,41 @@ class RavlmPipelineMixin:
         self,
         repo_id: str,
         *,
+        base: str = "reference",
         private: bool | None = None,
         token: str | bool | None = None,
         revision: str | None = None,
+        allow_missing_licence: bool = False,
     ) -> None:
-        """Publishes model, processor, knowledge base and policy to one repository, in a commit each.
+        """Publishes model, processor, knowledge base and policy to one repository, in one commit.
+
+        Args:
+            repo_id: A repository, such as `"owner/name"`; created if needed.
+            base: As in `save_pretrained`.
+            private: Whether a new repository is private; `None` for the default of its owner.
+            token: A Hub token; `None` for the stored one.
+            revision: The branch, made if needed; `None` for the main one.
+            allow_missing_licence: Whether to publish passages that say nothing about their licence.
 
         Raises:
-            InvalidInputError: If the retriever's passages live on a server; nothing is published then.
+            InvalidInputError: If the retriever's passages live on a server or have no licence; nothing is published
+                then.
+            HubUnavailableError: If the Hub cannot be reached, or broke off; what is there is as it was.
         """
         self._check_retriever_can_be_saved()
-        for part in (self.retriever, self.model, self.processor, self.policy):  # that which may be refused first
-            if part is not None:
-                part.push_to_hub(repo_id, private=private, token=token, revision=revision)
+        if self.retriever is not None and not allow_missing_licence:
+            from ..retrieval.hub.upload import check_licences  # pyarrow comes only when needed
+
+            check_licences(self.retriever.knowledge_base.table)
+        where = {"private": private, "token": token, "revision": revision}
+        beside = [part for part in (self.processor, self.retriever, self.policy) if part is not None]
+        if isinstance(self.model, PublishMixin):
+            self.model.push_to_hub(repo_id, base=base, beside=beside, **where)
+            return
+        self.model.push_to_hub(repo_id, **where)  # adapters, which peft publishes
+        for part in beside:
+            licence = {"allow_missing_licence": True} if part is self.retriever else {}
+            part.push_to_hub(repo_id, **where, **licence)
 
     def save_pretrained(self, save_directory: str | os.PathLike, base: str = "reference", **kwargs: Any) -> None:
         """Saves model, processor, knowledge base and policy to one folder, which `pipeline(model=FOLDER)` reopens.
@@ -141,7 +163,8 @@ class RavlmPipelineMixin:
             )
         check_base(base)
         self._check_retriever_can_be_saved()
-        self.model.save_pretrained(save_directory, base=base, **kwargs)
+        of_model = {"base": base} if isinstance(self.model, PublishMixin) else {}  # else adapters, by peft
+        self.model.save_pretrained(save_directory, **of_model, **kwargs)
         self.processor.save_pretrained(save_directory, base=base, **kwargs)
         if self.retriever is not None:
             self.retriever.save_pretrained(save_directory)
