@@ -455,3 +455,38 @@ def test_a_process_writes_one_document_and_resumes_after_ctrl_c(tmp_path, text_m
     assert process.returncode == 0, err
     assert json.loads(out)["passages"] == 3000
     assert "shards are finished already" in err
+
+
+def test_a_catalogue_as_people_have_it_is_built_and_encoded_anew(tmp_path, text_model, run):
+    (tmp_path / "photos").mkdir()
+    picture(0).save(tmp_path / "photos" / "mug.png")
+    (tmp_path / "shop").mkdir()
+    rows = (
+        f"sku;description;picture;price\nM-1;a red mug;{tmp_path}/photos/mug.png;12.5\nB-7;a blue bowl;lost.png;18\n"
+    )
+    (tmp_path / "shop" / "products.csv").write_text(rows)
+    read = ["--columns", "id=sku", "--numeric_columns", "price", "--image_root", str(tmp_path / "photos")]
+    places = [str(tmp_path / "shop" / "products.csv"), str(tmp_path / "kb"), "--model", str(text_model)]
+    assert run("build", *places, *read)[0] == 2, "an image is missing"
+    assert not (tmp_path / "kb" / "knowledge_base" / "CURRENT").exists()
+    assert run("build", *places, *read, "--on_error", "keep_text")[0] == 0
+    asked = [
+        "search",
+        str(tmp_path / "kb"),
+        "a blue bowl",
+        "--channels",
+        "bm25",
+        "--where",
+        '{"price": {"min": 15}}',
+        "--json",
+    ]
+    before = [found["id"] for found in json.loads(run(*asked)[1])["results"]]
+    assert before == ["B-7"]
+    other = tmp_path / "other_model"
+    torch.manual_seed(1)
+    BertModel(BertConfig(vocab_size=len(tiny_tokenizer()), **WIDTHS)).save_pretrained(other)
+    tiny_tokenizer().save_pretrained(other)
+    again = ["build", str(tmp_path / "kb"), str(tmp_path / "kb"), "--model", str(other), "--overwrite"]
+    assert run(*again)[0] == 0
+    assert [found["id"] for found in json.loads(run(*asked)[1])["results"]] == before
+    assert len(RavlmRetriever.from_pretrained(tmp_path / "kb", load_encoder(other))) == 2

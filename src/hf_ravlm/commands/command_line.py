@@ -29,10 +29,11 @@ ENCODER_KINDS = ("auto", "ravlm", "dual", "image", "text", "sentence-transformer
 PARTS = ("passages", "vectors")
 # The options that each format understands beside those of all formats, by their names in the arguments.
 FORMATS: dict[str, tuple[str, ...]] = {
-    "folder": ("chunk",),
-    "jsonl": ("chunk", "columns"),
-    "csv": ("chunk", "columns"),
-    "parquet": ("chunk", "columns"),
+    "folder": ("chunk", "image_root"),
+    "jsonl": ("chunk", "columns", "numeric_columns", "image_root"),
+    "csv": ("chunk", "columns", "numeric_columns", "image_root", "delimiter"),
+    "parquet": ("chunk", "columns", "numeric_columns", "image_root"),
+    "stored": (),
     "wordnet": ("parts_of_speech",),
     "conceptnet": ("languages", "relations", "min_weight"),
     "wikipedia": ("chunk", "max_articles"),
@@ -46,6 +47,8 @@ INDEX_EXAMPLES = """examples:
   hf-ravlm index build my_pictures my_knowledge --model google/siglip2-base-patch16-224
   hf-ravlm index build birds.csv my_knowledge --model my_model --columns id=key text=caption --index auto
   hf-ravlm index build enwiki.xml.bz2 wiki --model intfloat/e5-small-v2 --on_error skip --report skipped.jsonl
+  hf-ravlm index build shop.csv shop --model my_model --numeric_columns price --image_root photos --on_error keep_text
+  hf-ravlm index build my_knowledge my_knowledge --model google/siglip2-base-patch16-224 --overwrite
   hf-ravlm index add my_knowledge more_birds.jsonl --model my_model --update
   hf-ravlm index search my_knowledge "a small brown bird" --image wren.jpg --where '{"licence": "CC0-1.0"}'
   hf-ravlm index search my_knowledge "Troglodytes" --channels bm25 --json
@@ -120,7 +123,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         group,
         "--format --kind",
         "what the source is; by default its name tells: a folder of images and texts (or of WordNet), .jsonl, "
-        ".csv, .tsv, .parquet, .xml (a dump of Wikipedia), conceptnet-assertions...; compressed or not",
+        ".csv, .tsv, .parquet, .xml (a dump of Wikipedia), conceptnet-assertions...; compressed or not; or a stored "
+        "knowledge base, whose passages are encoded anew",
         choices=FORMATS,
     )
     _add(
@@ -132,11 +136,16 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         action="extend",
         metavar="NAME=COLUMN",
     )
+    _add(group, "--delimiter", "of a CSV file (default: as its header has it)", metavar="CHARACTER")
+    numbers = "columns whose values are numbers, for --where with min and max"
+    _add(group, "--numeric_columns", numbers, nargs="+", metavar="COLUMN")
+    roots = "folders outside the source that image paths and links may lead to"
+    _add(group, "--image_root", roots, nargs="+", metavar="FOLDER")
     _add(group, "--licence", "of passages that state none, such as CC-BY-4.0", metavar="NAME")
     _add(group, "--chunk", "cut texts into chunks of so many characters", type=int, metavar="LENGTH")
     _add(group, "--chunk_overlap --overlap", "repeated from chunk to chunk", type=int, default=0, metavar="LENGTH")
-    skipping = "stop at an item that cannot be read, or skip it"
-    _add(group, "--on_error", skipping, choices=["raise", "skip"], default="raise")
+    skipping = "stop at an item that cannot be read (default), skip it, or skip its image alone"
+    _add(group, "--on_error", skipping, choices=["raise", "skip", "keep_text"], default="raise")
     _add(group, "--report", "list the items skipped in this file (JSON lines)", type=Path, metavar="FILE")
     _add(group, "--parts_of_speech", "of WordNet: noun verb adjective adverb", nargs="+", metavar="NAME")
     _add(group, "--languages", "of ConceptNet; English by default", nargs="+", metavar="CODE")

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from .. import corpora
 from ..errors import InvalidInputError
+from ..pipelines.knowledge import is_stored
 from ..retrieval import Chunking, KnowledgeBase
 from ..retrieval.sources.text_files import plain_suffix
 from .command_line import COLUMNS, FORMATS
@@ -57,11 +58,14 @@ def read_source(arguments: argparse.Namespace) -> KnowledgeBase:
         elif value is not None:
             options[name] = value
     logger.info("Reading %s as %s", path, kind)
-    reader = getattr(corpora if kind in _CORPORA else KnowledgeBase, f"from_{kind}")
-    knowledge_base: KnowledgeBase = reader(path, **options)
+    if kind == "stored":
+        knowledge_base = KnowledgeBase.load(path)
+    else:
+        reader = getattr(corpora if kind in _CORPORA else KnowledgeBase, f"from_{kind}")
+        knowledge_base = reader(path, **options)
     skipped, table = knowledge_base.skipped, knowledge_base.table
     if skipped:
-        logger.warning("Passages left out: %d. The list is in --report, if you asked for one.", len(skipped))
+        logger.warning("Items that could not be used: %d. --report FILE lists them.", len(skipped))
     if arguments.licence is None:
         return knowledge_base
     place = table.schema.get_field_index("licence")
@@ -78,6 +82,8 @@ def guess_format(path: Path) -> str:
     >>> guess_format(Path("."))
     'folder'
     """
+    if path.is_dir() and is_stored(path):
+        return "stored"
     if path.is_dir():
         return "wordnet" if (path / "data.noun").is_file() else "folder"
     if path.name.startswith("conceptnet-assertions"):
