@@ -14,7 +14,7 @@ from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever, from_backbones
 from hf_ravlm.explain import explain_answer, explanation_sheet, heat_overlay, match_chart, maxsim_match, seen_image
 from hf_ravlm.explain.gradcam import answer_grad_cam
 from tiny import picture, tiny_model, tiny_processor
-from tiny_backbones import causal_tokenizer, multimodal_model, text_model, vision_model
+from tiny_backbones import causal_model, causal_tokenizer, multimodal_model, text_model, vision_model
 
 
 QUESTION = "what is the capital ?"
@@ -86,6 +86,18 @@ def test_an_image_text_to_text_reader_tells_what_it_can():
         "attention over passages",
     ]
     assert len(told.passage_maps) == len(told.matches) == len(told.answer.posterior) == 2
+    explanation_sheet(told)
+
+
+def test_a_reader_beside_its_encoder_tells_what_it_can():
+    generator = causal_model("llama")
+    model, processor = from_backbones(generator=generator, tokenizer=causal_tokenizer())
+    retriever = RavlmRetriever.build(KnowledgeBase.from_dicts(ROWS), HashEncoder())
+    told = explain_answer(model, processor, retriever, picture(0), QUESTION, answer="Oslo")
+    assert told.answer_map is None
+    assert told.attention is not None
+    assert told.missing[0] == "where the image speaks for the answer: the reader reads words alone"
+    assert len(told.answer.posterior) == 2
     explanation_sheet(told)
 
 

@@ -122,7 +122,7 @@ def test_a_private_repository_is_private_from_the_first_byte(hub, client):
     assert hub.repository("me/birds").private
     assert client.do(f"result = len({OPEN})") == 40
     error = client.error(f"{OPEN[:-1]} + '2', token='hf_stranger')")
-    assert error.startswith("KnowledgeBaseNotFoundError: reading the dataset repository me/birds: there is no such")
+    assert error.startswith("KnowledgeBaseNotFoundError: me/birds is no folder here; reading the dataset repository")
     client.do('birds().push_to_hub("me/open", repo_type="dataset")')
     error = client.error('birds(41).push_to_hub("me/open", repo_type="dataset", private=True)')
     assert error.startswith("InvalidInputError: me/open: private=True, but this repository exists and is public")

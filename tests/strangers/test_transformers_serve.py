@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import pipeline
 from transformers.utils.import_utils import is_serve_available
 
@@ -436,6 +437,31 @@ def test_a_client_that_leaves_stops_its_answer(server, address, ask, stream, mon
     monkeypatch.setattr(pipe.model, "generate", generate)
     assert text_of(ask(messages(image_part()))) == "Reykjavik"
     assert not server.reader._writings
+
+
+def test_a_stream_that_breaks_off_ends_with_the_reason(server, address, ask, monkeypatch):
+    import httpx
+
+    pipe = server.reader.pipe
+    generate = pipe.model.generate
+
+    def broken(*args, streamer=None, **kwargs):
+        streamer.put(kwargs["input_ids"][0])
+        for token in pipe.processor.tokenizer("Reykjavik is", add_special_tokens=False)["input_ids"]:
+            streamer.put(torch.tensor([token]))
+        raise RuntimeError("out of memory at /secret/place")
+
+    monkeypatch.setattr(pipe, "policy", None)  # which would look at the whole answer before a word is told
+    monkeypatch.setattr(pipe.model, "generate", broken)
+    body = {"messages": messages(image_part()), "stream": True}
+    reply = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=30)
+    events = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
+    assert "Reykjavik" in "".join(event["choices"][0]["delta"].get("content", "") for event in events[:-1])
+    assert "choices" not in events[-1]
+    assert events[-1]["error"]["message"] == "the answer could not be written"
+    assert "secret" not in reply.text
+    monkeypatch.setattr(pipe.model, "generate", generate)
+    assert text_of(ask(messages(image_part()))) == "Reykjavik"
 
 
 def test_addresses_are_fetched_where_the_operator_allows_it_and_private_ones_never(server, monkeypatch):

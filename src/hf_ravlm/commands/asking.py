@@ -14,6 +14,7 @@ from ..errors import InvalidInputError
 from ..pipelines.opening import open_pipeline
 from .outcome import Outcome, one_line
 from .searching import conditions
+from .sources import column_names
 
 
 _CONFIG = "config.json"
@@ -28,7 +29,9 @@ def ask(arguments: argparse.Namespace) -> Outcome:
     images, question = images_and_question(arguments.words)
     where = conditions(arguments.where)
     model, knowledge = model_and_knowledge(arguments.model, arguments.knowledge)
-    pipeline = open_pipeline(model, knowledge, arguments.encoder, arguments.device)
+    reading = column_names(arguments.columns) if arguments.columns else {}
+    reading |= {"on_error": arguments.on_error} if arguments.on_error != "raise" else {}
+    pipeline = open_pipeline(model, knowledge, arguments.encoder, arguments.device, **reading)
     options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "with_posterior": False}
     given = {name: getattr(arguments, name) for name in ("k", "query", "channels", "system_message")} | {
         "where": where
@@ -82,9 +85,9 @@ def model_and_knowledge(model: str | None, knowledge: str) -> tuple[str, str | N
     Raises:
         InvalidInputError: No model is named, or there is no such file or folder.
     """
+    if not os.path.exists(os.path.expanduser(knowledge)) and knowledge.count("/") != 1:
+        raise InvalidInputError(f"{knowledge}: there is no such file or folder. Check the path.")
     if model is not None:
-        if not os.path.exists(os.path.expanduser(knowledge)) and knowledge.count("/") != 1:
-            raise InvalidInputError(f"{knowledge}: there is no such file or folder. Check the path.")
         return model, knowledge
     place = Path(knowledge).expanduser()
     if place.exists() and not (place / _CONFIG).is_file():

@@ -115,6 +115,21 @@ def _add_encoder(parser: argparse.ArgumentParser, required: bool = False) -> Non
     _add(group, "--device")
 
 
+_COLUMNS_HELP = (
+    f"which column of a table holds what ({', '.join(COLUMNS)}); `id=` numbers the rows, `metadata=year,place` keeps "
+    "these columns alone"
+)
+_ON_ERROR_HELP = "stop at an item that cannot be read (default), skip it, or skip its image alone"
+
+
+def _add_columns(group: Any) -> None:
+    _add(group, "--columns", _COLUMNS_HELP, nargs="+", action="extend", metavar="NAME=COLUMN")
+
+
+def _add_on_error(group: Any) -> None:
+    _add(group, "--on_error", _ON_ERROR_HELP, choices=["raise", "skip", "keep_text"], default="raise")
+
+
 def _add_source(parser: argparse.ArgumentParser) -> None:
     """The source of passages and how it is read."""
     _add(parser, "source", "a file or folder with the passages, see --format", metavar="SOURCE", type=Path)
@@ -127,15 +142,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "knowledge base, whose passages are encoded anew",
         choices=FORMATS,
     )
-    _add(
-        group,
-        "--columns",
-        f"which column of a table holds what ({', '.join(COLUMNS)}); `id=` numbers the rows, "
-        "`metadata=year,place` keeps these columns alone",
-        nargs="+",
-        action="extend",
-        metavar="NAME=COLUMN",
-    )
+    _add_columns(group)
     _add(group, "--delimiter", "of a CSV file (default: as its header has it)", metavar="CHARACTER")
     numbers = "columns whose values are numbers, for --where with min and max"
     _add(group, "--numeric_columns", numbers, nargs="+", metavar="COLUMN")
@@ -144,8 +151,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     _add(group, "--licence", "of passages that state none, such as CC-BY-4.0", metavar="NAME")
     _add(group, "--chunk", "cut texts into chunks of so many characters", type=int, metavar="LENGTH")
     _add(group, "--chunk_overlap --overlap", "repeated from chunk to chunk", type=int, default=0, metavar="LENGTH")
-    skipping = "stop at an item that cannot be read (default), skip it, or skip its image alone"
-    _add(group, "--on_error", skipping, choices=["raise", "skip", "keep_text"], default="raise")
+    _add_on_error(group)
     _add(group, "--report", "list the items skipped in this file (JSON lines)", type=Path, metavar="FILE")
     _add(group, "--parts_of_speech", "of WordNet: noun verb adjective adverb", nargs="+", metavar="NAME")
     _add(group, "--languages", "of ConceptNet; English by default", nargs="+", metavar="CODE")
@@ -229,6 +235,9 @@ def _add_ask(commands: _Commands) -> None:
     _add(group, "--model", reads, metavar="NAME")
     _add(group, "--encoder")
     _add(group, "--device")
+    group = parser.add_argument_group("reading KNOWLEDGE")
+    _add_columns(group)
+    _add_on_error(group)
     group = parser.add_argument_group("searching")
     _add(group, "-k --k", type=passage_count)
     _add(group, "--query", "words to search with, if not those of the question", metavar="TEXT")

@@ -55,6 +55,11 @@ _SPOKEN = (
     (re.compile(r"`?\b(allow_missing_licence|private|drop_damaged|overwrite|update)=True`?"), r"--\1"),
     (re.compile(r"`?RavlmRetriever\.build\([^)]*\)(\.save_pretrained\([^)]*\))?`?"), "`hf-ravlm index build`"),
     (re.compile(r"`?RavlmRetriever\.save_pretrained`?(\([^)]*\)`)?"), "`hf-ravlm index build`"),
+    (
+        re.compile(r"`?\b(\w+)_column=(\.\.\.|None)`?"),
+        lambda found: f"--columns {found[1]}={'' if found[2] == 'None' else 'NAME'}",
+    ),
+    (re.compile(r"`?\b(image_root|numeric_columns|delimiter)=`?"), r"--\1"),
     (re.compile(r"`compact\(purge=True\)`"), "`hf-ravlm index compact --purge`"),
     (re.compile(r"`hf_ravlm\.retrieval\.repair_store`"), "`hf-ravlm index repair`"),
     (re.compile(r"`drop_damaged`"), "--drop_damaged"),
@@ -66,6 +71,8 @@ def in_words_of_the_command_line(message: str) -> str:
 
     >>> in_words_of_the_command_line('Line 3 is no JSON. Pass `on_error="skip"` to leave it out.')
     'Line 3 is no JSON. Pass --on_error skip to leave it out.'
+    >>> in_words_of_the_command_line("Name the right one with `id_column=...`. `id_column=None` numbers the rows.")
+    'Name the right one with --columns id=NAME. --columns id= numbers the rows.'
     """
     for pattern, words in _SPOKEN:
         message = pattern.sub(words, message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from typing import Any
 
 from ..demo.page import build_page
 from ..demo.serving import require_gradio, serve_page
@@ -21,9 +22,10 @@ def serve(arguments: argparse.Namespace) -> Outcome:
     """`serve`: an address that chat clients of OpenAI's kind can ask."""
     check_reader(arguments.model)
     device = arguments.device or default_device() or "cpu"
-    place = {"host": arguments.host, "port": arguments.port, "device": device}
-    fetching = {"fetch_images": True} if arguments.fetch_images else {}
-    transformers_serve.serve(arguments.model, arguments.k, **place, **fetching)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"host": arguments.host, "port": arguments.port, "device": device}
+    if arguments.fetch_images:
+        settings["fetch_images"] = True
+    transformers_serve.serve(arguments.model, arguments.k, **settings)
     return Outcome({"model": arguments.model, "stopped": True}, "The server has stopped.")
 
 

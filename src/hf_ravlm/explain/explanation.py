@@ -129,18 +129,17 @@ def explain_answer(
         )
     explanation = Explanation(question, found, seen)
     reader = without_adapters(model)
-    asked = (reader, processor, [image], [question], [found.text], [found.evidence])  # type: ignore[assignment]
-    if reader.reads_images:
-        explanation.missing.append(
-            "where the image speaks for the answer: the reader sees images through a vision tower of its own"
-        )
+    shown = (reader, processor, [image], [question], [found.text], [found.evidence])
+    if reader.reads_images or reader.model is None:
+        sees = "sees images through a vision tower of its own" if reader.reads_images else "reads words alone"
+        explanation.missing.append(f"where the image speaks for the answer: the reader {sees}")
     else:
         part = None if layer is None else find_layer(reader.model, layer)
-        explanation.answer_map = answer_grad_cam(*asked, token, part, method, prompt)[0].float().cpu().numpy()  # type: ignore[arg-type,call-arg]
-        explanation.image_worth = float(image_worth(*asked, prompt))  # type: ignore[arg-type,call-arg]
+        explanation.answer_map = answer_grad_cam(*shown, token, part, method, prompt)[0].float().cpu().numpy()
+        explanation.image_worth = float(image_worth(*shown, prompt))
     if found.evidence:
         try:
-            explanation.attention = passage_attention(*asked, prompt)  # type: ignore[arg-type,call-arg]
+            explanation.attention = passage_attention(*shown, prompt)
         except InvalidInputError as error:
             explanation.missing.append(f"attention over passages: {error}")
         _look_at_search(explanation, retriever, image, layer, method)

@@ -155,8 +155,10 @@ def read_request(body: Mapping[str, Any], model: str, fetches: bool = False) -> 
         raise RequestError("stream_options came without stream: expected `stream` to be true", "stream_options")
     if unknown := sorted(set(options) - {"include_usage", "include_obfuscation"}):
         raise RequestError(f"stream_options has {_shown(unknown)}: expected include_usage", "stream_options")
-    return ChatRequest(  # type: ignore[misc]
-        *asked,
+    return ChatRequest(
+        question=asked.question,
+        images=asked.images,
+        system=asked.system,
         k=k,
         prompt=prompt,
         max_new_tokens=_whole(body, longest, 1, MAX_NEW_TOKENS) or DEFAULT_NEW_TOKENS,

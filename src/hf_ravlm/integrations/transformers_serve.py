@@ -262,12 +262,12 @@ class _Reply:
 
     def message(self, answer: Answer) -> dict[str, Any]:
         """Beside the words: what they rest on."""
-        found = {"evidence": _records(answer.evidence), "unread": _records(answer.unread)}
+        found: dict[str, Any] = {"evidence": _records(answer.evidence), "unread": _records(answer.unread)}
         for name in ("thinking", "citations"):
             if (value := getattr(answer, name)) is not None:
                 found["reasoning_content" if name == "thinking" else name] = value
         if answer.decision is not None:
-            found["abstained"] = answer.decision.abstained  # type: ignore[assignment]
+            found["abstained"] = answer.decision.abstained
         return found
 
     def reason(self) -> str:
@@ -297,7 +297,8 @@ class _Reply:
                 yield self.chunk({"content": piece})
                 piece = await self.pieces.get()
             if piece.answer is None:
-                yield _event(error_body(*_told(piece.error)[1:], status=500))  # type: ignore[arg-type,misc]
+                _, words, param, code = _told(piece.error)
+                yield _event(error_body(words, 500, param, code))
                 return
             yield self.chunk(self.message(piece.answer), self.reason(), usage=self.usage())
             if self.asked.with_usage:

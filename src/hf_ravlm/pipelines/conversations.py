@@ -46,7 +46,7 @@ def read_conversation(messages: Any, image_of: Callable[[Mapping[str, Any]], Any
     """
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
         raise InvalidInputError(f"messages came as {type(messages).__name__}: expected a list of messages")
-    question, images, system = "", [], []  # type: ignore[var-annotated]
+    question, images, system = "", list[Any](), list[str]()
     for place, message in enumerate(messages):
         name = f"messages[{place}]"
         if not isinstance(message, Mapping):

@@ -121,8 +121,6 @@ def _kept(source: Path, encoder: Encoder, options: Mapping[str, Any]) -> RavlmRe
     if was_kept and note.is_file() and note.read_bytes() == listing:
         return RavlmRetriever.from_pretrained(folder, encoder)
     knowledge_base = read_source(source, options)
-    if knowledge_base.skipped:
-        logger.warning("%s: %d items were left out, such as %s", source, *_left_out(knowledge_base))
     if was_kept:
         retriever = RavlmRetriever.from_pretrained(folder, encoder)
         gone, new = changed_rows(retriever.knowledge_base.table, knowledge_base.table)
@@ -139,11 +137,6 @@ def _kept(source: Path, encoder: Encoder, options: Mapping[str, Any]) -> RavlmRe
         shutil.rmtree(staging, ignore_errors=True)
     replace_file(note, listing)
     return retriever
-
-
-def _left_out(knowledge_base: KnowledgeBase) -> tuple[int, str]:
-    first = knowledge_base.skipped[0]
-    return len(knowledge_base.skipped), f"{first.where}: {first.reason}"
 
 
 def _listing(source: Path) -> list[list[Any]]:

@@ -13,14 +13,20 @@ from ..model import RavlmConfig
 from ..model.backbones import reader_kind
 from ..model.loading import loading_errors
 from .image_to_text import RavlmImageToTextPipeline
+from .knowledge import open_knowledge
 from .offline_reader import offline_reader
+from .parts import named_encoder
 
 
 OFFLINE = "offline"
 
 
 def open_pipeline(
-    model: str | os.PathLike[str], knowledge: Any = None, encoder: Any = None, device: str | None = None
+    model: str | os.PathLike[str],
+    knowledge: Any = None,
+    encoder: Any = None,
+    device: str | None = None,
+    **reading: Any,
 ) -> RavlmImageToTextPipeline:
     """The `pipeline("image-to-text")` of a reader by its name.
 
@@ -28,6 +34,7 @@ def open_pipeline(
         model: A saved system, any reader of transformers on the Hub or in a folder, or `"offline"`.
         knowledge, encoder: As of the pipeline; a saved system has its own.
         device: Such as `"cuda"`; `None` for the graphics card, if there is one.
+        **reading: How a source of knowledge is read, see `open_knowledge`: `on_error`, `text_column`, ...
 
     Raises:
         InvalidInputError: There is no such model, it is no reader, or it has nothing to read.
@@ -35,8 +42,11 @@ def open_pipeline(
     name = offline_reader() if os.fspath(model) == OFFLINE else os.path.expanduser(os.fspath(model))
     check_reader(name, needs_knowledge=knowledge is None)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    searched = {"encoder": encoder, "knowledge": knowledge}
+    if reading and knowledge is not None:
+        searched = {"retriever": open_knowledge(knowledge, named_encoder(encoder, device), **reading)}
     with loading_errors("reader", name):
-        return pipeline("image-to-text", model=name, encoder=encoder, knowledge=knowledge, device=device)
+        return pipeline("image-to-text", model=name, device=device, **searched)
 
 
 def check_reader(name: str, needs_knowledge: bool = True) -> None:

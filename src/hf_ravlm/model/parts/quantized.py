@@ -33,9 +33,12 @@ def sparing_our_parts(config: Any, also: Collection[str] = HEADS) -> Any:
 
 
 def carry_quantizer(model: nn.Module, language_model: Any) -> None:
-    """Lets a reader say of itself what its generator is: trainers ask it, and saving needs the quantizer."""
+    """Lets a reader say of itself what its generator is: trainers ask it, and saving needs the quantizer.
+
+    A GGUF file is unpacked into plain weights where nothing computes on its blocks: nothing is quantized then.
+    """
     quantizer = getattr(language_model, "hf_quantizer", None)
-    if quantizer is None:
+    if quantizer is None or getattr(quantizer, "packed_modules", None) == {}:
         return
     left = [f"language_model.{name}" for name in getattr(quantizer, "modules_to_not_convert", None) or ()]
     config = copy.deepcopy(quantizer.quantization_config)

@@ -87,8 +87,8 @@ def _subsets(number: int, with_leave_one_out: bool) -> list[tuple[int, ...]]:
     [(0,), (1,), (1,), (0,), (0, 1)]
     """
     every = tuple(range(number))
-    alone = [(k,) for k in every]
-    return [*alone, *(every[:k] + every[k + 1 :] for k in every), every] if with_leave_one_out else alone  # type: ignore[return-value]
+    alone: list[tuple[int, ...]] = [(k,) for k in every]
+    return [*alone, *(every[:k] + every[k + 1 :] for k in every), every] if with_leave_one_out else alone
 
 
 def _sorted_out(
