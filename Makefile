@@ -41,7 +41,7 @@ kernels: $(VENV)/.test-installed  ## the quick tests that compute, once more wit
 		tests/explain tests/model tests/pipelines tests/retrieval/encoding tests/training
 
 fuzz: $(VENV)/.test-installed  ## random damage, kills, texts and command lines for an hour (FUZZ_SECONDS, RAVLM_FUZZ_SEED)
-	RAVLM_FUZZ_SECONDS=$(FUZZ_SECONDS) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m fuzz $(ARGS) tests/fuzz
+	RAVLM_FUZZ_SECONDS=$(FUZZ_SECONDS) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rP -m fuzz $(ARGS) tests/fuzz
 
 # The suites come from the source archives of the installed versions, which are downloaded once into HARNESS.
 conformance: $(VENV)/.test-installed  ## common test suites of transformers and peft, run on our classes

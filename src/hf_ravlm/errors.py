@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RavlmError(Exception):
     """Base of every error that `hf_ravlm` raises on purpose."""
@@ -41,3 +44,18 @@ class KnowledgeBaseIncompleteError(KnowledgeBaseNotFoundError, KnowledgeBaseCorr
 
 class HubUnavailableError(RavlmError, ConnectionError):
     """The Hub cannot be reached, or refused to answer; what lies on this machine is as it was."""
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """What is refused inside is named: of a batch, the one that cannot be used.
+
+    >>> with naming("the image of question 3"):
+    ...     raise UnsafeInputError("it is empty.")
+    Traceback (most recent call last):
+    hf_ravlm.errors.UnsafeInputError: the image of question 3: it is empty.
+    """
+    try:
+        yield
+    except (InvalidInputError, UnsafeInputError) as error:
+        raise type(error)(f"{what}: {error}") from error

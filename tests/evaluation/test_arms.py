@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
+import datasets
 import pytest
 import torch
 
 from hash_encoder import HashEncoder
 from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever
-from hf_ravlm.errors import InvalidInputError
-from hf_ravlm.evaluation import Question, evaluate_model, growing_arm, model_arms
+from hf_ravlm.errors import InvalidInputError, UnsafeInputError
+from hf_ravlm.evaluation import Evaluator, Question, evaluate_model, growing_arm, model_arms, questions_from
 from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
 from hf_ravlm.pipelines.policy.decision_heads import UncertaintyRule
 from tiny import picture, tiny_model, tiny_processor
@@ -89,6 +91,36 @@ def test_the_guarded_arm_follows_its_policy(system, retriever):
     gated = reply(AnswerPolicy(gate=UncertaintyRule(), gate_threshold=1.1))
     assert {(answer.num_retrievals, answer.evidence_ids) for answer in gated} == {(0, ())}
     assert all(answer.need is not None for answer in gated)
+
+
+def test_a_broken_image_is_named_or_counts_as_wrong(system, retriever, tmp_path):
+    missing = tmp_path / "missing.png"
+    asked = [QUESTIONS[0], replace(QUESTIONS[1], image=str(missing)), QUESTIONS[2]]
+    arms = model_arms(*system, retriever, ["closed_book", "retrieved"], k=2, max_new_tokens=3)
+    with pytest.raises(UnsafeInputError, match="the image of question '1'.*missing.png"):
+        Evaluator(arms).run(asked, tmp_path / "replies")
+    arms = model_arms(*system, retriever, ["closed_book", "retrieved"], k=2, max_new_tokens=3, on_error="skip")
+    report = Evaluator(arms).run(asked, tmp_path / "replies")
+    assert {name: arm.num_broken for name, arm in report.arms.items()} == {"closed_book": 1, "retrieved": 1}
+    assert "1 of the questions could not be asked" in report.to_markdown()
+    assert all(arm.calibration is not None for arm in report.arms.values())
+    alone = arms["retrieved"]([QUESTIONS[2]])[0]
+    assert arms["retrieved"](asked)[2].text == alone.text
+    with pytest.raises(InvalidInputError, match="expected one of"):
+        model_arms(*system, retriever, on_error="blank")
+
+
+def test_a_broken_image_of_a_data_set_is_no_end(system):
+    features = datasets.Features(
+        {name: datasets.Value("string") for name in ("question", "answer")} | {"image": datasets.Image()}
+    )
+    images = [{"bytes": b"no image", "path": None}, picture(1)]
+    rows = {"question": ["red ?", "white ?"], "answer": ["a", "b"], "image": images}
+    questions = questions_from(datasets.Dataset.from_dict(rows, features=features))
+    arms = model_arms(*system, arms=["closed_book"], max_new_tokens=2, on_error="skip")
+    assert Evaluator(arms, batch_size=1).run(questions).arms["closed_book"].num_broken == 1
+    assert questions[1].image.size == picture(1).size
+    assert questions[0].digest() != replace(questions[0], image=None).digest()
 
 
 def test_knowledge_grows_beside_the_retriever(system, retriever):

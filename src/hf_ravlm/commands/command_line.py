@@ -360,6 +360,8 @@ def _add_evaluate(commands: _Commands) -> None:
     _add(group, "--columns", columns, nargs="+", action="extend", default=[], metavar="NAME=COLUMN")
     _add(group, "--split", "of a data set that has several (default: test)", default="test")
     _add(group, "--limit", "only the first so many questions", type=positive, metavar="NUMBER")
+    broken = "of a question whose image cannot be used: stop, or count it as answered wrongly (default: raise)"
+    _add(group, "--on_error", broken, choices=("raise", "skip"), default="raise")
     group = parser.add_argument_group("answering")
     arms = "such as closed_book,retrieved,gold (default: these and guarded, where they can be)"
     _add(group, "--arms", arms, type=names, metavar="NAMES")

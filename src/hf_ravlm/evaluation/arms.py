@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from random import Random
@@ -21,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import LogitsProcessorList
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, UnsafeInputError, naming
 from ..images import safe_image
 from ..pipelines.answering import answer_questions
+from ..pipelines.numbered_inputs import OnError, check_on_error
 from ..pipelines.policy.token_confidence import TokenConfidence
 from .questions import AnswerFunction, Question, Reply
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from ..model import RavlmForConditionalGeneration, RavlmProcessor
     from ..pipelines.policy.answer_policy import AnswerPolicy
     from ..retrieval import Passage, RavlmRetriever
+
+logger = logging.getLogger(__name__)
 
 ARMS = ("closed_book", "retrieved", "gold", "gold_and_distractors", "distractors_only", "guarded")
 
@@ -45,6 +49,7 @@ def model_arms(
     retrieve_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     policy: AnswerPolicy | None = None,
+    on_error: OnError = "raise",
     **generate_kwargs: Any,
 ) -> dict[str, AnswerFunction]:
     """Arms for an `Evaluator`.
@@ -60,11 +65,15 @@ def model_arms(
         retrieve_options (`dict`, *optional*): Of `retriever.retrieve`: `channels`, `where`, ...
         seed (`int`): Of the places of the gold passages among distractors.
         policy (`AnswerPolicy`, *optional*): Of the arm `guarded`.
+        on_error (`str`): Of a question whose image cannot be used: `"raise"` an error, or `"skip"` it, with a reply
+            whose `error` says why, and which counts as wrong.
         generate_kwargs: Passed to `model.generate`; greedy unless they say otherwise.
 
     Raises:
         InvalidInputError: An arm is not known, or needs a retriever or a policy.
+        UnsafeInputError: When an arm is asked: the image of a question cannot be used.
     """
+    check_on_error(on_error)
     if unknown := sorted(set(arms) - set(ARMS)):
         raise InvalidInputError(f"There is no arm {', '.join(unknown)}. Choose of {', '.join(ARMS)}.")
     if retriever is None and set(arms) - {"closed_book"}:
@@ -76,8 +85,7 @@ def model_arms(
     reading = {"do_sample": False, "num_beams": 1, "with_posterior": False, **generate_kwargs}
 
     def arm(name: str) -> AnswerFunction:
-        def answer(questions: Sequence[Question]) -> list[Reply]:
-            images = [None if question.image is None else safe_image(question.image) for question in questions]
+        def answer(questions: Sequence[Question], images: Sequence[Any]) -> list[Reply]:
             if name == "guarded" and retriever is not None:
                 search = SimpleNamespace(retrieve=partial(retriever.retrieve, **searching))
                 return _replies(model, processor, search, questions, images, policy=policy, k=number, **reading)
@@ -85,9 +93,31 @@ def model_arms(
             num_searches = int(number > 0 and name not in ("closed_book", "gold"))
             return _replies(model, processor, None, questions, images, num_searches, evidence=evidence, **reading)
 
-        return answer
+        return partial(_answer_sound, answer, on_error)
 
     return {name: arm(name) for name in arms}
+
+
+def _answer_sound(answer: Any, on_error: OnError, questions: Sequence[Question]) -> list[Reply]:
+    """The replies of `answer(questions, images)`, where all images can be used or such questions are skipped."""
+    images: list[Any] = []
+    sound: list[Question] = []
+    errors: list[str | None] = []
+    for question in questions:
+        try:
+            with naming(f"the image of question {question.id!r}"):
+                image = None if question.image is None else safe_image(question.image)
+        except UnsafeInputError as error:
+            if on_error == "raise":
+                raise
+            logger.warning("%s The question counts as answered wrongly.", error)
+            errors.append(str(error))
+        else:
+            sound.append(question)
+            images.append(image)
+            errors.append(None)
+    replies = iter(answer(sound, images) if sound else [])
+    return [next(replies) if error is None else Reply("", error=error) for error in errors]
 
 
 def growing_arm(

@@ -177,6 +177,7 @@ class Evaluator:
                 retrievals=float(np.mean([reply.num_retrievals for reply in replies])),
                 tokens=float(np.mean(tokens)) if len(tokens) == len(replies) else None,
             ),
+            num_broken=sum(reply.error is not None for reply in replies),
             policy=_policy_effect(replies, if_all_said, None if baseline is None else baseline.per_question),
         )
 
@@ -196,9 +197,11 @@ def _effect(
 
 
 def _calibration(replies: Sequence[Reply], values: npt.NDArray[np.float64]) -> Calibration | None:
+    asked = [reply.error is None for reply in replies]
     confidences = [reply.confidence for reply in replies if reply.confidence is not None]
-    if len(confidences) < len(replies):
+    if len(confidences) < sum(asked) or not confidences:
         return None
+    values = values[asked]
     area = auroc(confidences, values >= _RIGHT)
     return Calibration(
         ece=expected_calibration_error(confidences, values),

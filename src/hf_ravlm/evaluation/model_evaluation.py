@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InvalidInputError
+from ..pipelines.numbered_inputs import OnError
 from ..retrieval.sources.text_files import plain_suffix
 from .arms import growing_arm, model_arms
 from .evaluator import Evaluator
@@ -54,6 +55,7 @@ def evaluate_model(
     distractors: str | os.PathLike[str] | Iterable[Mapping[str, Any]] | None = None,
     factors: Sequence[int] = (1, 10, 100),
     policy: str | os.PathLike[str] | None = None,
+    on_error: OnError = "raise",
     **generate_kwargs: Any,
 ) -> ModelEvaluation:
     """Asks a model all questions in all arms, reports, and keeps every reply, so that a killed run goes on.
@@ -76,6 +78,7 @@ def evaluate_model(
         distractors: A folder of WordNet, a JSONL file of passages, or passages: with it the questions are asked once
             more at each of the sizes in `factors`. Passages that hold an accepted answer are left out.
         policy: The folder or Hub id of an `AnswerPolicy`, by default that of the model, if there is one there.
+        on_error: Of a question whose image cannot be used, see `model_arms`.
         generate_kwargs: Passed to `model.generate`, such as `max_new_tokens` (32 by default).
 
     Raises:
@@ -100,6 +103,7 @@ def evaluate_model(
     }
     if answer_policy is not None and "guarded" in names:
         settings["policy"] = answer_policy.fingerprint
+    options["on_error"] = on_error  # no setting: what was asked before goes on
     named = model_arms(reader, processor, retriever, names, policy=answer_policy, **options)
     report = Evaluator(named, metrics, batch_size=batch_size, seed=seed, settings=settings).run(questions, output)
     files = report.save(output)

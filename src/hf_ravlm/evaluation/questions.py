@@ -6,16 +6,17 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
-from ..errors import InvalidInputError
-from ..files import other_than_file
+from ..errors import InvalidInputError, UnsafeInputError
+from ..images import safe_image
 from ..metrics.answers import answer_texts
 from ..retrieval.sources.checked_rows import SourceFault
 from ..retrieval.sources.columns import SYNONYMS, find_column
-from ..retrieval.sources.image_files import image_file
+from ..retrieval.sources.image_files import image_file, undecoded
 from ..retrieval.sources.tables import table_records
 from ..retrieval.sources.text_files import existing_file, plain_suffix
 from ..text import clean_text, plain_text
@@ -74,6 +75,7 @@ class Reply:
         num_tokens: How many tokens the reader read and wrote; `None` if they were not counted.
         withheld: What would have been said, where a policy abstained and left `text` empty; `None` elsewhere.
         need: What a gate said before the search: the probability that it helps; `None` without a gate.
+        error: Why the question could not be asked, where that was passed over; it counts as answered wrongly.
     """
 
     text: str
@@ -84,6 +86,7 @@ class Reply:
     num_tokens: int | None = None
     withheld: str | None = None
     need: float | None = None
+    error: str | None = None
 
 
 # Answers a batch of questions, in order.
@@ -94,7 +97,7 @@ class QuestionRows(Sequence[Question]):
     """The questions in rows of a table, made when they are asked for. Made by `questions_from`."""
 
     def __init__(self, rows: Any, columns: Mapping[str, str], folder: Path | None = None) -> None:
-        self._rows, self._columns, self._folder = rows, columns, folder
+        self._rows, self._columns, self._folder = undecoded(rows), columns, folder
         features = getattr(rows, "features", None) or {}
         # Numbers of classes, as `datasets` keeps them, become their names again.
         self._classes = {name: kind for name, kind in features.items() if hasattr(kind, "int2str")}
@@ -162,9 +165,12 @@ class QuestionRows(Sequence[Question]):
         return kind.int2str(value) if kind is not None and isinstance(value, int) and value >= 0 else value
 
     def _image(self, image: Any, where: str) -> Any:
-        """A path of a file of questions, found beside it; whatever else as it is."""
+        """A path of a file of questions, found beside it; of a data set an image, if it can be decoded."""
         if self._folder is not None and isinstance(image, Mapping) and image.get("bytes") is None:
             image = image.get("path")
+        if isinstance(image, Mapping):
+            with suppress(UnsafeInputError):  # whoever asks the question says what is wrong
+                return safe_image(image)
         if self._folder is None or not isinstance(image, str):
             return image
         path = Path(image)
@@ -316,8 +322,12 @@ def _image_bytes(image: Any) -> bytes:
     if image is None:
         return b""
     if isinstance(image, (str, Path)):
-        # A pipe would block; `safe_image` refuses it when the question is asked.
-        return b"" if other_than_file(image) else Path(image).read_bytes()
+        # A pipe would block; `safe_image` refuses it, and what is not there, when the question is asked.
+        return Path(image).read_bytes() if os.path.isfile(image) else b""
+    if isinstance(image, Mapping):
+        return _image_bytes(image.get("bytes") or image.get("path"))
+    if isinstance(image, bytes):
+        return image
     if hasattr(image, "tobytes"):
         return repr((getattr(image, "mode", None), getattr(image, "size", None))).encode() + bytes(image.tobytes())
     return repr(type(image)).encode()

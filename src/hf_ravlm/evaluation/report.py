@@ -84,6 +84,7 @@ class ArmReport:
         calibration: `None` if the arm gives no confidence. Of withheld answers, too.
         cost: Per question.
         policy: `None` if the arm neither has a gate nor abstained.
+        num_broken: Questions that could not be asked, such as for a broken image; they count as answered wrongly.
     """
 
     metrics: dict[str, Interval]
@@ -93,6 +94,7 @@ class ArmReport:
     calibration: Calibration | None
     cost: Cost
     policy: PolicyEffect | None = None
+    num_broken: int = 0
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,11 @@ def _answer_lines(report: EvaluationReport) -> Iterable[str]:
             for name, arm in arms.items()
         ],
     )
+    if num_broken := max(arm.num_broken for arm in arms.values()):
+        yield from (
+            "",
+            f"{num_broken} of the questions could not be asked and count as answered wrongly in every arm.",
+        )
     kinds = sorted({kind for arm in arms.values() for kind in arm.by_kind})
     if len(kinds) > 1:
         counts = next(iter(arms.values())).by_kind

@@ -18,7 +18,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 from transformers.utils import PROCESSOR_NAME
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, naming
 from ..images import safe_image, shrunk, trim_margins
 from ..saving.folders import PublishMixin, load_checked
 from ..text import clean_text
@@ -399,8 +399,11 @@ class RavlmProcessor(PublishedProcessor):
         self._check_towers()
         data = {}
         if images is not None and any(image is not None for image in images):
-            present = [image for image in images if image is not None]
-            pixels = self._pixels([self._load_image(image) for image in present])
+            present = []
+            for place, image in enumerate(images):
+                with naming(f"image {place}"):
+                    present += [] if image is None else [self._load_image(image)]
+            pixels = self._pixels(present)
             mask = torch.tensor([image is not None for image in images])
             data["pixel_values"] = pixels.new_zeros(len(images), *pixels.shape[1:])
             data["pixel_values"][mask] = pixels
@@ -494,7 +497,11 @@ class RavlmProcessor(PublishedProcessor):
         nested = [[] if row is None else listed(row) for row in rows]
         if self.image_processor is not None and self.generator_processor is None:
             self._check_images_of_rows(nested)
-        return [[self._load_image(image, limit) for image in row] for row in nested]
+        opened: list[list[Image.Image]] = []
+        for place, row in enumerate(nested):
+            with naming(f"the image of question {place}"):
+                opened.append([self._load_image(image, limit) for image in row])
+        return opened
 
     def _check_images_of_rows(self, rows: list[list[Any]]) -> None:
         """A reader with a tower has places for one image in a prompt."""

@@ -30,6 +30,7 @@ class Answer:
         thinking (`str`, *optional*): what the reader thought before it answered, if it did.
         citations (`list[Citation]`, *optional*): the numbers in the text, each checked, where `cite` asked for them.
         found (`list[Evidence]`): what was found, read or not, best first.
+        error (`str`, *optional*): why there is no answer, where an input that cannot be used was passed over.
     """
 
     text: str
@@ -41,6 +42,7 @@ class Answer:
     thinking: str | None = None
     citations: list[Citation] | None = None
     found: list[Evidence] = field(default_factory=list, repr=False)
+    error: str | None = None
 
     def __post_init__(self):
         self.found = self.found or [*self.evidence, *self.unread]
@@ -55,7 +57,7 @@ class Answer:
             "leave_one_out": self.leave_one_out,
             "unread": list(map(_passage_record, self.unread)),
         }
-        for name in ("thinking", "citations"):
+        for name in ("thinking", "citations", "error"):
             if (value := getattr(self, name)) is not None:
                 record[name] = value
         if self.decision is not None:

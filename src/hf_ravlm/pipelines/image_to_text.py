@@ -23,6 +23,7 @@ from .answer import Answer
 from .answering import answer_questions
 from .knowledge import open_knowledge
 from .model_folder import find_policy, find_processor, find_retriever
+from .numbered_inputs import NumberedInputs, check_on_error, still_encoded
 from .parts import is_ours, named_encoder, own_encoder, reader_around
 
 
@@ -42,7 +43,7 @@ ANSWER_KEYS = (
 )
 
 
-class RavlmPipelineMixin:
+class RavlmPipelineMixin(NumberedInputs):
     """What our pipelines share: a reader with its processor, knowledge base and policy, and saving all of it.
 
     The reader is a folder of ours, or any other: an image-text-to-text or causal language model of transformers, by
@@ -211,6 +212,9 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
     - **encoded_knowledge** (`EncodedKnowledge`, *optional*) -- states of the passages, read once and kept.
     - **policy** (`AnswerPolicy`, *optional*) -- when to search, what to read, when to abstain; each answer then has
       the fields of its `Decision`. By default the folder's own, if it has one; `AnswerPolicy()` lets everything pass.
+    - **on_error** (`str`, *optional*, defaults to `"raise"`) -- what happens to an input that cannot be used, such as
+      a broken image: an error that names its place; or, with `"skip"`, a record without an answer, whose `error` says
+      why, among the answers to the others.
     - **prompt** (`dict`, *optional*) -- settings of the prompt for this call, which may come directly, too: `cite`,
       `system_message`, `number_passages`, `passage_order`, `enable_thinking`, ... (`PromptSettings`).
     - everything else goes to `model.generate`.
@@ -232,9 +236,12 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
             return super().__new__(cls)
         return ImageCaptionPipeline(model, *args, **kwargs)
 
-    def _sanitize_parameters(self, question=None, query=None, timeout=None, **kwargs):
+    def _sanitize_parameters(self, question=None, query=None, timeout=None, on_error=None, **kwargs):
+        if on_error is not None:
+            check_on_error(on_error)
         forward = {key: kwargs.pop(key) for key in ANSWER_KEYS if key in kwargs}
-        return _sorted_parameters({"question": question, "query": query, "timeout": timeout}, forward, **kwargs)
+        reading = {"question": question, "query": query, "timeout": timeout, "on_error": on_error}
+        return _sorted_parameters(reading, forward, **kwargs)
 
     def __call__(self, inputs=None, **kwargs):
         """See the class; `images=` and `image=` name the first argument, too."""
@@ -248,10 +255,11 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
         if isinstance(inputs, list) and not inputs:
             return []
         if hasattr(inputs, "column_names"):  # a `datasets.Dataset`, which no pipeline takes for one
-            inputs = iter(inputs)
+            inputs = iter(still_encoded(inputs))
         return super().__call__({"image": None} if inputs is None else inputs, **kwargs)
 
-    def preprocess(self, inputs, question=None, query=None, timeout=None):
+    def read_input(self, inputs, question=None, query=None, timeout=None):
+        """What one input asks, with its image decoded."""
         if isinstance(inputs, dict) and ("image" in inputs or "question" in inputs):
             question = inputs.get("question", inputs.get("text", question))
             query = inputs.get("query", query)
@@ -266,11 +274,21 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
                 )
         return {"image": opened(inputs, timeout), "question": question, "query": query}
 
+    def unread_input(self, inputs):
+        """Stands for an input that cannot be used."""
+        return {"image": None, "question": "", "query": None}
+
     def _forward(self, model_inputs, **options):
-        images, questions, queries = (model_inputs[name] for name in ("image", "question", "query"))
-        if isinstance(questions, list):  # with `batch_size`
-            return {"answers": self._answer(images, questions, queries=queries, **options)}
-        return {"answers": self._answer([images], [questions], queries=[queries], **options)[0]}
+        batched = isinstance(model_inputs["question"], list)  # with `batch_size`
+        columns = [model_inputs[name] for name in ("image", "question", "query", "error")]
+        rows = list(zip(*columns, strict=True)) if batched else [tuple(columns)]
+        answers = []
+        if sound := [row for row in rows if row[-1] is None]:
+            images, questions, queries, _ = map(list, zip(*sound, strict=True))
+            answers = self._answer(images, questions, queries=queries, **options)
+        given = iter(answers)
+        answers = [next(given) if error is None else [Answer("", error=error)] for *_, error in rows]
+        return {"answers": answers if batched else answers[0]}
 
     def postprocess(self, model_outputs):
         answers = model_outputs["answers"]
@@ -296,7 +314,7 @@ class ImageCaptionPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, inputs, prompt=None, timeout=None):
-        image = safe_image(open_image(inputs, timeout))
+        image = open_image(inputs, timeout)
         if prompt is None:
             return self.image_processor(images=image, return_tensors="pt").to(self.dtype)
         if self.processor is None:
@@ -313,7 +331,11 @@ class ImageCaptionPipeline(Pipeline):
 
 
 def opened(images: Any, timeout: float | None) -> Any:
-    """The image of a question, the list of its images, or `None`, each opened by `open_image`."""
+    """The image of a question, the list of its images, or `None`, each opened by `open_image`.
+
+    Raises:
+        UnsafeInputError: One cannot be used.
+    """
     if images is None:
         return None
     if isinstance(images, (list, tuple)):
@@ -322,12 +344,13 @@ def opened(images: Any, timeout: float | None) -> Any:
 
 
 def open_image(source: Any, timeout: float | None = None) -> Any:
-    """Fetches an image by its address, within bounds and made safe; anything else is returned as it is.
+    """An image, made safe; one that is named by its address is fetched, within bounds.
 
     Raises:
         InvalidInputError: The image could not be fetched.
+        UnsafeInputError: It cannot be used.
     """
-    return fetch_image(source, timeout) if is_address(source) else source
+    return fetch_image(source, timeout) if is_address(source) else safe_image(source)
 
 
 def _sorted_parameters(

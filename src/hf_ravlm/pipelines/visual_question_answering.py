@@ -14,6 +14,7 @@ from transformers import Pipeline
 
 from ..errors import InvalidInputError
 from .image_to_text import RavlmImageToTextPipeline
+from .numbered_inputs import still_encoded
 from .parts import is_ours
 
 
@@ -43,13 +44,14 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
         """See the class."""
         return super().__call__(with_questions(image, question), **kwargs)
 
-    def preprocess(self, inputs, question=None, query=None, timeout=None):
+    def read_input(self, inputs, question=None, query=None, timeout=None):
+        """As of its base, but that a question is not optional."""
         if not isinstance(inputs, dict) or inputs.get("question") is None:
             raise InvalidInputError(
                 "an image came without a question: expected `image=` and `question=`, or dictionaries "
                 "{'image': ..., 'question': ...}"
             )
-        return super().preprocess(inputs, query=query, timeout=timeout)
+        return super().read_input(inputs, query=query, timeout=timeout)
 
     def postprocess(self, model_outputs):
         records = super().postprocess(model_outputs)
@@ -80,7 +82,7 @@ def with_questions(images: Any, questions: Any) -> Any:
         if not several:
             return {"image": images, "question": questions}
         if isinstance(images, Dataset):
-            return _Asked(images, questions)
+            return _Asked(still_encoded(images), questions)
         asked = ({"image": image, "question": questions} for image in images)
         return asked if isinstance(images, Iterator) else list(asked)
     if several:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, naming
 from ..images import safe_image
 from ..text import clean_text, plain_text
 from .encoding.encoders import Encoder
@@ -70,7 +70,8 @@ def checked_queries(images: Any, texts: Any) -> list[Query]:
             raise InvalidInputError(
                 f"Query {row} is empty: it has no image, and no text that can be seen. Ask something."
             )
-        queries.append(Query(text, None if image is None else safe_image(image)))
+        with naming(f"The image of query {row}"):
+            queries.append(Query(text, None if image is None else safe_image(image)))
     return queries
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..retrieval.sources.image_files import undecoded
 from .arguments import RavlmPreTrainingArguments
-from .batches.collators import AnswerCollator, RetrievalCollator, undecoded
+from .batches.collators import AnswerCollator, RetrievalCollator
 from .batches.evidence_mixing import EvidenceMix
 from .callbacks import MineNegativesCallback
 from .joint_trainer import JointSettings, RavlmJointTrainer

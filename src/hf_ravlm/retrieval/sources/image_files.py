@@ -1,4 +1,7 @@
-"""Which image files a table or a folder may name: those beside it, and those under folders that a user allows."""
+"""Which image files a table or a folder may name: those beside it, and those under folders that a user allows.
+
+Also images in the columns of `datasets`, left encoded, so that one that is broken can be told.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ...errors import InvalidInputError, UnsafeInputError
 from ...saving.safe_paths import resolve_inside
@@ -55,3 +59,18 @@ def _spellings(folders: Sequence[Path], name: str) -> Iterator[Path]:
     for folder in folders:
         for form in dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]):
             yield folder / form
+
+
+def undecoded(dataset: Any) -> Any:
+    """A data set of `datasets` whose images stay encoded; anything else comes back as it is.
+
+    Decoding fails at the first broken image; encoded ones reach whoever has an `on_error` to decide.
+    """
+    if not hasattr(dataset, "cast_column"):
+        return dataset
+    from datasets import Image as ImageFeature
+
+    for column, feature in (dataset.features or {}).items():
+        if isinstance(feature, ImageFeature) and feature.decode:
+            dataset = dataset.cast_column(column, ImageFeature(decode=False))
+    return dataset

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from PIL import Image
 
@@ -29,18 +29,3 @@ def check_on_error(on_error: str) -> None:
     """
     if on_error not in get_args(OnError):
         raise InvalidInputError(f"on_error={on_error!r}: expected one of {list(get_args(OnError))}.")
-
-
-def undecoded(dataset: Any) -> Any:
-    """A data set of `datasets` whose images stay encoded; anything else comes back as it is.
-
-    Decoding fails at the first broken image; encoded ones reach the collator, whose `on_error` decides.
-    """
-    if not hasattr(dataset, "cast_column"):
-        return dataset
-    from datasets import Image as ImageFeature
-
-    for column, feature in (dataset.features or {}).items():
-        if isinstance(feature, ImageFeature) and feature.decode:
-            dataset = dataset.cast_column(column, ImageFeature(decode=False))
-    return dataset

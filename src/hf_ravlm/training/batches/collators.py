@@ -16,13 +16,13 @@ from transformers.feature_extraction_utils import BatchFeature
 from ...errors import InvalidInputError, UnsafeInputError
 from ...images import safe_image
 from ...model.processing_ravlm import RavlmProcessor
-from .broken_images import OnError, blank_image, check_on_error, undecoded
+from .broken_images import OnError, blank_image, check_on_error
 from .rows import TrainingRow, label_first
 
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["AnswerCollator", "RetrievalCollator", "read_rows", "undecoded"]
+__all__ = ["AnswerCollator", "RetrievalCollator", "read_rows"]
 
 
 @dataclass(frozen=True, kw_only=True)

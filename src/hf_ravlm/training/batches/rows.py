@@ -31,8 +31,8 @@ from ...metrics.answers import answer_texts
 from ...retrieval import KnowledgeBase
 from ...retrieval.sources.columns import SYNONYMS as COLUMNS_OF_PASSAGES
 from ...retrieval.sources.columns import find_column
+from ...retrieval.sources.image_files import undecoded
 from ...text import clean_text, plain_text
-from .broken_images import undecoded
 
 
 ROW_NUMBER = "row_number"
