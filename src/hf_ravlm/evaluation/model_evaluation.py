@@ -103,25 +103,16 @@ def evaluate_model(
     }
     if answer_policy is not None and "guarded" in names:
         settings["policy"] = answer_policy.fingerprint
-    options["on_error"] = on_error  # no setting: what was asked before goes on
-    named = model_arms(reader, processor, retriever, names, policy=answer_policy, **options)
+    named = model_arms(reader, processor, retriever, names, policy=answer_policy, on_error=on_error, **options)
     report = Evaluator(named, metrics, batch_size=batch_size, seed=seed, settings=settings).run(questions, output)
     files = report.save(output)
     if distractors is None:
         return ModelEvaluation(report, None, files)
     others = without_answers(_passages(distractors), questions.without_images())
     settings["distractors"] = Path(distractors).name if isinstance(distractors, (str, os.PathLike)) else None
-    growth = measure_growth(
-        questions,
-        named["closed_book"],
-        growing_arm(reader, processor, retriever, others, **options),
-        len(retriever),
-        factors,
-        output / "growth",
-        metrics[:1],
-        batch_size,
-        settings,
-    )
+    grown = growing_arm(reader, processor, retriever, others, on_error=on_error, **options)
+    measured = (len(retriever), factors, output / "growth", metrics[:1], batch_size, settings)
+    growth = measure_growth(questions, named["closed_book"], grown, *measured)
     return ModelEvaluation(report, growth, files + growth.save(output))
 
 
