@@ -17,7 +17,9 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from hf_ravlm import from_backbones
 from hf_ravlm.model.prompts.chat_processor import without_videos
 from tiny import WIDTHS, WORDS
 
@@ -325,3 +327,24 @@ def multimodal_model(family: str, seed: int = SEED):
     """An image-text-to-text model with random weights, and its processor."""
     model_type, settings, processor = MULTIMODAL[family]()
     return build(AutoModelForImageTextToText, model_type, settings, seed), processor
+
+
+def with_towers(generator, generator_processor, **settings):
+    """A reader around an image-text-to-text model with towers of its own, and its processor."""
+    return from_backbones(
+        vision_model("vit"),
+        text_model("bert"),
+        generator,
+        image_processor=ViTImageProcessorPil(size={"height": 16, "width": 16}),
+        text_tokenizer=causal_tokenizer(),
+        generator_processor=generator_processor,
+        **settings,
+    )
+
+
+def saved_parts(root, parts):
+    """Saves models and what prepares their inputs: folders by their names on the Hub."""
+    for name, (model, belongs) in parts.items():
+        model.save_pretrained(root / name)
+        belongs.save_pretrained(root / name)
+    return {name: root / name for name in parts}

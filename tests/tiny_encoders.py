@@ -190,6 +190,19 @@ def save(family: Family, folder: Path, seed: int = 0) -> None:
             part().save_pretrained(folder)
 
 
+def saved_once(root: Path) -> Callable[[str], Path]:
+    """The folder of a family by its name, written when it is first asked for."""
+    made: dict[str, Path] = {}
+
+    def folder_of(name: str) -> Path:
+        if name not in made:
+            made[name] = root / str(len(made))
+            save(FAMILIES[name], made[name])
+        return made[name]
+
+    return folder_of
+
+
 @torch.no_grad()
 def own_vectors(family: Family, folder: Path) -> dict[str, np.ndarray]:
     """What the family's own classes make of each image and each text alone, normalised."""

@@ -7,14 +7,13 @@ import pytest
 import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hash_encoder import HashEncoder
 from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever, from_backbones
 from hf_ravlm.explain import explain_answer, explanation_sheet, heat_overlay, match_chart, maxsim_match, seen_image
 from hf_ravlm.explain.gradcam import answer_grad_cam
 from tiny import picture, tiny_model, tiny_processor
-from tiny_backbones import causal_model, causal_tokenizer, multimodal_model, text_model, vision_model
+from tiny_backbones import causal_model, causal_tokenizer, multimodal_model, with_towers
 
 
 QUESTION = "what is the capital ?"
@@ -68,16 +67,7 @@ def test_an_encoder_that_is_not_ours_is_named():
 
 
 def test_an_image_text_to_text_reader_tells_what_it_can():
-    generator, its_processor = multimodal_model("llava")
-    model, processor = from_backbones(
-        vision_model("vit"),
-        text_model("bert"),
-        generator,
-        image_processor=ViTImageProcessorPil(size={"height": 16, "width": 16}),
-        text_tokenizer=causal_tokenizer(),
-        generator_processor=its_processor,
-        projection_dim=16,
-    )
+    model, processor = with_towers(*multimodal_model("llava"), projection_dim=16)
     retriever = RavlmRetriever.build(KnowledgeBase.from_dicts(ROWS), RavlmEncoder(model.model, processor))
     told = explain_answer(model, processor, retriever, picture(0), "what is it?", answer="red")
     assert told.answer_map is told.attention is None

@@ -8,7 +8,7 @@ import pytest
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, set_seed
 
 from tiny import picture
-from tiny_backbones import causal_model, causal_tokenizer, multimodal_model
+from tiny_backbones import causal_model, causal_tokenizer, multimodal_model, saved_parts
 
 
 WORLD = """
@@ -30,7 +30,6 @@ def told(answers):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """Folders of the parts, by their names on the Hub."""
-    root = tmp_path_factory.mktemp("published")
     set_seed(0)
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = {**tower, "image_size": 32, "patch_size": 16}
@@ -44,10 +43,7 @@ def published(tmp_path_factory):
         "org/llama": (causal_model("llama"), causal_tokenizer()),
         "org/clip": (clip, CLIPProcessor(image_processor=images, tokenizer=causal_tokenizer())),
     }
-    for name, (model, belongs) in parts.items():
-        model.save_pretrained(root / name)
-        belongs.save_pretrained(root / name)
-    return {name: root / name for name in parts}
+    return saved_parts(tmp_path_factory.mktemp("published"), parts)
 
 
 @pytest.fixture

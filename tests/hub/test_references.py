@@ -9,7 +9,7 @@ import shutil
 import pytest
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from tiny_backbones import causal_model, causal_tokenizer, multimodal_model, text_model, vision_model
+from tiny_backbones import causal_model, causal_tokenizer, multimodal_model, saved_parts, text_model, vision_model
 
 
 WORLD = """
@@ -41,7 +41,6 @@ def reopened(folder, **loading):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """Folders of the backbones, by their names on the Hub."""
-    root = tmp_path_factory.mktemp("published")
     generator, processor = multimodal_model("qwen2_5_vl")
     images = ViTImageProcessorPil(size={"height": 16, "width": 16})
     parts = {
@@ -50,10 +49,7 @@ def published(tmp_path_factory):
         "org/vit": (vision_model("vit"), images),
         "org/bert": (text_model("bert"), causal_tokenizer()),
     }
-    for name, (model, belongs) in parts.items():
-        model.save_pretrained(root / name)
-        belongs.save_pretrained(root / name)
-    return {name: root / name for name in parts}
+    return saved_parts(tmp_path_factory.mktemp("published"), parts)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hf_ravlm import RavlmConfig, RavlmEncoder, RavlmModel, from_backbones, from
 from hf_ravlm.errors import InvalidInputError
 from tiny import assert_same_weights
 from tiny_backbones import causal_model, causal_tokenizer
-from tiny_encoders import FAMILIES, IMAGES, TEXTS, own_vectors, save
+from tiny_encoders import FAMILIES, IMAGES, TEXTS, own_vectors, saved_once
 
 
 WHOLE = [
@@ -24,16 +24,7 @@ SCALES = {"CLIP": lambda model: model.logit_scale.exp(), "ALIGN": lambda model: 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Folders of the encoders, each made when it is first asked for."""
-    root, made = tmp_path_factory.mktemp("encoders"), {}
-
-    def folder_of(name):
-        if name not in made:
-            made[name] = root / str(len(made))
-            save(FAMILIES[name], made[name])
-        return made[name]
-
-    return folder_of
+    return saved_once(tmp_path_factory.mktemp("encoders"))
 
 
 def features(model, processor):

@@ -6,11 +6,9 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForImageTextToText
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_ravlm import from_backbones
 from tiny import picture, tiny_model, tiny_processor
-from tiny_backbones import causal_tokenizer, multimodal_model, text_model, vision_model
+from tiny_backbones import multimodal_model, with_towers
 
 
 trl = pytest.importorskip("trl", reason='needs trl: pip install -e ".[dev]"')
@@ -61,16 +59,7 @@ def saved_reader(kind: str, folder) -> tuple:
     if kind == "text":
         model, processor = tiny_model(), tiny_processor()
     else:
-        generator, generator_processor = multimodal_model(kind)
-        model, processor = from_backbones(
-            vision_model("vit"),
-            text_model("bert"),
-            generator,
-            image_processor=ViTImageProcessorPil(size={"height": 16, "width": 16}),
-            text_tokenizer=causal_tokenizer(),
-            generator_processor=generator_processor,
-            projection_dim=16,
-        )
+        model, processor = with_towers(*multimodal_model(kind), projection_dim=16)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return AutoModelForImageTextToText.from_pretrained(folder), processor

@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import LogitsProcessor
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_ravlm import from_backbones
 from hf_ravlm.model.reader.conflict_aware import ConflictAwareLogitsProcessor, lean_on_evidence
 from tiny import picture, tiny_model, tiny_processor
-from tiny_backbones import causal_tokenizer, multimodal_model, text_model, vision_model
+from tiny_backbones import multimodal_model, with_towers
 
 
 QUESTIONS = ["what is the capital ?", "red or white of this country ?"]
@@ -92,15 +90,7 @@ def test_wrong_settings_are_refused():
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
 def test_readers_of_images_and_texts_go_on_with_their_own_positions(family):
-    reader, processor = from_backbones(
-        vision_model("vit"),
-        text_model("bert"),
-        multimodal_model(family)[0],
-        image_processor=ViTImageProcessorPil(size={"height": 16, "width": 16}),
-        text_tokenizer=causal_tokenizer(),
-        generator_processor=multimodal_model(family)[1],
-        projection_dim=16,
-    )
+    reader, processor = with_towers(*multimodal_model(family), projection_dim=16)
     asked = {"images": [picture(0)], "text": QUESTIONS[:1]}
     inputs, closed_book = processor(**asked, evidence=[["the capital is Oslo", "red"]]), processor(**asked)
     settings = {"max_new_tokens": 4, "do_sample": False}

@@ -23,7 +23,7 @@ from hf_ravlm.model.prompts.chat_processor import load_generator_processor, with
 from hf_ravlm.model.prompts.literal import control_tokens
 from hf_ravlm.pipelines.answering import answer_questions
 from tiny import picture
-from tiny_backbones import MULTIMODAL, build, causal_tokenizer, multimodal_model, text_model, vision_model
+from tiny_backbones import MULTIMODAL, build, causal_tokenizer, multimodal_model, text_model, vision_model, with_towers
 
 
 FAMILIES = list(MULTIMODAL)
@@ -37,16 +37,7 @@ def readers():
 
     def reader(family: str) -> tuple[RavlmForConditionalGeneration, RavlmProcessor]:
         if family not in made:
-            generator, processor = multimodal_model(family)
-            made[family] = from_backbones(
-                vision_model("vit"),
-                text_model("bert"),
-                generator,
-                image_processor=ViTImageProcessorPil(size={"height": 16, "width": 16}),
-                text_tokenizer=causal_tokenizer(),
-                generator_processor=processor,
-                projection_dim=16,
-            )
+            made[family] = with_towers(*multimodal_model(family), projection_dim=16)
             made[family][1].passage_images = True
         return made[family]
 
@@ -327,14 +318,7 @@ def test_smolvlm():
         idefics.image_processor, idefics.tokenizer, None, image_seq_len=4, chat_template=idefics.chat_template
     )
     generator = build(AutoModelForImageTextToText, "smolvlm", settings)
-    model, ours = from_backbones(
-        vision_model("vit"),
-        text_model("bert"),
-        generator,
-        image_processor=ViTImageProcessorPil(size={"height": 16, "width": 16}),
-        text_tokenizer=causal_tokenizer(),
-        generator_processor=processor,
-    )
+    model, ours = with_towers(generator, processor)
     assert model.generate(**ask(ours), max_new_tokens=2).shape[0] == 2
 
 

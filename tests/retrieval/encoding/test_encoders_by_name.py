@@ -15,7 +15,16 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from hf_ravlm import KnowledgeBase, RavlmRetriever, load_encoder
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.retrieval.encoding.encoders import MultiVectorEncoder, modalities_of
-from tiny_encoders import FAMILIES, IMAGES, TEXTS, own_vectors, save, save_late_interaction, save_sentence_transformer
+from tiny_encoders import (
+    FAMILIES,
+    IMAGES,
+    TEXTS,
+    own_vectors,
+    save,
+    save_late_interaction,
+    save_sentence_transformer,
+    saved_once,
+)
 
 
 PAGE = Path(__file__).parents[3] / "docs" / "encoders.md"
@@ -35,15 +44,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
-    root, made = tmp_path_factory.mktemp("encoders"), {}
-
-    def find(name):
-        if name not in made:
-            made[name] = root / str(len(made))
-            save(FAMILIES[name], made[name])
-        return made[name]
-
-    return find
+    return saved_once(tmp_path_factory.mktemp("encoders"))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
