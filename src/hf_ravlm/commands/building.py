@@ -13,6 +13,7 @@ from ..errors import InvalidInputError
 from ..retrieval import Encoder, IndexOptions, KnowledgeBase, RavlmRetriever, embed_corpus
 from ..retrieval.indexes.index_choice import check_budget, estimate_index, suitable_kinds
 from ..retrieval.passage import input_digest
+from ..retrieval.retriever import check_groups
 from ..retrieval.store.current import STAGING
 from ..retrieval.store.versions import store_state, version_names
 from .models import chosen_encoder
@@ -31,6 +32,7 @@ def build(arguments: argparse.Namespace) -> Outcome:
     format_of(arguments)  # before a large model is loaded for nothing
     encoder = chosen_encoder(arguments)
     knowledge_base = read_source(arguments)
+    check_groups(knowledge_base, arguments.group_by, arguments.group_query)
     estimate = estimate_build(knowledge_base, encoder, arguments)
     fingerprint = encoder.fingerprint
     # A folder that is this build's alone: at the end it is deleted with all that is in it.
@@ -42,7 +44,8 @@ def build(arguments: argparse.Namespace) -> Outcome:
     record: dict[str, Any] = {"folder": str(arguments.out), "estimate": estimate, "process": [rank, num_processes]}
     if rank != 0:  # the first process saves
         return Outcome(record, f"Process {rank + 1} of {num_processes} has encoded its share.")
-    options = IndexOptions(arguments.index, arguments.memory_budget, arguments.recall)
+    grouping = (arguments.group_by, arguments.group_query)
+    options = IndexOptions(arguments.index, arguments.memory_budget, arguments.recall, *grouping)
     retriever = RavlmRetriever(knowledge_base, encoder, vectors, fingerprint, options)
     retriever.save_pretrained(arguments.out, SUBFOLDER)
     dim, spec = retriever.index.dim, {**retriever.index.spec}

@@ -306,6 +306,10 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     _add(group, "--index", "auto: by size, memory and recall (default)", choices=INDEX_KINDS, default="auto")
     _add(group, "--memory_budget", "memory for searching, such as 2GB", type=bytes_of, metavar="SIZE")
     _add(group, "--recall", "share of the exact ten best to find (default: 0.95)", type=float, default=0.95)
+    key = "what a passage is about, such as species: searches find that first, and then passages about it"
+    _add(group, "--group_by", key, metavar="KEY")
+    parts = ["both", "text", "image"]
+    _add(group, "--group_query", "the part of a question that finds it (default: both)", choices=parts, default="both")
     _add(group, "--batch_size")
     staging = "for unfinished work, which is removed at the end (default: in OUT)"
     _add(group, "--staging", staging, type=Path, metavar="FOLDER")

@@ -140,7 +140,11 @@ def growing_arm(
     from ..retrieval import RavlmRetriever
 
     grown = RavlmRetriever(
-        retriever.knowledge_base, retriever.encoder, retriever.vectors, retriever.encoder_fingerprint
+        retriever.knowledge_base,
+        retriever.encoder,
+        retriever.vectors,
+        retriever.encoder_fingerprint,
+        retriever.options,
     )
     supply, num_own = iter(distractors), len(grown)
 

@@ -41,6 +41,8 @@ def answer_questions(
     queries: Sequence[str | None] | None = None,
     where: Mapping[str, Any] | None = None,
     channels: Sequence[str] | None = None,
+    group_by: str | None = None,
+    group_query: str | None = None,
     prompt: Mapping[str, Any] | None = None,
     with_leave_one_out: bool = False,
     **generate_kwargs,
@@ -63,6 +65,8 @@ def answer_questions(
             when to abstain; each answer then has its `decision`. Needs greedy decoding.
         queries (`list[str]`, *optional*): words to search with; `None` in a place takes the question, `""` no words.
         where (`dict`, *optional*), channels (`list[str]`, *optional*): as in `RavlmRetriever.retrieve`.
+        group_by, group_query (`str`, *optional*): find what the image shows first, and then passages about it, as in
+            `SearchOptions`; by default as the knowledge base was built.
         prompt (`dict`, *optional*): settings of the prompt for this call (`PromptSettings`): `{"cite": True}`; all but
             `max_length` may come directly, too.
         generate_kwargs: passed to `model.generate`, which is greedy unless these ask for more.
@@ -90,7 +94,8 @@ def answer_questions(
     reading = {"with_posterior": with_posterior, "with_leave_one_out": with_leave_one_out, "prompt": prompt}
     reading |= {"encoded_knowledge": encoded_knowledge, "prior_scale": prior_scale_of(retriever), **generate_kwargs}
     find = retriever is not None and k > 0
-    given = {name: value for name, value in (("where", where), ("channels", channels)) if value is not None}
+    given = {"where": where, "channels": channels, "group_by": group_by, "group_query": group_query}
+    given = {name: value for name, value in given.items() if value is not None}
     words = search_words(questions, queries)
 
     def found(places: Sequence[int], k: int) -> Sequence[Sequence[Any]]:

@@ -34,6 +34,8 @@ ANSWER_KEYS = (
     "k",
     "where",
     "channels",
+    "group_by",
+    "group_query",
     "retriever",
     "with_posterior",
     "with_leave_one_out",
@@ -204,6 +206,8 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
     - **query** (`str`, *optional*) -- words to search with, where they are not those of the question.
     - **k** (`int`, *optional*) -- passages to read; 0 answers closed-book.
     - **where**, **channels** (*optional*) -- which passages may be found, and how, as in `RavlmRetriever.retrieve`.
+    - **group_by**, **group_query** (`str`, *optional*) -- find first what the image shows, such as the `"species"` of
+      the passages' metadata, and then what is known of it; by default as the knowledge base was built.
     - **retriever** (`RavlmRetriever`, *optional*) -- another knowledge base for this call.
     - **with_posterior** (`bool`, *optional*, defaults to `True`) -- whether to attribute the answer to passages, by
       what it is worth under each alone; costs at most what the answer did.

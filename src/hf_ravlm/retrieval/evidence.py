@@ -13,10 +13,9 @@ from ..images import safe_image
 from ..text import clean_text, plain_text
 from .encoding.encoders import Encoder
 from .passage import Passage
-from .ranking.channels import Query, encode_queries
+from .ranking.channels import Query, query_vectors
 from .ranking.fusion import Ranking
 from .ranking.search import SearchedKnowledge, SearchOptions
-from .unit_vectors import unit_vectors
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,7 @@ def cosines_of(encoder: Encoder, queries: Sequence[Query], vectors: np.ndarray, 
     """
     if ranking.rows.size == 0:
         return np.zeros(ranking.rows.shape, np.float32)
-    left = [query for query in queries if id(encoder) not in query.vectors]
-    if left:
-        encoded = encode_queries(encoder, [query.image for query in left], [query.text for query in left])
-        for query, vector in zip(left, unit_vectors(encoded, "query vectors"), strict=True):
-            query.vectors[id(encoder)] = vector
-    asked = np.stack([query.vectors[id(encoder)] for query in queries])  # (n, D)
+    asked = query_vectors(encoder, queries)  # (n, D)
     cosines: np.ndarray = np.einsum("nd,nkd->nk", asked, vectors[np.maximum(ranking.rows, 0)])
     return cosines
 

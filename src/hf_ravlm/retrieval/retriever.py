@@ -24,8 +24,10 @@ from .hub.upload import publish
 from .indexes.vector_index import VectorIndex
 from .knowledge_base import KnowledgeBase, PassageSource, as_knowledge_base, completed
 from .knowledge_channels import KnowledgeChannels
+from .ranking.channels import QueryPart, query_vectors
+from .ranking.filters import same_value
 from .ranking.fusion import Normalisation
-from .ranking.search import search
+from .ranking.search import check_grouping, search
 from .store.current import CurrentKnowledge
 from .store.loading import OnError, OpenOptions, open_state
 from .store.parts import PARTS
@@ -118,6 +120,8 @@ class RavlmRetriever:
         memory_budget: int | None = None,
         recall: float = 0.95,
         staging: str | os.PathLike[str] | None = None,
+        group_by: str | None = None,
+        group_query: QueryPart = "both",
     ) -> RavlmRetriever:
         """Encodes all passages and indexes them.
 
@@ -130,15 +134,21 @@ class RavlmRetriever:
             recall: The share of the exact ten best that an approximate index is to find.
             staging: A folder for half-made work, so that an interrupted build goes on where it stopped and several
                 processes share it, see `embed_corpus`; `None` works in memory. Delete it after saving.
+            group_by: A column or a key of the metadata that says what a passage is about, such as `"species"`: every
+                search then finds the thing first, by `group_query` (`"image"`, `"text"` or `"both"`), and returns
+                passages about it, unless it says otherwise; see `SearchOptions`. Kept with the knowledge base.
+            group_query: See `group_by`.
 
         Raises:
-            InvalidInputError: If the encoder returns no vectors of the right number, shape and type, or the index is
-                not known.
+            InvalidInputError: If the encoder returns no vectors of the right number, shape and type, the index is
+                not known, or no passage has what `group_by` names.
             UnsafeInputError: If a vector is zero, NaN or infinite, with the ids of its passages.
         """
+        check_groups(knowledge_base, group_by, group_query)
         fingerprint = encoder.fingerprint
         vectors = embed_corpus(knowledge_base, encoder, batch_size=batch_size, staging=staging)
-        return cls(knowledge_base, encoder, vectors, fingerprint, IndexOptions(index, memory_budget, recall))
+        options = IndexOptions(index, memory_budget, recall, group_by, group_query)
+        return cls(knowledge_base, encoder, vectors, fingerprint, options)
 
     @classmethod
     def from_pretrained(
@@ -230,6 +240,11 @@ class RavlmRetriever:
         return self._knowledge.index
 
     @property
+    def options(self) -> IndexOptions:
+        """What the index is to be, and how passages are grouped: what another retriever takes as `index`."""
+        return self._knowledge.options
+
+    @property
     def num_missing(self) -> int:
         """How many passages could not be read and were left out, see `on_error` of `from_pretrained`."""
         return 0 if self._current.stored is None else self._current.stored.num_missing
@@ -255,17 +270,21 @@ class RavlmRetriever:
                 `hf_ravlm.retrieval.ranking.filters.matching_rows`; `None` for all.
             channels: How candidates are found, names of `hf_ravlm.retrieval.knowledge_channels`: `"dense"` by
                 vectors, `"bm25"` by words, ...; several are fused.
-            **options: The other fields of `SearchOptions`: `num_candidates`, `weights`, `reranker`, ...
+            **options: The other fields of `SearchOptions`: `group_by` and `group_query` (by default those that the
+                knowledge base was built with), `num_groups`, `num_candidates`, `weights`, `reranker`, ...
 
         Raises:
             InvalidInputError: If a query is empty, the lists differ in length, or an option is wrong.
             UnsafeInputError: If an image cannot be used.
         """
         queries = checked_queries(images, texts)
-        search_options = checked_options(k=k, where=where, channels=channels, **options)
         knowledge = self._knowledge  # one state for the whole search, however it changes meanwhile
+        grouping = {"group_by": knowledge.options.group_by, "group_query": knowledge.options.group_query}
+        search_options = checked_options(**{**grouping, **options}, k=k, where=where, channels=channels)
         vectors = knowledge.index.vectors
         found = self._channels.of(knowledge, search_options.channels)
+        if search_options.group_by is not None and "dense" in found:
+            query_vectors(self.encoder, queries)  # all at once; the groups are searched one by one
         alive = None if knowledge.all_alive else knowledge.alive
         ranking = search(found, queries, search_options, knowledge, vectors, alive)
         cosines = ranking.scores
@@ -543,6 +562,13 @@ class RavlmRetriever:
         known = fingerprint == self.encoder_fingerprint  # bit for bit the one that made the vectors
         reference = reference_of(self.encoder) if known else getattr(made_by, "reference", None)
         return EncoderRecord(name, self.encoder_fingerprint, probe, reference)
+
+
+def check_groups(knowledge_base: KnowledgeBase, group_by: str | None, group_query: str) -> None:
+    """Raises `InvalidInputError` unless the passages can be grouped so; of an empty knowledge base, all can."""
+    check_grouping(group_by, group_query)
+    if group_by is not None and len(knowledge_base):
+        same_value(knowledge_base.table, group_by, [])
 
 
 def _encoder_of(

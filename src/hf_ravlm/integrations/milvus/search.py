@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,12 @@ import pyarrow as pa
 from ...errors import InvalidInputError
 from ...retrieval.encoding.encoders import Encoder
 from ...retrieval.evidence import Evidence, cosines_of, evidence_of
+from ...retrieval.knowledge_base import as_knowledge_base
 from ...retrieval.passage import Passage
 from ...retrieval.ranking.channels import Channel, DenseChannel, LexicalChannel, Query
+from ...retrieval.ranking.filters import same_value
 from ...retrieval.ranking.fusion import Ranking, ranking_from_lists
+from ...retrieval.ranking.grouping import search_groups
 from ...retrieval.ranking.search import SearchOptions, search
 from .client import MAX_RESULTS, Found, MilvusBackend
 
@@ -34,18 +38,24 @@ def search_collection(
     if options.k > MAX_RESULTS:
         raise InvalidInputError(f"k={options.k}: Milvus returns at most {MAX_RESULTS:,} passages per query.")
     found = _FoundPassages()
-
-    def by_vectors(vectors: np.ndarray, k: int) -> Ranking:
-        return ranking_from_lists(found.numbered(backend.search_vectors(vectors, k, options.where)))
-
-    def by_words(texts: Sequence[str | None], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        return found.numbered(backend.search_texts(texts, k, options.where))
-
-    words: Any = _ServerIndex(by_words)
     vectors: Any = _FoundVectors(backend, found)
-    dense = DenseChannel(encoder, _ServerIndex(by_vectors))
-    channels: dict[str, Channel] = {"dense": dense, "bm25": LexicalChannel(words)}
-    ranking = search(channels, queries, replace(options, where=None), found, vectors)
+
+    def find(queries: Sequence[Query], options: SearchOptions) -> Ranking:
+        def by_vectors(vectors: np.ndarray, k: int) -> Ranking:
+            return ranking_from_lists(found.numbered(backend.search_vectors(vectors, k, options.where)))
+
+        def by_words(texts: Sequence[str | None], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+            return found.numbered(backend.search_texts(texts, k, options.where))
+
+        words: Any = _ServerIndex(by_words)
+        dense = DenseChannel(encoder, _ServerIndex(by_vectors))
+        channels: dict[str, Channel] = {"dense": dense, "bm25": LexicalChannel(words)}
+        return search(channels, queries, replace(options, where=None), found, vectors)
+
+    if options.group_by is None:
+        ranking = find(queries, options)
+    else:
+        ranking = search_groups(find, queries, options, partial(found.conditions_at, options.group_by))
     cosines = ranking.scores if options.ranks_by_cosine else cosines_of(encoder, queries, vectors, ranking)
     return evidence_of(found, ranking, cosines)
 
@@ -78,6 +88,11 @@ class _FoundPassages:
 
     def passages(self, rows: Sequence[int]) -> list[Passage]:
         return [self._passages[row] for row in rows]
+
+    def conditions_at(self, name: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """What `same_value` says of passages in some rows."""
+        table = as_knowledge_base(self.passages(rows)).table
+        return same_value(table, name, range(len(rows))) if len(rows) else []
 
     def numbered(self, results: Sequence[Found]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Scores and rows of the passages found for each query."""

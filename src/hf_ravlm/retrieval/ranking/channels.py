@@ -87,10 +87,11 @@ class DenseChannel:
             allowed = allowed[self.rows]
         if not served or len(self.index) == 0 or (allowed is not None and not allowed.any()):
             return Ranking.empty(len(queries))
-        vectors = encode_queries(self.encoder, [images[place] for place in served], [texts[place] for place in served])
         if self.query_part == "both":
-            for place, vector in zip(served, unit_vectors(vectors, "query vectors"), strict=True):
-                queries[place].vectors[id(self.encoder)] = vector
+            vectors = query_vectors(self.encoder, [queries[place] for place in served])
+        else:
+            parts = ([images[place] for place in served], [texts[place] for place in served])
+            vectors = encode_queries(self.encoder, *parts)
         scores, rows = self.index.search(vectors, k, allowed) if allowed is not None else self.index.search(vectors, k)
         rows = rows if self.rows is None else self.rows[rows]
         ranking = Ranking.empty(len(queries), rows.shape[1])
@@ -107,6 +108,16 @@ class LexicalChannel:
     def search(self, queries: Sequence[Query], k: int, allowed: np.ndarray | None) -> Ranking:
         """See `Channel`; scores are those of BM25, above 0."""
         return ranking_from_lists(self.index.search([query.text for query in queries], k, allowed))
+
+
+def query_vectors(encoder: Encoder, queries: Sequence[Query]) -> np.ndarray:
+    """The unit vectors of whole queries, (n, D); each query is encoded once, and keeps its vector."""
+    new = [query for query in queries if id(encoder) not in query.vectors]
+    if new:
+        encoded = encode_queries(encoder, [query.image for query in new], [query.text for query in new])
+        for query, vector in zip(new, unit_vectors(encoded, "query vectors"), strict=True):
+            query.vectors[id(encoder)] = vector
+    return np.stack([query.vectors[id(encoder)] for query in queries])
 
 
 def encode_queries(encoder: Encoder, images: Sequence[Image.Image | None], texts: Sequence[str | None]) -> np.ndarray:

@@ -70,6 +70,37 @@ def matching_rows(table: pa.Table, where: Mapping[str, Any], metadata: pa.Table 
     return matching
 
 
+def same_value(
+    table: pa.Table, name: str, rows: Sequence[int], metadata: pa.Table | None = None
+) -> list[dict[str, Any]]:
+    """For passages in some rows the condition that those with the same value fulfil; without one, only the passage.
+
+    Args:
+        table, metadata: As in `matching_rows`.
+        name: A column or a key of the metadata.
+        rows: Rows of the table.
+
+    Raises:
+        InvalidInputError: If there is no such column or key, or it holds lists or dictionaries.
+
+    >>> from hf_ravlm.retrieval import KnowledgeBase
+    >>> knowledge_base = KnowledgeBase.from_dicts(
+    ...     [{"id": "song", "text": "It sings.", "bird": "wren"}, {"id": "note", "text": "Birds sing."}]
+    ... )
+    >>> same_value(knowledge_base.table, "bird", [0, 1])
+    [{'bird': 'wren'}, {'id': 'note'}]
+    """
+    name = checked_name(name)
+    if asks_metadata(name) and metadata is None:
+        metadata = metadata_table(table)
+    column = _column(table, metadata, name)
+    if pa.types.is_nested(column.type):
+        raise InvalidInputError(f"{name!r} holds {column.type}: passages are grouped by single values.")
+    places = pa.array(rows, pa.int64())
+    pairs = zip(column.take(places).to_pylist(), table["id"].take(places).to_pylist(), strict=True)
+    return [{"id": own} if value is None else {name: value} for value, own in pairs]
+
+
 def checked_name(name: Any) -> str:
     """The name of a column or key, as it is stored; `InvalidInputError` if it is no text."""
     if not isinstance(name, str):
@@ -123,7 +154,7 @@ def _column(table: pa.Table, metadata: pa.Table | None, name: str) -> pa.Chunked
     shown = known[:_MAX_SHOWN] + ["..."] * (len(known) > _MAX_SHOWN)
     if not name.startswith(_PREFIX):
         raise InvalidInputError(
-            f"There is no column {name!r} to filter by, and no passage has the metadata {name!r}. Choose one of "
+            f"There is no column {name!r}, and no passage has the metadata {name!r}. Choose one of "
             f"{', '.join(FILTER_COLUMNS)}; there is: {', '.join(shown)}."
         )
     raise InvalidInputError(f"No passage has the metadata {name!r}. There is: {', '.join(shown)}.")

@@ -1,5 +1,7 @@
 """The steps of a search.
 
+With `group_by` the steps are taken twice: the first search finds the groups, the second the passages in them.
+
 (1) `where` decides which rows may be found at all. (2) Every channel gives its best candidates. (3) They are joined by
 reciprocal rank, or by weights. (4) A reranker scores the best of them anew. (5) Near-duplicates go, and so does what
 exceeds the share of one source; where too few are left, the search looks further. (6) Marginal relevance trades a
@@ -19,8 +21,8 @@ import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
 from ..passage import Passage
-from .channels import Channel, Query
-from .filters import asks_metadata, matching_rows
+from .channels import Channel, Query, QueryPart
+from .filters import asks_metadata, matching_rows, same_value
 from .fusion import (
     Normalisation,
     Ranking,
@@ -31,6 +33,7 @@ from .fusion import (
     scaled_to_unit,
     weighted_fusion,
 )
+from .grouping import search_groups
 from .rerank import Reranker
 
 
@@ -65,6 +68,12 @@ class SearchOptions:
         near_duplicate_threshold: Drops a candidate whose vector has a larger cosine than this with a better one.
         max_per_source: The most passages of one `source`. Passages without a source are not counted.
         mmr_lambda: The weight of relevance against variety, from 0 to 1, see `maximal_marginal_relevance`.
+        group_by: A column or a key of the metadata, such as `"species"`: of the best `num_groups` groups of passages
+            with one value, the best `k` passages are returned, those of the best group first; see `grouping`. `None`
+            for passages by themselves.
+        group_query: Which part of a query finds its group, `"image"`, `"text"` or `"both"`. A query without that
+            part takes what it has.
+        num_groups: How many groups the passages may come from.
     """
 
     k: int = 5
@@ -78,9 +87,12 @@ class SearchOptions:
     near_duplicate_threshold: float | None = None
     max_per_source: int | None = None
     mmr_lambda: float | None = None
+    group_by: str | None = None
+    group_query: QueryPart = "both"
+    num_groups: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("k", "num_candidates", "max_per_source"):
+        for name in ("k", "num_candidates", "max_per_source", "num_groups"):
             value = getattr(self, name)
             optional = name == "max_per_source" and value is None
             if not optional and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
@@ -96,6 +108,8 @@ class SearchOptions:
                 f"weights are for {sorted(self.weights)}, channels are {sorted(self.channels)}. Give each channel one."
             )
 
+        check_grouping(self.group_by, self.group_query)
+
     @property
     def ranks_by_cosine(self) -> bool:
         """Whether the scores of the ranking are cosines of queries with passages."""
@@ -105,6 +119,14 @@ class SearchOptions:
     def thins_out(self) -> bool:
         """Whether candidates are dropped after they were found."""
         return self.near_duplicate_threshold is not None or self.max_per_source is not None
+
+
+def check_grouping(group_by: Any, group_query: Any) -> None:
+    """Raises `InvalidInputError` unless passages can be grouped so."""
+    if group_by is not None and (not isinstance(group_by, str) or not group_by):
+        raise InvalidInputError(f"group_by={group_by!r}: expected the name of a column or of a key of the metadata.")
+    if group_query not in ("both", "text", "image"):
+        raise InvalidInputError(f'group_query={group_query!r} is not known. Choose "both", "text" or "image".')
 
 
 def search(
@@ -136,6 +158,21 @@ def search(
         raise InvalidInputError(f"There is no channel {unknown}. Choose among {sorted(channels)}.")
     if vectors is None and (options.near_duplicate_threshold is not None or options.mmr_lambda is not None):
         raise InvalidInputError("near_duplicate_threshold and mmr_lambda compare vectors of passages; there are none.")
+    if options.group_by is not None:
+        find = partial(_search, channels, knowledge=knowledge, vectors=vectors, allowed=allowed)
+        return search_groups(find, queries, options, partial(_conditions_at, knowledge, options.group_by))
+    return _search(channels, queries, options, knowledge, vectors, allowed)
+
+
+def _search(
+    channels: Mapping[str, Channel],
+    queries: Sequence[Query],
+    options: SearchOptions,
+    knowledge: SearchedKnowledge,
+    vectors: np.ndarray | None,
+    allowed: np.ndarray | None,
+) -> Ranking:
+    """Finds passages, whatever group they are of."""
     if options.where is not None:
         matching = _matching_rows(knowledge, options.where)
         allowed = matching if allowed is None else allowed & matching
@@ -162,6 +199,11 @@ def search(
             picked[part] = maximal_marginal_relevance(relevance[part], similarities, options.k, options.mmr_lambda)
         ranking = ranking.at(picked)
     return ranking.top(options.k)
+
+
+def _conditions_at(knowledge: SearchedKnowledge, name: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+    decoded = getattr(knowledge, "decoded_metadata", None) if asks_metadata(name) else None
+    return same_value(knowledge.table, name, rows, decoded) if rows else []
 
 
 def _matching_rows(knowledge: SearchedKnowledge, where: Mapping[str, Any]) -> np.ndarray:

@@ -23,6 +23,7 @@ from ..encoding.reference import checked_reference
 from ..indexes.index_types import INDEX_KINDS
 from ..indexes.vector_index import VectorIndex, open_index
 from ..passage import SCHEMA, ids_digest
+from ..ranking.search import check_grouping
 from .manifest import StoredFile, Version
 from .parts import check_made_for, check_parts
 from .row_files import join_vectors, read_passages, read_vectors, salvage_vectors, unreadable
@@ -239,7 +240,12 @@ def _index_options(version: Version) -> IndexOptions:
     budget_fits = budget is None or (isinstance(budget, int) and not isinstance(budget, bool) and budget > 0)
     if kind not in INDEX_KINDS or not budget_fits or not isinstance(recall, (int, float)) or not 0 < recall <= 1:
         raise _unusable(version.folder, f"it asks for the index {str(record)[:200]}")
-    return IndexOptions(kind, budget, float(recall))
+    group_by, group_query = record.get("group_by"), record.get("group_query", "both")
+    try:
+        check_grouping(group_by, group_query)
+    except InvalidInputError as error:
+        raise _unusable(version.folder, str(error)[:200]) from error
+    return IndexOptions(kind, budget, float(recall), group_by, group_query)
 
 
 def _read_index(

@@ -26,11 +26,16 @@ from ..unit_vectors import check_unit_vectors
 
 
 class IndexOptions(NamedTuple):
-    """What an index is to be, for building it again: see `build_index`."""
+    """What an index is to be, for building it again: see `build_index`; and how passages are grouped in a search.
+
+    `group_by` and `group_query` are those of `SearchOptions`, for searches that do not say otherwise.
+    """
 
     kind: str = "flat"
     memory_budget: int | None = None
     recall: float = 0.95
+    group_by: str | None = None
+    group_query: str = "both"
 
     def build(self, vectors: np.ndarray) -> VectorIndex:
         """Builds the index over unit vectors (N, D)."""
