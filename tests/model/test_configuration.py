@@ -7,7 +7,7 @@ import json
 import pytest
 from transformers import AutoConfig, CLIPConfig, GPT2Config
 
-from hf_ravlm import RavlmConfig
+from hf_ravlm import InvalidInputError, RavlmConfig, RavlmForConditionalGeneration
 from tiny import tiny_config
 
 
@@ -60,3 +60,11 @@ def test_the_width_of_a_convolutional_tower_is_found_or_asked_for():
     unknown = RavlmConfig(vision_config={"model_type": "mobilenet_v2"})
     with pytest.raises(ValueError, match="'mobilenet_v2' does not tell the width"):
         unknown.vision_dim  # noqa: B018
+
+
+@pytest.mark.parametrize("settings", [{"model_type": "gpt2"}, {"bos_token_id": 1, "eos_token_id": 2}])
+def test_settings_of_another_model_make_no_model_of_defaults(settings, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    for load in (RavlmConfig.from_pretrained, RavlmForConditionalGeneration.from_pretrained):
+        with pytest.raises(InvalidInputError, match="from_backbones"):
+            load(tmp_path)

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ..errors import InvalidInputError
 from ..saving.bounds import check_sizes
 from ..saving.folders import SHIM_NAME, PublishMixin
 from .parts.whole_encoder import check_whole_encoder, vision_half, width_of
@@ -119,6 +120,23 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
             self.projection_dim = width_of(self.encoder_config)
         self.vision_config = getattr(self.vision_config, "vision_config", self.vision_config)
         self.text_config = getattr(self.text_config, "text_config", self.text_config)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """The saved settings.
+
+        Raises:
+            `InvalidInputError`: if they are those of another kind of model: transformers would take our defaults for
+                all that they lack.
+        """
+        settings, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if settings.get("model_type") != cls.model_type:
+            raise InvalidInputError(
+                f"{pretrained_model_name_or_path}: its config.json says model_type={settings.get('model_type')!r}, and "
+                f"that of a model of hf_ravlm {cls.model_type!r}. A reader or an encoder of transformers becomes one "
+                "by `hf_ravlm.from_backbones(generator=..., encoder=...)`."
+            )
+        return settings, rest
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """The config that generation, caches and the vocabulary are about: the generator's."""
