@@ -132,7 +132,7 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
         settings, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if settings.get("model_type") != cls.model_type:
             raise InvalidInputError(
-                f"{pretrained_model_name_or_path}: its config.json says model_type={settings.get('model_type')!r}, and "
+                f"{pretrained_model_name_or_path}: config.json says model_type={settings.get('model_type')!r}, and "
                 f"that of a model of hf_ravlm {cls.model_type!r}. A reader or an encoder of transformers becomes one "
                 "by `hf_ravlm.from_backbones(generator=..., encoder=...)`."
             )
