@@ -23,7 +23,18 @@ from expected_failures import EXPECTED_FAILURES, ExpectedFailure
 if importlib.util.find_spec("tests") is None or importlib.util.find_spec("tests.test_modeling_common") is None:
     collect_ignore_glob = ["*.py"]  # `make conformance` runs these files where the suites are
 
+# They write over a file of a saved folder or remove one, which our checksums notice.
+TAMPERING = ("test_model_weights_reload_no_missing_tied_weights", "test_chat_template_save_loading")
+
 FAILED = pytest.StashKey[bool]()
+
+
+@pytest.fixture(autouse=True)
+def _no_checksums_where_the_test_itself_changes_files(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if request.node.name in TAMPERING:
+        monkeypatch.setenv("HF_RAVLM_VERIFY", "0")
 
 
 @pytest.hookimpl(tryfirst=True)

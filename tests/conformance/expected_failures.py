@@ -83,11 +83,6 @@ EXPECTED_FAILURES = [
         "test's own text grants that case.",
     ),
     ExpectedFailure(
-        "ProcessorTest::test_processor_text_has_no_visual",
-        "got 0 images for one question",
-        "A batch has a picture in every row or in none: fusions read picture and passages row by row.",
-    ),
-    ExpectedFailure(
         "TestReaderWithAdapters::test?_test_training_*-lora_and_projector?",
         "assert param.grad is None",
         "These two tests of peft take every gradient outside the adapter for a fault; modules_to_save have one.",

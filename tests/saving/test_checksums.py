@@ -331,6 +331,12 @@ def test_weights_load_as_they_were_saved(folder):
     )
 
 
+def test_weights_in_memory_need_no_folder():
+    model = tiny_model()
+    again = type(model).from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert_same_weights(again, model)
+
+
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"vision_config": '])
 def test_a_model_without_its_config_is_not_one_of_defaults(folder, content):
     (folder / MANIFEST).unlink()

@@ -344,7 +344,8 @@ def load_checked(
     """Loads something, and compares its files with the manifest beside them: weights meanwhile, all else before.
 
     Args:
-        source: A folder, or the id of a repository, whose files are compared when they have come.
+        source: A folder, or the id of a repository, whose files are compared when they have come; `None` where all is
+            given and no file is read.
         parts: Whose files are read: of the model, the config, the processor, the policy.
         kwargs: Of `from_pretrained`; `verify`, by default `True`, is taken out.
         load: Loads; it is told whether an interrupted save was finished, so that what was read before is out of date.
@@ -354,6 +355,8 @@ def load_checked(
         UnsafeInputError: If a file is missing, or is not as it was written; it is named.
     """
     verify, subfolder, variant = kwargs.pop("verify", True), kwargs.get("subfolder") or "", kwargs.get("variant")
+    if source is None:
+        return load(False)
     if not os.path.isdir(source):
         return _load_from_hub(source, parts, kwargs, load) if verify else load(False)
     folder = absolute_folder(Path(source, subfolder))
