@@ -50,6 +50,8 @@ HYBRID = [
 # Words of Chinese and Thai, for caption metrics. rjieba is the dictionary of jieba, whose own last release is of 2020.
 MULTILINGUAL = ["rjieba>=0.2", "pythainlp>=5.0"]
 WIKIPEDIA = ["mwparserfromhell>=0.7"]  # MIT; wikitextparser reads more of the markup, under the GPL
+PDF = ["pypdfium2>=5.0"]  # Apache-2.0 or BSD, with PDFium inside; the first whose bookmarks tell where they lead
+HEIC = ["pillow-heif>=1.1"]  # BSD, with libheif (LGPL) inside
 # Knowledge bases on a Milvus server or cluster. Older clients do not speak with the milvus-lite of the tests.
 MILVUS = ["pymilvus>=2.6.10"]
 
@@ -83,12 +85,14 @@ EXTRAS_REQUIRE = {
     "conformance": CONFORMANCE,
     "demo": DEMO,
     "docs": DOCS,
+    "heic": HEIC,
     "hybrid": HYBRID,
     "langchain": LANGCHAIN,
     "milvus": MILVUS,
     "mteb": MTEB,
     "multilingual": MULTILINGUAL,
     "onnx": ONNX,
+    "pdf": PDF,
     "real-models": REAL_MODELS,
     "sentence-transformers": SENTENCE_TRANSFORMERS,
     "serve": SERVE,
@@ -103,6 +107,9 @@ EXTRAS_REQUIRE = {
         *HYBRID,
         *MULTILINGUAL,
         *WIKIPEDIA,
+        *PDF,
+        *HEIC,
+        "reportlab>=4",  # writes the PDF files of the tests
         *MILVUS,
         "milvus-lite>=3.2",
         "selenium>=4.51",  # clicks the demo page

@@ -24,6 +24,7 @@ from hf_ravlm.cli import main
 from hf_ravlm.commands import building
 from hf_ravlm.commands.command_line import INDEX_EXAMPLES, make_parser
 from hf_ravlm.retrieval.store.versions import read_version
+from pdf_files import manual
 from tiny import WIDTHS, picture, tiny_model, tiny_processor, tiny_tokenizer
 
 
@@ -142,6 +143,20 @@ def test_columns_chunks_and_faults_of_a_table(tmp_path, text_model, record_of):
     assert knowledge_base["0-1"].metadata["year"] == "1999"
     assert "place" not in knowledge_base["0-1"].metadata
     assert json.loads(report.read_text())["where"].startswith("birds.csv")
+
+
+def test_pdf_files_by_themselves_and_in_a_folder(tmp_path, text_model, record_of):
+    file = manual(tmp_path / "manuals" / "kettle.pdf")
+    words = ("--model", text_model, "--pages", "text", "--chunk", "40")
+    alone = record_of("build", file, tmp_path / "a", *words)
+    among = record_of("build", file.parent, tmp_path / "b", *words, "--on_error", "skip")
+    assert alone["passages"] == among["passages"] > 2
+    assert KnowledgeBase.load(tmp_path / "b")["kettle.pdf#page=2-0"].text.startswith("Kettle Manual > 2 Care")
+    both = record_of("build", file, tmp_path / "c", "--model", text_model)
+    assert both["passages"] == 6
+    assert record_of("search", tmp_path / "c", "rinse", "--model", text_model)["results"][0]["id"].startswith(
+        "kettle.pdf"
+    )
 
 
 def test_wordnet_and_conceptnet_are_known_by_their_names(tmp_path, text_model, record_of):

@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import struct
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from hf_ravlm.errors import UnsafeInputError
-from hf_ravlm.images import encoded_image, safe_image, trim_margins
+from hf_ravlm.images import detailed_crops, encoded_image, safe_image, trim_margins
 from hf_ravlm.images.headers import MAX_DIRECTORY_BYTES, MAX_SCANS, first_image
 
 
@@ -530,3 +531,103 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     for name, kind in cases.items():
         with pytest.raises(UnsafeInputError, match=f"this is {kind}, not a regular file"):
             safe_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("brand", ["heic", "mif1"])
+def test_heic_opens_upright_and_within_limits(tmp_path, brand):
+    pillow_heif = pytest.importorskip("pillow_heif", reason='pip install "hf_ravlm[heic]"')
+    upright = Image.new("RGB", (64, 32), "white")
+    upright.paste("red", (0, 0, 32, 32))
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(upright).save(buffer, quality=100)
+    data = buffer.getvalue()[:8] + brand.encode() + buffer.getvalue()[12:]
+    path = tmp_path / "phone.HEIC"
+    path.write_bytes(data)
+    image = safe_image(path)
+    assert (image.mode, image.size, type(image)) == ("RGB", (64, 32), Image.Image)
+    assert image.getpixel((5, 5)) == pytest.approx((255, 0, 0), abs=12)
+    assert encoded_image(path) == data
+    with pytest.raises(UnsafeInputError, match="HEIF: .* more than the limit of 900"):
+        safe_image(path, max_pixels=3_000)
+    for cut in (40, len(data) // 2, len(data) - 20):
+        with pytest.raises(UnsafeInputError):
+            safe_image(data[:cut])
+
+
+def test_heic_that_is_turned_is_turned_once():
+    pillow_heif = pytest.importorskip("pillow_heif", reason='pip install "hf_ravlm[heic]"')
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    pillow_heif.from_pillow(Image.new("RGB", (64, 32), "red")).save(buffer, exif=exif.tobytes())
+    assert safe_image(buffer.getvalue()).size == safe_image(encoded(Image.new("RGB", (64, 32)), exif=exif)).size
+
+
+def test_without_its_library_heic_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UnsafeInputError, match=r"pip install .hf_ravlm\[heic\]"):
+        safe_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+
+
+@pytest.mark.parametrize("head", [b"", b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- logo -->\n<!DOCTYPE svg>"])
+def test_svg_is_refused_in_words(head):
+    with pytest.raises(UnsafeInputError, match="SVG.*Export it as PNG"):
+        safe_image(head + b"<svg xmlns='http://www.w3.org/2000/svg'/>")
+
+
+def test_avif_of_ten_bits_and_a_turned_one_open():
+    data = encoded(Image.new("RGB", (64, 32), (200, 100, 50)), "AVIF", quality=100)
+    assert safe_image(data).getpixel((9, 9)) == pytest.approx((200, 100, 50), abs=8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert safe_image(encoded(Image.new("RGB", (64, 32)), "AVIF", exif=exif)).size == (32, 64)
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_a_frame_may_be_chosen(tmp_path, image_format):
+    frames = [Image.new("RGB", (16, 12), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
+    path = tmp_path / "moving"
+    path.write_bytes(data)
+    for frame, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
+        assert safe_image({"path": path, "frame": frame}).getpixel((3, 3)) == colour
+        assert safe_image({"bytes": data, "frame": frame}).getpixel((3, 3)) == colour
+        assert safe_image(encoded_image({"bytes": data, "frame": frame})).getpixel((3, 3)) == colour
+    assert safe_image(data).getpixel((3, 3)) == (255, 0, 0)
+    for frame in (3, -1, "1", 1.5, True, 10**9):
+        with pytest.raises(UnsafeInputError, match="frame"):
+            safe_image({"bytes": data, "frame": frame})
+    with pytest.raises(UnsafeInputError, match="frame"):
+        safe_image({"bytes": encoded(frames[0], "JPEG"), "frame": 1})
+
+
+def test_frames_far_behind_are_not_unfolded():
+    frames = [Image.new("L", (2_000, 2_000), level) for level in range(3)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(UnsafeInputError, match="200 frames of 4,000,000 pixels"):
+        safe_image({"bytes": data, "frame": 200})
+
+
+def test_colours_of_twelve_bits_in_sixteen_are_not_black():
+    def png_of(highest: int) -> bytes:
+        rows = b"".join(b"\0" + struct.pack(">3H", level, level // 2, 0) * 4 for level in (0, highest))
+        header = struct.pack(">IIBBBBB", 4, 2, 16, 2, 0, 0, 0)
+        parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + parts
+
+    for bits in (10, 12, 14, 16):
+        bright = safe_image(png_of(2**bits - 1)).getpixel((0, 1))
+        assert bright[0] == 255, bits
+        assert bright[1] == pytest.approx(127, abs=50)
+
+
+def test_the_parts_with_most_details_are_found_and_do_not_lie_on_each_other():
+    image = Image.new("RGB", (400, 400), "white")
+    for corner in ((20, 20), (260, 260)):
+        image.paste(Image.effect_noise((100, 100), 90).convert("RGB"), corner)
+    first, second = detailed_crops(image, 2)
+    for crop in (first, second):
+        assert np.asarray(crop.convert("L")).std() > 30
+    assert np.asarray(first).tobytes() != np.asarray(second).tobytes()
+    assert detailed_crops(image, 0) == []
+    assert detailed_crops(Image.new("L", (1, 1)), 3) == []

@@ -181,3 +181,31 @@ def test_from_a_folder_to_reports(tmp_path):
     AnswerPolicy(answer_threshold=1.1).save_pretrained(folder)
     guarded = evaluate_model(folder, tmp_path / "questions.jsonl", tmp_path / "more", limit=2, max_new_tokens=2)
     assert guarded.report.arms["guarded"].policy.abstention.coverage == 0
+
+
+def test_questions_with_and_without_an_image_are_asked_together(system, retriever):
+    mixed = [
+        replace(question, image=question.image if place % 2 else None) for place, question in enumerate(QUESTIONS)
+    ]
+    arms = model_arms(*system, retriever, ["closed_book", "retrieved"], k=2, max_new_tokens=2)
+    for arm in arms.values():
+        replies, alone = arm(mixed), [arm([question])[0] for question in mixed]
+        assert [reply.evidence_ids for reply in replies] == [reply.evidence_ids for reply in alone]
+        assert [reply.text for reply in replies] == [reply.text for reply in alone]
+
+
+def test_several_images_of_a_question_come_from_files_and_are_part_of_it(tmp_path):
+    for n in range(2):
+        picture(n).save(tmp_path / f"{n}.png")
+    file = tmp_path / "questions.jsonl"
+    rows = [
+        {"question": "What changed?", "answer": "x", "images": names} for names in (["0.png", "1.png"], ["0.png"], [])
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    both, one, none = questions_from(file)
+    assert both.image == [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    assert none.image is None
+    assert len({question.digest() for question in (both, one, none)}) == 3
+    arm = model_arms(tiny_model(fusion="in_context"), tiny_processor(), arms=["closed_book"])["closed_book"]
+    with pytest.raises(InvalidInputError, match="2 images for one question"):
+        arm([both])

@@ -45,6 +45,26 @@ def test_it_tells_what_its_parts_tell(fusion):
     assert explanation_sheet(told).width >= 1040
 
 
+def test_words_of_a_page_are_shown_on_their_page():
+    page = {"id": "m.pdf#page=1", "text": "Manual, page 1", "image": Image.new("RGB", (100, 100), "black")}
+    box = {"document": page["id"], "page": 1, "box": [0.2, 0.2, 0.8, 0.8]}
+    words = {"id": "m.pdf#page=1-0", "text": "Oslo is a capital", **box}
+    lost = {"id": "n.pdf#page=1-0", "text": "Chad is a capital", **box, "document": "n.pdf#page=1", "box": ["a"]}
+    model, processor = tiny_model(fusion="in_context", num_passages=3), tiny_processor(fusion="in_context")
+    encoder = RavlmEncoder(model.model, processor)
+    retriever = RavlmRetriever.build(KnowledgeBase.from_dicts([page, words, lost]), encoder)
+    told = explain_answer(model, processor, retriever, picture(0), QUESTION, k=3, answer="Oslo")
+    shown = dict(zip([passage.id for passage in told.answer.evidence], told.passage_images, strict=True))
+    assert shown["m.pdf#page=1-0"].getpixel((50, 50)) == (0, 0, 0)
+    assert shown["m.pdf#page=1-0"].getpixel((5, 5)) == (102, 102, 102)  # paler outside of the box
+    assert shown["m.pdf#page=1"].getpixel((5, 5)) == (0, 0, 0)
+    assert shown["n.pdf#page=1-0"] is None
+    records = {passage["id"]: passage for passage in told.to_record()["passages"]}
+    assert records["m.pdf#page=1-0"]["box"] == box["box"]
+    assert "box" not in records["m.pdf#page=1"]
+    explanation_sheet(told)
+
+
 def test_closed_book_and_latent_passages():
     model, processor, retriever = parts(marginalization="sequence")
     processor.passage_prompts = True
@@ -125,3 +145,24 @@ def test_matches_are_drawn_by_their_strength():
     colours = {tuple(colour) for colour in chart.tolist()}
     assert (31, 111, 235) in colours  # the strongest match, in full blue
     assert (231, 144, 150) in colours  # half as strong, against it
+
+
+def test_a_question_without_an_image_is_explained_by_its_passages():
+    model, processor, retriever = parts()
+    told = explain_answer(model, processor, retriever, None, QUESTION, answer="Oslo")
+    assert (told.image, told.answer_map, told.passage_maps) == (None, None, [])
+    assert sum(told.answer.posterior) == pytest.approx(1)
+    assert "the question has none" in told.missing[0]
+    assert len(told.matches) == 2
+    assert explanation_sheet(told).width >= 1040
+    again = explain_answer(model, processor, retriever, [], QUESTION, answer="Oslo")
+    assert again.answer.posterior == pytest.approx(told.answer.posterior)
+
+
+def test_several_images_are_explained_by_a_reader_that_sees_them():
+    reader, its_processor = multimodal_model("qwen3_vl")
+    model, processor = from_backbones(generator=reader, generator_processor=its_processor)
+    retriever = RavlmRetriever.build(KnowledgeBase.from_dicts(ROWS), HashEncoder())
+    told = explain_answer(model, processor, retriever, [picture(1), picture(2)], QUESTION, answer="Oslo")
+    assert told.image is not None
+    assert sum(told.answer.posterior) == pytest.approx(1)

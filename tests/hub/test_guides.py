@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pdf_files import manual
 from tiny import picture
 from tiny_backbones import causal_tokenizer, multimodal_model, text_model
 from tiny_encoders import FAMILIES, save
@@ -53,6 +54,8 @@ def fill(folder: Path) -> None:
     for number, name in enumerate(["new", "old", "customer", "pictures/mug", "pictures/bowl"]):
         picture(number + 2).save(folder / f"{name}.png")
     (folder / "catalogue.csv").write_text(CATALOGUE)
+    (folder / "manuals").mkdir()
+    manual(folder / "manuals" / "kettle.pdf")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "README.md"])

@@ -55,3 +55,19 @@ def test_a_record_says_where_each_passage_comes_from():
     passage = Evidence(id="wren", text="Loud.", score=0.5, rank=1, **origin)
     (record,) = Answer("Loud.", [passage]).to_record()["evidence"]
     assert record == {"id": "wren", "text": "Loud.", "image": None, "score": 0.5, "rank": 1, **origin}
+
+
+def test_a_part_of_the_image_is_searched_with_and_the_whole_is_read():
+    asked = []
+
+    class Finder:
+        def retrieve(self, images, texts, **options):
+            asked.append((images, options))
+            return EVIDENCE
+
+    answer_questions(
+        tiny_model(), tiny_processor(), Finder(), **ASKED, k=2, region=(0, 0, 0.5, 1), crops=2, max_new_tokens=1
+    )
+    answer_questions(tiny_model(), tiny_processor(), Finder(), **ASKED, k=2, max_new_tokens=1)
+    assert [options for _, options in asked] == [{"k": 2, "region": (0, 0, 0.5, 1), "crops": 2}, {"k": 2}]
+    assert asked[0][0] == ASKED["images"]

@@ -18,6 +18,7 @@ from hf_ravlm.errors import (
     KnowledgeBaseNotFoundError,
     UnsafeInputError,
 )
+from hf_ravlm.images import detailed_crops
 from hf_ravlm.retrieval import Evidence, KnowledgeBase, RavlmRetriever
 from hf_ravlm.retrieval.hub import download
 from hf_ravlm.retrieval.store.versions import read_version
@@ -35,6 +36,34 @@ def test_the_right_passage_is_found_by_image_by_text_and_by_both(retriever):
     assert by_image[1][0].id == "image-only"
     assert [found[0].id for found in retriever.retrieve(texts=["eggs", "the wren"], k=1)] == ["text-only", "wren"]
     assert retriever.retrieve(ORANGE, "The robin is orange.", k=1)[0][0].id == "robin"
+
+
+def test_a_part_of_an_image_is_searched_with(retriever):
+    both = Image.new("RGB", (20, 10), "orange")
+    both.paste("blue", (10, 0, 20, 10))
+    left, right = (retriever.retrieve([both], k=1, region=part)[0][0] for part in ((0, 0, 0.5, 1), (10, 0, 10, 10)))
+    assert (left.id, right.id) == ("image-only", "kingfisher")
+    assert left.score == pytest.approx(retriever.retrieve(ORANGE, k=1)[0][0].score, abs=1e-5)
+    each = retriever.retrieve([both, both, BLUE], k=1, region=[(0, 0, 0.5, 1), (0.5, 0, 0.5, 1), None])
+    assert [found[0].id for found in each] == ["image-only", "kingfisher", "kingfisher"]
+    for region, words in [((0, 0, 0), "four numbers"), ((30, 0, 5, 5), "nothing of the image"), ([None], "1 regions")]:
+        with pytest.raises(InvalidInputError, match=words):
+            retriever.retrieve([both, both], k=1, region=region)
+    with pytest.raises(InvalidInputError, match="Query 0 has a region and no image"):
+        retriever.retrieve(texts=["a swan"], region=(0, 0, 1, 1))
+
+
+def test_an_image_is_searched_with_beside_its_parts(retriever, encoder):
+    image = Image.effect_noise((64, 64), 80).convert("RGB")
+    looks = [image, *detailed_crops(image, 2)]
+    mean = encoder.encode_queries(looks, ["a swan"] * 3).mean(axis=0)
+    found = retriever.retrieve([image, None], ["a swan", "the wren"], k=3, crops=2)
+    scores, rows = retriever.search_vectors(mean[None], 3)
+    assert [passage.id for passage in found[0]] == [retriever.knowledge_base.ids[row] for row in rows[0]]
+    np.testing.assert_allclose([passage.score for passage in found[0]], scores[0], atol=1e-6)
+    assert found[1][0].id == "wren"
+    with pytest.raises(InvalidInputError, match="crops=9"):
+        retriever.retrieve([image], crops=9)
 
 
 def test_results_equal_numpy_brute_force(retriever, encoder, knowledge_base):

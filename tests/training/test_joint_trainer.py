@@ -248,3 +248,9 @@ def test_a_reader_that_has_learned_to_read_teaches_the_retriever_what_to_find(tm
     trainer.train()
     assert before < 0.5
     assert hit_at_1(trainer, asked) == 1.0
+
+
+def test_questions_with_and_without_an_image_are_learned_together(tmp_path):
+    mixed = [{**row, "image": row["image"] if place % 2 else None} for place, row in enumerate(rows(images=True))]
+    trainer = joint_trainer(tmp_path, train=mixed, per_device_train_batch_size=4)
+    assert np.isfinite(trainer.train().training_loss)

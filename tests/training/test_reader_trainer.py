@@ -337,3 +337,28 @@ def test_training_the_reader_leaves_the_encoder_untouched_and_lowers_the_loss(tm
         last = model.eval()(**collate(asked)).loss.item()
     assert last < first / 2
     assert RavlmEncoder(model.model, processor).fingerprint == before
+
+
+def mixed_rows() -> list[dict]:
+    """Every second question has no image."""
+    return [{**row, "image": row["image"] if place % 2 else None} for place, row in enumerate(rows())]
+
+
+@pytest.mark.parametrize("fusion", ["in_context", "concat", "cross_attention"])
+def test_questions_with_and_without_an_image_are_learned_in_one_batch(tmp_path, fusion):
+    assert mixed_rows()[1]["image"] is not None
+    trainer = trainer_for(
+        tmp_path,
+        tiny_model(fusion=fusion),
+        tiny_processor(fusion=fusion),
+        train=mixed_rows(),
+        changes={"max_steps": 1, "per_device_train_batch_size": 4},
+    )
+    trainer.train()
+    assert np.isfinite(trainer.evaluate(mixed_rows()[:4])["eval_loss"])
+
+
+def test_a_fusion_that_reads_images_and_words_together_refuses_mixed_rows_in_words(tmp_path):
+    trainer = trainer_for(tmp_path, tiny_model(fusion="gated"), tiny_processor(fusion="gated"), train=mixed_rows()[:4])
+    with pytest.raises(InvalidInputError, match="fusion='gated' cannot read together"):
+        trainer.train()

@@ -27,9 +27,11 @@ from .argument_types import (
 INDEX_KINDS = ("flat", "hnsw", "hnsw_sq8", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_opq_pq", "ivf_rabitq", "auto")
 ENCODER_KINDS = ("auto", "ravlm", "dual", "image", "text", "sentence-transformers", "late-interaction")
 PARTS = ("passages", "vectors")
+BENCHMARKS = ("okvqa", "aokvqa", "aokvqa_choices", "infoseek", "encyclopedic_vqa", "viquae", "m2kr")
 # The options that each format understands beside those of all formats, by their names in the arguments.
 FORMATS: dict[str, tuple[str, ...]] = {
-    "folder": ("chunk", "image_root"),
+    "folder": ("chunk", "image_root", "pages"),
+    "pdf": ("chunk", "pages"),
     "jsonl": ("chunk", "columns", "numeric_columns", "image_root"),
     "csv": ("chunk", "columns", "numeric_columns", "image_root", "delimiter"),
     "parquet": ("chunk", "columns", "numeric_columns", "image_root"),
@@ -37,6 +39,10 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "wordnet": ("parts_of_speech",),
     "conceptnet": ("languages", "relations", "min_weight"),
     "wikipedia": ("chunk", "max_articles"),
+    "encyclopedic_vqa": ("chunk",),
+    "infoseek": ("chunk",),
+    "m2kr": ("chunk",),
+    "viquae": ("chunk",),
 }
 COLUMNS = ("id", "text", "image", "source", "licence", "url", "revision", "title", "metadata")
 
@@ -45,6 +51,7 @@ _UNCHANGED = "Stopped. What was not finished was not begun; the knowledge base i
 
 INDEX_EXAMPLES = """examples:
   hf-ravlm index build my_pictures my_knowledge --model google/siglip2-base-patch16-224
+  hf-ravlm index build manuals my_knowledge --model google/siglip2-base-patch16-224 --on_error skip
   hf-ravlm index build birds.csv my_knowledge --model my_model --columns id=key text=caption --index auto
   hf-ravlm index build enwiki.xml.bz2 wiki --model intfloat/e5-small-v2 --on_error skip --report skipped.jsonl
   hf-ravlm index build shop.csv shop --model my_model --numeric_columns price --image_root photos --on_error keep_text
@@ -72,8 +79,8 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--device": {"type": torch_device, "help": "such as cuda or cpu (default: the graphics card, if there is one)"},
     "--knowledge": {
         "metavar": "PLACE",
-        "help": "what is searched, if it is not in the folder of the model: a folder of images and texts, a table, or "
-        "a stored knowledge base",
+        "help": "what is searched, if it is not in the folder of the model: a folder of images, texts and PDF files, "
+        "a table, or a stored knowledge base",
     },
     "--encoder": {
         "metavar": "NAME",
@@ -137,9 +144,9 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     _add(
         group,
         "--format --kind",
-        "what the source is; by default its name tells: a folder of images and texts (or of WordNet), .jsonl, "
-        ".csv, .tsv, .parquet, .xml (a dump of Wikipedia), conceptnet-assertions...; compressed or not; or a stored "
-        "knowledge base, whose passages are encoded anew",
+        "what the source is; by default its name tells: a folder of images, texts and PDF files (or of WordNet), "
+        ".jsonl, .csv, .tsv, .parquet, .pdf, .xml (a dump of Wikipedia), conceptnet-assertions...; tables and dumps "
+        "compressed or not; or a stored knowledge base, whose passages are encoded anew",
         choices=FORMATS,
     )
     _add_columns(group)
@@ -148,6 +155,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     _add(group, "--numeric_columns", numbers, nargs="+", metavar="COLUMN")
     roots = "folders outside the source that image paths and links may lead to"
     _add(group, "--image_root", roots, nargs="+", metavar="FOLDER")
+    pages = "what PDF files become: pieces of text, images of pages and figures, or both (default)"
+    _add(group, "--pages", pages, choices=["both", "text", "image"])
     _add(group, "--licence", "of passages that state none, such as CC-BY-4.0", metavar="NAME")
     _add(group, "--chunk", "cut texts into chunks of so many characters", type=int, metavar="LENGTH")
     _add(group, "--chunk_overlap --overlap", "repeated from chunk to chunk", type=int, default=0, metavar="LENGTH")
@@ -320,6 +329,9 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     _add(parser, "folder", "the folder of the knowledge base, or its id on the Hub", type=None)
     _add(parser, "text", "the question", metavar="TEXT", nargs="?")
     _add(parser, "--image", "an image to ask with", type=Path, metavar="FILE")
+    part = "the part of the image to ask with: left edge, upper edge, width and height, in pixels or in shares up to 1"
+    _add(parser, "--region", part, nargs=4, type=float, metavar="NUMBER")
+    _add(parser, "--crops", "also ask with so many parts of the image, those of most detail", type=int, default=0)
     _add(parser, "-k --k", "how many passages (default: 5)", type=int, default=5)
     _add(parser, "--where", 'only passages such as \'{"licence": "CC0-1.0"}\'', metavar="JSON")
     ways = f"how to find: {', '.join(CHANNEL_NAMES)}; several, such as dense,bm25, are joined (default: dense)"
@@ -352,12 +364,14 @@ def _add_evaluate(commands: _Commands) -> None:
         """examples:
   hf-ravlm evaluate my_model questions.jsonl reports/first
   hf-ravlm evaluate my_model vqa.parquet reports/vqa --columns answers=answer id=question_id --limit 200
+  hf-ravlm evaluate my_model infoseek_data reports/infoseek --benchmark infoseek --images oven_images
   hf-ravlm evaluate my_model questions.jsonl reports/growing --distractors /usr/share/wordnet --factors 1,10
 """,
         "Stopped. Replies are kept: the same command goes on where it stopped.",
     )
     _add(parser, "model")
-    _add(parser, "data", "JSONL, Parquet, CSV or JSON; the folder of a data set; a Hub id", metavar="DATA")
+    data = "JSONL, Parquet, CSV or JSON; the folder of a data set; a Hub id; the files of a benchmark, or their folder"
+    _add(parser, "data", data, metavar="DATA")
     _add(parser, "output", "the folder for reports and replies", metavar="OUTPUT")
     group = parser.add_argument_group("the questions")
     columns = "which column holds what: question, answers, id, image, gold_ids, kind, cluster"
@@ -366,6 +380,8 @@ def _add_evaluate(commands: _Commands) -> None:
     _add(group, "--limit", "only the first so many questions", type=positive, metavar="NUMBER")
     broken = "of a question whose image cannot be used: stop, or count it as answered wrongly (default: raise)"
     _add(group, "--on_error", broken, choices=("raise", "skip"), default="raise")
+    _add(group, "--benchmark", "whose official files DATA are; its own metric decides", choices=BENCHMARKS)
+    _add(group, "--images", "the folder of the benchmark's images", metavar="FOLDER")
     group = parser.add_argument_group("answering")
     arms = "such as closed_book,retrieved,gold (default: these and guarded, where they can be)"
     _add(group, "--arms", arms, type=names, metavar="NAMES")
@@ -378,8 +394,8 @@ def _add_evaluate(commands: _Commands) -> None:
     _add(group, "--batch_size", "questions answered at once (default: 8)", type=positive, default=8)
     _add(group, "--device")
     group = parser.add_argument_group("the report")
-    deciding = "the first decides what is right (default: exact_match,token_f1)"
-    _add(group, "--metrics", deciding, type=names, default=["exact_match", "token_f1"], metavar="NAMES")
+    deciding = "the first decides what is right (default: exact_match,token_f1, or those of the benchmark)"
+    _add(group, "--metrics", deciding, type=names, metavar="NAMES")
     _add(group, "--seed", "of intervals and of the places of gold passages (default: 0)", type=int, default=0)
     distractors = "WordNet or a JSONL file: what answers bear when the base grows by it"
     _add(group, "--distractors", distractors, metavar="SOURCE")
@@ -431,7 +447,13 @@ gave to the answer (posterior, attention, what is lost without it), and which ce
         "Stopped. Nothing was written.",
     )
     _add(parser, "model")
-    _add(parser, "--image", "the image", required=True, metavar="FILE")
+    _add(
+        parser,
+        "--image",
+        "the image; several are asked about together, none is a question alone",
+        nargs="+",
+        metavar="FILE",
+    )
     _add(parser, "--question", "what is asked (default: the model's own question)", metavar="TEXT")
     _add(parser, "--out", "where the figure is written", required=True, metavar="PNG", type=Path)
     group = parser.add_argument_group("answering")

@@ -14,7 +14,7 @@ from .outcome import Outcome, written
 # Arguments that `evaluate_model` takes by the same names.
 _OPTIONS = (
     *("arms", "knowledge", "encoder", "k", "policy", "channels", "batch_size", "device", "max_new_tokens"),
-    *("split", "limit", "metrics", "seed", "distractors", "factors", "on_error"),
+    *("split", "limit", "metrics", "seed", "distractors", "factors", "on_error", "benchmark", "images"),
 )
 
 

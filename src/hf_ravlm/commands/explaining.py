@@ -28,12 +28,13 @@ def explain(arguments: argparse.Namespace) -> Outcome:
         raise InvalidInputError(f"--out {out}: the figure is a PNG. Expected a name that ends in .png.")
     if not out.absolute().parent.is_dir():
         raise InvalidInputError(f"--out {out}: there is no folder {out.absolute().parent}. Make it first.")
-    if "://" not in arguments.image and not Path(arguments.image).is_file():
-        raise InvalidInputError(f"--image {arguments.image}: there is no such file.")
+    images: list[str] = arguments.image or []
+    if missing := [image for image in images if "://" not in image and not Path(image).is_file()]:
+        raise InvalidInputError(f"--image {missing[0]}: there is no such file.")
     options = {name: getattr(arguments, name) for name in _OPTIONS}
     reader = open_pipeline(arguments.model, arguments.knowledge, arguments.encoder, arguments.device)
     parts = (reader.model, reader.processor, reader.retriever)
-    explanation = explain_answer(*parts, arguments.image, arguments.question, do_sample=False, **options)
+    explanation = explain_answer(*parts, images, arguments.question, do_sample=False, **options)
     explanation_sheet(explanation).save(out)
     record: dict[str, Any] = {**explanation.to_record(), "files": [str(out)]}
     return Outcome(record, "\n".join(_lines(record)))

@@ -31,6 +31,8 @@ def search(arguments: argparse.Namespace) -> Outcome:
     """
     if arguments.text is None and arguments.image is None:
         raise InvalidInputError("There is nothing to search for. Give a text, or --image.")
+    if arguments.image is None and (arguments.region or arguments.crops):
+        raise InvalidInputError("--region and --crops are parts of an image. Give --image, too.")
     if arguments.image is not None and not arguments.image.is_file():
         raise InvalidInputError(f"--image {arguments.image}: there is no such file.")
     where = conditions(arguments.where)
@@ -47,6 +49,7 @@ def search(arguments: argparse.Namespace) -> Outcome:
         encoder = None if brings_model else chosen_encoder(arguments, folder)
         retriever = RavlmRetriever.from_pretrained(arguments.folder, encoder, SUBFOLDER, **hub)
         ranking = {"where": where, "channels": arguments.channels}
+        ranking |= {"region": arguments.region, "crops": arguments.crops}
         (results,) = retriever.retrieve(arguments.image, arguments.text, arguments.k, **ranking)
         found = [(evidence, evidence.ranking_score, evidence.score) for evidence in results]
     records = [_record(rank, *one) for rank, one in enumerate(found, start=1)]

@@ -19,9 +19,12 @@ from .command_line import COLUMNS, FORMATS
 
 logger = logging.getLogger(__name__)
 
-_CORPORA = ("wordnet", "conceptnet", "wikipedia")
+_CORPORA = ("wordnet", "conceptnet", "wikipedia", "encyclopedic_vqa", "infoseek", "m2kr", "viquae")
 _SPECIAL = sorted({name for names in FORMATS.values() for name in names})
-_SUFFIXES = {"jsonl": "jsonl", "ndjson": "jsonl", "csv": "csv", "tsv": "csv", "parquet": "parquet", "xml": "wikipedia"}
+_SUFFIXES = {
+    **{"jsonl": "jsonl", "ndjson": "jsonl", "csv": "csv", "tsv": "csv", "parquet": "parquet"},
+    **{"pdf": "pdf", "xml": "wikipedia"},
+}
 
 
 def format_of(arguments: argparse.Namespace) -> str:
@@ -54,7 +57,8 @@ def read_source(arguments: argparse.Namespace) -> KnowledgeBase:
         if value is not None and name == "columns":
             options |= column_names(value)
         elif value is not None and name == "chunk":
-            options["chunking"] = Chunking(value, arguments.chunk_overlap, with_heading=kind == "wikipedia")
+            with_heading = kind in ("folder", "pdf", *_CORPORA)
+            options["chunking"] = Chunking(value, arguments.chunk_overlap, with_heading=with_heading)
         elif value is not None:
             options[name] = value
     logger.info("Reading %s as %s", path, kind)

@@ -106,10 +106,11 @@ def _show(shown: PageAnswer, explanation: Explanation) -> None:
         shown.maps.append((heat_overlay(image, explanation.answer_map), caption))
     for passage, heat in zip(answer.evidence, explanation.passage_maps, strict=False):
         shown.maps.append((heat_overlay(image, heat), passage.id))
-    for passage, posterior, worth in zip(answer.evidence, answer.posterior, answer.leave_one_out, strict=True):
+    passages = zip(answer.evidence, answer.posterior, answer.leave_one_out, explanation.passage_images, strict=True)
+    for passage, posterior, worth, drawn in passages:
         known = [passage.id, passage.text or "", passage.source or "", passage.licence or ""]
         shown.table.append([*known, round(passage.score, 3), round(posterior, 3), round(worth, 2)])
-        entry = text_card(passage.text or "") if passage.image is None else shrunk(passage.image, SHOWN_PIXELS)
+        entry = text_card(passage.text or "") if drawn is None else shrunk(drawn, SHOWN_PIXELS)
         shown.gallery.append((entry, f"{posterior:.2f} {passage.id}"))
     shown.sheet = explanation_sheet(explanation)
 

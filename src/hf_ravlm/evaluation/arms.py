@@ -4,7 +4,7 @@
 |---|---|
 | `closed_book` | none |
 | `retrieved` | what the retriever finds |
-| `gold` | the passages that hold the answer (`Question.gold_ids`) |
+| `gold` | the passages that hold the answer (`Question.gold_ids`), or the pieces of these documents |
 | `gold_and_distractors` | the gold passages, in a random place among the best that are not gold |
 | `distractors_only` | the best that are not gold: what a wrong find does |
 | `guarded` | what a policy lets through; it may also withhold the answer |
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import LogitsProcessorList
 
 from ..errors import InvalidInputError, UnsafeInputError, naming
-from ..images import safe_image
+from ..images import first_of, safe_image, several
 from ..pipelines.answering import answer_questions
 from ..pipelines.numbered_inputs import OnError, check_on_error
 from ..pipelines.policy.token_confidence import TokenConfidence
@@ -33,10 +33,11 @@ from .questions import AnswerFunction, Question, Reply
 if TYPE_CHECKING:
     from ..model import RavlmForConditionalGeneration, RavlmProcessor
     from ..pipelines.policy.answer_policy import AnswerPolicy
-    from ..retrieval import Passage, RavlmRetriever
+    from ..retrieval import KnowledgeBase, Passage, RavlmRetriever
 
 logger = logging.getLogger(__name__)
 
+_MOST_PIECES = 20  # of a gold document, which the arms with gold passages read
 ARMS = ("closed_book", "retrieved", "gold", "gold_and_distractors", "distractors_only", "guarded")
 
 
@@ -106,7 +107,7 @@ def _answer_sound(answer: Any, on_error: OnError, questions: Sequence[Question])
     for question in questions:
         try:
             with naming(f"the image of question {question.id!r}"):
-                image = None if question.image is None else safe_image(question.image)
+                shown = [safe_image(image) for image in several(question.image)]
         except UnsafeInputError as error:
             if on_error == "raise":
                 raise
@@ -114,7 +115,7 @@ def _answer_sound(answer: Any, on_error: OnError, questions: Sequence[Question])
             errors.append(str(error))
         else:
             sound.append(question)
-            images.append(image)
+            images.append(shown if len(shown) > 1 else first_of(shown))
             errors.append(None)
     replies = iter(answer(sound, images) if sound else [])
     return [next(replies) if error is None else Reply("", error=error) for error in errors]
@@ -180,24 +181,28 @@ def _evidence(
         return [[] for _ in questions]
     texts = [question.question for question in questions]
     if name == "retrieved":
-        return [list(found) for found in retriever.retrieve(images, texts, k=k, **options)]
+        shown = [first_of(image) for image in images]
+        return [list(found) for found in retriever.retrieve(shown, texts, k=k, **options)]
     for question in questions:
         if not question.gold_ids:
             raise InvalidInputError(
                 f"Question {question.id!r} has no gold_ids, which the arms with gold passages and distractors need. "
                 "Say which column holds them, or leave these arms out."
             )
-        if missing := [gold for gold in question.gold_ids if gold not in retriever.knowledge_base]:
+        if missing := [gold for gold in question.gold_ids if not _parts_of(gold, retriever.knowledge_base)]:
             raise InvalidInputError(
                 f"Question {question.id!r} wants the passage {missing[0]!r}, which the knowledge base does not have."
             )
-    gold = [[retriever.knowledge_base[wanted] for wanted in question.gold_ids] for question in questions]
+    base = retriever.knowledge_base
+    gold = [[base[part] for wanted in question.gold_ids for part in _parts_of(wanted, base)] for question in questions]
     if name == "gold":
         return gold
     evidence = []
-    found_passages = retriever.retrieve(images, texts, k=k + max(map(len, gold)), **options)
+    shown = [first_of(image) for image in images]
+    found_passages = retriever.retrieve(shown, texts, k=k + max(map(len, gold)), **options)
     for question, wanted, found in zip(questions, gold, found_passages, strict=True):
-        others: list[Passage] = [passage for passage in found if passage.id not in question.gold_ids]
+        known = set(question.gold_ids)
+        others: list[Passage] = [passage for passage in found if _known_as(passage, known) not in known]
         if name == "distractors_only":
             evidence.append(others[:k])
             continue
@@ -207,6 +212,23 @@ def _evidence(
             mixed.insert(places.randint(0, len(mixed)), passage)
         evidence.append(mixed)
     return evidence
+
+
+def _parts_of(wanted: str, knowledge_base: KnowledgeBase) -> list[str]:
+    """The ids of a gold passage: its own, or those of the first pieces of a document that was cut."""
+    if wanted in knowledge_base:
+        return [wanted]
+    for mark in "-#":
+        pieces = (f"{wanted}{mark}{number}" for number in range(_MOST_PIECES))
+        if found := list(itertools.takewhile(knowledge_base.__contains__, pieces)):
+            return found
+    return []
+
+
+def _known_as(passage: Passage, gold: set[str]) -> str:
+    """The id by which questions may name a passage: its own, that of the document it was cut from, or its address."""
+    names = (passage.id, passage.metadata.get("document"), passage.url)
+    return next((name for name in names if isinstance(name, str) and name in gold), passage.id)
 
 
 def _replies(
@@ -232,12 +254,13 @@ def _replies(
     greedy = not options["do_sample"] and options["num_beams"] == 1
     confidences = confidence_of.confidences(len(questions)) if greedy else [None] * len(questions)
     replies = []
-    for (answer, *_), confidence in zip(rows, confidences, strict=True):
+    for (answer, *_), confidence, question in zip(rows, confidences, questions, strict=True):
+        gold = set(question.gold_ids)
         decided: dict[str, Any] = {"confidence": confidence, "num_retrievals": num_searches}
         if (decision := answer.decision) is not None:
             decided = {"confidence": decision.confidence, "num_retrievals": int(decision.retrieved)}
             decided |= {"withheld": decision.withheld, "need": decision.need}
-        decided["evidence_ids"] = tuple(passage.id for passage in answer.found)
+        decided["evidence_ids"] = tuple(_known_as(passage, gold) for passage in answer.found)
         decided["evidence_texts"] = tuple(passage.text or "" for passage in answer.found)
         replies.append(Reply(answer.text, num_tokens=round(confidence_of.num_tokens / len(questions)), **decided))
     return replies

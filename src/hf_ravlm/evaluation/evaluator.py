@@ -156,7 +156,6 @@ class Evaluator:
         values = next(iter(scores.values())).per_question
         clusters = [question.id if question.cluster is None else question.cluster for question in questions]
         interval = partial(bootstrap_interval, clusters=clusters, num_resamples=self.num_resamples, seed=self.seed)
-        kinds = {kind: [q.kind == kind for q in questions] for kind in sorted({q.kind for q in questions})}
         tokens = [reply.num_tokens for reply in replies if reply.num_tokens is not None]
         said = [reply if reply.withheld is None else replace(reply, text=reply.withheld) for reply in replies]
         if_all_said = values if said == replies else next(iter(self._score(said, questions).values())).per_question
@@ -165,10 +164,8 @@ class Evaluator:
                 name: interval(score.per_question) if score.is_mean else Interval(score.value, math.nan, math.nan)
                 for name, score in scores.items()
             },
-            by_kind={
-                kind: {"count": float(sum(marks)), "value": float(values[marks].mean())}
-                for kind, marks in kinds.items()
-            },
+            by_kind=_by([question.kind for question in questions], values),
+            by_split=_by([question.split for question in questions], values),
             retrieval={name: interval(found) for name, found in retrieval_scores(replies, questions, self.ks).items()},
             effect=None if baseline is None else _effect(baseline.per_question, values, interval),
             calibration=_calibration(replies, if_all_said),
@@ -180,6 +177,12 @@ class Evaluator:
             num_broken=sum(reply.error is not None for reply in replies),
             policy=_policy_effect(replies, if_all_said, None if baseline is None else baseline.per_question),
         )
+
+
+def _by(names: Sequence[str], values: npt.NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    """How many questions have each name, and their mean."""
+    marks = {name: [other == name for other in names] for name in sorted(set(names))}
+    return {name: {"count": float(sum(mark)), "value": float(values[mark].mean())} for name, mark in marks.items()}
 
 
 def _effect(

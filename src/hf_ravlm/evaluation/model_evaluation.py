@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..corpora import BENCHMARKS, benchmark_questions
 from ..errors import InvalidInputError
 from ..pipelines.numbered_inputs import OnError
 from ..retrieval.sources.text_files import plain_suffix
@@ -44,7 +45,9 @@ def evaluate_model(
     columns: Mapping[str, str] | None = None,
     split: str = "test",
     limit: int | None = None,
-    metrics: Sequence[str] = ("exact_match", "token_f1"),
+    metrics: Sequence[str] | None = None,
+    benchmark: str | None = None,
+    images: str | os.PathLike[str] | None = None,
     knowledge: Any = None,
     encoder: Any = None,
     k: int | None = None,
@@ -70,7 +73,11 @@ def evaluate_model(
             where every question has `gold_ids`, and `guarded` where there is a policy. `closed_book` is always there.
         columns, split: See `questions_from`; the split of a data set with several.
         limit (`int`, *optional*): Only the first so many questions.
-        metrics (`list[str]`): Of `ANSWER_METRICS`; the first decides what is right.
+        metrics (`list[str]`, *optional*): Of `ANSWER_METRICS`; the first decides what is right. By default the
+            official ones of the benchmark, elsewhere `exact_match` and `token_f1`.
+        benchmark (`str`, *optional*): Of `hf_ravlm.corpora.BENCHMARKS`: `data` are its official files, or their
+            folder.
+        images: The folder of the benchmark's images; without it questions are asked without.
         knowledge, encoder: What is searched, if it is not in the folder of the model, and what encodes it; see
             `hf_ravlm.pipelines.knowledge.open_knowledge`.
         k (`int`, *optional*), channels (`list[str]`, *optional*): Passages per question and how they are found.
@@ -84,7 +91,8 @@ def evaluate_model(
     Raises:
         InvalidInputError: Whatever is wrong with data, columns, arms or metrics; see `Evaluator`.
     """
-    output, questions = Path(output), read_questions(data, columns, split)
+    output, questions = Path(output), _questions(data, columns, split, benchmark, images)
+    metrics = metrics or (BENCHMARKS[benchmark].metrics if benchmark else ("exact_match", "token_f1"))
     if limit is not None:
         questions = questions.first(limit)
     reader, processor, retriever, answer_policy = _load(model, knowledge, encoder, policy, device)
@@ -114,6 +122,20 @@ def evaluate_model(
     measured = (len(retriever), factors, output / "growth", metrics[:1], batch_size, settings)
     growth = measure_growth(questions, named["closed_book"], grown, *measured)
     return ModelEvaluation(report, growth, files + growth.save(output))
+
+
+def _questions(
+    data: Any,
+    columns: Mapping[str, str] | None,
+    split: str,
+    benchmark: str | None,
+    images: str | os.PathLike[str] | None,
+) -> QuestionRows:
+    if benchmark is not None:
+        return questions_from(benchmark_questions(benchmark, data, images), columns)
+    if images is not None:
+        raise InvalidInputError("images= belongs to benchmark=...; other questions name their images themselves.")
+    return read_questions(data, columns, split)
 
 
 def _arm_names(

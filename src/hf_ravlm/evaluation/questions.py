@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from ..errors import InvalidInputError, UnsafeInputError
-from ..images import safe_image
+from ..images import safe_image, several
 from ..metrics.answers import answer_texts
 from ..retrieval.sources.checked_rows import SourceFault
 from ..retrieval.sources.columns import SYNONYMS, find_column
@@ -27,10 +27,11 @@ _SYNONYMS = {
     "id": ("question_id", "qid", "data_id"),
     "question": ("query", "q", "prompt"),
     "answers": ("answer", "answer_eval", "direct_answers", "targets", "target", "multiple_choice_answer"),
-    "image": SYNONYMS["image"],
+    "image": (*SYNONYMS["image"], "images"),
     "kind": ("question_type", "type"),
     "gold_ids": ("gold_id",),
     "cluster": (),
+    "split": ("data_split",),
 }
 _OF_ENCYCLOPEDIC_VQA = {"dataset_name", "question_type", "encyclopedic_vqa_split"}
 
@@ -43,10 +44,11 @@ class Question:
         id: Unique in the data set; replies are kept by it.
         question: The words.
         answers: The accepted answers; for VQA accuracy, what each person said.
-        image: Anything that the answering function takes, or `None`.
+        image: Anything that the answering function takes, several of them in a list, or `None`.
         gold_ids: The passages that hold the answer, if that is known.
         kind: Results are also reported per kind; the metrics of InfoSeek and Encyclopedic-VQA read it as the type.
         cluster: Questions of one cluster (about one image, say) are drawn together in bootstrap intervals.
+        split: Results are also reported per split, such as `"unseen_entity"`, with their harmonic mean.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Question:
     gold_ids: tuple[str, ...] = ()
     kind: str = ""
     cluster: str | None = None
+    split: str = ""
 
     def digest(self) -> str:
         """Of all that a reply depends on, the image too. Not of `answers`: repaired ones may score old replies."""
@@ -158,6 +161,7 @@ class QuestionRows(Sequence[Question]):
             gold_ids=_strings(values.get("gold_ids", ()), f"{where}, gold ids"),
             kind=str(values.get("kind", "")),
             cluster=None if "cluster" not in values else str(values["cluster"]),
+            split=str(values.get("split", "")),
         )
 
     def _value(self, row: Mapping[str, Any], column: str) -> Any:
@@ -165,7 +169,9 @@ class QuestionRows(Sequence[Question]):
         return kind.int2str(value) if kind is not None and isinstance(value, int) and value >= 0 else value
 
     def _image(self, image: Any, where: str) -> Any:
-        """A path of a file of questions, found beside it; of a data set an image, if it can be decoded."""
+        """A path of a file of questions, found beside it; of a data set an image, if it can be decoded; or several."""
+        if isinstance(image, (list, tuple)):
+            return [self._image(one, where) for one in several(image)] or None
         if self._folder is not None and isinstance(image, Mapping) and image.get("bytes") is None:
             image = image.get("path")
         if isinstance(image, Mapping):
@@ -207,7 +213,7 @@ def questions_from(rows: Any, columns: Mapping[str, str] | None = None) -> Quest
     >>> rows = [{"q": "Which colour is the sun?", "answers": ["yellow", "white"], "type": "colour"}]
     >>> questions_from(rows, {"question": "q", "kind": "type"})[0]
     Question(id='0', question='Which colour is the sun?', answers=('yellow', 'white'), image=None, gold_ids=(),
-        kind='colour', cluster=None)
+        kind='colour', cluster=None, split='')
     """
     folder = None
     if isinstance(rows, (str, os.PathLike)):
@@ -321,6 +327,8 @@ def _joined(questions: list[Any], annotations: list[Any]) -> list[Any]:
 def _image_bytes(image: Any) -> bytes:
     if image is None:
         return b""
+    if isinstance(image, (list, tuple)):
+        return b"".join(hashlib.sha256(_image_bytes(one)).digest() for one in image)
     if isinstance(image, (str, Path)):
         # A pipe would block; `safe_image` refuses it, and what is not there, when the question is asked.
         return Path(image).read_bytes() if os.path.isfile(image) else b""

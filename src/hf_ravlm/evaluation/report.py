@@ -85,6 +85,7 @@ class ArmReport:
         cost: Per question.
         policy: `None` if the arm neither has a gate nor abstained.
         num_broken: Questions that could not be asked, such as for a broken image; they count as answered wrongly.
+        by_split: As `by_kind`, per split, such as `"unseen_question"` and `"unseen_entity"`.
     """
 
     metrics: dict[str, Interval]
@@ -95,6 +96,13 @@ class ArmReport:
     cost: Cost
     policy: PolicyEffect | None = None
     num_broken: int = 0
+    by_split: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def harmonic_mean(self) -> float | None:
+        """Of the first metric over the splits, which InfoSeek ranks by; `None` with fewer than two."""
+        values = [found["value"] for found in self.by_split.values()]
+        return None if len(values) < 2 else len(values) / sum(1 / max(value, 1e-12) for value in values)
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,10 @@ class EvaluationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; what is not a number is `None`."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        record = {name: _plain(value) for name, value in asdict(self).items()}
+        for name, arm in self.arms.items():
+            record["arms"][name]["harmonic_mean"] = arm.harmonic_mean
+        return record
 
     def to_markdown(self) -> str:
         """A few short tables: answers, effect of the evidence, retrieval, abstentions, trust and cost."""
@@ -247,14 +258,26 @@ def _answer_lines(report: EvaluationReport) -> Iterable[str]:
             "",
             f"{num_broken} of the questions could not be asked and count as answered wrongly in every arm.",
         )
-    kinds = sorted({kind for arm in arms.values() for kind in arm.by_kind})
-    if len(kinds) > 1:
-        counts = next(iter(arms.values())).by_kind
-        yield from ("", f"`{report.accuracy}` per kind of question:", "")
-        yield from markdown_table(
-            ["arm", *(f"{kind or 'other'} ({counts[kind]['count']:.0f})" for kind in kinds)],
-            [[name, *(percent(arm.by_kind[kind]["value"]) for kind in kinds)] for name, arm in arms.items()],
-        )
+    yield from _part_lines(f"`{report.accuracy}` per kind of question:", {n: arm.by_kind for n, arm in arms.items()})
+    splits = {name: arm.by_split for name, arm in arms.items()}
+    means = {name: arm.harmonic_mean for name, arm in arms.items()}
+    yield from _part_lines(f"`{report.accuracy}` per split:", splits, means)
+
+
+def _part_lines(
+    title: str, parts: Mapping[str, dict[str, dict[str, float]]], means: Mapping[str, float | None] | None = None
+) -> Iterable[str]:
+    """A table of the arms over parts of the questions, if there is more than one part."""
+    first = next(iter(parts.values()))
+    if len(first) < 2:
+        return
+    yield from ("", title, "")
+    head = ["arm", *(f"{part or 'other'} ({found['count']:.0f})" for part, found in first.items())]
+    rows = [[name, *(percent(of_arm[part]["value"]) for part in first)] for name, of_arm in parts.items()]
+    if means is not None:
+        head.append("harmonic mean")
+        rows = [[*row, percent(means[row[0]])] for row in rows]
+    yield from markdown_table(head, rows)
 
 
 def _effect_lines(report: EvaluationReport) -> list[str]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..errors import InvalidInputError
 from ..metrics import (
     CaptionScore,
+    aokvqa_accuracy,
     average_precision,
     bleu,
     caption_tokens,
@@ -174,6 +175,7 @@ ANSWER_METRICS: Mapping[str, Scorer] = {
     "exact_match": _per_answer(lambda said, question: exact_match(said, question.answers)),
     "token_f1": _per_answer(lambda said, question: token_f1(said, question.answers)),
     "vqa_accuracy": _per_answer(lambda said, question: vqa_accuracy(said, question.answers)),
+    "aokvqa": _per_answer(lambda said, question: aokvqa_accuracy(said, question.answers)),
     "infoseek": _per_answer(lambda said, question: infoseek_score(said, question.answers, question.kind or "string")),
     "encyclopedic_vqa": _per_answer(
         lambda said, question: encyclopedic_match(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ..images import safe_image, shrunk, trim_margins
 
@@ -14,6 +15,7 @@ from ..images import safe_image, shrunk, trim_margins
 HEAT = np.array([[20, 11, 53], [120, 28, 109], [203, 66, 72], [249, 142, 9], [252, 255, 164]], np.float32)
 SHOWN_PIXELS = 1_000_000  # a map of 49 million would take a gigabyte in each of its steps
 PALEST, DENSEST = 0.25, 0.85  # how much of the heat's colour covers the image
+FRAME, FRAME_COLOUR, PALENESS = 0.004, (207, 34, 46), 0.4  # of a box: its width as a share of the image's
 
 
 def heat_overlay(image: Image.Image, heat: Any) -> Image.Image:
@@ -39,6 +41,40 @@ def heat_overlay(image: Image.Image, heat: Any) -> Image.Image:
     grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
     share = PALEST + (DENSEST - PALEST) * strength[..., None]
     return Image.fromarray((grey * (1 - share) + colours * share).round().astype(np.uint8))
+
+
+def box_overlay(image: Image.Image, box: Sequence[float]) -> Image.Image:
+    """The image with a frame around a region of it, and everything else paler.
+
+    Args:
+        image (`PIL.Image.Image`): such as the page of a PDF file.
+        box (four numbers): left, top, right and bottom, as shares of the image's size, from its upper left corner.
+
+    Returns:
+        `PIL.Image.Image` in RGB, as large as `image`.
+
+    Example:
+
+    >>> page = box_overlay(Image.new("RGB", (100, 100), "black"), (0.2, 0.2, 0.8, 0.8))
+    >>> page.getpixel((50, 50)), page.getpixel((5, 5))
+    ((0, 0, 0), (102, 102, 102))
+    """
+    shown = image.convert("RGB")
+    edges = [side * size for side, size in zip(box, (*shown.size, *shown.size), strict=True)]
+    around = max(2, round(min(shown.size) * FRAME))
+    left, top, right, bottom = (round(edge) for edge in edges)
+    outer = (
+        max(left - around, 0),
+        max(top - around, 0),
+        min(right + around, shown.width),
+        min(bottom + around, shown.height),
+    )
+    pale = Image.blend(shown, Image.new("RGB", shown.size, "white"), PALENESS)
+    pale.paste(shown.crop(outer), outer[:2])
+    ImageDraw.Draw(pale).rectangle(
+        (outer[0], outer[1], outer[2] - 1, outer[3] - 1), outline=FRAME_COLOUR, width=around
+    )
+    return pale
 
 
 def seen_image(processor: Any, image: Any) -> Image.Image:

@@ -131,8 +131,8 @@ def nats(value: float) -> str:
 
 def _head(sheet: Image.Image, draw: ImageDraw.ImageDraw, explanation: Explanation) -> None:
     left = MARGIN
-    shown = [(explanation.image, "the image as the model sees it")]
-    if explanation.answer_map is not None:
+    shown = [] if explanation.image is None else [(explanation.image, "the image as the model sees it")]
+    if explanation.image is not None and explanation.answer_map is not None:
         speaks = "where it speaks for the answer" if explanation.answer_map.any() else "nothing speaks for the answer"
         note = "" if explanation.image_worth is None else f"; it gives {nats(explanation.image_worth)} nats"
         shown.append((heat_overlay(explanation.image, explanation.answer_map), speaks + note))
@@ -148,10 +148,11 @@ def _head(sheet: Image.Image, draw: ImageDraw.ImageDraw, explanation: Explanatio
 def _passage(sheet: Image.Image, draw: ImageDraw.ImageDraw, explanation: Explanation, place: int, top: int) -> None:
     answer, left = explanation.answer, MARGIN
     passage = answer.evidence[place]
-    if passage.image is not None:
-        paste_image(sheet, passage.image, left, top, SMALL)
+    shown = explanation.passage_images[place] if explanation.passage_images else passage.image
+    if shown is not None:
+        paste_image(sheet, shown, left, top, SMALL)
         write_lines(draw, "the passage", left, top + SMALL[1] + 4, SMALL[0], 1, 11, FAINT)
-    if explanation.passage_maps:
+    if explanation.image is not None and explanation.passage_maps:
         left += SMALL[0] + 12
         paste_image(sheet, heat_overlay(explanation.image, explanation.passage_maps[place]), left, top, SMALL)
         write_lines(draw, "where the image found it", left, top + SMALL[1] + 4, SMALL[0], 1, 11, FAINT)

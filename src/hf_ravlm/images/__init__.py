@@ -16,21 +16,29 @@ from .gate import (
     encoded_image,
     safe_image,
 )
+from .kinds import HEIF_SUFFIXES
+from .regions import crop_region, detailed_crops
+from .several import first_of, several
 from .trimming import shrunk, trim_margins
 
 
 __all__ = [
+    "HEIF_SUFFIXES",
     "IMAGE_FORMATS",
     "MAX_ASPECT",
     "MAX_BYTES",
     "MAX_PIXELS",
     "MAX_SIDE",
     "ImageSource",
+    "crop_region",
+    "detailed_crops",
     "encoded_image",
     "fetch_bytes",
     "fetch_image",
+    "first_of",
     "is_address",
     "safe_image",
+    "several",
     "shrunk",
     "trim_margins",
 ]

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import UnsafeInputError
 from .headers import exif_orientation, first_image, xmp_orientation
+from .kinds import frame_of, is_heif, is_svg, open_heif, seek_frame
 from .sources import read_encoded, shortened
 
 
@@ -31,8 +32,8 @@ MAX_SIDE = 20_000
 MAX_ASPECT = 50
 
 # How many of the pixels some decoders may be given: they hold up to five copies of an image, or take long.
-_SHARES = {"WEBP": 0.4, "AVIF": 0.3, "JPEG2000": 0.15, "progressive JPEG": 0.6, "run-length BMP": 0.04}
-_EXIF_ORIENTATION = 0x0112
+_SHARES = {"WEBP": 0.4, "AVIF": 0.3, "HEIF": 0.3, "JPEG2000": 0.15, "progressive JPEG": 0.6, "run-length BMP": 0.04}
+_EXIF_ORIENTATION, _TIFF_BITS = 0x0112, 258
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,15 +57,16 @@ def safe_image(
 ) -> Image.Image:
     """Opens an image from anywhere but the network and returns it upright, in RGB.
 
-    Of an animation or a multi-page file the first frame is taken, EXIF orientation is applied, transparency is
-    composited on white, and 16-bit or float grey levels are scaled to 8 bits: `convert("RGB")` of Pillow does none of
-    it. A plain RGB `PIL` image is returned as it is.
+    Of an animation or a multi-page file the first frame is taken, or the one that a dictionary asks for, EXIF
+    orientation is applied, transparency is composited on white, and levels of more than 8 bits are scaled by their
+    real range: `convert("RGB")` of Pillow does none of it. A plain RGB `PIL` image is returned as it is. HEIC needs
+    pillow-heif (`pip install "hf_ravlm[heic]"`).
 
     Args:
         source: A path; encoded `bytes`; the same as text, `"data:image/png;base64,..."`, as chats carry them; a
-            dictionary `{"bytes": ..., "path": ...}` as `datasets` gives; a `numpy` array of shape (H, W),
-            (H, W, 1), (H, W, 3) or (H, W, 4), either `uint8` or float in 0..1 (a (H, W) array may be `uint16`); or a
-            `PIL.Image.Image`.
+            dictionary `{"bytes": ..., "path": ...}` as `datasets` gives, to which `"frame": 3` may be added; a
+            `numpy` array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), either `uint8` or float in 0..1 (a (H, W)
+            array may be `uint16`); or a `PIL.Image.Image`.
         max_bytes: Largest encoded size, in bytes.
         max_pixels: Largest width x height. Pillow's own `PIL.Image.MAX_IMAGE_PIXELS` still applies beyond it.
         max_side: Largest width and largest height, in pixels.
@@ -94,18 +96,23 @@ def safe_image(
         label = shortened(os.fsdecode(filename)) if filename else size
         check_size(*source.size, label)
         return _upright_rgb(source, label)
-    image, orientation, label = _open_encoded(*read_encoded(source, max_bytes), max_pixels)
+    frame = frame_of(source)
+    image, orientation, label = _open_encoded(*read_encoded(source, max_bytes), max_pixels, frame)
     check_size(*image.size, label)
     kind = _kind_of(image)
     check_size(*image.size, f"{label}, {kind}", max_pixels=int(max_pixels * _SHARES.get(kind, 1)))
-    return _upright_rgb(image, label, orientation, is_ours=True)
+    if frame and kind != "TIFF":
+        seek_frame(image, frame, label, max_pixels)
+    result = _upright_rgb(image, label, orientation, is_ours=True)
+    check_size(*result.size, label)  # a HEIC decoder may find another size than its header says
+    return result
 
 
 def encoded_image(source: ImageSource, **limits: Any) -> bytes:
     r"""Checks an image and returns it as encoded bytes, to be stored; arguments and errors as `safe_image`.
 
-    What is already encoded (a path, bytes, a `datasets` dictionary) is returned byte for byte; an array or a `PIL`
-    image is written as PNG, without loss.
+    What is already encoded (a path, bytes, a `datasets` dictionary) is returned byte for byte; an array, a `PIL`
+    image or a frame other than the first is written as PNG, without loss.
 
     Example:
 
@@ -118,7 +125,7 @@ def encoded_image(source: ImageSource, **limits: Any) -> bytes:
 
     ```
     """
-    if isinstance(source, (Image.Image, np.ndarray)):
+    if isinstance(source, (Image.Image, np.ndarray)) or frame_of(source):
         buffer = io.BytesIO()
         safe_image(source, **limits).save(buffer, format="PNG")
         return buffer.getvalue()
@@ -127,20 +134,29 @@ def encoded_image(source: ImageSource, **limits: Any) -> bytes:
     return data
 
 
-def _open_encoded(data: bytes, label: str, max_pixels: int) -> tuple[Image.Image, int, str]:
+def _open_encoded(data: bytes, label: str, max_pixels: int, frame: int = 0) -> tuple[Image.Image, int, str]:
     """Reads the header only, no pixel is decoded yet; the image, its orientation and its label."""
+    if is_svg(data):
+        raise UnsafeInputError(
+            f"{label}: the content is not an image in one of the formats {', '.join(IMAGE_FORMATS)}: it is SVG, a "
+            "drawing in text, which is not drawn here. Export it as PNG."
+        )
     try:
-        first = first_image(data)
+        first = first_image(data, frame)
     except ValueError as error:
         raise UnsafeInputError(f"{label}: the image is not read: {error}. Save it again without the rest.") from error
     del data
     try:
+        if is_heif(first.data):
+            return open_heif(first.data, label), 1, label
         return Image.open(io.BytesIO(first.data), formats=IMAGE_FORMATS), first.orientation, label
     except UnidentifiedImageError as error:
         raise UnsafeInputError(
             f"{label}: the content is not an image in one of the formats {', '.join(IMAGE_FORMATS)}, whatever the "
             "name says. Convert it to PNG or JPEG."
         ) from error
+    except UnsafeInputError:
+        raise
     except Image.DecompressionBombError as error:
         raise UnsafeInputError(
             f"{label}: more pixels than the limit of {max_pixels:,} ({error}) Resize the image."
@@ -213,6 +229,7 @@ def _unit_floats_to_bytes(array: np.ndarray, label: str) -> np.ndarray:
 def _upright_rgb(image: Image.Image, label: str, orientation: int = 1, is_ours: bool = False) -> Image.Image:
     """Decodes an image; there are never more than two copies of its pixels."""
     try:
+        is_deep = _is_deep_colour(image)
         image.load()
         orientation = orientation if orientation != 1 else _orientation_of(image)
         if image.mode == "RGB" and "transparency" not in image.info:
@@ -228,6 +245,7 @@ def _upright_rgb(image: Image.Image, label: str, orientation: int = 1, is_ours: 
         if is_ours:
             image.close()  # before the next copy is made
         result = result if result.mode == "RGB" else result.convert("RGB")
+        result = _full_range(result) if is_deep else result
         if orientation != 1:
             result = result.transpose(_UPRIGHT[orientation])
         result.info.clear()  # which says how the file was turned
@@ -280,8 +298,9 @@ def _grey_from_wide(image: Image.Image, label: str) -> Image.Image:
         # A little more than 1 is light beyond white; on the scale of bytes it would be black.
         scale, limit = (255.0 / max(high, 1.0) if high <= _BRIGHTEST else 1.0), 255
     else:
-        # Cameras and scanners put 10 to 14 bits into 16: as wide as what is there.
-        limit = next((2**bits - 1 for bits in (8, 10, 12, 14) if high < 2**bits), 65535)
+        # Cameras and scanners put 10 to 14 bits into 16: as wide as the file says, or as what is there.
+        stated = _stated_bits(image)
+        limit = next((2**bits - 1 for bits in (8, 10, 12, 14) if stated <= bits and high < 2**bits), 65535)
         scale = 255 / limit
     if low < 0 or high > limit:
         raise UnsafeInputError(
@@ -292,6 +311,26 @@ def _grey_from_wide(image: Image.Image, label: str) -> Image.Image:
     for box, strip in zip(_strips(image.size), _crops(image), strict=True):
         whole.paste(Image.fromarray(np.rint(np.asarray(strip) * scale).astype(np.uint8)), box)
     return whole
+
+
+def _stated_bits(image: Image.Image) -> int:
+    """How many bits a TIFF file says that each level has, if fewer than 16; 0 where it says nothing."""
+    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, 0)
+    bits = bits[0] if isinstance(bits, tuple) and bits else bits
+    return bits if isinstance(bits, int) and 8 < bits < 16 else 0
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether a file has 16 bits for each colour, of which Pillow reads the upper 8."""
+    tiles = getattr(image, "tile", None)
+    return bool(tiles) and "RGB" in image.mode and ";16" in str(tiles[0][3])
+
+
+def _full_range(image: Image.Image) -> Image.Image:
+    """Stretches the colours of a 16-bit file that holds only 10, 12 or 14 bits, which would be nearly black."""
+    highest = max(high for _, high in image.getextrema())
+    limit = next((2**bits - 1 for bits in (2, 4, 6) if 0 < highest < 2**bits), 255)
+    return image if limit == 255 else image.point([min(round(level * 255 / limit), 255) for level in range(256)] * 3)
 
 
 def _crops(image: Image.Image) -> Iterator[Image.Image]:

@@ -24,6 +24,7 @@ _JPEG_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xDA)}
 _JPEG_SCAN, _JPEG_APP1 = 0xDA, 0xE1
 _JPEG_DROPPED = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # APP1 to APP15 without APP14, which says how colours are stored; COM
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"sBIT", b"IDAT"}
+_PNG_FRAMES = frozenset({b"acTL", b"fcTL", b"fdAT"})
 _GIF_BLOCK = re.compile(rb"[!,;]")
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 # Size, depth, compression, colours, strips, tiles, ranges of levels, orientation; not Exif, XMP, Photoshop's layers.
@@ -45,8 +46,10 @@ class FirstImage(NamedTuple):
     orientation: int = 1
 
 
-def first_image(data: bytes) -> FirstImage:
+def first_image(data: bytes, frame: int = 0) -> FirstImage:
     """The first image of an encoded file, without anything that is neither pixels nor needed to read them.
+
+    With another `frame` all of them are kept, except in TIFF files, where that one becomes the first.
 
     Files of other formats, and files cut short, come back as they are: the decoder says what is wrong with them.
 
@@ -56,7 +59,7 @@ def first_image(data: bytes) -> FirstImage:
     for start, walk in _WALKS:
         if data.startswith(start):
             try:
-                return walk(data)
+                return walk(data, frame)
             except (struct.error, IndexError):  # the file ends in the middle of a block
                 return FirstImage(data)
     if data[4:8] in (b"ftyp", b"jP  "):
@@ -97,7 +100,7 @@ def _too_many(blocks: str) -> ValueError:
     return ValueError(f"it has more than {MAX_BLOCKS:,} {blocks} before its pixels")
 
 
-def _jpeg(data: bytes) -> FirstImage:
+def _jpeg(data: bytes, frame: int) -> FirstImage:
     kept, exif, xmp, place = [b"\xff\xd8"], b"", b"", 2
     for _ in range(MAX_BLOCKS):
         found = _JPEG_MARKER.search(data, place)
@@ -127,7 +130,8 @@ def _jpeg(data: bytes) -> FirstImage:
     return FirstImage(data)
 
 
-def _png(data: bytes) -> FirstImage:
+def _png(data: bytes, frame: int) -> FirstImage:
+    needed = _PNG_KEPT | (_PNG_FRAMES if frame else frozenset())
     kept, exif, xmp, place, span = [data[:8]], b"", b"", 8, 8
     for _ in range(MAX_BLOCKS):
         if place + 8 > len(data):
@@ -137,7 +141,7 @@ def _png(data: bytes) -> FirstImage:
         if name == b"IEND":
             kept.append(data[span:end])
             break
-        if name not in _PNG_KEPT:
+        if name not in needed:
             if name == b"eXIf":
                 exif = exif or data[place + 8 : end - 4]
             elif name == b"iTXt" and data.startswith(b"XML:com.adobe.xmp\0\0", place + 8):
@@ -152,7 +156,7 @@ def _png(data: bytes) -> FirstImage:
     return FirstImage(b"".join(kept), exif_orientation(exif) if exif else xmp_orientation(xmp))
 
 
-def _gif(data: bytes) -> FirstImage:
+def _gif(data: bytes, frame: int) -> FirstImage:
     flags = data[10]
     place = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
     kept, steps = [data[:place]], 0
@@ -173,13 +177,18 @@ def _gif(data: bytes) -> FirstImage:
     return FirstImage(data)
 
 
-def _tiff(data: bytes) -> FirstImage:
+def _tiff(data: bytes, frame: int) -> FirstImage:
     order = "<" if data.startswith(b"II") else ">"
     big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
     number, entry_size, inline = ("Q", 20, 8) if big else ("I", 12, 4)
     (start,) = struct.unpack_from(order + number, data, 8 if big else 4)
     head = order + ("Q" if big else "H")
     (count,) = struct.unpack_from(head, data, start)
+    for _ in range(frame):
+        (start,) = struct.unpack_from(order + number, data, start + struct.calcsize(head) + count * entry_size)
+        if not start:
+            raise ValueError(f"it has no frame {frame}")
+        (count,) = struct.unpack_from(head, data, start)
     if count > MAX_BLOCKS:
         raise _too_many("entries")
     first, kept, num_bytes = start + struct.calcsize(head), [], 0
@@ -194,7 +203,10 @@ def _tiff(data: bytes) -> FirstImage:
     directory = struct.pack(head, len(kept)) + b"".join(kept) + struct.pack(order + number, 0)  # no further image
     if start + len(directory) > len(data):
         return FirstImage(data)
-    return FirstImage(b"".join([data[:start], directory, data[start + len(directory) :]]))
+    first = struct.pack(order + number, start)
+    place = 8 if big else 4
+    kept_data = [data[:place], first, data[place + len(first) : start], directory, data[start + len(directory) :]]
+    return FirstImage(b"".join(kept_data))
 
 
 def _boxes(data: bytes) -> FirstImage:
@@ -217,7 +229,7 @@ def _boxes(data: bytes) -> FirstImage:
     raise _too_many("boxes")
 
 
-_WALKS: tuple[tuple[bytes, Callable[[bytes], FirstImage]], ...] = (
+_WALKS: tuple[tuple[bytes, Callable[[bytes, int], FirstImage]], ...] = (
     (b"\xff\xd8\xff", _jpeg),
     (b"\x89PNG\r\n\x1a\n", _png),
     (b"GIF8", _gif),

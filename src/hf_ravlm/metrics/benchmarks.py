@@ -73,6 +73,33 @@ def vqa_accuracy(
     return (without_one_of_them + without_another) / len(given)
 
 
+def aokvqa_accuracy(prediction: str, answers: Sequence[Any], official_quirks: bool = True) -> float:
+    """The accuracy of A-OKVQA (direct answers) of one prediction, 0..1: `min(1, number of people who said so / 3)`.
+
+    Args:
+        prediction (`str`): What the model said.
+        answers (sequence of `str`): What ten people said.
+        official_quirks (`bool`): The official script compares letter by letter, so "Net." misses "net". `False`
+            normalises both as VQA accuracy does.
+
+    Raises:
+        InvalidInputError: No answer came, or one string instead of several.
+
+    Example:
+
+    >>> aokvqa_accuracy("net", ["net", "net", "racket"]), aokvqa_accuracy("Net.", ["net"] * 10)
+    (0.6666666666666666, 0.0)
+    >>> aokvqa_accuracy("Net.", ["net"] * 10, official_quirks=False)
+    1.0
+    """
+    if isinstance(answers, str) or len(answers) == 0:
+        raise InvalidInputError(f"A-OKVQA needs the answers of several people, ten as a rule; came: {answers!r}.")
+    said, given = prediction, answer_texts(answers)
+    if not official_quirks:
+        said, given = normalize_vqa_answer(said), list(map(normalize_vqa_answer, given))
+    return min(1.0, given.count(said) / 3)
+
+
 def infoseek_score(
     prediction: str, answers: Sequence[Any], kind: str = "string", official_quirks: bool = True
 ) -> float:

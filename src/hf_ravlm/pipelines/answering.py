@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import LogitsProcessorList
 
 from ..errors import InvalidInputError
+from ..images import first_of
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..model.loading import without_adapters
 from ..model.prompts.settings import split_settings
@@ -43,6 +44,8 @@ def answer_questions(
     channels: Sequence[str] | None = None,
     group_by: str | None = None,
     group_query: str | None = None,
+    region: Sequence[float] | None = None,
+    crops: int | None = None,
     prompt: Mapping[str, Any] | None = None,
     with_leave_one_out: bool = False,
     **generate_kwargs,
@@ -67,6 +70,8 @@ def answer_questions(
         where (`dict`, *optional*), channels (`list[str]`, *optional*): as in `RavlmRetriever.retrieve`.
         group_by, group_query (`str`, *optional*): find what the image shows first, and then passages about it, as in
             `SearchOptions`; by default as the knowledge base was built.
+        region (four numbers, *optional*), crops (`int`, *optional*): search with a part of each image, or also with
+            its most detailed parts, as in `RavlmRetriever.retrieve`; the reader sees the whole image.
         prompt (`dict`, *optional*): settings of the prompt for this call (`PromptSettings`): `{"cite": True}`; all but
             `max_length` may come directly, too.
         generate_kwargs: passed to `model.generate`, which is greedy unless these ask for more.
@@ -95,11 +100,12 @@ def answer_questions(
     reading |= {"encoded_knowledge": encoded_knowledge, "prior_scale": prior_scale_of(retriever), **generate_kwargs}
     find = retriever is not None and k > 0
     given = {"where": where, "channels": channels, "group_by": group_by, "group_query": group_query}
+    given |= {"region": region, "crops": crops}
     given = {name: value for name, value in given.items() if value is not None}
     words = search_words(questions, queries)
 
     def found(places: Sequence[int], k: int) -> Sequence[Sequence[Any]]:
-        shown = None if images is None else [_first(images[place]) for place in places]
+        shown = None if images is None else [first_of(images[place]) for place in places]
         return retriever.retrieve(shown, [words[place] for place in places], k=k, **given)
 
     if policy is None:
@@ -274,12 +280,6 @@ def prior_scale_of(retriever: Any) -> float | None:
         return None
     scale = getattr(getattr(retriever, "encoder", None), "logit_scale", None)
     return NEUTRAL_SCALE if scale is None else float(scale)
-
-
-def _first(images: Any) -> Any:
-    """The image that a question is searched with."""
-    several = isinstance(images, (list, tuple))
-    return (images[0] if images else None) if several else images
 
 
 def _some(

@@ -36,6 +36,8 @@ ANSWER_KEYS = (
     "channels",
     "group_by",
     "group_query",
+    "region",
+    "crops",
     "retriever",
     "with_posterior",
     "with_leave_one_out",
@@ -208,6 +210,8 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
     - **where**, **channels** (*optional*) -- which passages may be found, and how, as in `RavlmRetriever.retrieve`.
     - **group_by**, **group_query** (`str`, *optional*) -- find first what the image shows, such as the `"species"` of
       the passages' metadata, and then what is known of it; by default as the knowledge base was built.
+    - **region** (four numbers, *optional*), **crops** (`int`, *optional*) -- search with a part of the image,
+      `(x, y, width, height)` in pixels or shares, or also with so many of its most detailed parts.
     - **retriever** (`RavlmRetriever`, *optional*) -- another knowledge base for this call.
     - **with_posterior** (`bool`, *optional*, defaults to `True`) -- whether to attribute the answer to passages, by
       what it is worth under each alone; costs at most what the answer did.

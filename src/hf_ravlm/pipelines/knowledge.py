@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KNOWLEDGE_FOLDER = "knowledge_base"
-TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+FILES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pdf": "pdf"}
 _LISTING = "source.json"  # beside a kept knowledge base: the files it was made from
 
 
@@ -35,8 +35,8 @@ def open_knowledge(knowledge: Any, encoder: Encoder | None, **options: Any) -> R
     """A retriever over what the user named.
 
     Args:
-        knowledge: A retriever, a `KnowledgeBase`, the folder of a stored one, a folder of images and texts, a table
-            (JSONL, CSV, TSV, Parquet), or the id of a repository on the Hub that holds one.
+        knowledge: A retriever, a `KnowledgeBase`, the folder of a stored one, a folder of images, texts and PDF
+            files, a table (JSONL, CSV, TSV, Parquet), a PDF file, or the id of a repository on the Hub that holds one.
         encoder: Encodes passages and questions; `None` for the one that a stored knowledge base was built with.
         **options: How a source is read, see `KnowledgeBase`: `on_error`, `text_column`, ...
 
@@ -52,15 +52,15 @@ def open_knowledge(knowledge: Any, encoder: Encoder | None, **options: Any) -> R
         return RavlmRetriever.build(knowledge, _needed(encoder, "a KnowledgeBase"))
     if not isinstance(knowledge, (str, os.PathLike)):
         raise InvalidInputError(
-            f"knowledge= came as {type(knowledge).__name__}: expected a folder of images and texts, a table, the "
-            "folder of a stored knowledge base, a KnowledgeBase or a retriever"
+            f"knowledge= came as {type(knowledge).__name__}: expected a folder of images and texts, a table, a PDF "
+            "file, the folder of a stored knowledge base, a KnowledgeBase or a retriever"
         )
     path = Path(knowledge).expanduser()
     if is_stored(path):
         return RavlmRetriever.from_pretrained(path, encoder)
     if path.exists():
         return _kept(path.resolve(), _needed(encoder, f"the source {path}"), options)
-    if os.fspath(knowledge).count("/") != 1 or path.suffix in TABLES:
+    if os.fspath(knowledge).count("/") != 1 or path.suffix in FILES:
         raise KnowledgeBaseNotFoundError(f"{path}: there is no such file or folder. Check the path.")
     kind = "model" if encoder is None else "dataset"
     return RavlmRetriever.from_pretrained(os.fspath(knowledge), encoder, repo_type=kind)
@@ -73,7 +73,7 @@ def is_stored(folder: Path) -> bool:
 
 
 def read_source(path: Path, options: Mapping[str, Any]) -> KnowledgeBase:
-    """Reads a folder or a table.
+    """Reads a folder, a table or a PDF file.
 
     Raises:
         InvalidInputError: Its name does not say what it is, or an item cannot be read.
@@ -83,10 +83,10 @@ def read_source(path: Path, options: Mapping[str, Any]) -> KnowledgeBase:
 
     if path.is_dir():
         return KnowledgeBase.from_folder(path, **options)
-    kind = TABLES.get(plain_suffix(path))
+    kind = FILES.get(plain_suffix(path))
     if kind is None:
         raise InvalidInputError(
-            f"{path}: its name does not say what it is: expected a folder, or a file that ends in {', '.join(TABLES)}"
+            f"{path}: its name does not say what it is: expected a folder, or a file that ends in {', '.join(FILES)}"
         )
     return getattr(KnowledgeBase, f"from_{kind}")(path, **options)
 

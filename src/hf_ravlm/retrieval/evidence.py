@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import InvalidInputError, naming
-from ..images import safe_image
+from ..images import crop_region, detailed_crops, safe_image
 from ..text import clean_text, plain_text
 from .encoding.encoders import Encoder
 from .passage import Passage
 from .ranking.channels import Query, query_vectors
 from .ranking.fusion import Ranking
 from .ranking.search import SearchedKnowledge, SearchOptions
+from .unit_vectors import unit_vectors
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,39 @@ def checked_queries(images: Any, texts: Any) -> list[Query]:
         with naming(f"The image of query {row}"):
             queries.append(Query(text, None if image is None else safe_image(image)))
     return queries
+
+
+def parts_of_images(queries: list[Query], region: Any) -> list[Query]:
+    """The queries with the parts of their images in a region, or in one for each of them.
+
+    Raises:
+        InvalidInputError: If a region is none, a list has another length, or a query with a region has no image.
+    """
+    if region is None:
+        return queries
+    is_one = not _is_list(region) or (len(region) > 0 and all(isinstance(edge, (int, float)) for edge in region))
+    regions = [region] * len(queries) if is_one else list(region)
+    if len(regions) != len(queries):
+        raise InvalidInputError(f"{len(regions)} regions came with {len(queries)} queries. Pass one for all, or each.")
+    cut = []
+    for row, (query, part) in enumerate(zip(queries, regions, strict=True)):
+        if part is not None and query.image is None:
+            raise InvalidInputError(f"Query {row} has a region and no image. Pass its image, or None for the region.")
+        cut.append(query if part is None else replace(query, image=crop_region(query.image, part), vectors={}))
+    return cut
+
+
+def look_closer(encoder: Encoder, queries: list[Query], number: int) -> None:
+    """Gives queries with an image the mean vector of the image and of its most detailed parts, each with the text.
+
+    Raises:
+        InvalidInputError: If the number of parts is out of range.
+    """
+    for query in queries:
+        if query.image is not None:
+            looks = [Query(query.text, image) for image in (query.image, *detailed_crops(query.image, number))]
+            mean = query_vectors(encoder, looks).mean(axis=0, keepdims=True)
+            query.vectors[id(encoder)] = unit_vectors(mean, "query vectors")[0]
 
 
 def _is_list(given: Any) -> bool:

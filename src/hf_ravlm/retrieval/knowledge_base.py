@@ -22,6 +22,8 @@ from .sources.columns import ColumnNames
 from .sources.folder import rows_from_folder
 from .sources.image_files import ImageRoot
 from .sources.in_memory import row_from_dict, rows_from_dataset, rows_from_dicts, standard_keys
+from .sources.pdf.rows import Pages
+from .sources.pdf_files import Files, rows_from_pdf_files
 from .sources.tables import rows_from_csv, rows_from_jsonl, rows_from_parquet
 from .store.loading import load_passages
 from .store.saving import find_store
@@ -160,23 +162,53 @@ class KnowledgeBase:
 
     @classmethod
     def from_folder(
-        cls, folder: str | os.PathLike[str], *, image_root: ImageRoot = None, **options: Unpack[ReadingOptions]
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        image_root: ImageRoot = None,
+        pages: Pages = "both",
+        **options: Unpack[ReadingOptions],
     ) -> KnowledgeBase:
-        """Reads a folder of images and texts, with all its sub-folders.
+        """Reads a folder of images, texts and PDF files, with all its sub-folders.
 
         An image becomes a passage, with the texts of the files of the same stem beside it: `.txt`, `.md`, `.caption`,
         and `.json` with an object such as `{"text": ..., "title": ...}`. A `.txt` or `.md` file without an image
         becomes a passage of text. A `metadata.jsonl`, `.csv` or `.parquet` with a `file_name` column, as for the
         `imagefolder` of `datasets`, gives the images beside it text, title, licence and so on; several captions of one
         file become lines of its text. The id is the path from the folder, without suffix; the source is the path
-        itself. Files of other kinds are counted and named in `skipped`.
+        itself. PDF files are read as by `from_pdf`, if pypdfium2 is there. Files of other kinds are counted and named
+        in `skipped`.
 
         Args:
             folder: The folder. Names that begin with a dot are left out.
             image_root: Where links may lead to, see the class.
+            pages: What PDF files become, see `from_pdf`.
             **options: As of the class; so are the errors.
         """
-        return cls._read(rows_from_folder(folder, image_root), **options)
+        return cls._read(rows_from_folder(folder, image_root, pages, options.get("chunking")), **options)
+
+    @classmethod
+    def from_pdf(cls, files: Files, *, pages: Pages = "both", **options: Unpack[ReadingOptions]) -> KnowledgeBase:
+        """Reads PDF files: pieces of their text, their pages as images, and figures that have a caption.
+
+        A piece of text is called `manual.pdf#page=12-0` (the first one of page 12), and so on; its `url` is
+        `manual.pdf#page=12`, which opens the page; its metadata tell `page`, `section` (the headings above it) and
+        `box`: left, top, right and bottom, as shares of the page's size, from its upper left corner. The page itself,
+        `manual.pdf#page=12`, is an image of a million pixels with its title and headings as text; pages without words,
+        such as scans, are found by it. A figure is called `manual.pdf#page=12-figure-0`, and its text is the caption.
+        `metadata["kind"]` is `"text"`, `"page"` or `"figure"`. Running heads and tables of contents are left out.
+
+        It needs pypdfium2: `pip install "hf_ravlm[pdf]"`.
+
+        Args:
+            files: A file, several, or a folder, whose other files are passed over.
+            pages: `"both"`; `"text"` for pieces of text alone, for encoders of words; `"image"` for pages and figures
+                alone, for encoders of images such as ColPali.
+            **options: As of the class; so are the errors. Text is always cut: without `chunking` into pieces of a
+                thousand characters that begin with title and headings. A file that is encrypted or damaged, and a
+                page that cannot be read, are items that cannot be used.
+        """
+        return cls._read(rows_from_pdf_files(files, pages, options.get("chunking")), **options)
 
     @classmethod
     def from_jsonl(cls, path: str | os.PathLike[str], **options: Unpack[FileOptions]) -> KnowledgeBase:

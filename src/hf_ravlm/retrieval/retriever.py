@@ -18,7 +18,15 @@ from .encoding.corpus import embed_corpus
 from .encoding.encoder_probe import EncoderRecord, check_encoder, describe_encoder, encode_probes, reference_of
 from .encoding.encoders import Encoder
 from .encoding.load_encoder import load_recorded_encoder
-from .evidence import Evidence, checked_options, checked_queries, cosines_of, evidence_of
+from .evidence import (
+    Evidence,
+    checked_options,
+    checked_queries,
+    cosines_of,
+    evidence_of,
+    look_closer,
+    parts_of_images,
+)
 from .hub.download import encoder_beside, is_hub_snapshot, store_folder
 from .hub.upload import publish
 from .indexes.vector_index import VectorIndex
@@ -257,6 +265,8 @@ class RavlmRetriever:
         *,
         where: Mapping[str, Any] | None = None,
         channels: Sequence[str] = ("dense",),
+        region: Any = None,
+        crops: int = 0,
         **options: Any,
     ) -> list[list[Evidence]]:
         """Returns a list per query of its best passages, best first.
@@ -270,6 +280,10 @@ class RavlmRetriever:
                 `hf_ravlm.retrieval.ranking.filters.matching_rows`; `None` for all.
             channels: How candidates are found, names of `hf_ravlm.retrieval.knowledge_channels`: `"dense"` by
                 vectors, `"bm25"` by words, ...; several are fused.
+            region: Which part of the image is searched with, `(x, y, width, height)` in pixels or, if none is above 1,
+                in shares of the image: one for all queries, or a list with one per query (`None`: the whole).
+            crops: Also search with so many parts of the image, 0 to 8, in which most is to be seen: the vector of the
+                query is the mean of those of the image and its parts.
             **options: The other fields of `SearchOptions`: `group_by` and `group_query` (by default those that the
                 knowledge base was built with), `num_groups`, `num_candidates`, `weights`, `reranker`, ...
 
@@ -277,7 +291,9 @@ class RavlmRetriever:
             InvalidInputError: If a query is empty, the lists differ in length, or an option is wrong.
             UnsafeInputError: If an image cannot be used.
         """
-        queries = checked_queries(images, texts)
+        queries = parts_of_images(checked_queries(images, texts), region)
+        if crops:
+            look_closer(self.encoder, queries, crops)
         knowledge = self._knowledge  # one state for the whole search, however it changes meanwhile
         grouping = {"group_by": knowledge.options.group_by, "group_query": knowledge.options.group_query}
         search_options = checked_options(**{**grouping, **options}, k=k, where=where, channels=channels)

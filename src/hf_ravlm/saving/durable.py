@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors import KnowledgeBaseLockedError
 
@@ -173,12 +174,14 @@ def temporary_folder() -> Iterator[Path]:
             watcher.communicate()
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+def sha256_of(path: Path, on_read: Callable[[int], Any] | None = None) -> str:
+    """The SHA-256 of a file's content, in hexadecimal; `on_read` is told the bytes of each block."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            if on_read is not None:
+                on_read(len(block))
     return digest.hexdigest()
 
 

@@ -94,7 +94,7 @@ def test_formats_of_images(tmp_path, suffix):
 
 def test_what_is_no_passage_is_counted_and_named_once(tmp_path, caplog):
     save_image(tmp_path / "a.png")
-    for name in ("a.pdf", "b.pdf", "c.heic", ".DS_Store", ".git/config", "notes", "alone.json"):
+    for name in ("a.docx", "b.docx", "c.svg", ".DS_Store", ".git/config", "notes", "alone.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "elsewhere").symlink_to(tmp_path, target_is_directory=True)
@@ -104,9 +104,10 @@ def test_what_is_no_passage_is_counted_and_named_once(tmp_path, caplog):
     for part in (
         "2 hidden",
         "'.DS_Store'",
-        "2 files of the kind .pdf",
-        "'a.pdf'",
-        ".heic",
+        "2 files of the kind .docx",
+        "'a.docx'",
+        ".svg",
+        "Export them as PNG",
         "without a suffix",
         ".json",
     ):

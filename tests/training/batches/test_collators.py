@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset, Features, Image, Sequence, Value
 from transformers import TrainingArguments
 
-from hf_ravlm import InvalidInputError, RavlmModel, UnsafeInputError
+from hf_ravlm import InvalidInputError, RavlmModel, UnsafeInputError, from_backbones
 from hf_ravlm.model.modeling_ravlm import belong_together
 from hf_ravlm.training import (
     AnswerCollator,
@@ -22,6 +22,7 @@ from hf_ravlm.training import (
 from hf_ravlm.training.batches.broken_images import blank_image
 from hf_ravlm.training.batches.rows import TrainingRow, label_first
 from tiny import picture, tiny_config, tiny_model, tiny_processor
+from tiny_backbones import multimodal_model
 
 
 PROCESSOR = tiny_processor()
@@ -239,3 +240,34 @@ def test_what_stands_for_no_image_may_be_no_number():
     torch.testing.assert_close(vectors, model.get_query_features(pixel_values=images.nan_to_num(7.0), **given))
     vectors.sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_questions_with_several_images_one_or_none_are_read_in_one_batch():
+    reader, its_processor = multimodal_model("qwen3_vl")
+    processor = from_backbones(generator=reader, generator_processor=its_processor)[1]
+    rows = [
+        {"image": [encoded(0), encoded(1)], "question": "what ?", "answer": "Oslo"},
+        {"image": encoded(2), "question": "what ?", "answer": "Oslo"},
+        {"image": None, "question": "what ?", "answer": "Oslo"},
+        {"image": [], "question": "what ?", "answer": "Oslo"},
+    ]
+    collator = AnswerCollator(processor=processor, image="image", question="question", answer="answer")
+    batch = collator(rows)
+    assert len(batch["image_grid_thw"]) == 3
+    assert batch["input_ids"].shape[0] == 4
+    shown = processor(images=[rows[0]["image"], [encoded(2)], [], []], text=["what ?"] * 4, answers=["Oslo"] * 4)
+    assert torch.equal(batch["input_ids"], shown["input_ids"])
+    alone = AnswerCollator(processor=processor, image="image", answer="answer")
+    with pytest.raises(InvalidInputError, match="row 2: no image"):
+        alone(rows)
+
+
+def test_a_reader_of_words_and_one_image_reads_mixed_rows_and_refuses_several():
+    rows = [{"image": encoded(0), "question": "what ?", "answer": "Oslo"}, {"question": "what ?", "answer": "Chad"}]
+    rows[1]["image"] = None
+    collator = AnswerCollator(processor=tiny_processor(), image="image", question="question", answer="answer")
+    batch = collator(rows)
+    assert batch["pixel_values"].shape[0] == 2
+    assert not batch["pixel_values"][1].any()
+    with pytest.raises(InvalidInputError, match="2 images for one question"):
+        collator([{**rows[0], "image": [encoded(0), encoded(1)]}])

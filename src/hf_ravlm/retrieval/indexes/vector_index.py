@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import InvalidInputError, KnowledgeBaseCorruptError
 from ..unit_vectors import check_unit_vectors, unit_vectors
 from .approximate_search import FilledIndex, approximate_search, exact_is_cheaper
-from .exact_search import exact_search
+from .exact_search import best_first, exact_search
 from .faiss_settings import import_faiss, thread_limit
 from .index_building import add_rows, own_copy, read_faiss_index, trained_index
 from .index_choice import check_budget, check_recall, estimate_index, suitable_kinds
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # An index that has grown beyond this is built anew: its lists and its effort were made for fewer vectors.
 _MAX_GROWTH = 2.0
+# So many new vectors are searched exactly beside an index, which takes less time than its own search.
+_MIN_BESIDE, _MAX_SHARE_BESIDE = 1_000, 0.005
 # Fewer vectors give an index nothing to learn from.
 _MIN_ROWS = 100
 _PROBE_CANDIDATES = 20
@@ -82,6 +84,13 @@ class FlatIndex(VectorIndex):
     def __init__(self, vectors: Any) -> None:
         self.vectors = _read_only(check_unit_vectors(vectors, "passage vectors"))
 
+    @classmethod
+    def _over(cls, checked: np.ndarray) -> FlatIndex:
+        """An index over vectors that are known to be sound, which are not read."""
+        index = cls.__new__(cls)
+        index.vectors = _read_only(checked)
+        return index
+
     @property
     def spec(self) -> dict[str, Any]:
         """See `VectorIndex`."""
@@ -111,14 +120,14 @@ class FlatIndex(VectorIndex):
 
     def grow(self, vectors: Any) -> FlatIndex:
         """See `VectorIndex`."""
-        return FlatIndex(_longer(self, vectors))
+        return FlatIndex._over(_longer(self, vectors))
 
 
 class ApproximateIndex(VectorIndex):
     """An index that finds nearly all of the nearest vectors, sooner; make one with `build_index` or `open_index`.
 
     Args:
-        index: A FAISS index of this kind over the vectors.
+        index: A FAISS index of this kind over the vectors, or over the first of them: the others are searched exactly.
         vectors: Unit vectors (N, D), checked and contiguous in float32; may be a memory map.
         table: How hard to search.
         spec: The facts of the build: `kind`, `rows`, `dim`, `seed`, `recall` and so on.
@@ -127,7 +136,7 @@ class ApproximateIndex(VectorIndex):
     def __init__(self, index: Any, vectors: np.ndarray, table: EffortTable, spec: Mapping[str, Any]) -> None:
         self.kind = str(spec["kind"])
         self.vectors = _read_only(vectors)
-        self._filled = FilledIndex(index, self.kind, self.vectors)
+        self._filled = FilledIndex(index, self.kind, self.vectors[: index.ntotal])
         self._table = table
         self._facts = dict(spec)
         lists = inverted_lists(index)
@@ -159,11 +168,25 @@ class ApproximateIndex(VectorIndex):
             effort = self._table.effort(depth)
             effort = effort if self._num_lists is None else min(effort, self._num_lists)
             some = allowed if num_allowed < len(self) else None
-            scores, rows = approximate_search(self._filled, checked, k, effort, self._table.candidates, some)
+            scores, rows = self._search_both(checked, k, effort, some)
             short = np.flatnonzero(rows[:, -1] < 0)
             if len(short):
                 scores[short], rows[short] = exact_search(checked[short], self.vectors, k, allowed)
             return scores, rows
+
+    def _search_both(
+        self, queries: np.ndarray, k: int, effort: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the index finds, and what exact search finds among the vectors that came after it."""
+        num_indexed, candidates = len(self._filled.vectors), self._table.candidates
+        indexed = None if allowed is None else allowed[:num_indexed]
+        scores, rows = approximate_search(self._filled, queries, k, effort, candidates, indexed)
+        if num_indexed == len(self):
+            return scores, rows
+        newer = None if allowed is None else allowed[num_indexed:]
+        new_scores, new_rows = exact_search(queries, self.vectors[num_indexed:], k, newer)
+        together = np.concatenate([scores, new_scores], axis=1), np.concatenate([rows, new_rows + num_indexed], axis=1)
+        return best_first(*together, k)
 
     def finds_itself(self) -> bool:
         """Whether the vector in the middle is found at its own row, with the least effort."""
@@ -177,17 +200,32 @@ class ApproximateIndex(VectorIndex):
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the index, without the vectors, as one FAISS file; `open_index` reads it."""
-        import_faiss().write_index(self._filled.index, os.fspath(path))
+        import_faiss().write_index(self._over_all(self.vectors), os.fspath(path))
+
+    def _over_all(self, vectors: np.ndarray) -> Any:
+        """The FAISS index over all vectors: itself, or a copy to which those that came after it are added."""
+        num_indexed = len(self._filled.vectors)
+        if num_indexed == len(vectors):
+            return self._filled.index
+        index = own_copy(self._filled.index)
+        add_rows(index, vectors[num_indexed:])
+        return index
 
     def grow(self, vectors: Any) -> VectorIndex:
-        """See `VectorIndex`; a copy grows, or all are indexed anew if they have more than doubled since the build."""
+        """See `VectorIndex`.
+
+        A few new vectors stay beside the index and are searched exactly; of more, a copy of it grows; and all are
+        indexed anew if they have more than doubled since the build.
+        """
         longer = _longer(self, vectors)
         if len(longer) > _MAX_GROWTH * self._facts["built_rows"]:
             recall = self._facts["recall"]["wanted"]
             return build_index(longer, self.kind, recall=recall, seed=self._facts["seed"])
-        index = own_copy(self._filled.index)
-        add_rows(index, longer[len(self) :])
-        return ApproximateIndex(index, longer, self._table, self._facts)
+        num_beside = len(longer) - len(self._filled.vectors)
+        few = num_beside <= max(_MIN_BESIDE, _MAX_SHARE_BESIDE * len(self._filled.vectors))
+        return ApproximateIndex(
+            self._filled.index if few else self._over_all(longer), longer, self._table, self._facts
+        )
 
 
 def build_index(
@@ -318,12 +356,16 @@ def _checked_search(
 
 
 def _longer(index: FlatIndex | ApproximateIndex, vectors: Any) -> np.ndarray:
-    array = check_unit_vectors(vectors, "passage vectors")
+    """The vectors, of which those behind the ones that the index holds are looked at."""
+    array = np.asarray(vectors)
+    if array.dtype != np.float32 or array.ndim != 2 or not array.flags.c_contiguous:
+        array = check_unit_vectors(vectors, "passage vectors")
     if len(array) < len(index) or array.shape[1] != index.dim:
         raise InvalidInputError(
             f"The vectors have the shape {array.shape}. Expected at least the {len(index)} of width {index.dim} that "
             "the index holds, and more behind them."
         )
+    check_unit_vectors(array[len(index) :], "passage vectors")
     return array
 
 

@@ -2,7 +2,7 @@
 
 Every source (a list, a folder, a table, a data set, a dump) is read into the same stream of `SourceRow`s, with a
 `SourceFault` in the place of each item that could not be read; here the stream is checked and packed into one Arrow
-table, so that a million passages cost no million Python objects.
+table, so that a million passages cost no million Python objects. What is large lies in a mapped file, see `RowSpool`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ...errors import InvalidInputError, UnsafeInputError
 from ...images import encoded_image
 from ...text import clean_text, plain_json, plain_text
 from ..passage import SCHEMA, TEXT_COLUMNS, check_unique_ids
+from .row_spool import RowSpool
 
 
 logger = logging.getLogger(__name__)
@@ -38,11 +39,12 @@ _SECONDS_BEFORE_PROGRESS_BAR = 10
 
 
 class SourceRow(NamedTuple):
-    """One row of a source: where it stands (for messages), its standard columns, and everything else."""
+    """One row of a source: where it stands (for messages), its standard columns, everything else; is its text cut?"""
 
     where: str
     values: Mapping[str, Any]
     metadata: Mapping[str, Any]
+    is_cut: bool = False
 
 
 class SourceFault(NamedTuple):
@@ -93,11 +95,11 @@ def table_from_rows(
         raise InvalidInputError(f'on_error={on_error!r} is not known. Choose "keep_text", "raise" or "skip".')
     if report_file is not None and on_error == "raise":
         raise InvalidInputError('A report file lists what is left out. Give it together with on_error="skip".')
-    batches: list[pa.RecordBatch] = []
     pending: list[dict[str, Any]] = []
     num_image_bytes = 0
     skipped: list[SkippedItem] = []
-    with nullcontext() if report_file is None else open(report_file, "w", encoding="utf-8", newline="\n") as report:
+    reporting = nullcontext() if report_file is None else open(report_file, "w", encoding="utf-8", newline="\n")
+    with reporting as report, RowSpool(SCHEMA) as spool:
         for item in tqdm(rows, desc="Reading", unit=" rows", delay=_SECONDS_BEFORE_PROGRESS_BAR, mininterval=1.0):
             checked, left_out = _checked_item(item, on_error)
             skipped += left_out
@@ -107,10 +109,10 @@ def table_from_rows(
             pending.append(checked)
             num_image_bytes += len(checked["image"] or b"")
             if len(pending) == _ROWS_PER_BATCH or num_image_bytes > _IMAGE_BYTES_PER_BATCH:
-                batches.append(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
+                spool.add(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
                 pending, num_image_bytes = [], 0
-        batches.append(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
-        table, repeated = _unique_rows(pa.Table.from_batches(batches), on_error)
+        spool.add(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
+        table, repeated = _unique_rows(spool.table(), on_error)
         _write_skipped(report, repeated)
     skipped += repeated
     if skipped:

@@ -160,14 +160,14 @@ def chunked_rows(rows: Iterable[SourceItem], chunking: Chunking) -> Iterator[Sou
 
     Chunk `n` of the row `"12"` has the id `"12-n"`, from 0, and the metadata `document` (`"12"`) and `chunk` (n). Rows
     with one id that follow each other are parts of one document (its sections) and numbered through. The image of a
-    row stays with its first chunk. Chunks have no white space around them. Rows without text and faults pass as they
-    are.
+    row stays with its first chunk. Chunks have no white space around them. Rows without text, rows whose text their
+    source has cut, and faults pass as they are.
     """
     document: Any = None
     number = 0
     for row in rows:
         text = row.values.get("text") if isinstance(row, SourceRow) else None
-        if not isinstance(row, SourceRow) or not isinstance(text, str) or not text.strip():
+        if not isinstance(row, SourceRow) or row.is_cut or not isinstance(text, str) or not text.strip():
             yield row
             continue
         try:

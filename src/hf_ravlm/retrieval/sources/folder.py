@@ -1,4 +1,4 @@
-"""Folders of files: images with the texts beside them, texts alone, and tables that describe them.
+"""Folders of files: images with the texts beside them, texts alone, PDF files, and tables that describe them.
 
 No name and no link found in a folder leads out of it, except into folders that the user allows. What is left out is
 counted and named.
@@ -16,36 +16,49 @@ from typing import Any
 from PIL import Image
 
 from ...errors import InvalidInputError, UnsafeInputError
-from ...images import IMAGE_FORMATS
+from ...images import HEIF_SUFFIXES, IMAGE_FORMATS
 from ...text import clean_text, plain_text
 from .checked_rows import SourceFault, SourceItem, SourceNote, SourceRow
+from .chunking import Chunking
 from .columns import Record, find_column
 from .image_files import ImageRoot, image_file, image_roots
 from .in_memory import row_from_dict
+from .pdf.document import require_pdfium
+from .pdf.rows import Pages, check_pages, rows_from_pdf
 from .tables import TABLE_SUFFIXES, table_records
 
 
-IMAGE_SUFFIXES = frozenset(name for name, kind in Image.registered_extensions().items() if kind in IMAGE_FORMATS)
+_OF_PILLOW = frozenset(name for name, kind in Image.registered_extensions().items() if kind in IMAGE_FORMATS)
+IMAGE_SUFFIXES = _OF_PILLOW | HEIF_SUFFIXES
 _TEXT_SUFFIXES = {".txt", ".md"}
+PDF_SUFFIX = ".pdf"
 _SIDECAR_SUFFIXES = (".txt", ".md", ".caption", ".json")
 _METADATA_NAMES = {f"metadata{suffix}" for suffix in TABLE_SUFFIXES}
 _FILE_NAMES = ("filename", "file", "image_file_name", "image_path", "image")
+_OF_A_PAGE = ("id", "text", "image", "url")
 _MAX_TEXT_FILE_BYTES = 64_000_000
 
 
-def rows_from_folder(folder: str | os.PathLike[str], image_root: ImageRoot = None) -> Iterator[SourceItem]:
-    """Reads images with the texts beside them, texts alone, and the rows of metadata files.
+def rows_from_folder(
+    folder: str | os.PathLike[str],
+    image_root: ImageRoot = None,
+    pages: Pages = "both",
+    chunking: Chunking | None = None,
+) -> Iterator[SourceItem]:
+    """Reads images with the texts beside them, texts alone, PDF files, and the rows of metadata files.
 
-    Images and texts are opened one by one; what is held is the list of names, and the rows that describe them.
+    Files are opened one by one; what is held is the list of names, and the rows that describe them. `pages` and
+    `chunking` are for PDF files, see `rows_from_pdf`.
 
     Raises:
-        InvalidInputError: If there is no such folder.
+        InvalidInputError: If there is no such folder, or `pages` is not known.
     """
     root = Path(folder)
     if not root.is_dir():
         raise InvalidInputError(f"{root}: there is no such folder. Check the path.")
+    check_pages(pages)
     roots = image_roots(image_root)
-    names, notes = _visible_files(root)
+    names, notes = visible_files(root)
     described: dict[str, SourceRow] = {}
     for item in _metadata_items(root, names, roots):
         if isinstance(item, SourceFault):
@@ -60,6 +73,7 @@ def rows_from_folder(folder: str | os.PathLike[str], image_root: ImageRoot = Non
     for name in names:
         by_stem[_plain_name(_stem(name))].append(name)
     left_out = defaultdict(list)
+    reads_pdf = _has_pdfium(names)
     for name in names:
         of_stem = by_stem[_plain_name(_stem(name))]
         has_image = any(_suffix(other) in IMAGE_SUFFIXES for other in of_stem)
@@ -70,15 +84,43 @@ def rows_from_folder(folder: str | os.PathLike[str], image_root: ImageRoot = Non
                 yield _file_row(root, roots, name, is_image, sidecars, described.get(name))
             except (InvalidInputError, UnsafeInputError) as error:
                 yield SourceFault(name, error, _stem(name))
+        elif _suffix(name) == PDF_SUFFIX and reads_pdf:
+            yield from _pdf_rows(root, roots, name, pages, chunking, described.get(name))
         elif not (has_image and _suffix(name) in _SIDECAR_SUFFIXES) and not _is_metadata(name):
             left_out[_suffix(name)].append(name)
     yield from notes
     for suffix, files in left_out.items():
         kind = f"of the kind {suffix}" if suffix else "without a suffix"
-        reason = (
-            f"{len(files)} files {kind} were left out, the first {files[0]!r}: neither images nor texts beside one."
-        )
-        yield SourceNote(files[0], reason)
+        why = "neither images nor texts beside one."
+        if suffix == PDF_SUFFIX:
+            why = 'they are read with pypdfium2: pip install "hf_ravlm[pdf]".'
+        elif suffix in (".svg", ".svgz"):
+            why = "drawings in text, which are not drawn here. Export them as PNG."
+        yield SourceNote(files[0], f"{len(files)} files {kind} were left out, the first {files[0]!r}: {why}")
+
+
+def _has_pdfium(names: Mapping[str, None]) -> bool:
+    """Whether PDF files can be read, if there are any."""
+    try:
+        return any(_suffix(name) == PDF_SUFFIX for name in names) and bool(require_pdfium())
+    except InvalidInputError:
+        return False
+
+
+def _pdf_rows(
+    root: Path, roots: Sequence[Path], name: str, pages: Pages, chunking: Chunking | None, given: SourceRow | None
+) -> Iterator[SourceItem]:
+    """The rows of a PDF file; what a metadata file says of it (licence, title, ...) holds for each of them."""
+    try:
+        file = image_file(root, name, roots)
+    except UnsafeInputError as error:
+        yield SourceFault(name, error)
+        return
+    for row in rows_from_pdf(file, name, pages, chunking):
+        if isinstance(row, SourceRow) and given is not None:
+            said = {key: value for key, value in given.values.items() if value is not None and key not in _OF_A_PAGE}
+            row = row._replace(values={**row.values, **said}, metadata={**given.metadata, **row.metadata})
+        yield row
 
 
 def _file_row(
@@ -127,7 +169,7 @@ def _together(first: SourceRow, second: SourceRow) -> SourceRow:
     return SourceRow(first.where, values, metadata)
 
 
-def _visible_files(root: Path) -> tuple[dict[str, None], list[SourceNote]]:
+def visible_files(root: Path) -> tuple[dict[str, None], list[SourceNote]]:
     """All file names under a folder in a fixed order, as paths from it with `/`, and notes on what is left out."""
     names, notes, hidden = [], [], []
     for parent, folders, files in os.walk(root):
@@ -186,7 +228,7 @@ def _described_file(
         raise UnsafeInputError(f"{where}: {error}") from None
     path = Path(prefix, file_name.replace("\\", "/"))
     name = spelled.get(_plain_name(path.as_posix()))
-    if name is None or _suffix(name) not in IMAGE_SUFFIXES | _TEXT_SUFFIXES:
+    if name is None or _suffix(name) not in IMAGE_SUFFIXES | _TEXT_SUFFIXES | {PDF_SUFFIX}:
         raise InvalidInputError(f"{where} names {file_name!r}, and no such image or text is there.")
     rest = {key: value for key, value in record.values.items() if key != column and value is not None}
     return name, row_from_dict(where, {**rest, "image": None})

@@ -268,7 +268,7 @@ def _read_index(
                 spec = file.fields.get("spec")
                 if not isinstance(spec, dict):
                     raise unreadable(file, "the manifest does not say what it is")
-                index = open_index(file.path, spec, vectors[: file.rows], mmap=file.rows == len(vectors))
+                index = open_index(file.path, spec, vectors[: file.rows])
                 return (index if file.rows == len(vectors) else index.grow(vectors)), file.rows
             except KnowledgeBaseCorruptError as error:
                 if options.on_error == "raise":

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import tqdm
+
 from ...errors import KnowledgeBaseCorruptError, KnowledgeBaseNotFoundError, RavlmError
 from .current import STAGING
 from .loading import OpenOptions, read_state, reference_in
@@ -18,6 +20,9 @@ from .manifest import SOURCE_ROLES, StoredFile, Version
 from .saving import index_file, is_exact, trust_indexes, write_state
 from .trust import is_trusted
 from .versions import Commit, point_to_version, read_version, update_version, verify_file, version_names
+
+
+_SECONDS_BEFORE_BAR = 3
 
 
 def store_info(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -188,11 +193,13 @@ def _renew_derived(
 
 def _problems_of(version: Version) -> dict[Path, Exception]:
     problems: dict[Path, Exception] = {}
-    for file in version.files:
-        try:
-            verify_file(file)
-        except KnowledgeBaseCorruptError as error:
-            problems[file.path] = error
+    num_bytes = sum(file.num_bytes for file in version.files)
+    with tqdm(total=num_bytes, desc="Verifying", unit="B", unit_scale=True, delay=_SECONDS_BEFORE_BAR) as bar:
+        for file in version.files:
+            try:
+                verify_file(file, on_read=bar.update)
+            except KnowledgeBaseCorruptError as error:
+                problems[file.path] = error
     return problems
 
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from ...errors import KnowledgeBaseCorruptError
 from ...saving.arrays import open_arrays, write_arrays
 from ..passage import SCHEMA, ids_digest
+from .growing_array import joined
 from .manifest import StoredFile
 from .versions import NewFile
 
@@ -160,7 +161,7 @@ def join_vectors(parts: Sequence[np.ndarray], files: Sequence[StoredFile]) -> np
     for part, file in filled:
         if part.shape[1] != dim:
             raise unreadable(file, f"its vectors are {part.shape[1]} wide, those of other files {dim}")
-    return filled[0][0] if len(filled) == 1 else np.concatenate([part for part, _ in filled])
+    return joined([part for part, _ in filled])
 
 
 def salvage_vectors(file: StoredFile) -> tuple[np.ndarray, np.ndarray]:

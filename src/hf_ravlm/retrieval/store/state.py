@@ -8,7 +8,6 @@ end.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +22,10 @@ from ..indexes.vector_index import VectorIndex, build_index
 from ..metadata import metadata_table
 from ..passage import Passage, first_few, passages_at
 from ..unit_vectors import check_unit_vectors
+from .growing_array import GrowingArray
+
+
+_FEW_IDS = 100  # times as many are known as are asked for
 
 
 class IndexOptions(NamedTuple):
@@ -40,33 +43,6 @@ class IndexOptions(NamedTuple):
     def build(self, vectors: np.ndarray) -> VectorIndex:
         """Builds the index over unit vectors (N, D)."""
         return build_index(vectors, self.kind, memory_budget=self.memory_budget, recall=self.recall)
-
-
-class GrowingArray:
-    """An array with spare rows at its end, so that adding a few vectors does not copy all of them.
-
-    States that follow each other share it: each sees the first rows, as many as it has, and these never change.
-    """
-
-    def __init__(self) -> None:
-        self._array = np.zeros((0, 0), np.float32)
-        self._used = 0
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (GrowingArray, ())
-
-    def extended(self, vectors: np.ndarray, new: np.ndarray) -> np.ndarray:
-        """Returns vectors (N, D) and new ones (m, D) end to end, (N + m, D)."""
-        num_rows, stop = len(vectors), len(vectors) + len(new)
-        with self._lock:
-            is_tip = num_rows == self._used and np.shares_memory(vectors[:1], self._array[:1])
-            if not is_tip or stop > len(self._array):
-                self._array = np.empty((stop + stop // 4, vectors.shape[1]), np.float32)
-                self._array[:num_rows] = vectors
-            self._array[num_rows:stop] = new
-            self._used = stop
-            return self._array[:stop]
 
 
 @dataclass(frozen=True)
@@ -159,8 +135,15 @@ class KnowledgeState:
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
         """The rows of the table in which passages with these ids are alive; -1 where there is none."""
         known = self.table["id"] if self.all_alive else self.table["id"].take(pa.array(self.live_rows))
-        places = pc.fill_null(pc.index_in(pa.array(ids, pa.string()), value_set=known), -1)
-        rows: np.ndarray = np.append(self.live_rows, -1)[np.asarray(places)]  # place -1 is the last
+        wanted = pa.array(ids, pa.string())
+        # Of few ids a small table of these is asked for every known one; of many, a large one is made of the known.
+        if len(ids) * _FEW_IDS < len(known):
+            there = np.flatnonzero(np.asarray(pc.is_in(known, value_set=wanted)))
+            known, live = known.take(pa.array(there)), self.live_rows[there]
+        else:
+            live = self.live_rows
+        places = pc.fill_null(pc.index_in(wanted, value_set=known), -1)
+        rows: np.ndarray = np.append(live, -1)[np.asarray(places)]  # place -1 is the last
         return rows
 
     def stored(self, ids: Sequence[str]) -> list[Passage | None]:

@@ -363,10 +363,13 @@ def _regular_file(path: Path) -> Iterator[int]:
         raise corrupt(path, f"it cannot be read ({error.strerror})") from error
 
 
-def verify_file(file: StoredFile, full: bool = True) -> None:
-    """Raises `KnowledgeBaseCorruptError` if a file is missing or its size or (if `full`) SHA-256 is not as listed."""
+def verify_file(file: StoredFile, full: bool = True, on_read: Callable[[int], Any] | None = None) -> None:
+    """Raises `KnowledgeBaseCorruptError` if a file is missing or its size or (if `full`) SHA-256 is not as listed.
+
+    `on_read` is told the bytes of each block that was read.
+    """
     with _regular_file(file.path) as num_bytes:
         if num_bytes != file.num_bytes:
             raise corrupt(file.path, f"it has {num_bytes:,} bytes instead of {file.num_bytes:,}")
-        if full and sha256_of(file.path) != file.sha256:
+        if full and sha256_of(file.path, on_read) != file.sha256:
             raise corrupt(file.path, "its content has changed: the checksum differs")

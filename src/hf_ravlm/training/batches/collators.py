@@ -14,7 +14,7 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 
 from ...errors import InvalidInputError, UnsafeInputError
-from ...images import safe_image
+from ...images import safe_image, several
 from ...model.processing_ravlm import RavlmProcessor
 from .broken_images import OnError, blank_image, check_on_error
 from .rows import TrainingRow, label_first
@@ -129,7 +129,8 @@ class AnswerCollator:
         processor: Of the model.
         answer: Column of the answer or caption; of several answers the most frequent is learned, and of equals the
             first.
-        image: Column of the image.
+        image: Column of the image, or of a list of several, for readers that see images by themselves; questions
+            without an image may stand in one batch with others.
         question: Column of the question.
         evidence: Column with the passages, best first, as the processor takes them.
         prompt: The question if there is no such column; by default the processor's own, which asks for a caption.
@@ -172,14 +173,17 @@ class AnswerCollator:
         """
         read = read_rows(rows, self.columns, self._read, self.id, self.on_error)
         return self.processor(
-            images=[row.image for row in read] if self.image else None,
+            images=[list(row.images) for row in read] if any(row.images for row in read) else None,
             text=None if read[0].question is None else [row.question for row in read],
             answers=[row.label for row in read],
             evidence=[list(row.evidence or ()) for row in read] if self.evidence else None,
         )
 
     def _read(self, row: Mapping[str, Any], name: Any) -> TrainingRow:
-        image = _image_and_text(row, self.image, None, "image", self.on_error)[0] if self.image else None
+        shown = several(row[self.image]) if self.image else []
+        if self.image and not shown and not self.question:
+            raise InvalidInputError(f"no image: the column {self.image!r} is empty, and there is no question")
+        images = tuple(_opened(image, self.on_error) for image in shown)
         question = _text(row[self.question]) if self.question else self.prompt
         if self.question and not question:
             raise InvalidInputError(f"no question: the column {self.question!r} is empty")
@@ -187,7 +191,7 @@ class AnswerCollator:
         if not answers:
             raise InvalidInputError(f"no answer: the column {self.answer!r} is empty")
         evidence = tuple(row[self.evidence] or ()) if self.evidence else None
-        return TrainingRow(str(name), question=question, image=image, answers=tuple(answers), evidence=evidence)
+        return TrainingRow(str(name), question=question, images=images, answers=tuple(answers), evidence=evidence)
 
 
 def read_rows(
@@ -233,15 +237,17 @@ def _image_and_text(
     if image is None and not text:
         columns = [column for column in (image_column, text_column) if column]
         raise InvalidInputError(f"no {what}: the columns {columns} are empty")
-    if image is not None:
-        try:
-            image = safe_image(image)
-        except UnsafeInputError as error:
-            if on_error != "blank":
-                raise
-            logger.warning("an image cannot be used; a grey one takes its place: %s", error)
-            image = blank_image()
-    return image, text or None
+    return None if image is None else _opened(image, on_error), text or None
+
+
+def _opened(image: Any, on_error: OnError) -> Image.Image:
+    try:
+        return safe_image(image)
+    except UnsafeInputError as error:
+        if on_error != "blank":
+            raise
+        logger.warning("an image cannot be used; a grey one takes its place: %s", error)
+        return blank_image()
 
 
 def _text(value: Any) -> str:

@@ -121,9 +121,9 @@ class ReaderBatches:
         """
         opened = []
         for row in map(TrainingRow.parse, rows):
-            image = None if row.image is None else self._image(row)
-            if image is not None or row.image is None:
-                opened.append(replace(row, image=image))
+            images = [self._image(row, image) for image in row.images]
+            if None not in images:
+                opened.append(replace(row, images=tuple(images)))
         if rows and not opened:
             raise InvalidInputError(
                 f"None of the {len(rows)} rows of a batch has an image that can be used "
@@ -132,10 +132,10 @@ class ReaderBatches:
             )
         return opened
 
-    def _image(self, row: TrainingRow) -> Image.Image | None:
+    def _image(self, row: TrainingRow, image: Any) -> Image.Image | None:
         """`None` for a row to leave out."""
         try:
-            return safe_image(row.image)
+            return safe_image(image)
         except UnsafeInputError as error:
             self.num_broken += 1
             if self.on_error == "raise" or self.num_broken > self.max_broken:
@@ -174,18 +174,14 @@ class ReaderBatches:
         """Inputs of opened rows with given evidence; prompts alone without answers.
 
         Raises:
-            InvalidInputError: If some rows have an image and others have none, or one has no answer.
+            InvalidInputError: If a row has no answer, more images than the reader has places for, or none beside
+                others, where the fusion cannot read both in one batch.
         """
-        lacking = [row.name for row in rows if row.image is None]
-        if lacking and len(lacking) < len(rows):
-            raise InvalidInputError(
-                f"{lacking[0]} has no image and others of its batch have: give all rows one, or none."
-            )
         # Without any evidence the fusion still reads a masked passage, so that all its parameters take part in every
         # step of several processes.
         hidden = not any(evidence) and (self.is_latent() or self.processor.fusion != "in_context")
         inputs = self.processor(
-            images=None if lacking else [row.image for row in rows],
+            images=[list(row.images) for row in rows] if any(row.images for row in rows) else None,
             text=[row.question or DESCRIBE_PROMPT for row in rows],
             evidence=[[_UNSEEN] for _ in rows] if hidden else evidence,
             answers=[row.label for row in rows] if with_answers else None,

@@ -3,7 +3,7 @@
 | key | what |
 |---|---|
 | `question` | the question, or `None` |
-| `image` | anything that `safe_image` takes, or `None` |
+| `image` | anything that `safe_image` takes, several of them in a list, or `None`; searched with is the first |
 | `answer` | the answer to learn |
 | `answers` | all accepted answers; without an `answer` the most frequent is learned, see `label_first` |
 | `gold_ids` | ids of the passages that hold the answer |
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from ...errors import InvalidInputError
+from ...images import first_of, several
 from ...metrics.answers import answer_texts
 from ...retrieval import KnowledgeBase
 from ...retrieval.sources.columns import SYNONYMS as COLUMNS_OF_PASSAGES
@@ -39,7 +40,7 @@ ROW_NUMBER = "row_number"
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "question": ("query", "prompt"),
-    "image": COLUMNS_OF_PASSAGES["image"],
+    "image": (*COLUMNS_OF_PASSAGES["image"], "images"),
     "answer": ("target", "multiple_choice_answer"),
     "answers": ("targets", "direct_answers"),
 }
@@ -52,7 +53,7 @@ class TrainingRow:
     Attributes:
         name: For messages: its id, or its place in the data set.
         number: Its place in the data set, for random draws; `None` if it has none.
-        image: As the user gave it, or decoded.
+        images: As the user gave them, or decoded: none, one or several.
         answers: Stripped, each once, the label first.
         columns: The user's, for messages.
     """
@@ -60,7 +61,7 @@ class TrainingRow:
     name: str = "row ?"
     number: int | None = None
     question: str | None = None
-    image: Any = None
+    images: tuple[Any, ...] = ()
     answers: tuple[str, ...] = ()
     gold_ids: tuple[str, ...] = ()
     negative_ids: tuple[str, ...] = ()
@@ -83,7 +84,8 @@ class TrainingRow:
         row = named_columns(row)
         name = repr(row["id"]) if row.get("id") is not None else f"row {row.get(ROW_NUMBER, '?')}"
         columns = tuple(sorted(column for column in row if column != ROW_NUMBER))
-        if row.get("question") is None and row.get("image") is None:
+        images = tuple(several(row.get("image")))
+        if row.get("question") is None and not images:
             raise InvalidInputError(
                 f"{name} has neither `question` nor `image`; it has {list(columns)}. Rename the columns, or "
                 "pass a `data_collator` that knows their names, such as AnswerCollator."
@@ -99,7 +101,7 @@ class TrainingRow:
             name=name,
             number=row.get(ROW_NUMBER),
             question=question,
-            image=row.get("image"),
+            images=images,
             answers=tuple(dict.fromkeys(answers)),
             gold_ids=_ids(row.get("gold_ids")),
             negative_ids=_ids(row.get("negative_ids")),
@@ -108,6 +110,11 @@ class TrainingRow:
             evidence=None if evidence is None else tuple(evidence),
             columns=columns,
         )
+
+    @property
+    def image(self) -> Any:
+        """The first image, which is searched with; `None` if there is none."""
+        return first_of(self.images)
 
     @property
     def label(self) -> str:
