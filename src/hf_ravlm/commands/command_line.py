@@ -24,7 +24,18 @@ from .argument_types import (
 )
 
 
-INDEX_KINDS = ("flat", "hnsw", "hnsw_sq8", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_opq_pq", "ivf_rabitq", "auto")
+INDEX_KINDS = (
+    "flat",
+    "hnsw",
+    "hnsw_sq8",
+    "ivf_flat",
+    "ivf_sq8",
+    "ivf_pq",
+    "ivf_opq_pq",
+    "ivf_rabitq",
+    "binary",
+    "auto",
+)
 ENCODER_KINDS = ("auto", "ravlm", "dual", "image", "text", "sentence-transformers", "late-interaction")
 PARTS = ("passages", "vectors")
 BENCHMARKS = ("okvqa", "aokvqa", "aokvqa_choices", "infoseek", "encyclopedic_vqa", "viquae", "m2kr")
@@ -366,6 +377,7 @@ def _add_evaluate(commands: _Commands) -> None:
   hf-ravlm evaluate my_model vqa.parquet reports/vqa --columns answers=answer id=question_id --limit 200
   hf-ravlm evaluate my_model infoseek_data reports/infoseek --benchmark infoseek --images oven_images
   hf-ravlm evaluate my_model questions.jsonl reports/growing --distractors /usr/share/wordnet --factors 1,10
+  hf-ravlm evaluate my_classifier labelled.jsonl reports/classes --task image-classification
 """,
         "Stopped. Replies are kept: the same command goes on where it stopped.",
     )
@@ -373,6 +385,8 @@ def _add_evaluate(commands: _Commands) -> None:
     data = "JSONL, Parquet, CSV or JSON; the folder of a data set; a Hub id; the files of a benchmark, or their folder"
     _add(parser, "data", data, metavar="DATA")
     _add(parser, "output", "the folder for reports and replies", metavar="OUTPUT")
+    tasks = "DATA are questions (default), or images with the label of their class"
+    _add(parser, "--task", tasks, choices=("questions", "image-classification"), default="questions")
     group = parser.add_argument_group("the questions")
     columns = "which column holds what: question, answers, id, image, gold_ids, kind, cluster"
     _add(group, "--columns", columns, nargs="+", action="extend", default=[], metavar="NAME=COLUMN")

@@ -9,7 +9,14 @@ from clustered_vectors import clustered
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.retrieval.indexes import index_choice, index_types
 from hf_ravlm.retrieval.indexes.index_choice import estimate_index, suitable_kinds
-from hf_ravlm.retrieval.indexes.index_types import INDEX_TYPES, factory_string, is_available, num_lists, num_parts
+from hf_ravlm.retrieval.indexes.index_types import (
+    INDEX_TYPES,
+    factory_string,
+    is_available,
+    metric_of,
+    num_lists,
+    num_parts,
+)
 from hf_ravlm.retrieval.indexes.vector_index import build_index
 
 
@@ -52,8 +59,13 @@ def test_every_factory_string_is_known_to_faiss(dim):
     assert dim % num_parts(dim) == 0
     for kind in INDEX_TYPES:
         if is_available(kind):
-            faiss.index_factory(dim, factory_string(kind, 50_000, dim), faiss.METRIC_INNER_PRODUCT)
+            faiss.index_factory(dim, factory_string(kind, 50_000, dim), metric_of(kind))
 
 
 def test_every_list_gets_forty_vectors():
     assert [num_lists(count) for count in (1, 100, 117_791, 1_000_000)] == [1, 2, 1024, 4096]
+
+
+def test_one_bit_per_number_is_a_thirtysecond():
+    estimate = estimate_index(1_000_000, 768, "binary")
+    assert estimate.ram_bytes / estimate.vector_bytes == pytest.approx(1 / 32, rel=0.03)

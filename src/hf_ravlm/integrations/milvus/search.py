@@ -37,6 +37,8 @@ def search_collection(
     """
     if options.k > MAX_RESULTS:
         raise InvalidInputError(f"k={options.k}: Milvus returns at most {MAX_RESULTS:,} passages per query.")
+    if options.expand:
+        raise InvalidInputError(f"expand={options.expand}: related passages are looked up by a RavlmRetriever alone.")
     found = _FoundPassages()
     vectors: Any = _FoundVectors(backend, found)
 

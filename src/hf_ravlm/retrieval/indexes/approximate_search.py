@@ -25,7 +25,7 @@ _PRODUCT, _READ, _COPY = 0.05, 2.0, 2.0
 _GRAPH, _CANDIDATE = 1.7, 5.0
 # In a list: comparing, and testing whether a row is allowed. Fast scan compares all codes of a list first.
 _LIST, _LIST_TEST = 0.45, 0.1
-_FAST_SCAN = {"ivf_pq": 0.08, "ivf_opq_pq": 0.08, "ivf_rabitq": 0.27}
+_FAST_SCAN = {"ivf_pq": 0.08, "ivf_opq_pq": 0.08, "ivf_rabitq": 0.27, "binary": 0.1}
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,9 @@ def approximate_search(
     count = min(k * candidates, len(vectors))
     if index_type(filled.kind).effort == "efSearch":
         effort = max(effort, count)
+    knows_filters = index_type(filled.kind).effort != "candidates"
+    if allowed is not None and not knows_filters:  # as many as will be left when the others are taken out
+        count = min(int(np.ceil(count * len(vectors) / max(np.count_nonzero(allowed), 1))), len(vectors))
     selector = None if allowed is None else import_faiss().IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
     parameters = search_parameters(filled.kind, effort, selector)
     _, rows = filled.index.search(queries, count, params=parameters)  # (n, count)
@@ -68,6 +71,9 @@ def approximate_search(
             f"The index returned a row outside 0..{len(vectors) - 1}: it is damaged or belongs to other vectors. "
             "Build it again with `build_index`."
         )
+    if allowed is not None and not knows_filters:
+        rows = np.where((rows >= 0) & allowed[np.maximum(rows, 0)], rows, -1)
+        rows = np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), axis=1)  # nothing at the end
     if count > k + _FEW:
         rows = _nearest(queries, vectors, rows, k + _FEW)
     scores = exact_scores(queries, vectors, rows)

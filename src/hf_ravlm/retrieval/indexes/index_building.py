@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import KnowledgeBaseCorruptError
 from .faiss_settings import import_faiss, matrix_products, reading_limits
-from .index_types import POINTS_PER_LIST, empty_index, index_type, inverted_lists
+from .index_types import POINTS_PER_LIST, empty_index, index_type, inverted_lists, metric_of
 
 
 _MIN_SAMPLE = 16_384
@@ -67,8 +67,8 @@ def read_faiss_index(path: str | os.PathLike[str], kind: str, num_rows: int, dim
         raise _unfit(path, f"it holds {' of '.join(found)} instead of {' of '.join(expected)}")
     if (index.ntotal, index.d) != (num_rows, dim):
         raise _unfit(path, f"it holds {index.ntotal} vectors of width {index.d} instead of {num_rows} of width {dim}")
-    if index.metric_type != faiss.METRIC_INNER_PRODUCT or not index.is_trained:
-        raise _unfit(path, "it compares by another measure than the inner product, or was never trained")
+    if index.metric_type != metric_of(kind) or not index.is_trained:
+        raise _unfit(path, "it compares by another measure than its kind does, or was never trained")
     return index
 
 

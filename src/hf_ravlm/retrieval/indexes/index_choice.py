@@ -59,7 +59,7 @@ def estimate_index(num_vectors: int, dim: int, kind: str) -> IndexEstimate:
     num_bytes = int(num_vectors * entry.bytes_per_vector(dim))
     if entry.effort == "nprobe":
         num_bytes += 4 * dim * num_lists(num_vectors)
-    if kind == "ivf_opq_pq":
+    if kind in ("ivf_opq_pq", "binary"):  # which keep a rotation
         num_bytes += 4 * dim * dim
     return IndexEstimate(kind, num_bytes, num_bytes, vector_bytes)
 

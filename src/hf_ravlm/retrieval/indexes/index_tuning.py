@@ -173,6 +173,8 @@ class _Trial:
         lists = inverted_lists(self.filled.index)
         if lists is not None:
             return float(lists.nlist + len(self.filled.vectors) * min(effort / lists.nlist, 1.0))
+        if index_type(self.filled.kind).effort == "candidates":  # all are compared
+            return float(len(self.filled.vectors))
         statistics = import_faiss().cvar.hnsw_stats
         before = statistics.ndis
         self.shares(effort, candidates)
@@ -195,6 +197,8 @@ def _shares(rows: np.ndarray, exact: np.ndarray) -> np.ndarray:
 
 def _grid(filled: FilledIndex) -> list[int]:
     """Efforts to try: steps of a fifth."""
+    if index_type(filled.kind).effort == "candidates":
+        return [1]
     lists = inverted_lists(filled.index)
     least, most = (1, lists.nlist) if lists is not None else (16, min(max(len(filled.vectors), 16), 2048))
     steps = np.geomspace(least, most, max(int(np.ceil(np.log(most / least) / np.log(1.2))) + 1, 1))

@@ -25,6 +25,7 @@ POINTS_PER_LIST = 40
 _KMEANS_ROUNDS = 8
 _OPQ_ROUNDS, _OPQ_POINTS = 8, 8_192
 _CANDIDATES = (5, 7, 10, 14, 20, 40)
+_CANDIDATES_OF_BITS = (4, 6, 10, 16, 25, 40, 65, 100)
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class IndexType:
 
     Attributes:
         factory: The description for `faiss.index_factory`; `{lists}` and `{parts}` depend on the vectors.
-        effort: The setting that trades time for recall.
+        effort: The setting that trades time for recall; `"candidates"` where there is none beside their number.
         bytes_per_vector: What the index keeps per vector, given the width.
         candidates: How many times `k` candidates may be fetched before exact scores decide; tuning chooses.
         classes: What FAISS may find in a file of this kind, from the outermost index inwards.
     """
 
     factory: str
-    effort: Literal["efSearch", "nprobe"]
+    effort: Literal["efSearch", "nprobe", "candidates"]
     bytes_per_vector: Callable[[int], float]
     candidates: tuple[int, ...]
     classes: tuple[str, ...]
@@ -67,6 +68,8 @@ INDEX_TYPES: dict[str, IndexType] = {
     "ivf_rabitq": IndexType(
         "IVF{lists},RaBitQfs", "nprobe", lambda dim: dim / 8 + 8 + _ID_BYTES, _CANDIDATES, ("IndexIVFRaBitQFastScan",)
     ),
+    # One bit per number: on which side of the middle it lies, after a rotation. All are compared, 64 bits at once.
+    "binary": IndexType("LSHrt", "candidates", lambda dim: dim / 8, _CANDIDATES_OF_BITS, ("IndexLSH",)),
 }
 INDEX_KINDS = ("flat", *INDEX_TYPES, "auto")
 
@@ -102,6 +105,12 @@ def factory_string(kind: str, num_vectors: int, dim: int) -> str:
     return index_type(kind).factory.format(lists=num_lists(num_vectors), parts=num_parts(dim))
 
 
+def metric_of(kind: str) -> int:
+    """How FAISS names what an index of this kind compares by: inner products, or the bits that differ."""
+    faiss = import_faiss()
+    return int(faiss.METRIC_L2 if kind == "binary" else faiss.METRIC_INNER_PRODUCT)
+
+
 @cache
 def is_available(kind: str) -> bool:
     """Whether the installed FAISS has this kind of index with the inner product."""
@@ -109,7 +118,7 @@ def is_available(kind: str) -> bool:
     if kind in ("flat", "auto"):
         return True
     try:
-        faiss.index_factory(32, index_type(kind).factory.format(lists=1, parts=8), faiss.METRIC_INNER_PRODUCT)
+        faiss.index_factory(32, index_type(kind).factory.format(lists=1, parts=8), metric_of(kind))
     except RuntimeError:
         return False
     return True
@@ -125,7 +134,7 @@ def empty_index(kind: str, num_vectors: int, dim: int, seed: int) -> Any:
     if not is_available(kind):
         choices = ", ".join(other for other in INDEX_KINDS if is_available(other))
         raise InvalidInputError(f"FAISS {faiss.__version__} has no {kind!r} index. Upgrade it, or choose: {choices}.")
-    index = faiss.index_factory(dim, factory_string(kind, num_vectors, dim), faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(dim, factory_string(kind, num_vectors, dim), metric_of(kind))
     lists = inverted_lists(index)
     if lists is not None:
         lists.cp.niter, lists.cp.seed = _KMEANS_ROUNDS, seed
@@ -148,6 +157,8 @@ def inverted_lists(index: Any) -> Any | None:
 
 def search_parameters(kind: str, effort: int, selector: Any | None) -> Any:
     """Returns the settings of one search; they belong to the call, so that threads cannot disturb each other."""
+    if index_type(kind).effort == "candidates":
+        return None
     # FAISS takes as long to make them as to look into a few lists, so those without a filter are kept.
     return _parameters(kind, effort) if selector is None else _parameters.__wrapped__(kind, effort, selector)
 

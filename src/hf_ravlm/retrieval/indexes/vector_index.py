@@ -325,7 +325,8 @@ def _tuned_index(
     report = "The %s index finds %.3f of the exact %d best (wanted: %.3f) for %s queries, with %s %d."
     level = logging.INFO if table.recall >= recall - _RECALL_TOLERANCE else logging.WARNING
     effort = index_type(kind).effort
-    logger.log(level, report, kind, table.recall, TUNED_K, recall, origin, effort, table.efforts[0])
+    value = table.candidates if effort == "candidates" else table.efforts[0]
+    logger.log(level, report, kind, table.recall, TUNED_K, recall, origin, effort, value)
     facts = {
         "kind": kind,
         "factory": factory_string(kind, len(vectors), vectors.shape[1]),

@@ -67,6 +67,8 @@ class SearchOptions:
         rerank_mix: The weight of the score before reranking, from 0 to 1; above 0 both are mapped to 0..1 first.
         near_duplicate_threshold: Drops a candidate whose vector has a larger cosine than this with a better one.
         max_per_source: The most passages of one `source`. Passages without a source are not counted.
+        expand: How many passages more to return, which the found ones name as related, see `related.with_related`.
+        related_key: The key of the metadata that names them.
         mmr_lambda: The weight of relevance against variety, from 0 to 1, see `maximal_marginal_relevance`.
         group_by: A column or a key of the metadata, such as `"species"`: of the best `num_groups` groups of passages
             with one value, the best `k` passages are returned, those of the best group first; see `grouping`. `None`
@@ -90,6 +92,8 @@ class SearchOptions:
     group_by: str | None = None
     group_query: QueryPart = "both"
     num_groups: int = 1
+    expand: int = 0
+    related_key: str = "related"
 
     def __post_init__(self) -> None:
         for name in ("k", "num_candidates", "max_per_source", "num_groups"):
@@ -97,6 +101,8 @@ class SearchOptions:
             optional = name == "max_per_source" and value is None
             if not optional and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
                 raise InvalidInputError(f"{name}={value!r}: expected a whole number of at least 1.")
+        if isinstance(self.expand, bool) or not isinstance(self.expand, (int, np.integer)) or self.expand < 0:
+            raise InvalidInputError(f"expand={self.expand!r}: expected a whole number, 0 for no related passages.")
         for name, lowest in {"rerank_mix": 0, "near_duplicate_threshold": -1, "mmr_lambda": 0}.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value <= 1:
