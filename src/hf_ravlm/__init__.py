@@ -29,8 +29,10 @@ if TYPE_CHECKING:
         ConflictAwareLogitsProcessor,
         RavlmConfig,
         RavlmForConditionalGeneration,
+        RavlmForImageClassification,
         RavlmForImageTextRetrieval,
         RavlmForPreTraining,
+        RavlmForVisualQuestionAnswering,
         RavlmModel,
         RavlmPreTrainedModel,
         RavlmProcessor,
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     )
     from .training import (
         AnswerCollator,
+        ClassificationCollator,
+        ClosedAnswerCollator,
         EvidenceMix,
         JointSettings,
         MineNegativesCallback,
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
         RavlmPreTrainingArguments,
         RavlmTrainer,
         RetrievalCollator,
+        RowsWithNeighbors,
         mine_hard_negatives,
     )
 
@@ -66,12 +71,14 @@ __version__ = "0.1.0"
 
 # What comes from each folder when it is first used.
 _LAZY = {
-    "model": "ConflictAwareLogitsProcessor RavlmConfig RavlmForConditionalGeneration RavlmForImageTextRetrieval "
-    "RavlmForPreTraining RavlmModel RavlmPreTrainedModel RavlmProcessor from_backbones from_encoder",
+    "model": "ConflictAwareLogitsProcessor RavlmConfig RavlmForConditionalGeneration RavlmForImageClassification "
+    "RavlmForImageTextRetrieval RavlmForPreTraining RavlmForVisualQuestionAnswering RavlmModel RavlmPreTrainedModel "
+    "RavlmProcessor from_backbones from_encoder",
     "pipelines": "offline_reader",
     "retrieval": "Chunking Evidence KnowledgeBase Passage RavlmEncoder RavlmRetriever embed_corpus load_encoder",
-    "training": "AnswerCollator EvidenceMix JointSettings MineNegativesCallback RavlmJointTrainer RavlmPreTrainer "
-    "RavlmPreTrainingArguments RavlmTrainer RetrievalCollator mine_hard_negatives",
+    "training": "AnswerCollator ClassificationCollator ClosedAnswerCollator EvidenceMix JointSettings "
+    "MineNegativesCallback RavlmJointTrainer RavlmPreTrainer RavlmPreTrainingArguments RavlmTrainer RetrievalCollator "
+    "RowsWithNeighbors mine_hard_negatives",
 }
 _ROOM_OF = {name: room for room, names in _LAZY.items() for name in names.split()}
 
@@ -113,6 +120,8 @@ if not _is_command_line():
 __all__ = [
     "AnswerCollator",
     "Chunking",
+    "ClassificationCollator",
+    "ClosedAnswerCollator",
     "ConflictAwareLogitsProcessor",
     "Evidence",
     "EvidenceMix",
@@ -131,8 +140,10 @@ __all__ = [
     "RavlmEncoder",
     "RavlmError",
     "RavlmForConditionalGeneration",
+    "RavlmForImageClassification",
     "RavlmForImageTextRetrieval",
     "RavlmForPreTraining",
+    "RavlmForVisualQuestionAnswering",
     "RavlmJointTrainer",
     "RavlmModel",
     "RavlmPreTrainedModel",
@@ -142,6 +153,7 @@ __all__ = [
     "RavlmRetriever",
     "RavlmTrainer",
     "RetrievalCollator",
+    "RowsWithNeighbors",
     "UnsafeInputError",
     "embed_corpus",
     "from_backbones",

@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoModelForImageTextToText, pipeline
 
 import hf_ravlm
+from labelled_world import KNOWN, coloured
 from reading_world import COLOURS, THINGS, colour_retriever, rows
 from tiny import picture, tiny_model, tiny_processor
 from tiny_encoders import FAMILIES, save
@@ -216,3 +217,35 @@ def test_a_pretrained_encoder_learns_further_and_is_given_back_whole(questions, 
     after = retriever.encoder.model.state_dict()
     changed = {name.split(".")[1] for name, tensor in after.items() if "." in name and not tensor.equal(before[name])}
     assert {"text_model", "vision_model", "text_projection", "visual_projection"} <= changed
+
+
+@pytest.mark.parametrize("options", [["--head", "images"], ["--use_lora", "--lora_rank", "2"]])
+def test_a_classifier_is_trained_and_opens_from_its_folder(options, model_folder, tmp_path, monkeypatch, capsys):
+    for label in KNOWN:
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(6):
+            coloured(label, number).save(tmp_path / "images" / label / f"{number}.png")
+    out = str(tmp_path / "out")
+    data = ["--model", model_folder, "--dataset", str(tmp_path / "images"), "--num_neighbors", "3"]
+    run(monkeypatch, "train_classifier.py", *data, "--output_dir", out, *options, *QUIET)
+    assert "accuracy of the held-out images" in capsys.readouterr().out
+    classify = pipeline("image-classification", model=out)
+    assert len(classify.retriever) == 14
+    assert {one["label"] for one in classify(coloured("red", 77))} == set(KNOWN)
+    trained, before = classify.model, hf_ravlm.RavlmModel.from_pretrained(model_folder)
+    changed = {n for n, w in trained.model.state_dict().items() if not w.equal(before.state_dict()[n])}
+    assert all("vision_tower" in name for name in changed)
+    assert bool(changed) == ("--use_lora" in options)
+
+
+@pytest.mark.parametrize("options", [[], ["--use_lora", "--lora_rank", "2"], ["--no_head"]])
+def test_a_closed_set_is_trained_measured_and_opens(options, model_folder, questions, tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "out")
+    data = [*columns(questions), "--model", model_folder, "--eval_dataset", questions, "--output_dir", out]
+    run(monkeypatch, "train_vqa.py", *data, *options, *QUIET)
+    told = capsys.readouterr().out
+    assert all(f"{arm} {{'exact_match':" in told for arm in ("closed-book", "retrieved", "gold"))
+    ask = pipeline("visual-question-answering", model=out, top_k=6)
+    found = ask(picture(0), "kite ?")
+    assert {row["answer"] for row in found} == set(COLOURS)
+    assert (ask.model.answer_head is None) == ("--no_head" in options)

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..evaluation.classifier_evaluation import evaluate_classifier
 from ..evaluation.model_evaluation import evaluate_model
 from .outcome import Outcome, written
 
@@ -18,12 +19,18 @@ _OPTIONS = (
 )
 
 
+_OF_CLASSIFIERS = ("limit", "k", "batch_size", "device", "seed")
+_OF_QUESTIONS = ("arms", "knowledge", "encoder", "policy", "channels", "distractors", "columns")
+
+
 def evaluate(arguments: argparse.Namespace) -> Outcome:
     """`evaluate`: asks, judges and reports.
 
     Raises:
         InvalidInputError: A column is not `NAME=COLUMN`, or there is no reader.
     """
+    if arguments.task == "image-classification":
+        return _evaluate_classifier(arguments)
     columns = [pair.partition("=") for pair in arguments.columns]
     if wrong := ["".join(parts) for parts in columns if not all(parts)]:
         raise InvalidInputError(f"--columns {wrong[0]}: expected NAME=COLUMN, such as answers=answer.")
@@ -38,6 +45,15 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     }
     tables = [found.report.to_markdown(), *([] if growth is None else [growth.to_markdown()])]
     return Outcome(record, "\n".join([*tables, written(record["files"])]))
+
+
+def _evaluate_classifier(arguments: argparse.Namespace) -> Outcome:
+    if idle := [name for name in _OF_QUESTIONS if getattr(arguments, name)]:
+        raise InvalidInputError(f"--{idle[0]} is of questions; a classifier is shown labelled images alone.")
+    options = {name: getattr(arguments, name) for name in _OF_CLASSIFIERS}
+    found = evaluate_classifier(arguments.model, arguments.data, arguments.output, **options)
+    files = [str(path) for path in found.files]
+    return Outcome({"report": found.report, "files": files}, "\n".join([found.to_markdown(), "", written(files)]))
 
 
 def _with_nulls(record: dict[str, Any]) -> dict[str, Any]:

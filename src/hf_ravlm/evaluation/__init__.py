@@ -16,6 +16,7 @@ from ..metrics import *  # noqa: F403
 
 if TYPE_CHECKING:
     from .arms import growing_arm, model_arms
+    from .classifier_evaluation import evaluate_classifier
     from .evaluator import Evaluator
     from .growth import measure_growth, without_answers
     from .model_evaluation import evaluate_model
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 METRIC_SCRIPT = str(Path(__file__).with_name("loadable_metrics.py"))
 _LAZY = {
     "arms": "growing_arm model_arms",
+    "classifier_evaluation": "evaluate_classifier",
     "evaluator": "Evaluator",
     "growth": "measure_growth without_answers",
     "model_evaluation": "evaluate_model",
@@ -47,6 +49,7 @@ __all__ = [
     "GrowthReport",
     "Question",
     "Reply",
+    "evaluate_classifier",
     "evaluate_model",
     "growing_arm",
     "measure_growth",

@@ -7,14 +7,29 @@ import transformers.pipelines as transformers_pipelines
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoModelForPreTraining,
+    AutoModelForVisualQuestionAnswering,
     AutoProcessor,
 )
 
-from ..model import RavlmConfig, RavlmForConditionalGeneration, RavlmForPreTraining, RavlmModel, RavlmProcessor
-from ..pipelines import RavlmImageTextToTextPipeline, RavlmImageToTextPipeline, RavlmVisualQuestionAnsweringPipeline
+from ..model import (
+    RavlmConfig,
+    RavlmForConditionalGeneration,
+    RavlmForImageClassification,
+    RavlmForPreTraining,
+    RavlmForVisualQuestionAnswering,
+    RavlmModel,
+    RavlmProcessor,
+)
+from ..pipelines import (
+    RavlmImageClassificationPipeline,
+    RavlmImageTextToTextPipeline,
+    RavlmImageToTextPipeline,
+    RavlmVisualQuestionAnsweringPipeline,
+)
 from ..pipelines.parts import ReaderLoader
 
 
@@ -23,16 +38,23 @@ SERVED_AGAIN = {
     "image-to-text": RavlmImageToTextPipeline,
     "visual-question-answering": RavlmVisualQuestionAnsweringPipeline,
 }
+# Tasks of transformers in which our models bring evidence, and others are served as before.
+WITH_EVIDENCE = {
+    "image-classification": RavlmImageClassificationPipeline,
+    "image-text-to-text": RavlmImageTextToTextPipeline,
+}
 ALIASES = {"vqa": "visual-question-answering"}
 
 
 def register_auto_classes() -> None:
-    """Makes the Auto classes load our folders: config, processor, dual encoder, reader, and heads for alignment."""
+    """Makes the Auto classes load our folders: config, processor, dual encoder, reader, and heads."""
     AutoConfig.register(RavlmConfig.model_type, RavlmConfig, exist_ok=True)
     AutoModel.register(RavlmConfig, RavlmModel, exist_ok=True)
+    AutoModelForImageClassification.register(RavlmConfig, RavlmForImageClassification, exist_ok=True)
     AutoModelForImageTextToText.register(RavlmConfig, RavlmForConditionalGeneration, exist_ok=True)
     AutoModelForMultimodalLM.register(RavlmConfig, RavlmForConditionalGeneration, exist_ok=True)
     AutoModelForPreTraining.register(RavlmConfig, RavlmForPreTraining, exist_ok=True)
+    AutoModelForVisualQuestionAnswering.register(RavlmConfig, RavlmForVisualQuestionAnswering, exist_ok=True)
     AutoProcessor.register(RavlmConfig, RavlmProcessor, exist_ok=True)
 
 
@@ -44,7 +66,7 @@ def register_with_server() -> None:
 
 
 def register_pipelines() -> None:
-    """Serves the tasks of `SERVED_AGAIN` and gives `pipeline("image-text-to-text")` evidence for our models.
+    """Serves the tasks of `SERVED_AGAIN`, and gives those of `WITH_EVIDENCE` evidence for our models.
 
     transformers 5 rewrites or refuses their names before it looks into its registry, so the function that does so is
     wrapped for these names; where a later version has no such function, the registration alone is enough. Twice is
@@ -58,8 +80,9 @@ def register_pipelines() -> None:
             del pipeline_class._registered_impl  # else saving a pipeline would copy its module
     for alias, task in ALIASES.items():
         registry.task_aliases.setdefault(alias, task)
-    if "image-text-to-text" in tasks:
-        tasks["image-text-to-text"]["impl"] = RavlmImageTextToTextPipeline
+    for task, pipeline_class in WITH_EVIDENCE.items():
+        if task in tasks:
+            tasks[task]["impl"] = pipeline_class
     original = getattr(transformers_pipelines, "_resolve_deprecated_task", None)
     if original is None or getattr(original, "serves_removed_tasks", False):
         return

@@ -17,6 +17,7 @@ from .calibration import (
 )
 from .caption_tokens import caption_tokens
 from .captions import CaptionScore, bleu, cider_d, rouge_l
+from .classification import macro_recall, top_k_accuracy
 from .decisions import Abstention, Threshold, abstention, best_threshold
 from .intervals import Interval, bootstrap_interval
 from .multilingual import normalize_unicode_answer, unicode_tokens
@@ -65,6 +66,7 @@ __all__ = [
     "hit_at_k",
     "infoseek_final",
     "infoseek_score",
+    "macro_recall",
     "mean_rank",
     "median_rank",
     "ndcg_at_k",
@@ -83,6 +85,7 @@ __all__ = [
     "retrieval_effect",
     "rouge_l",
     "token_f1",
+    "top_k_accuracy",
     "unicode_tokens",
     "vqa_accuracy",
 ]

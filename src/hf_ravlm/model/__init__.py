@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from .configuration_ravlm import RavlmConfig
 from .from_backbones import from_backbones, from_encoder
+from .heads.image_classification import RavlmForImageClassification
 from .heads.matching import RavlmForImageTextRetrieval, RavlmForPreTraining
+from .heads.visual_question_answering import RavlmForVisualQuestionAnswering
 from .modeling_ravlm import RavlmModel, RavlmPreTrainedModel
 from .processing_ravlm import RavlmProcessor
 from .reader.conflict_aware import ConflictAwareLogitsProcessor
@@ -15,8 +17,10 @@ __all__ = [
     "ConflictAwareLogitsProcessor",
     "RavlmConfig",
     "RavlmForConditionalGeneration",
+    "RavlmForImageClassification",
     "RavlmForImageTextRetrieval",
     "RavlmForPreTraining",
+    "RavlmForVisualQuestionAnswering",
     "RavlmModel",
     "RavlmPreTrainedModel",
     "RavlmProcessor",

@@ -57,6 +57,10 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
             With `fusion="cross_attention"` every so many layers of the language model read the evidence.
         image_token_id, evidence_token_id (`int`, *optional*): placeholders in the vocabulary of the generator.
         default_prompt (`str`, *optional*): what a pipeline asks when it is given an image alone.
+        class_prompt (`str`, *optional*):
+            of a classifier whose classes are known by their names: the words around a name, with `{}` in its place.
+        answer_head (`bool`, *optional*, defaults to `False`):
+            of [`RavlmForVisualQuestionAnswering`]: whether a head chooses among the answers of `id2label`.
         references (`dict`, *optional*):
             of a folder saved with `base="reference"`: the pretrained parts that are not in it, each by the name and
             the revision of its repository on the Hub.
@@ -100,6 +104,8 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
     image_token_id: int = 3
     evidence_token_id: int = 4
     default_prompt: str = DESCRIBE_PROMPT
+    class_prompt: str | None = None
+    answer_head: bool = False
     references: dict | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
@@ -178,6 +184,11 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
         """Raises `ValueError` for a weight without a logarithm, which is what is learned."""
         if self.text_weight_init <= 0:
             raise ValueError(f"text_weight_init={self.text_weight_init}: expected a positive number")
+
+    def validate_class_prompt(self):
+        """Raises `ValueError` if there is no place for the name of a class."""
+        if self.class_prompt is not None and "{}" not in self.class_prompt:
+            raise ValueError(f"class_prompt={self.class_prompt!r}: expected '{{}}' in the place of a class's name")
 
     def validate_image_tokens(self):
         """Raises `ValueError` if the image tokens form no square raster."""

@@ -38,7 +38,7 @@ from .parts.whole_encoder import FULLY_PADDED, HALVES, half_of, pooled, scale_of
 MAX_LOGIT_SCALE = math.log(100)
 # Weights that other classes of one checkpoint have: each class takes its own and is silent about the rest.
 READER_KEYS = [r"^language_model\.", r"^fusion\.", r"^(evidence_)?image_projector\."]
-HEAD_KEYS = [r"^joint_encoder\.", r"^match_head\.", r"^mlm_"]
+HEAD_KEYS = [r"^joint_encoder\.", r"^match_head\.", r"^mlm_", r"^class_", r"^neighbors\.", r"^answer_head\."]
 NOT_OF_THE_NETWORK = ("_name_or_path", "architectures", "dtype", "transformers_version")  # of a config's entries
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .answer import Answer, Decision
 from .answering import answer_questions
+from .image_classification import RavlmImageClassificationPipeline
 from .image_text_to_text import RavlmImageTextToTextPipeline
 from .image_to_text import ImageCaptionPipeline, RavlmImageToTextPipeline
 from .model_folder import find_policy, find_retriever
@@ -34,6 +35,7 @@ __all__ = [
     "Decision",
     "EncodedKnowledge",
     "ImageCaptionPipeline",
+    "RavlmImageClassificationPipeline",
     "RavlmImageTextToTextPipeline",
     "RavlmImageToTextPipeline",
     "RavlmVisualQuestionAnsweringPipeline",

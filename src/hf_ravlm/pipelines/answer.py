@@ -51,22 +51,23 @@ class Answer:
         """As a pipeline returns it: plain dictionaries, with the fields of the decision if there is one."""
         record = {
             "generated_text": self.text,
-            "evidence": list(map(_passage_record, self.evidence)),
+            "evidence": list(map(passage_record, self.evidence)),
             "scores": [passage.score for passage in self.evidence],
             "posterior": self.posterior,
             "leave_one_out": self.leave_one_out,
-            "unread": list(map(_passage_record, self.unread)),
+            "unread": list(map(passage_record, self.unread)),
         }
         for name in ("thinking", "citations", "error"):
             if (value := getattr(self, name)) is not None:
                 record[name] = value
         if self.decision is not None:
-            record |= {**vars(self.decision), "dropped": list(map(_passage_record, self.decision.dropped))}
+            record |= {**vars(self.decision), "dropped": list(map(passage_record, self.decision.dropped))}
         return record
 
 
-def _passage_record(passage: Evidence) -> dict[str, Any]:
-    return {name: getattr(passage, name) for name in _FIELDS}
+def passage_record(passage: Evidence) -> dict[str, Any]:
+    """A passage as a pipeline returns it."""
+    return {name: getattr(passage, name, None) for name in _FIELDS}  # one that was not searched for has no score
 
 
 @dataclass

@@ -147,7 +147,7 @@ def read_answers(
     settings = processor.prompt_settings.changed(prompt or {})
     inputs = processor(images=images, text=list(questions), evidence=evidence, prompt=prompt)
     read = was_read(inputs, evidence)
-    inputs = _for_model(inputs, model, evidence, encoded_knowledge)
+    inputs = for_model(inputs, model, evidence, encoded_knowledge)
     sequences = model.generate(**inputs, **generate_kwargs)
     sequences = getattr(sequences, "sequences", sequences)  # with `return_dict_in_generate`
     written = processor.decode_answers(sequences[:, inputs["input_ids"].shape[1] :], prompt)
@@ -250,7 +250,7 @@ def add_attributions(
     else:
         layout = {"padding_side": "left", "answer_on_top": True, "prompt": prompt}
         inputs = processor(images=images, text=questions, evidence=evidence, answers=texts, **layout)
-        found = reader.attribute(**_for_model(inputs, model, evidence, encoded_knowledge), **options)
+        found = reader.attribute(**for_model(inputs, model, evidence, encoded_knowledge), **options)
     for place, row in enumerate(rows):
         number = len(answers[row].evidence)
         answers[row].posterior = found.posterior[place, :number].tolist()
@@ -288,7 +288,7 @@ def _some(
     return None if images is None else [images[place] for place in places], [questions[place] for place in places]
 
 
-def _for_model(
+def for_model(
     inputs: Any, model: Any, evidence: Sequence[Sequence[Any]], encoded_knowledge: EncodedKnowledge | None
 ) -> Any:
     """The processor's output on the device and in the precision of the model, with stored states if there are any."""

@@ -9,7 +9,13 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from ..errors import InvalidInputError
-from ..model import RavlmConfig, RavlmForConditionalGeneration, RavlmProcessor, from_backbones
+from ..model import (
+    RavlmConfig,
+    RavlmForConditionalGeneration,
+    RavlmForVisualQuestionAnswering,
+    RavlmProcessor,
+    from_backbones,
+)
 from ..model.backbones import load_generator, read_config, reader_kind
 from ..model.loading import without_adapters
 
@@ -35,6 +41,8 @@ class ReaderLoader:
         loading = {key: value for key, value in loading.items() if key not in ("_from_pipeline", "code_revision")}
         if not os.path.isfile(os.path.join(name, "adapter_config.json")):
             config = read_config(name, "model", **loading)
+            if RavlmForVisualQuestionAnswering.__name__ in (config.architectures or []):
+                return RavlmForVisualQuestionAnswering.from_pretrained(name, **loading)
             if config.model_type == RavlmConfig.model_type or type(config) not in READERS:
                 return AutoModelForImageTextToText.from_pretrained(name, **loading)
         return load_generator(name, **loading)

@@ -13,9 +13,17 @@ from torch.utils.data import Dataset
 from transformers import Pipeline
 
 from ..errors import InvalidInputError
-from .image_to_text import RavlmImageToTextPipeline
+from ..model import RavlmForVisualQuestionAnswering
+from ..model.loading import without_adapters
+from ..model.reader.candidates import AnswerSet
+from .closed_answers import Choice, choose_answers
+from .image_to_text import PROMPT_KEYS, RavlmImageToTextPipeline
 from .numbered_inputs import still_encoded
 from .parts import is_ours
+
+
+CHOICE_KEYS = ("allowed_answers", "top_k", "threshold", "length_normalized", "calibrator")
+OF_A_CHOICE = ("k", "where", "channels", "retriever", "prompt", "choice")  # of what `_forward` takes
 
 
 class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
@@ -29,7 +37,20 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
     - `pipe({"image": ..., "question": ...})`, or many of these.
 
     Everything else is as in [`RavlmImageToTextPipeline`], with `answer` in place of `generated_text`.
+
+    Of a closed set the reader chooses instead of writing: the answers of a [`RavlmForVisualQuestionAnswering`], or
+
+    - **allowed_answers** (`list[str]`, *optional*) -- those that may be given, from two to tens of thousands; any can
+      be added, but to a head only what it was trained for.
+    - **top_k** (`int`, *optional*, defaults to 1) -- so many answers, best first.
+    - **threshold** (`float`, *optional*, defaults to 0) -- answers with a lower score are left out.
+    - **length_normalized** (`bool`, *optional*, defaults to `True`), **calibrator** (*optional*) -- see
+      [`hf_ravlm.pipelines.closed_answers.Choice`].
+
+    Each question then gives a list of dictionaries with `answer`, `score` (from 0 to 1), `evidence` and `unread`.
     """
+
+    _non_generation_params = ("top_k",)  # beside a closed set it is a number of answers, else it goes to `generate`
 
     def __new__(cls, model=None, *args, encoder=None, knowledge=None, retriever=None, **kwargs):
         if not (model is None or is_ours(model) or any(part is not None for part in (encoder, knowledge, retriever))):
@@ -44,6 +65,59 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
         """See the class."""
         return super().__call__(with_questions(image, question), **kwargs)
 
+    @property
+    def own_answers(self) -> list[str] | None:
+        """The closed set that the model was made for, if it was."""
+        model = without_adapters(self.model)
+        if not isinstance(model, RavlmForVisualQuestionAnswering):
+            return None
+        return [model.config.id2label[place] for place in range(model.config.num_labels)]
+
+    def _sanitize_parameters(self, **kwargs):
+        names = [name for name in CHOICE_KEYS if kwargs.get(name) is not None]
+        set_before = "choice" in getattr(self, "_forward_params", {})
+        if kwargs.get("allowed_answers") is None and self.own_answers is None and not set_before:
+            if wrong := [name for name in names if name != "top_k"]:  # which is of sampling, too
+                raise InvalidInputError(f"{wrong[0]}= is of a closed set of answers: give allowed_answers=, a list")
+            return super()._sanitize_parameters(**kwargs)
+        given = {name: kwargs.pop(name) for name in CHOICE_KEYS if name in kwargs}
+        before, forward, after = super()._sanitize_parameters(**kwargs)
+        direct = {name: forward.pop(name) for name in PROMPT_KEYS if name in forward and name != "prompt"}
+        if direct:
+            forward["prompt"] = {**(forward.get("prompt") or {}), **direct}
+        idle = [*forward.pop("generate_kwargs", {}), *(name for name in forward if name not in OF_A_CHOICE)]
+        if idle:
+            raise InvalidInputError(f"{idle[0]}= is of answers that are written, and these are chosen of a closed set")
+        earlier = getattr(self, "_forward_params", {}).get("choice", {})
+        return before, {**forward, "choice": {**earlier, **{n: v for n, v in given.items() if v is not None}}}, after
+
+    def _answer(self, images, questions, queries=None, choice=None, retriever=None, **options):
+        if choice is None:
+            return super()._answer(images, questions, queries=queries, retriever=retriever, **options)
+        given = dict(choice)
+        answers = given.pop("allowed_answers", None)
+        chosen = Choice(self.own_answers if answers is None else answers, **given)
+        return choose_answers(
+            self.model,
+            self.processor,
+            retriever if retriever is not None else self.retriever,
+            None if images is None or all(image is None for image in images) else images,
+            questions,
+            chosen,
+            queries=queries,
+            candidates=self._answer_set(chosen.answers, options.get("prompt")),
+            **options,
+        )
+
+    def _answer_set(self, answers: Sequence[str], prompt: Any) -> AnswerSet | None:
+        """The tokens of a closed set, which are kept for the next question."""
+        if getattr(without_adapters(self.model), "answer_head", None) is not None:
+            return None
+        key = (tuple(answers), repr(prompt))
+        if getattr(self, "_kept_set", (None, None))[0] != key:
+            self._kept_set = (key, AnswerSet.of(self.processor, answers, prompt))
+        return self._kept_set[1]
+
     def read_input(self, inputs, question=None, query=None, timeout=None):
         """As of its base, but that a question is not optional."""
         if not isinstance(inputs, dict) or inputs.get("question") is None:
@@ -54,6 +128,11 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
         return super().read_input(inputs, query=query, timeout=timeout)
 
     def postprocess(self, model_outputs):
+        answers = model_outputs["answers"]
+        while answers and isinstance(answers[0], list):  # a batch of one comes back nested
+            answers = answers[0]
+        if not answers or isinstance(answers[0], dict):  # of a closed set
+            return answers
         records = super().postprocess(model_outputs)
         return [{"answer": record.pop("generated_text"), **record} for record in records]
 

@@ -32,9 +32,11 @@ from .hub.upload import publish
 from .indexes.vector_index import VectorIndex
 from .knowledge_base import KnowledgeBase, PassageSource, as_knowledge_base, completed
 from .knowledge_channels import KnowledgeChannels
+from .labels import LABEL_KEY, Labels, labels_of
 from .ranking.channels import QueryPart, query_vectors
-from .ranking.filters import same_value
-from .ranking.fusion import Normalisation
+from .ranking.filters import matching_rows, same_value
+from .ranking.fusion import Normalisation, Ranking
+from .ranking.related import with_related
 from .ranking.search import check_grouping, search
 from .store.current import CurrentKnowledge
 from .store.loading import OnError, OpenOptions, open_state
@@ -113,6 +115,7 @@ class RavlmRetriever:
         self._current = CurrentKnowledge(KnowledgeState.of(knowledge_base.table, vectors, options))
         self._channels = KnowledgeChannels(encoder)
         self._knowledge_base: KnowledgeBase | None = None  # of the state that `knowledge_base` saw last
+        self._labels: tuple[KnowledgeState, tuple[str, str], Labels] | None = None  # that were asked for last
         # Of an encoder that is not bit for bit the one that made the vectors, and was found to be as good.
         self._accepted_fingerprint = self.encoder_fingerprint
         self._opened_record: EncoderRecord | None = None  # of a knowledge base that was opened and lives in memory
@@ -285,7 +288,8 @@ class RavlmRetriever:
             crops: Also search with so many parts of the image, 0 to 8, in which most is to be seen: the vector of the
                 query is the mean of those of the image and its parts.
             **options: The other fields of `SearchOptions`: `group_by` and `group_query` (by default those that the
-                knowledge base was built with), `num_groups`, `num_candidates`, `weights`, `reranker`, ...
+                knowledge base was built with), `num_groups`, `expand` for passages that the found ones
+                name as related (one hop further, behind the `k` best), `num_candidates`, `weights`, `reranker`, ...
 
         Raises:
             InvalidInputError: If a query is empty, the lists differ in length, or an option is wrong.
@@ -303,8 +307,11 @@ class RavlmRetriever:
             query_vectors(self.encoder, queries)  # all at once; the groups are searched one by one
         alive = None if knowledge.all_alive else knowledge.alive
         ranking = search(found, queries, search_options, knowledge, vectors, alive)
+        if search_options.expand:
+            further = (search_options.expand, search_options.related_key, where)
+            ranking = with_related(knowledge, ranking, *further)
         cosines = ranking.scores
-        if not search_options.ranks_by_cosine:
+        if search_options.expand or not search_options.ranks_by_cosine:
             cosines = cosines_of(self.encoder, queries, vectors, ranking)
         return evidence_of(knowledge, ranking, cosines)
 
@@ -348,6 +355,40 @@ class RavlmRetriever:
         knowledge = self._knowledge
         scores, rows = knowledge.search(vectors, k)
         return scores, rows if knowledge.all_alive else np.searchsorted(knowledge.live_rows, rows)
+
+    def nearest(self, vectors: Any, k: int, *, where: Mapping[str, Any] | None = None) -> list[list[Evidence]]:
+        """The passages nearest to query vectors that are there already, a list per query, best first.
+
+        Args:
+            vectors: Shape (n, D), array or tensor, of any length but zero, made by the encoder of this retriever.
+            k, where: As in `retrieve`.
+        """
+        knowledge = self._knowledge
+        allowed = None if where is None else matching_rows(knowledge.table, where, knowledge.decoded_metadata)
+        scores, rows = knowledge.search(vectors, k, allowed)
+        return evidence_of(knowledge, Ranking(scores, rows), scores)
+
+    def labels(self, key: str = LABEL_KEY, *, where: Mapping[str, Any] | None = None) -> Labels:
+        """The classes that the entries are of, for classifiers; kept until the knowledge base changes.
+
+        Args:
+            key: Of the metadata of the entries, which holds the name of the class.
+            where: Which entries count, as in `retrieve`; `None` for all.
+
+        Raises:
+            InvalidInputError: If there is no entry, or one has no label.
+
+        >>> knowledge_base = KnowledgeBase.from_dicts(
+        ...     [{"id": n, "text": f"number {n}", "label": "even" if n % 2 == 0 else "odd"} for n in range(5)]
+        ... )
+        >>> labels = RavlmRetriever(knowledge_base, None, np.eye(5), "0" * 64).labels()
+        >>> labels.names, labels.counts.tolist()
+        (['even', 'odd'], [3, 2])
+        """
+        knowledge, asked = self._knowledge, (key, repr(where))
+        if self._labels is None or self._labels[0] is not knowledge or self._labels[1] != asked:
+            self._labels = (knowledge, asked, labels_of(knowledge, key, where))
+        return self._labels[2]
 
     def add(self, passages: PassageSource, batch_size: int = 64) -> None:
         """Adds passages; they can be found as soon as the method returns.

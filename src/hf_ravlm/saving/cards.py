@@ -35,7 +35,9 @@ def first_card(model: Any, repo_id: str) -> str:
     made_of = base_models_of(model)
     data = card_metadata(base_models=list(made_of))
     use, part = usage(repo_id), type(model).__name__
-    if not model.can_generate():  # a pipeline would make up the weights that are missing
+    if part == "RavlmForImageClassification":
+        data.pipeline_tag, use = "image-classification", usage_of_classifier(repo_id)
+    elif not model.can_generate():  # a pipeline would make up the weights that are missing
         data.pipeline_tag = None
         use = f'This is its `{part}` alone, without a reader: `hf_ravlm.{part}.from_pretrained("{repo_id}")`.'
     parts = (
@@ -116,6 +118,17 @@ from transformers import pipeline
 
 ask = pipeline("visual-question-answering", model="{name}")
 ask(image="image.png", question="What is this?")
+```"""
+
+
+def usage_of_classifier(name: str) -> str:
+    """How a classifier is used, as a block of code."""
+    return f"""```python
+import hf_ravlm
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="{name}")
+classify("image.png")  # labels, scores, and the labelled images that they rest on
 ```"""
 
 

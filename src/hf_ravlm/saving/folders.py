@@ -37,9 +37,11 @@ SHIM_NAME = "ravlm_hub"
 AUTO_MAP = {
     "AutoConfig": "RavlmConfig",
     "AutoModel": "RavlmModel",
+    "AutoModelForImageClassification": "RavlmForImageClassification",
     "AutoModelForImageTextToText": "RavlmForConditionalGeneration",
     "AutoModelForMultimodalLM": "RavlmForConditionalGeneration",
     "AutoModelForPreTraining": "RavlmForPreTraining",
+    "AutoModelForVisualQuestionAnswering": "RavlmForVisualQuestionAnswering",
     "AutoProcessor": "RavlmProcessor",
 }
 STAGING_PREFIX = ".ravlm-saving-"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..retrieval.sources.image_files import undecoded
 from .arguments import RavlmPreTrainingArguments
+from .batches.classification import ClassificationCollator, ClosedAnswerCollator, RowsWithNeighbors
 from .batches.collators import AnswerCollator, RetrievalCollator
 from .batches.evidence_mixing import EvidenceMix
 from .callbacks import MineNegativesCallback
@@ -16,6 +17,8 @@ from .trainers import RavlmTrainer, freeze
 
 __all__ = [
     "AnswerCollator",
+    "ClassificationCollator",
+    "ClosedAnswerCollator",
     "EvidenceMix",
     "HardNegatives",
     "JointSettings",
@@ -27,6 +30,7 @@ __all__ = [
     "RavlmPreTrainingArguments",
     "RavlmTrainer",
     "RetrievalCollator",
+    "RowsWithNeighbors",
     "counterfactual_labels",
     "fit_answer_policy",
     "fit_decision_head",

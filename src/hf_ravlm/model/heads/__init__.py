@@ -1,1 +1,1 @@
-"""Heads over the dual encoder: image-text matching and masked words."""
+"""Heads: image-text matching, masked words and image classification over the dual encoder, answers over the reader."""

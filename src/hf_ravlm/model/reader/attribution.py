@@ -7,7 +7,6 @@ their memory is bounded by a budget of tokens and logits (`scoring`).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +19,17 @@ from .inputs import EncodedInputs, encode_inputs
 from .latent_passages import passages_are_latent
 from .likelihoods import leave_one_out, passage_log_prior, passage_posterior, rag_sequence_log_likelihood
 from .placing import PromptTensors, hide_passages
-from .reading import NOT_OF_IMAGE_TEXT, embed_prompt, evidence_memory
-from .scoring import AnsweredPrompt, can_continue, columns_of, common_length, score_prompts
+from .reading import embed_prompt, evidence_memory
+from .scoring import (
+    SPLIT_TOKENS,
+    TOKEN_TYPES,
+    AnsweredPrompt,
+    can_continue,
+    columns_of,
+    common_length,
+    score_prompts,
+)
+from .writing import write_answered
 
 
 NEUTRAL_SCALE = 1.0  # of scores of unknown origin: cosines differ by 2 nats at most, so that the reader decides
@@ -252,27 +260,8 @@ class _Writing:
 
     def write(self, subset: Sequence[int]) -> AnsweredPrompt:
         """The prompt with these passages, and the answer."""
-        inputs = self.processor(
-            images=None if self.image is None else [self.image],
-            text=[self.question],
-            evidence=[[self.evidence[k] for k in subset]],
-            answers=[self.answer],
-            padding_side="left",
-            answer_on_top=True,
-            prompt=self.settings,
-        ).to(self.model.device)
-        labels = inputs.pop("labels")[0]
-        given = {name: value for name, value in inputs.items() if name not in NOT_OF_IMAGE_TEXT}
-        shape = given["input_ids"].shape
-        spread = {name for name, value in given.items() if getattr(value, "shape", ())[:2] == shape}
-        tokens = {name: given[name] for name in spread - {"attention_mask"}}
-        language_model = self.model.language_model
-        if "position_ids" in inspect.signature(language_model.forward).parameters:
-            tokens["position_ids"] = language_model._prepare_position_ids_for_generation(given["input_ids"], {**given})
-        images = {name: value for name, value in given.items() if name not in spread}
-        if "pixel_values" in images and torch.is_tensor(images["pixel_values"]):
-            images["pixel_values"] = images["pixel_values"].to(self.model.dtype)
-        return AnsweredPrompt(tokens, labels[labels != -100], images)
+        shown = [self.evidence[k] for k in subset]
+        return write_answered(self.processor, self.image, self.question, shown, self.answer, self.settings, self.model)
 
 
 def _score_written(writing: _Writing, subsets: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -305,18 +294,18 @@ def _split(
     behind = []
     for prompt in prompts:
         rest = _images_behind(prompt.images, first.images)
-        if rest is None or set(prompt.tokens) - _SPLIT_TOKENS:
+        if rest is None or set(prompt.tokens) - SPLIT_TOKENS:
             return None
         if rest and config.generator_config.model_type in _SEES_IMAGES_WHOLE:
             return None
-        tokens = prompt.tokens if rest else {name: prompt.tokens[name] for name in prompt.tokens if name not in _TYPES}
+        tokens = (
+            prompt.tokens if rest else {name: prompt.tokens[name] for name in prompt.tokens if name not in TOKEN_TYPES}
+        )
         behind.append(replace(prompt, tokens=tokens, images=rest))
     return behind, shared, {**columns_of(prompts[0].tokens, 0, shared), **first.images}
 
 
 _SEES_IMAGES_WHOLE = ("gemma3", "gemma4", "gemma4_unified")  # tokens of an image see each other: not from a cache
-_TYPES = ("token_type_ids", "mm_token_type_ids")  # of tokens: which are of an image
-_SPLIT_TOKENS = {"input_ids", "position_ids", *_TYPES}  # more of them says how tokens and images meet
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

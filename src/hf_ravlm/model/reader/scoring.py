@@ -22,6 +22,8 @@ from .shared_prefix import length_groups
 TOKENS_PER_PASS = 2048  # with those in the cache; more only where one prompt is longer
 LOGITS_PER_PASS = 1 << 25  # numbers: 128 MB in float32
 COUNTS_COLUMNS = ("gpt_neo", "mpt")
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")  # of tokens: which are of an image
+SPLIT_TOKENS = {"input_ids", "inputs_embeds", "position_ids", *TOKEN_TYPES}  # more says how tokens and images meet
 LOOKS_AHEAD = ("paligemma", "git", "molmo2", "hrm_text", "step3p7", "unlimited_ocr", "deepseek_ocr2")  # in a prompt
 
 

@@ -118,6 +118,11 @@ class RavlmEncoder:
         return " ".join([self._inference_model.describe(), *described])
 
     @property
+    def is_live(self) -> bool:
+        """Whether queries are encoded by the model itself, and not by a copy in another number type."""
+        return self._inference_model.model is self.model
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over all weights of the model, bit by bit with their types, and over the preprocessing.
 

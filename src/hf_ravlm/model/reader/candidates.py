@@ -1,0 +1,192 @@
+"""A closed set of answers: what a reader holds of each, with the prompt read once, and the likeliest of very many.
+
+A small set is scored whole: the prompt is kept in a cache, and the answers are read on top of it, many at a time
+(`score_candidates`). Of a large one a beam search that may only write answers of the set (a trie of their tokens)
+finds a shortlist, which is scored in the same way (`shortlist`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...errors import InvalidInputError
+from .inputs import encode_inputs, split_inputs
+from .latent_passages import passages_are_latent
+from .placing import PromptTensors, hide_passages
+from .reading import embed_prompt, evidence_memory
+from .scoring import SPLIT_TOKENS, TOKEN_TYPES, AnsweredPrompt, can_continue, columns_of, score_prompts
+from .writing import write_answered
+
+
+@dataclass
+class AnswerSet:
+    """Answers that may be given, and their tokens.
+
+    Args:
+        answers (`list[str]`): as they are returned.
+        ids (`list[list[int]]`): of each the tokens that stand behind the prompt, with those that close it.
+
+    >>> few = AnswerSet(["red", "red wine"], [[5, 2], [5, 6, 2]])
+    >>> few.allowed([]), few.allowed([5]), few.allowed([5, 6, 2])
+    ([5], [2, 6], [])
+    """
+
+    answers: list[str]
+    ids: list[list[int]]
+    trie: dict[int, Any] = field(init=False, repr=False)
+
+    def __post_init__(self):
+        self.trie = {}
+        for ids in self.ids:
+            node = self.trie
+            for id in ids:
+                node = node.setdefault(id, {})
+
+    @classmethod
+    def of(cls, processor: Any, answers: Sequence[str], prompt: Mapping[str, Any] | None = None) -> AnswerSet:
+        """The set of some answers, as a processor writes them.
+
+        Raises:
+            `InvalidInputError`: if there is none, one is no text or is empty, or two are the same to the reader.
+        """
+        names = [answers] if isinstance(answers, str) else list(answers)
+        if not names:
+            raise InvalidInputError("the set of allowed answers is empty: expected at least one answer")
+        if wrong := [name for name in names if not isinstance(name, str) or not name.strip()]:
+            raise InvalidInputError(f"the allowed answer {wrong[0]!r} is no text: expected words for each answer")
+        ids = processor.answer_ids(names, prompt)
+        first: dict[tuple[int, ...], int] = {}
+        for place, (name, tokens) in enumerate(zip(names, ids, strict=True)):
+            earlier = first.setdefault(tuple(tokens), place)
+            if earlier != place:
+                same = "occurs twice" if names[earlier] == name else f"is the same to the reader as {names[earlier]!r}"
+                raise InvalidInputError(f"the allowed answer {name!r} {same}: give each answer once")
+        return cls(names, ids)
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def allowed(self, ids: Sequence[int]) -> list[int]:
+        """The tokens that may come behind `ids`; none where an answer is finished or left."""
+        node: dict[int, Any] | None = self.trie
+        for id in ids:
+            node = node.get(id) if node else None
+        return list(node or ())
+
+
+@torch.no_grad()
+def score_candidates(
+    model: Any,
+    processor: Any,
+    image: Any,
+    question: str,
+    evidence: Sequence[Any],
+    candidates: AnswerSet,
+    prompt: Mapping[str, Any] | None = None,
+) -> torch.Tensor:
+    """`log p(answer | image, question, evidence)` of every candidate, `(C,)` in float32; the prompt is read once.
+
+    Args:
+        model, processor: a reader, and its processor.
+        image (*optional*): one, a list of several, or `None`.
+        evidence (`list`): passages, best first; all are read in one prompt.
+        prompt (`dict`, *optional*): settings of the prompt (`PromptSettings`).
+
+    Raises:
+        `InvalidInputError`: for a reader with a prompt for each passage.
+    """
+    asked = write_answered(processor, image, question, evidence, candidates.answers[0], prompt or {}, model)
+    first = asked if isinstance(asked, AnsweredPrompt) else _embedded(model, asked)
+    length = first.length - len(first.answer)
+    language_model, before = model.language_model, columns_of(first.tokens, 0, length)
+    in_pieces = can_continue(language_model) and not first.memory and set(before) <= SPLIT_TOKENS
+    shared = length - 1 if in_pieces else 0
+    common = {**columns_of(before, 0, shared), **first.images} if shared else None
+    if shared:
+        before = {name: tensor for name, tensor in before.items() if name not in TOKEN_TYPES}
+    prompts = [
+        AnsweredPrompt(
+            _continued(model, before, torch.tensor([ids], device=first.answer.device)),
+            torch.tensor(ids, device=first.answer.device),
+            images={} if shared else first.images,
+            memory=first.memory,
+        )
+        for ids in candidates.ids
+    ]
+    return score_prompts(language_model, prompts, shared, common)
+
+
+@torch.no_grad()
+def shortlist(model: Any, inputs: Mapping[str, Any], candidates: AnswerSet, num_beams: int) -> list[list[int]]:
+    """Of each question the places of at most `num_beams` likely candidates, by a beam search over their tokens.
+
+    Args:
+        inputs: of the questions, as the processor returns them, padded on the left.
+    """
+    length = inputs["input_ids"].shape[1]
+    ends = _ids(model.generation_config.eos_token_id)
+    stop = ends[0] if ends else candidates.ids[0][-1]
+
+    def allowed(row: int, ids: torch.Tensor) -> list[int]:
+        return candidates.allowed(ids[length:].tolist()) or [stop]
+
+    sequences = model.generate(
+        **inputs,
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        do_sample=False,
+        max_new_tokens=max(map(len, candidates.ids)),
+        prefix_allowed_tokens_fn=allowed,
+        return_dict_in_generate=False,
+    )
+    place_of = {tuple(ids): place for place, ids in enumerate(candidates.ids)}
+    found: list[list[int]] = []
+    for start in range(0, len(sequences), num_beams):
+        written = [ids[length:].tolist() for ids in sequences[start : start + num_beams]]
+        ends_at = [[*ids[: n + 1]] for ids in written for n in range(len(ids)) if tuple(ids[: n + 1]) in place_of]
+        found.append(list(dict.fromkeys(place_of[tuple(ids)] for ids in ends_at)))
+    return found
+
+
+def _embedded(model: Any, inputs: Mapping[str, Any]) -> AnsweredPrompt:
+    """The prompt of a causal reader with its placeholders filled, and without what is not read."""
+    batch, rest = split_inputs(inputs)
+    if passages_are_latent(model.config, batch.evidence_scores):
+        raise InvalidInputError(
+            f"marginalization={model.config.marginalization!r} reads a prompt for each passage; a closed set of "
+            "answers is scored over one prompt: choose a reader with marginalization='none'"
+        )
+    batch = encode_inputs(model, batch)
+    prompt = PromptTensors(rest["input_ids"], rest["attention_mask"], rest.get("token_passages"))
+    embeds = embed_prompt(model, batch, prompt)[0]
+    kept = (
+        hide_passages(prompt.attention_mask, prompt.token_passages, batch.evidence_mask)[0].bool().nonzero().flatten()
+    )
+    answer = rest["labels"][0, kept]
+    positions = torch.arange(len(kept), device=embeds.device).unsqueeze(0)
+    tokens = {"inputs_embeds": embeds[:, kept], "position_ids": positions}
+    return AnsweredPrompt(tokens, answer[answer != -100], memory=evidence_memory(model, batch))
+
+
+def _continued(model: Any, tokens: dict[str, torch.Tensor], ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tokens of a prompt with those of an answer `(1, T)` behind them, which are of the kind of its last one."""
+    longer = {}
+    for name, tensor in tokens.items():
+        if name == "input_ids":
+            new = ids
+        elif name == "inputs_embeds":
+            new = model.get_input_embeddings()(ids).to(tensor)
+        elif name == "position_ids":
+            new = tensor[..., -1:] + torch.arange(1, ids.shape[1] + 1, device=ids.device)
+        else:
+            new = tensor[:, -1:].expand(-1, ids.shape[1], *tensor.shape[2:])
+        longer[name] = torch.cat([tensor, new], dim=-1 if name == "position_ids" else 1)
+    return longer
+
+
+def _ids(value: Any) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
