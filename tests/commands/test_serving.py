@@ -15,7 +15,6 @@ from hf_ravlm.integrations import transformers_serve
 @pytest.fixture
 def served(monkeypatch):
     calls = []
-    monkeypatch.setattr("hf_ravlm.commands.serving.check_reader", lambda name: None)
     monkeypatch.setattr(transformers_serve, "serve", lambda *args, **kwargs: calls.append((args, kwargs)))
     return calls
 
@@ -24,10 +23,14 @@ def test_only_this_machine_may_ask_unless_told_otherwise(served):
     assert main(["serve", "flags", "--device", "cpu"]) == 0
     assert main(["serve", "flags", "--host", "0.0.0.0", "--port", "9000", "--k", "3", "--device", "meta"]) == 0
     assert main(["serve", "flags", "--device", "cpu", "--fetch_images"]) == 0
+    parts = ["--knowledge", "my_folder", "--encoder", "google/siglip2"]
+    assert main(["serve", "offline", "--k", "0", *parts, "--device", "cpu"]) == 0
+    here = {"host": "localhost", "port": 8000, "device": "cpu"}
     assert served == [
         (("flags", None), {"host": "localhost", "port": 8000, "device": "cpu"}),
         (("flags", 3), {"host": "0.0.0.0", "port": 9000, "device": "meta"}),
         (("flags", None), {"host": "localhost", "port": 8000, "device": "cpu", "fetch_images": True}),
+        (("offline", 0), {**here, "knowledge": "my_folder", "encoder": "google/siglip2"}),
     ]
 
 
@@ -39,7 +42,9 @@ def test_a_port_that_cannot_be_is_refused(served, capsys):
 
 
 def test_a_model_of_another_kind_is_not_served_without_evidence(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(transformers_serve, "serve", lambda *args, **kwargs: pytest.fail("served"))
+    monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: True)
+    monkeypatch.setattr(transformers_serve, "Reader", lambda *args, **kwargs: pytest.fail("served"))
+    monkeypatch.setattr(transformers_serve, "check_port", lambda *args: None)
     BertConfig().save_pretrained(tmp_path)
     assert main(["serve", str(tmp_path)]) == 2
     assert "model of the type 'bert'" in capsys.readouterr().err
@@ -62,7 +67,6 @@ def test_what_stops_it_is_told(served, monkeypatch, capsys):
 
 
 def test_what_it_needs_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("hf_ravlm.commands.serving.check_reader", lambda name: None)
     monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
     assert main(["serve", "flags"]) == 1
     assert 'pip install "hf_ravlm[serve]"' in capsys.readouterr().err

@@ -25,7 +25,7 @@ def load(name: str) -> evaluate.Metric:
 def test_evaluate_loads_every_metric_by_its_name():
     assert {load(name).config_name for name in NAMES} == set(NAMES)
     captions = {"predictions": ["a red flag", "a dog"], "references": [["a red flag"], ["a cat", "the dog"]]}
-    for name in ("exact_match", "token_f1", "bleu_4", "rouge_l", "cider_d"):
+    for name in ("exact_match", "token_f1", "bleu_4", "rouge_l", "cider_d", "anls"):
         assert list(load(name).compute(**captions)) == [name]
     kinds = {"predictions": ["9"], "references": [["8", "10"]]}
     assert load("infoseek").compute(**kinds, kinds=["numerical"]) == {"infoseek": 1.0}

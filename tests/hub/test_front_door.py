@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, set_seed
 
 from tiny import picture
 from tiny_backbones import causal_model, causal_tokenizer, multimodal_model, saved_parts
 
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by that name
 
 WORLD = """
 from transformers import pipeline
@@ -43,7 +46,11 @@ def published(tmp_path_factory):
         "org/llama": (causal_model("llama"), causal_tokenizer()),
         "org/clip": (clip, CLIPProcessor(image_processor=images, tokenizer=causal_tokenizer())),
     }
-    return saved_parts(tmp_path_factory.mktemp("published"), parts)
+    tuned = get_peft_model(causal_model("llama"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    tuned.peft_config["default"].base_model_name_or_path = "org/llama"
+    root = tmp_path_factory.mktemp("published")
+    tuned.save_pretrained(root / "org/tuned")
+    return {**saved_parts(root, parts), "org/tuned": root / "org/tuned"}
 
 
 @pytest.fixture
@@ -72,7 +79,7 @@ def test_by_name_it_answers_with_evidence_and_opens_again_whole_also_without_the
     assert config["references"]["generator"]["name"] == model
     size = sum(path.stat().st_size for path in (tmp_path / "system").glob("*"))
     assert size < 1_000_000, "beyond the knowledge base there are names alone"
-    hub.down = True
+    hub.is_down = True
     again = ask.do(f"ask = again()\nresult = [{asked}, ask.retriever.encoder.name]")
     assert again == [first, encoder]
 
@@ -125,6 +132,72 @@ result = steps
     assert [ids for ids, _ in found] == [["0", "1"], ["0", "1"], ["0", "1", "2"], ["1", "2"]]
     encoded = [{text for text in texts if "Oslo is big" in text or "Chad is what" in text} for _, texts in found[1:]]
     assert encoded == [set(), {"Oslo is big", "the capital of Chad is what"}, set()]
+
+
+def test_adapters_by_name_are_a_reader_with_the_base_that_they_name(hub, ask, tmp_path):
+    weight = "ask.model.language_model.model.layers[0].self_attn.q_proj.weight"
+    found = ask.do(
+        f"""
+import torch
+from hf_ravlm.pipelines.opening import open_pipeline
+ask = door("org/llama")
+plain = {weight}.clone()
+ask = open_pipeline("org/tuned", folder, "org/clip", "cpu")
+tuned = {weight}.clone()
+ask.save_pretrained(system)
+first = told(ask(picture(1), question="what ?", max_new_tokens=4))
+result = [torch.equal(plain, tuned), first]
+"""
+    )
+    assert found[0] is False
+    assert (
+        json.loads((tmp_path / "system" / "config.json").read_text())["references"]["generator"]["name"] == "org/tuned"
+    )
+    hub.is_down = True
+    again = f"ask = again()\nresult = [torch.equal({weight}, tuned), told(ask(picture(1), question='what ?'))]"
+    assert ask.do(again) == [True, found[1]]
+
+
+def test_the_card_names_reader_and_encoder_with_their_licences(hub, ask, tmp_path):
+    hub.edit("org/clip", "model", README__md=b"---\nlicense: mit\n---\n# An encoder\n")
+    ask.do("ask = door('org/llama')\nask.push_to_hub('me/system', allow_missing_licence=True)")
+    ask.do("ask.save_pretrained(system)")
+    card = hub.repository("me/system", "model").files()["README.md"].decode()
+    for line in (
+        "base_model:\n- org/llama\n- org/clip\n",
+        "| [org/llama](https://huggingface.co/org/llama) | unknown | reader |",
+        "| [org/clip](https://huggingface.co/org/clip) | mit | encoder, which finds the passages |",
+    ):
+        assert line in card
+    hub.is_down = True
+    ask.do("from hf_ravlm.cli import main\nresult = main(['card', system, '--quiet'])")
+    card = (tmp_path / "system" / "README.md").read_text()
+    assert "holds 0.0 million parameters of its own. `org/llama`, `org/clip` are loaded by name." in card
+    assert "| [org/clip](https://huggingface.co/org/clip) | mit | encoder, which finds the passages |" in card
+
+
+def test_a_reader_and_what_it_reads_are_served_by_name(ask):
+    pytest.importorskip("uvicorn")
+    served = ask.do(
+        """
+import json, socket, time, urllib.request
+from hf_ravlm.integrations.transformers_serve import serve
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+server = serve("org/llama", knowledge=folder, encoder="org/clip", host="127.0.0.1", port=port, device="cpu", k=1,
+               non_blocking=True)
+while not server.server.started:
+    time.sleep(0.05)
+messages = [{"role": "system", "content": "be quick"}, {"role": "user", "content": "the capital of Chad is big"}]
+body = {"model": "org/llama", "messages": messages, "max_tokens": 3}
+request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(),
+                                 {"Content-Type": "application/json"})
+result = json.load(urllib.request.urlopen(request))["choices"][0]["message"]["evidence"]
+server.kill_server()
+"""
+    )
+    assert [passage["id"] for passage in served] == ["1"]
 
 
 @pytest.mark.parametrize(

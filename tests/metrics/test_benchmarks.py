@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.metrics import (
+    anls,
     encyclopedic_match,
     infoseek_final,
     infoseek_score,
@@ -34,6 +36,47 @@ def test_infoseek_is_that_of_the_official_script(prediction, answers, kind, scor
 @pytest.mark.parametrize(("prediction", "answers", "kind", "score"), SAID["encyclopedic_vqa"])
 def test_encyclopedic_match_is_that_of_the_official_script(prediction, answers, kind, score):
     assert encyclopedic_match(prediction, answers, kind) == score
+
+
+def edit_distance(one: str, other: str) -> int:
+    """By its recursive definition, without the table of the program under test."""
+    if not one or not other:
+        return len(one) + len(other)
+    if one[0] == other[0]:
+        return edit_distance(one[1:], other[1:])
+    ways = (one[1:], other), (one, other[1:]), (one[1:], other[1:])
+    return 1 + min(edit_distance(*way) for way in ways)
+
+
+def test_anls_is_its_definition():
+    rng, letters = random.Random(0), "ab c"
+    for _ in range(200):
+        said, *accepted = ("".join(rng.choices(letters, k=rng.randint(0, 5))) for _ in range(3))
+        plain = [" ".join(text.split()) for text in (said, *accepted)]
+        lengths = [max(len(plain[0]), len(answer)) for answer in plain[1:]]
+        shares = [
+            edit_distance(plain[0], answer) / n if n else 0.0 for answer, n in zip(plain[1:], lengths, strict=True)
+        ]
+        best = 1 - min(shares)
+        assert anls(said, accepted) == pytest.approx(best if best >= 0.5 else 0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("said", "accepted", "score"),
+    [
+        ("University of California", ["university of california", "UC"], 1.0),
+        ("1,052 m", ["1052 m"], 1 - 1 / 7),
+        ("December 2nd", "december 22nd", 1 - 1 / 13),
+        ("ab", "cb", 0.5),  # at the threshold, which the official script counts
+        ("yes", "no", 0.0),
+        ("", "no", 0.0),
+        ("  ", [""], 1.0),
+    ],
+)
+def test_anls_forgives_slips_and_no_other_answer(said, accepted, score):
+    assert anls(said, accepted) == pytest.approx(score)
+    with pytest.raises(InvalidInputError, match="No accepted answer"):
+        anls(said, [])
 
 
 def test_vqa_accuracy_leaves_each_person_out_in_turn():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, TorchAoConfig
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_ravlm import from_backbones
+from hf_ravlm import InvalidInputError, from_backbones
 from hf_ravlm.training.lora import add_adapters
 from tiny import picture
 from tiny_backbones import causal_model, causal_tokenizer, text_model, vision_model
@@ -75,3 +76,11 @@ def test_a_plain_reader_is_loaded_quantized_and_its_towers_are_not(parts, tmp_pa
         model.model.get_query_features(**processor.for_retrieval(**features)),
     )
     assert reader.generate(**processor(**ASKED), max_new_tokens=2).shape[0] == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is refused here is what needs a graphics card")
+@pytest.mark.parametrize("config", ["FineGrainedFP8Config", "HiggsConfig"])
+def test_a_quantization_that_this_machine_cannot_do_is_refused_by_name(parts, config):
+    quantization = getattr(transformers, config)()
+    with pytest.raises(InvalidInputError, match=f"cannot be quantized by {config} here: .*GPU"):
+        from_backbones(generator=parts["generator"], quantization_config=quantization)

@@ -75,6 +75,24 @@ def channels(text: str) -> list[str]:
     return names(text)
 
 
+def weights(text: str) -> dict[str, float]:
+    """What each channel counts.
+
+    >>> weights("dense_image=0.8,dense_text=0.2")
+    {'dense_image': 0.8, 'dense_text': 0.2}
+    """
+    found: dict[str, float] = {}
+    for pair in names(text):
+        name, _, number = pair.partition("=")
+        try:
+            found[channels(name)[0]] = float(number)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"{pair!r}: expected a channel and a number, as in dense_image=0.8,dense_text=0.2"
+            ) from error
+    return found
+
+
 def factors(text: str) -> list[int]:
     """Whole numbers of at least 1, with commas between them."""
     return [positive(name) for name in names(text)]
@@ -82,4 +100,7 @@ def factors(text: str) -> list[int]:
 
 def passage_count(text: str) -> int:
     """A whole number of at least 0."""
-    return 0 if text.strip() == "0" else positive(text)
+    with contextlib.suppress(ValueError):
+        if (number := int(text)) >= 0:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number of passages, 0 for none")

@@ -33,9 +33,11 @@ def ask(arguments: argparse.Namespace) -> Outcome:
     reading |= {"on_error": arguments.on_error} if arguments.on_error != "raise" else {}
     pipeline = open_pipeline(model, knowledge, arguments.encoder, arguments.device, **reading)
     options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "with_posterior": False}
-    given = {name: getattr(arguments, name) for name in ("k", "query", "channels", "system_message")} | {
+    given = {name: getattr(arguments, name) for name in ("k", "query", "channels", "weights", "system_message")} | {
         "where": where
     }
+    if arguments.weights and not arguments.channels:
+        given["channels"] = list(arguments.weights)
     options |= {name: value for name, value in given.items() if value is not None}
     options |= {"cite": True} if arguments.cite else {}
     terminal = sys.__stdout__

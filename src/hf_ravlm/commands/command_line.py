@@ -21,6 +21,7 @@ from .argument_types import (
     port,
     positive,
     torch_device,
+    weights,
 )
 
 
@@ -80,7 +81,7 @@ INDEX_EXAMPLES = """examples:
 _SHARED: dict[str, dict[str, Any]] = {
     "model": {
         "metavar": "MODEL",
-        "help": "a folder or Hub id of a saved system, or of any reader (--knowledge says what it reads)",
+        "help": "a folder or Hub id of a saved system, or of any reader (--knowledge says what it reads), or offline",
     },
     "folder": {
         "type": Path,
@@ -97,6 +98,12 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "what turns knowledge and questions into vectors: a folder or Hub id, or offline (default: the one "
         "that built the knowledge base)",
+    },
+    "--weights": {
+        "type": weights,
+        "metavar": "NAME=NUMBER,...",
+        "help": "what each channel counts: dense_image=0.8,dense_text=0.2 weighs images against words (default: "
+        "channels are joined by rank, and dense takes image and words together)",
     },
     "-k --k": {"type": positive, "help": "passages per question (default: as the model says)"},
     "--port": {"type": port},
@@ -221,7 +228,17 @@ def make_parser(version: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hf_ravlm {version}")
     commands = _Commands(parser)
-    for add in (_add_ask, _add_index, _add_evaluate, _add_card, _add_explain, _add_demo, _add_serve, _add_export):
+    for add in (
+        _add_ask,
+        _add_index,
+        _add_evaluate,
+        _add_fit_policy,
+        _add_card,
+        _add_explain,
+        _add_demo,
+        _add_serve,
+        _add_export,
+    ):
         add(commands)
     return parser
 
@@ -264,6 +281,7 @@ def _add_ask(commands: _Commands) -> None:
     _add(group, "--where", 'only passages such as \'{"colour": "red"}\'', metavar="JSON")
     ways = f"how to find: {', '.join(CHANNEL_NAMES)}; several, such as dense,bm25, are joined (default: dense)"
     _add(group, "--channels", ways, type=names, metavar="NAMES")
+    _add(group, "--weights")
     group = parser.add_argument_group("answering")
     _switch(group, "--cite", "ask for [1] marks in the answer, and check each")
     _add(group, "--system_message", "what the reader is told first", metavar="TEXT")
@@ -346,7 +364,8 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     _add(parser, "-k --k", "how many passages (default: 5)", type=int, default=5)
     _add(parser, "--where", 'only passages such as \'{"licence": "CC0-1.0"}\'', metavar="JSON")
     ways = f"how to find: {', '.join(CHANNEL_NAMES)}; several, such as dense,bm25, are joined (default: dense)"
-    _add(parser, "--channels", ways, nargs="+", type=channels, default=[["dense"]], metavar="NAME")
+    _add(parser, "--channels", ways, nargs="+", type=channels, metavar="NAME")
+    _add(parser, "--weights")
     _add(parser, "--repo_type", "what the id on the Hub is", choices=["model", "dataset"], default="model")
     _add(parser, "--revision", "a branch, tag or commit on the Hub")
     _add_encoder(parser)
@@ -376,6 +395,8 @@ def _add_evaluate(commands: _Commands) -> None:
   hf-ravlm evaluate my_model questions.jsonl reports/first
   hf-ravlm evaluate my_model vqa.parquet reports/vqa --columns answers=answer id=question_id --limit 200
   hf-ravlm evaluate my_model infoseek_data reports/infoseek --benchmark infoseek --images oven_images
+  hf-ravlm evaluate Qwen/Qwen3-VL-2B-Instruct questions.csv reports/mine --knowledge my_folder \\
+      --encoder google/siglip2-base-patch16-224
   hf-ravlm evaluate my_model questions.jsonl reports/growing --distractors /usr/share/wordnet --factors 1,10
   hf-ravlm evaluate my_classifier labelled.jsonl reports/classes --task image-classification
 """,
@@ -388,10 +409,7 @@ def _add_evaluate(commands: _Commands) -> None:
     tasks = "DATA are questions (default), or images with the label of their class"
     _add(parser, "--task", tasks, choices=("questions", "image-classification"), default="questions")
     group = parser.add_argument_group("the questions")
-    columns = "which column holds what: question, answers, id, image, gold_ids, kind, cluster"
-    _add(group, "--columns", columns, nargs="+", action="extend", default=[], metavar="NAME=COLUMN")
-    _add(group, "--split", "of a data set that has several (default: test)", default="test")
-    _add(group, "--limit", "only the first so many questions", type=positive, metavar="NUMBER")
+    _add_questions(group)
     broken = "of a question whose image cannot be used: stop, or count it as answered wrongly (default: raise)"
     _add(group, "--on_error", broken, choices=("raise", "skip"), default="raise")
     _add(group, "--benchmark", "whose official files DATA are; its own metric decides", choices=BENCHMARKS)
@@ -414,6 +432,56 @@ def _add_evaluate(commands: _Commands) -> None:
     distractors = "WordNet or a JSONL file: what answers bear when the base grows by it"
     _add(group, "--distractors", distractors, metavar="SOURCE")
     _add(group, "--factors", "how many times larger it gets (default: 1,10,100)", type=factors, default=[1, 10, 100])
+
+
+def _add_fit_policy(commands: _Commands) -> None:
+    parser = commands.add(
+        "fit-policy",
+        "fitting.fit",
+        "learn from questions with known answers when to search, what to read, and when to say nothing",
+        "Fits an answer policy to your own questions, measures it on those that were kept apart, and saves it into the"
+        "\nfolder of the system, which then answers by it. Give some hundreds of questions, of all kinds that will be"
+        "\nasked, also such that the knowledge does not answer. Without a column gold_ids, a passage counts as right"
+        "\nif it holds an accepted answer.",
+        """examples:
+  hf-ravlm fit-policy my_system questions.jsonl
+  hf-ravlm fit-policy my_system questions.csv --columns answers=answer --wrong_cost 9 --search_cost 0.02
+  hf-ravlm fit-policy Qwen/Qwen3-VL-2B-Instruct questions.jsonl --knowledge my_folder \\
+      --encoder google/siglip2-base-patch16-224 --out my_policy
+""",
+        "Stopped. No policy was written.",
+    )
+    _add(parser, "model")
+    _add(parser, "questions", "JSONL, Parquet, CSV or JSON; the folder of a data set; a Hub id", metavar="QUESTIONS")
+    place = "where the policy is saved (default: the folder of the model)"
+    _add(parser, "--out", place, type=Path, metavar="FOLDER")
+    _add_questions(parser.add_argument_group("the questions"))
+    group = parser.add_argument_group("answering")
+    _add(group, "--knowledge")
+    _add(group, "--encoder")
+    _add(group, "-k --k")
+    _add(group, "--channels", "how they are found, such as dense,bm25", type=names, metavar="NAMES")
+    _add(group, "--max_new_tokens", default=32)
+    _add(group, "--batch_size", "questions answered at once (default: 8)", type=positive, default=8)
+    _add(group, "--device")
+    group = parser.add_argument_group("the policy")
+    _add(group, "--num_candidates", "passages that it looks at (default: twice k)", type=positive, metavar="NUMBER")
+    _add(group, "--metric", "what calls an answer right (default: exact_match)", default="exact_match", metavar="NAME")
+    wrong = "of a wrong answer, where a right one is worth 1; 0 never abstains, 9 answers from 90 %% on (default: 1)"
+    _add(group, "--wrong_cost", wrong, type=float, default=1.0, metavar="COST")
+    search = "of a search; the policy then also learns when to do without (default: every question is searched for)"
+    _add(group, "--search_cost", search, type=float, metavar="COST")
+    share = "of the questions, kept apart to measure with (default: 0.25)"
+    _add(group, "--measured_share", share, type=float, default=0.25, metavar="SHARE")
+    _add(group, "--seed", "of what is kept apart (default: 0)", type=int, default=0)
+
+
+def _add_questions(group: Any) -> None:
+    """How a table of questions is read."""
+    columns = "which column holds what: question, answers, id, image, gold_ids, kind, cluster"
+    _add(group, "--columns", columns, nargs="+", action="extend", default=[], metavar="NAME=COLUMN")
+    _add(group, "--split", "of a data set that has several (default: test)", default="test")
+    _add(group, "--limit", "only the first so many questions", type=positive, metavar="NUMBER")
 
 
 def _add_card(commands: _Commands) -> None:
@@ -493,6 +561,7 @@ def _add_demo(commands: _Commands) -> None:
         """examples:
   hf-ravlm demo my_model
   hf-ravlm demo my_model --knowledge birds --port 7861
+  hf-ravlm demo Qwen/Qwen3-VL-2B-Instruct --knowledge my_folder --encoder google/siglip2-base-patch16-224
 
 The page is served to this machine alone (http://127.0.0.1:7860); nothing is sent anywhere. It needs gradio:
 pip install "hf_ravlm[demo]".
@@ -516,11 +585,12 @@ def _add_serve(commands: _Commands) -> None:
         "serve",
         "serving.serve",
         "answer chat clients with evidence, as an OpenAI-compatible server",
-        "Starts a server with a model and the knowledge base in its folder, until it is stopped with Ctrl-C."
+        "Starts a server with a system, or with a reader and what it reads, until it is stopped with Ctrl-C."
         '\nNeeds: pip install "hf_ravlm[serve]"',
         """examples:
   hf-ravlm serve my_model
   hf-ravlm serve my_model --port 9000 --k 3 --device cuda
+  hf-ravlm serve Qwen/Qwen3-VL-2B-Instruct --knowledge my_folder --encoder google/siglip2-base-patch16-224
 
 Then ask it as you would ask any such server, with images as data:image/png;base64,... in the messages:
   openai.OpenAI(base_url="http://localhost:8000/v1", api_key="none").chat.completions.create(model="my_model", ...)
@@ -528,11 +598,13 @@ Then ask it as you would ask any such server, with images as data:image/png;base
         "Stopped.",
     )
     _add(parser, "model")
+    _add(parser, "--knowledge")
+    _add(parser, "--encoder")
     who = "who may ask (default: localhost, this machine alone; it asks no password)"
     _add(parser, "--host", who, default="localhost")
     _add(parser, "--port", "default: 8000", default=8000)
     _switch(parser, "--fetch_images", "clients may give images by address; private ones are never fetched")
-    _add(parser, "-k --k")
+    _add(parser, "-k --k", type=passage_count)
     _add(parser, "--device")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InvalidInputError
@@ -31,11 +32,8 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     """
     if arguments.task == "image-classification":
         return _evaluate_classifier(arguments)
-    columns = [pair.partition("=") for pair in arguments.columns]
-    if wrong := ["".join(parts) for parts in columns if not all(parts)]:
-        raise InvalidInputError(f"--columns {wrong[0]}: expected NAME=COLUMN, such as answers=answer.")
     options = {name: getattr(arguments, name) for name in _OPTIONS}
-    options["columns"] = {name: column for name, _, column in columns} or None
+    options["columns"] = column_names(arguments.columns)
     found = evaluate_model(arguments.model, arguments.data, arguments.output, **options)
     growth = found.growth
     record: dict[str, Any] = {
@@ -54,6 +52,21 @@ def _evaluate_classifier(arguments: argparse.Namespace) -> Outcome:
     found = evaluate_classifier(arguments.model, arguments.data, arguments.output, **options)
     files = [str(path) for path in found.files]
     return Outcome({"report": found.report, "files": files}, "\n".join([found.to_markdown(), "", written(files)]))
+
+
+def column_names(pairs: Sequence[str]) -> dict[str, str] | None:
+    """Turns `answers=answer` and the like into the columns of questions; `None` for none.
+
+    Raises:
+        InvalidInputError: A pair is not `NAME=COLUMN`.
+
+    >>> column_names(["answers=answer", "id=number"])
+    {'answers': 'answer', 'id': 'number'}
+    """
+    columns = [pair.partition("=") for pair in pairs]
+    if wrong := ["".join(parts) for parts in columns if not all(parts)]:
+        raise InvalidInputError(f"--columns {wrong[0]}: expected NAME=COLUMN, such as answers=answer.")
+    return {name: column for name, _, column in columns} or None
 
 
 def _with_nulls(record: dict[str, Any]) -> dict[str, Any]:

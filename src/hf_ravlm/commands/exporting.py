@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from ..errors import InvalidInputError
 from ..hub.export import export_towers
@@ -21,6 +22,7 @@ def export(arguments: argparse.Namespace) -> Outcome:
         processor = RavlmProcessor.from_pretrained(arguments.model)
     except (OSError, ValueError) as error:  # as transformers reports what is wrong with a model
         raise InvalidInputError(f"{arguments.model}: it cannot be loaded: {str(error)[:500]}") from error
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, of which nothing here needs any
     files = export_towers(model, processor, arguments.folder)
     sizes = {str(file): file.stat().st_size for file in files}
     return Outcome({"files": sizes}, "\n".join(f"{file}: {size(number)}" for file, number in sizes.items()))

@@ -36,7 +36,8 @@ def search(arguments: argparse.Namespace) -> Outcome:
     if arguments.image is not None and not arguments.image.is_file():
         raise InvalidInputError(f"--image {arguments.image}: there is no such file.")
     where = conditions(arguments.where)
-    arguments.channels = list(dict.fromkeys(name for part in arguments.channels for name in part))
+    named = arguments.channels or [list(arguments.weights or ["dense"])]
+    arguments.channels = list(dict.fromkeys(name for part in named for name in part))
     hub = {"repo_type": arguments.repo_type}
     if arguments.revision is not None:
         hub["revision"] = arguments.revision
@@ -48,7 +49,7 @@ def search(arguments: argparse.Namespace) -> Outcome:
         brings_model = folder is None and arguments.model is None
         encoder = None if brings_model else chosen_encoder(arguments, folder)
         retriever = RavlmRetriever.from_pretrained(arguments.folder, encoder, SUBFOLDER, **hub)
-        ranking = {"where": where, "channels": arguments.channels}
+        ranking = {"where": where, "channels": arguments.channels, "weights": arguments.weights}
         ranking |= {"region": arguments.region, "crops": arguments.crops}
         (results,) = retriever.retrieve(arguments.image, arguments.text, arguments.k, **ranking)
         found = [(evidence, evidence.ranking_score, evidence.score) for evidence in results]

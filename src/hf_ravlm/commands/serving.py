@@ -9,7 +9,7 @@ from typing import Any
 from ..demo.page import build_page
 from ..demo.serving import require_gradio, serve_page
 from ..integrations import transformers_serve
-from ..pipelines.opening import check_reader, open_pipeline
+from ..pipelines.opening import open_pipeline
 from ..web import check_port
 from .models import default_device
 from .outcome import Outcome
@@ -20,11 +20,10 @@ logger = logging.getLogger(__name__)
 
 def serve(arguments: argparse.Namespace) -> Outcome:
     """`serve`: an address that chat clients of OpenAI's kind can ask."""
-    check_reader(arguments.model)
     device = arguments.device or default_device() or "cpu"
     settings: dict[str, Any] = {"host": arguments.host, "port": arguments.port, "device": device}
-    if arguments.fetch_images:
-        settings["fetch_images"] = True
+    given = {name: getattr(arguments, name) for name in ("knowledge", "encoder", "fetch_images")}
+    settings |= {name: value for name, value in given.items() if value}
     transformers_serve.serve(arguments.model, arguments.k, **settings)
     return Outcome({"model": arguments.model, "stopped": True}, "The server has stopped.")
 

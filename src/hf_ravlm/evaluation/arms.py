@@ -27,6 +27,7 @@ from ..images import first_of, safe_image, several
 from ..pipelines.answering import answer_questions
 from ..pipelines.numbered_inputs import OnError, check_on_error
 from ..pipelines.policy.token_confidence import TokenConfidence
+from ..pipelines.searching import find_evidence
 from .questions import AnswerFunction, Question, Reply
 
 
@@ -181,8 +182,7 @@ def _evidence(
         return [[] for _ in questions]
     texts = [question.question for question in questions]
     if name == "retrieved":
-        shown = [first_of(image) for image in images]
-        return [list(found) for found in retriever.retrieve(shown, texts, k=k, **options)]
+        return [*find_evidence(retriever, images, texts, k, **options)]
     for question in questions:
         if not question.gold_ids:
             raise InvalidInputError(
@@ -198,8 +198,7 @@ def _evidence(
     if name == "gold":
         return gold
     evidence = []
-    shown = [first_of(image) for image in images]
-    found_passages = retriever.retrieve(shown, texts, k=k + max(map(len, gold)), **options)
+    found_passages = find_evidence(retriever, images, texts, k + max(map(len, gold)), **options)
     for question, wanted, found in zip(questions, gold, found_passages, strict=True):
         known = set(question.gold_ids)
         others: list[Passage] = [passage for passage in found if _known_as(passage, known) not in known]

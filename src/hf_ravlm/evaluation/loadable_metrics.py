@@ -29,6 +29,7 @@ class RavlmMetric(evaluate.Metric):
     |---|---|---|---|
     | `exact_match`, `token_f1`, `bleu_4`, `rouge_l`, `cider_d` | texts | lists of accepted texts | |
     | `vqa_accuracy` | texts | lists of what each person said | |
+    | `anls` | texts | lists of accepted texts | |
     | these with `_unicode`; `bleu_4`, `rouge_l`, `cider_d` with `_zh`, `_th` | as above, in any script | as above | |
     | `infoseek`, `encyclopedic_vqa` | texts | lists of texts; a range as two numbers | `kinds`: types of questions |
     | `retrieval` | lists of ids, best first | lists of wanted ids | `ks=(1, 5, 10)` |

@@ -158,7 +158,7 @@ def read_questions(data: Any, columns: Mapping[str, str] | None = None, split: s
         return questions_from(data, columns)
     path = Path(data)
     suffix = plain_suffix(path)
-    if suffix in _QUESTION_FILES and (path.is_file() or suffix == ".jsonl"):
+    if suffix in _QUESTION_FILES and not path.is_dir():
         return questions_from(path, columns)
     import datasets
 

@@ -13,12 +13,14 @@ from typing import Any, overload
 
 from ..errors import InvalidInputError, UnsafeInputError
 from ..images import safe_image, several
+from ..images.sources import names_address
 from ..metrics.answers import answer_texts
 from ..retrieval.sources.checked_rows import SourceFault
 from ..retrieval.sources.columns import SYNONYMS, find_column
 from ..retrieval.sources.image_files import image_file, undecoded
 from ..retrieval.sources.tables import table_records
 from ..retrieval.sources.text_files import existing_file, plain_suffix
+from ..sequences import is_column
 from ..text import clean_text, plain_text
 
 
@@ -170,7 +172,7 @@ class QuestionRows(Sequence[Question]):
 
     def _image(self, image: Any, where: str) -> Any:
         """A path of a file of questions, found beside it; of a data set an image, if it can be decoded; or several."""
-        if isinstance(image, (list, tuple)):
+        if is_column(image):
             return [self._image(one, where) for one in several(image)] or None
         if self._folder is not None and isinstance(image, Mapping) and image.get("bytes") is None:
             image = image.get("path")
@@ -180,7 +182,9 @@ class QuestionRows(Sequence[Question]):
         if self._folder is None or not isinstance(image, str):
             return image
         path = Path(image)
-        return str(path if path.is_absolute() else _beside(self._folder, image, where))
+        if path.is_absolute() or names_address(image):  # an address is refused where it would be opened
+            return image
+        return str(_beside(self._folder, image, where))
 
 
 def _beside(folder: Path, name: str, where: str) -> Path:
@@ -327,7 +331,7 @@ def _joined(questions: list[Any], annotations: list[Any]) -> list[Any]:
 def _image_bytes(image: Any) -> bytes:
     if image is None:
         return b""
-    if isinstance(image, (list, tuple)):
+    if is_column(image):
         return b"".join(hashlib.sha256(_image_bytes(one)).digest() for one in image)
     if isinstance(image, (str, Path)):
         # A pipe would block; `safe_image` refuses it, and what is not there, when the question is asked.

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..errors import InvalidInputError
 from ..metrics import (
     CaptionScore,
+    anls,
     aokvqa_accuracy,
     average_precision,
     bleu,
@@ -176,6 +177,7 @@ ANSWER_METRICS: Mapping[str, Scorer] = {
     "token_f1": _per_answer(lambda said, question: token_f1(said, question.answers)),
     "vqa_accuracy": _per_answer(lambda said, question: vqa_accuracy(said, question.answers)),
     "aokvqa": _per_answer(lambda said, question: aokvqa_accuracy(said, question.answers)),
+    "anls": _per_answer(lambda said, question: anls(said, question.answers)),
     "infoseek": _per_answer(lambda said, question: infoseek_score(said, question.answers, question.kind or "string")),
     "encyclopedic_vqa": _per_answer(
         lambda said, question: encyclopedic_match(

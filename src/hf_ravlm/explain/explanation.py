@@ -15,6 +15,7 @@ from ..model.loading import without_adapters
 from ..model.prompts.settings import split_settings
 from ..pipelines.answer import Answer
 from ..pipelines.answering import add_attributions, answer_questions, prior_scale_of, was_read
+from ..pipelines.searching import find_evidence
 from .attention import PassageAttention, passage_attention
 from .gradcam import Method, answer_grad_cam, find_layer, image_worth, retrieval_grad_cam
 from .maxsim import TokenMatch, cosine_match, maxsim_match
@@ -114,6 +115,7 @@ def explain_answer(
     """
     question = model.config.default_prompt if question is None else question
     prompt, generate_kwargs = split_settings(generate_kwargs, not_direct=("max_length",))
+    prior_scale = prior_scale_of(retriever)
     images = [safe_image(one) for one in several(image)]  # decoded once
     image, given = first_of(images), [images or None]
     seen = None if image is None else seen_image(processor, image)
@@ -124,14 +126,12 @@ def explain_answer(
         )[0][0]
     else:
         k = model.config.num_passages if k is None else k
-        evidence = retriever.retrieve([image], [question], k=k)[0] if retriever is not None and k > 0 else []
+        evidence = find_evidence(retriever, given, [question], k)[0] if retriever is not None and k > 0 else []
         read = was_read(processor(images=given, text=[question], evidence=[evidence], prompt=prompt), [evidence])[0]
         seen_by_reader = [passage for passage, kept in zip(evidence, read, strict=True) if kept]
         unread = [passage for passage, kept in zip(evidence, read, strict=True) if not kept]
         found = Answer(answer.strip(), seen_by_reader, unread=unread, found=evidence)
-        add_attributions(
-            model, processor, given, [question], [found], prompt=prompt, prior_scale=prior_scale_of(retriever)
-        )
+        add_attributions(model, processor, given, [question], [found], prompt=prompt, prior_scale=prior_scale)
     explanation = Explanation(question, found, seen)
     explanation.passage_images = [shown_image(passage, retriever) for passage in found.evidence]
     reader = without_adapters(model)
@@ -143,8 +143,9 @@ def explain_answer(
         explanation.missing.append(f"where the image speaks for the answer: the reader {sees}")
     else:
         part = None if layer is None else find_layer(reader.model, layer)
-        explanation.answer_map = answer_grad_cam(*shown, token, part, method, prompt)[0].float().cpu().numpy()
-        explanation.image_worth = float(image_worth(*shown, prompt))
+        maps = answer_grad_cam(*shown, token, part, method, prompt, prior_scale)
+        explanation.answer_map = maps[0].float().cpu().numpy()
+        explanation.image_worth = float(image_worth(*shown, prompt, prior_scale))
     if found.evidence:
         try:
             explanation.attention = passage_attention(*shown, prompt)

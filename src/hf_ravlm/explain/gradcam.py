@@ -22,8 +22,9 @@ from torch import nn
 
 from ..errors import InvalidInputError
 from ..model.backbones import patch_raster
-from ..model.reader.latent_passages import passages_are_latent
-from ..model.reader.likelihoods import answer_token_log_probs, passage_log_prior, rag_sequence_log_likelihood
+from ..model.reader.inputs import split_inputs
+from ..model.reader.latent_passages import log_prior, passages_are_latent
+from ..model.reader.likelihoods import answer_token_log_probs, rag_sequence_log_likelihood
 
 
 Method = Literal["grad_cam", "hires_cam"]
@@ -40,6 +41,7 @@ def answer_grad_cam(
     layer: nn.Module | None = None,
     method: Method = "grad_cam",
     prompt: Mapping[str, Any] | None = None,
+    prior_scale: float | None = None,
 ) -> torch.Tensor:
     """Where in each image the log-probability of its answer comes from.
 
@@ -51,6 +53,7 @@ def answer_grad_cam(
         layer (`nn.Module`, *optional*): of the vision tower; its last output by default.
         method (`str`): `"grad_cam"` or `"hires_cam"`.
         prompt (`dict`, *optional*): settings of the prompt, as the answer was read.
+        prior_scale (`float`, *optional*): of latent passages, `1 / temperature` of the encoder that found them.
 
     Returns:
         `torch.FloatTensor` of shape `(B, height, width)` in 0..1, as large as the image that the tower sees; a map of
@@ -59,7 +62,8 @@ def answer_grad_cam(
     Raises:
         `InvalidInputError`: for an image-text-to-text reader, a token that is not there, a layer that does not run.
     """
-    inputs, labels = _answer_inputs(model, processor, images, questions, answers, evidence, prompt)
+    asked = (images, questions, answers, evidence)
+    inputs, labels = _answer_inputs(model, processor, *asked, prompt, prior_scale)
     layer = image_layer(model.model) if layer is None else layer
     size = inputs["pixel_values"].shape[-2:]
     raster = partial(patch_raster, size=size, config=model.config.vision_config)
@@ -126,13 +130,15 @@ def image_worth(
     answers: Sequence[str],
     evidence: Sequence[Sequence[Any]] | None = None,
     prompt: Mapping[str, Any] | None = None,
+    prior_scale: float | None = None,
 ) -> torch.Tensor:
     """What each image, against its mean colour in its place, gives to the answer's log-probability, in nats: `(B,)`.
 
     Below 0 where the image speaks against the answer. Arguments as of `answer_grad_cam`, whose maps say where, never
     how much.
     """
-    inputs, labels = _answer_inputs(model, processor, images, questions, answers, evidence, prompt)
+    asked = (images, questions, answers, evidence)
+    inputs, labels = _answer_inputs(model, processor, *asked, prompt, prior_scale)
     covered = inputs["pixel_values"].mean(dim=(2, 3), keepdim=True).expand_as(inputs["pixel_values"])
     with evaluation_mode(model), torch.no_grad():
         seen = answer_score(model, inputs, labels)
@@ -158,8 +164,7 @@ def answer_score(model: Any, inputs: Any, labels: torch.Tensor, token: int | Non
             "answer has; explain the whole answer, with token=None"
         )
     outputs = model(**inputs, labels=labels, use_cache=False)
-    scale = model.get_logit_scale()
-    prior = passage_log_prior(inputs["evidence_scores"], inputs.get("evidence_mask"), scale)
+    prior = log_prior(model, split_inputs(inputs)[0])
     return rag_sequence_log_likelihood(outputs.passage_log_likelihood, prior)
 
 
@@ -317,7 +322,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _answer_inputs(
-    model: Any, processor: Any, images: Any, questions: Any, answers: Any, evidence: Any, prompt: Any
+    model: Any,
+    processor: Any,
+    images: Any,
+    questions: Any,
+    answers: Any,
+    evidence: Any,
+    prompt: Any,
+    prior_scale: float | None,
 ) -> tuple[Any, torch.Tensor]:
     if model.reads_images:
         raise InvalidInputError(
@@ -328,6 +340,9 @@ def _answer_inputs(
     asked = {"images": list(images), "text": list(questions), "answers": list(answers), "evidence": evidence}
     inputs = processor(**asked, answer_on_top=True, prompt=prompt)
     inputs = on_device(inputs, model)
+    scores = inputs.get("evidence_scores")
+    if prior_scale is not None and passages_are_latent(model.config, scores):
+        inputs["prior_scale"] = scores.new_full((len(scores),), prior_scale)
     return inputs, inputs.pop("labels")
 
 

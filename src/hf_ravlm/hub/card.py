@@ -18,7 +18,19 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InvalidInputError
 from ..evaluation.report import markdown_table, percent, with_interval
 from ..metrics.intervals import Interval
-from ..saving.cards import CARD, LIBRARY, card_metadata, count_table, describe, hub_licence, usage, written_card
+from ..saving.cards import (
+    CARD,
+    LIBRARY,
+    ROLES,
+    base_model_table,
+    card_metadata,
+    count_table,
+    describe,
+    hub_licence,
+    licence_of,
+    usage,
+    written_card,
+)
 
 
 if TYPE_CHECKING:
@@ -96,7 +108,8 @@ def write_card(
     knowledge = KnowledgeBase.from_pretrained(folder).table if has_knowledge else None
     path = folder / CARD
     earlier = path.read_text(encoding="utf-8") if path.is_file() else None
-    text = model_card(config, count_parameters(folder), facts, report, knowledge, earlier)
+    referred = referred_parts(config, folder if has_knowledge else None)
+    text = model_card(config, count_parameters(folder, bool(referred)), facts, report, knowledge, earlier, referred)
     path.write_text(text, encoding="utf-8")
     return path, text
 
@@ -108,13 +121,20 @@ def model_card(
     report: Mapping[str, Any] | None = None,
     knowledge: pa.Table | None = None,
     earlier: str | None = None,
+    referred: Mapping[str, str] | None = None,
 ) -> str:
     """The text of a card; `knowledge` is the table of passages, `earlier` the card that is there; see `write_card`.
+
+    `referred` has what the folder loads by name: `referred_parts`.
 
     Raises:
         InvalidInputError: See `check_card`.
     """
-    sections = [describe(config, num_parameters), "## Use it\n\n" + usage(facts.name)]
+    by_name = dict(referred or {})
+    sections = [describe(config, num_parameters, by_name)]
+    if by_name:
+        sections.append(base_model_table(by_name, {name: licence_of(name, asks=False) for name in by_name}))
+    sections += ["## Use it\n\n" + usage(facts.name)]
     if facts.command:
         sections.append(f"## How it was trained\n\n```bash\n{facts.command}\n```")
     sections.append("## Figures\n\n" + ("Not evaluated yet." if report is None else figures(report, facts.questions)))
@@ -122,7 +142,7 @@ def model_card(
         sections.append("## Knowledge base\n\n" + knowledge_section(knowledge))
     sections.append("## Limits\n\n" + (facts.limits or "Nobody has written down yet what it cannot do."))
     head = card_metadata(
-        base_models=list(facts.base_models),
+        base_models=list(facts.base_models) or list(by_name),
         tags=list(facts.tags),
         language=list(facts.language),
         license=facts.licence,
@@ -241,16 +261,29 @@ def check_card(text: str) -> None:
         raise InvalidInputError(f"the head of the card is not valid: {'; '.join(wrong)}")
 
 
-def count_parameters(folder: Path) -> int:
+def referred_parts(config: RavlmConfig, folder: Path | None = None) -> dict[str, str]:
+    """What a saved system loads by name from the Hub, and as what; with the folder, also what built its knowledge."""
+    from ..retrieval.store.repair import store_info
+
+    found = {part["name"]: ROLES.get(role, role) for role, part in (config.references or {}).items()}
+    reference = None if folder is None else store_info(folder / "knowledge_base")["encoder"].get("reference")
+    if reference is not None and reference["name"] != "offline":
+        found.setdefault(reference["name"], "encoder, which finds the passages")
+    return found
+
+
+def count_parameters(folder: Path, may_be_none: bool = False) -> int:
     """The number of weights in the `*.safetensors` of a folder, from their headers.
 
     Raises:
-        InvalidInputError: There are none.
+        InvalidInputError: There are none, where some must be.
     """
     from safetensors import safe_open
 
     # Whole, or in shards; not variants such as model.fp16.safetensors.
     files = [*folder.glob("model.safetensors"), *sorted(folder.glob("model-*-of-*.safetensors"))]
+    if not files and may_be_none:
+        return 0
     if not files:
         raise InvalidInputError(f"{folder}: there are no weights (no model.safetensors).")
     total = 0

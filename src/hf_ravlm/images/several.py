@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..sequences import is_column
+
 
 def several(images: Any) -> list[Any]:
     """The images of one question, as a list; `None` and an empty list are a question without an image.
@@ -13,7 +15,7 @@ def several(images: Any) -> list[Any]:
     """
     if images is None:
         return []
-    return [image for image in images if image is not None] if isinstance(images, (list, tuple)) else [images]
+    return [image for image in images if image is not None] if is_column(images) else [images]
 
 
 def first_of(images: Any) -> Any:

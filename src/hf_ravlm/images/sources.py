@@ -59,6 +59,15 @@ def shortened(name: str) -> str:
     return name if len(name) <= MAX_LABEL else f"{name[:MAX_LABEL]}... ({len(name):,} characters)"
 
 
+def names_address(name: str) -> bool:
+    """Whether a name is an address of any kind (`https://`, `s3://`, `file://`, `data:`) and no path.
+
+    >>> names_address("s3://bucket/kite.png"), names_address("birds/kite.png"), names_address("C:/kite.png")
+    (True, False, False)
+    """
+    return _ADDRESS.match(name) is not None
+
+
 def _read_data_url(source: str, max_bytes: int) -> tuple[bytes, str]:
     head, _, text = source.partition(",")
     label = f"{head[:100]} of {len(text):,} letters"

@@ -47,6 +47,8 @@ def serve(
     model: str,
     k: int | None = None,
     *,
+    knowledge: Any = None,
+    encoder: Any = None,
     host: str = "localhost",
     port: int = 8000,
     device: str | None = None,
@@ -54,10 +56,10 @@ def serve(
     fetch_images: bool = False,
     non_blocking: bool = False,
 ) -> ChatServer:
-    """Serves a reader with the knowledge base of its folder; returns when the server is stopped.
+    """Serves a reader with what it reads; returns when the server is stopped.
 
     Of a conversation, the last user message is the question, with its own images or, if it has none, the last ones
-    before it; system messages are told to readers that have a chat template. A request may say how many passages it
+    before it; system messages are told to the reader. A request may say how many passages it
     wants, 0 for none: `{"chat_template_kwargs": {"k": 0}}`, and there, too, settings of the prompt, such as
     `"cite": true`, for which the message has `citations`, each checked. The message of the reply has a field
     `evidence`, a list of the passages that were read, best first, and `unread`, those that had no room; of a stream,
@@ -67,8 +69,11 @@ def serve(
     `temperature` or `top_p`.
 
     Args:
-        model: A folder or Hub id of a reader with its processor; clients name it in `model`.
-        k: Passages per question; `None` for as many as the model's config says.
+        model: A folder or Hub id of a saved system, or of any reader, which then needs `knowledge`, or `"offline"`;
+            clients name it in `model`.
+        k: Passages per question, 0 for none; `None` for as many as the model's config says.
+        knowledge, encoder: What is searched, if it is not in the folder of the model, and what encodes it; see
+            `hf_ravlm.pipelines.knowledge.open_knowledge`.
         host, port: Where to listen; on this machine alone, under its own names alone, by default.
         device: Of the model; the graphics card if there is one.
         default_seed: Where a request that samples gives none.
@@ -94,7 +99,7 @@ def serve(
     if not import_utils.is_serve_available():
         raise ImportError('Serving needs: pip install "hf_ravlm[serve]"')
     check_port(host, port)  # before a large model is loaded for nothing
-    reader = Reader(model, open_pipeline(model, device=device), k, default_seed)
+    reader = Reader(model, open_pipeline(model, knowledge, encoder, device), k, default_seed)
     server = ChatServer(chat_app(reader, host, fetch_images), host, port, reader)
     if non_blocking:
         server.start()
@@ -139,11 +144,10 @@ class Reader:
         if asked.stop:
             settings["stopping_criteria"] = StoppingCriteriaList([_AtStop(writing)])
         prompt = dict(asked.prompt)
-        if asked.system is not None and pipe.processor.layout == "chat":
+        if asked.system is not None:
             prompt["system_message"] = asked.system
-        shown = images[0] if len(images) == 1 else images
         ((answer,),) = answer_questions(
-            *(pipe.model, pipe.processor, pipe.retriever, [shown] if images else None, [asked.question]),
+            *(pipe.model, pipe.processor, pipe.retriever, [images] if images else None, [asked.question]),
             k=self.k if asked.k is None else asked.k,
             with_posterior=False,
             policy=pipe.policy,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .answers import exact_match, normalize_answer, normalize_encyclopedic_answer, normalize_vqa_answer, token_f1
-from .benchmarks import aokvqa_accuracy, encyclopedic_match, infoseek_final, infoseek_score, vqa_accuracy
+from .benchmarks import anls, aokvqa_accuracy, encyclopedic_match, infoseek_final, infoseek_score, vqa_accuracy
 from .calibration import (
     IsotonicCalibrator,
     TemperatureCalibrator,
@@ -48,6 +48,7 @@ __all__ = [
     "Threshold",
     "abstention",
     "accuracy_by_coverage",
+    "anls",
     "aokvqa_accuracy",
     "area_under_risk_coverage",
     "auroc",

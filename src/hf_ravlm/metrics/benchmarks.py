@@ -1,4 +1,4 @@
-"""When an answer counts as right in a benchmark: VQA accuracy, InfoSeek, Encyclopedic-VQA.
+"""When an answer counts as right in a benchmark: VQA accuracy, InfoSeek, Encyclopedic-VQA, ANLS of DocVQA.
 
 Every function judges one prediction, as the official script of its benchmark does: `vqaEval.py` of
 https://github.com/GT-Vision-Lab/VQA, `infoseek_eval.py` of https://github.com/edchengg/infoseek_eval,
@@ -209,6 +209,45 @@ def encyclopedic_match(
         return 0.0
     references = [reference.replace("&&", ",") if has_parts else reference for reference in answers]
     return float(any(equivalence(question, reference, prediction) >= _EQUIVALENT for reference in references))
+
+
+def anls(prediction: str, answers: str | Sequence[str], threshold: float = 0.5) -> float:
+    """Normalised Levenshtein similarity of one prediction to the nearest accepted answer, 0..1; its mean is ANLS.
+
+    With the edit distance `d` of the two lower-cased texts, white space made one space, it is
+    `1 - d / max(length of each)`, and 0 below the threshold, where another answer was meant: slips of reading cost
+    little, other answers all. The measure of ST-VQA, DocVQA and InfographicVQA (Biten et al. 2019,
+    https://huggingface.co/papers/1905.13648).
+
+    Args:
+        prediction (`str`): What the model said.
+        answers (`str` or sequence of `str`): The accepted answers.
+        threshold (`float`): The paper counts what lies above it, the official script also what equals it, as here.
+
+    Raises:
+        InvalidInputError: There is no accepted answer.
+
+    Example: one letter of eleven is missing.
+
+    >>> anls("Invoice  42", ["invoice 142", "bill"]), anls("Total", "invoice 142")
+    (0.9090909090909091, 0.0)
+    """
+    accepted = [answers] if isinstance(answers, str) else list(answers)
+    if not accepted:
+        raise InvalidInputError("No accepted answer was given (answers=[]); pass at least one string.")
+    said = " ".join(prediction.lower().split())
+    best = max(_similarity(said, " ".join(answer.lower().split())) for answer in accepted)
+    return best if best >= threshold else 0.0
+
+
+def _similarity(said: str, answer: str) -> float:
+    """One minus the edit distance over the length of the longer text; 1 for two empty ones."""
+    row = list(range(len(answer) + 1))  # distances of what is read of `said` to every beginning of `answer`
+    for place, letter in enumerate(said, start=1):
+        before, row[0] = row[0], place
+        for end, other in enumerate(answer, start=1):
+            before, row[end] = row[end], min(row[end] + 1, row[end - 1] + 1, before + (letter != other))
+    return 1 - row[-1] / max(len(said), len(answer), 1)
 
 
 def _numbers(text: str, official_quirks: bool) -> tuple[float, float] | None:

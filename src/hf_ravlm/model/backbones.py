@@ -234,10 +234,19 @@ def _load_half(source: Backbone, half: Literal["vision", "text"], **loading: Any
 def _load(auto: Any, source: Any, config: PreTrainedConfig, role: str, **loading: Any) -> PreTrainedModel:
     """The model, which remembers its repository, if it came from one."""
     lookup = {name: loading[name] for name in ("cache_dir", "local_files_only", "force_download") if name in loading}
-    with loading_errors(role, source):
-        model, report = auto.from_pretrained(
-            source, config=config, output_loading_info=True, adapter_kwargs=lookup, **loading
-        )
+    quantization = loading.get("quantization_config")
+    try:
+        with loading_errors(role, source):
+            model, report = auto.from_pretrained(
+                source, config=config, output_loading_info=True, adapter_kwargs=lookup, **loading
+            )
+    except (RuntimeError, NotImplementedError) as error:
+        if quantization is None:
+            raise
+        raise InvalidInputError(
+            f"the {role} {os.fspath(source)!r} cannot be quantized by {type(quantization).__name__} here: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
     missing = [key for key in report["missing_keys"] if "pooler" not in key]  # we pool ourselves
     if missing or report["mismatched_keys"]:
         misshapen = [str(entry[0]) for entry in report["mismatched_keys"]]
@@ -246,7 +255,6 @@ def _load(auto: Any, source: Any, config: PreTrainedConfig, role: str, **loading
             f"{len(misshapen)} have another shape ({', '.join([*sorted(missing), *misshapen][:3])}, ...): they would "
             "start from random numbers; give a checkpoint of this architecture"
         )
-    quantization = loading.get("quantization_config")
     remember(model, source, loading, **({} if quantization is None else {"quantization_config": quantization}))
     return model
 

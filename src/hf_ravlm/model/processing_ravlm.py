@@ -21,6 +21,7 @@ from transformers.utils import PROCESSOR_NAME
 from ..errors import InvalidInputError, naming
 from ..images import safe_image, shrunk, trim_margins
 from ..saving.folders import PublishMixin, load_checked
+from ..sequences import listed
 from ..text import clean_text
 from .configuration_ravlm import DESCRIBE_PROMPT
 from .loading import loading_errors
@@ -32,7 +33,6 @@ from .prompts.evidence import (
     EvidenceItem,
     chosen_passages,
     evidence_tensors,
-    listed,
     pad_prompts,
     pad_rows,
     read_answers,

@@ -10,15 +10,16 @@ from PIL import Image
 from transformers import LogitsProcessorList
 
 from ..errors import InvalidInputError
-from ..images import first_of
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..model.loading import without_adapters
 from ..model.prompts.settings import split_settings
-from ..model.reader.attribution import NEUTRAL_SCALE, attribute_prompts
+from ..model.reader.attribution import attribute_prompts
+from ..model.reader.latent_passages import NEUTRAL_SCALE, passages_are_latent
 from .answer import Answer
 from .citations import check_citations
 from .policy.steps import answer_by_policy
 from .policy.token_confidence import TokenConfidence
+from .searching import find_evidence, search_words
 
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def answer_questions(
     queries: Sequence[str | None] | None = None,
     where: Mapping[str, Any] | None = None,
     channels: Sequence[str] | None = None,
+    weights: Mapping[str, float] | None = None,
     group_by: str | None = None,
     group_query: str | None = None,
     region: Sequence[float] | None = None,
@@ -56,7 +58,7 @@ def answer_questions(
         model, processor: the reader and its processor.
         retriever: finds passages by image and question; `None` answers closed-book, unless `evidence` is given.
         images (`list`, *optional*), questions (`list[str]`):
-            of one length; in the place of an image a list of several (the first is searched with), or `None`.
+            of one length; in the place of an image a list of several, each of which is searched with, or `None`.
         k (`int`, *optional*): passages per question, `config.num_passages` by default; 0 is closed-book.
         evidence (`list[list[Evidence]]`, *optional*): use these passages and do not retrieve.
         with_posterior (`bool`): also attribute each answer to its passages, by what it is worth under each alone;
@@ -67,7 +69,8 @@ def answer_questions(
         policy (`AnswerPolicy`, *optional*): decides whether to search, which passages to read (of `evidence`, too) and
             when to abstain; each answer then has its `decision`. Needs greedy decoding.
         queries (`list[str]`, *optional*): words to search with; `None` in a place takes the question, `""` no words.
-        where (`dict`, *optional*), channels (`list[str]`, *optional*): as in `RavlmRetriever.retrieve`.
+        where (`dict`, *optional*), channels (`list[str]`, *optional*), weights (`dict`, *optional*):
+            as in `RavlmRetriever.retrieve`.
         group_by, group_query (`str`, *optional*): find what the image shows first, and then passages about it, as in
             `SearchOptions`; by default as the knowledge base was built.
         region (four numbers, *optional*), crops (`int`, *optional*): search with a part of each image, or also with
@@ -91,22 +94,18 @@ def answer_questions(
         raise InvalidInputError(f"k={k}: expected 0 (closed-book) or more passages")
     if not questions:
         return []
-    if retriever is not None and not hasattr(retriever, "retrieve"):
-        raise InvalidInputError(
-            f"retriever= came as {type(retriever).__name__}: expected a retriever, such as "
-            "`RavlmRetriever.from_pretrained(folder)`"
-        )
+    check_parts(retriever=retriever, policy=policy, encoded_knowledge=encoded_knowledge)
     reading = {"with_posterior": with_posterior, "with_leave_one_out": with_leave_one_out, "prompt": prompt}
     reading |= {"encoded_knowledge": encoded_knowledge, "prior_scale": prior_scale_of(retriever), **generate_kwargs}
     find = retriever is not None and k > 0
-    given = {"where": where, "channels": channels, "group_by": group_by, "group_query": group_query}
-    given |= {"region": region, "crops": crops}
-    given = {name: value for name, value in given.items() if value is not None}
+    searching = {"where": where, "channels": channels, "weights": weights, "region": region, "crops": crops}
+    searching |= {"group_by": group_by, "group_query": group_query}
+    given = {name: value for name, value in searching.items() if value is not None}
     words = search_words(questions, queries)
 
     def found(places: Sequence[int], k: int) -> Sequence[Sequence[Any]]:
-        shown = None if images is None else [first_of(images[place]) for place in places]
-        return retriever.retrieve(shown, [words[place] for place in places], k=k, **given)
+        shown = None if images is None else [images[place] for place in places]
+        return find_evidence(retriever, shown, [words[place] for place in places], k, **given)
 
     if policy is None:
         if evidence is None:
@@ -124,6 +123,31 @@ def answer_questions(
     may_search = find or (evidence is not None and k > 0)
     answers = answer_by_policy(policy, len(questions), k, search if may_search else None, read)
     return [[answer] for answer in answers]
+
+
+# Of each part that a call may bring, what it can do, and where it comes from.
+_PARTS = {
+    "retriever": ("retrieve", "a retriever, such as `RavlmRetriever.from_pretrained(folder)`"),
+    "policy": ("sift", "an `AnswerPolicy`, such as `AnswerPolicy.from_pretrained(folder)`"),
+    "encoded_knowledge": ("replace_inputs", "an `EncodedKnowledge`, such as `EncodedKnowledge.open(...)`"),
+}
+
+
+def check_parts(**parts: Any) -> None:
+    """Refuses what is no retriever, policy or encoded knowledge.
+
+    Raises:
+        InvalidInputError: With what came.
+
+    >>> check_parts(policy="my_policy")
+    Traceback (most recent call last):
+    hf_ravlm.errors.InvalidInputError: policy= came as str: expected an `AnswerPolicy`, such as
+        `AnswerPolicy.from_pretrained(folder)`
+    """
+    for name, part in parts.items():
+        method, expected = _PARTS[name]
+        if part is not None and not hasattr(part, method):
+            raise InvalidInputError(f"{name}= came as {type(part).__name__}: expected {expected}")
 
 
 @torch.inference_mode()
@@ -148,6 +172,9 @@ def read_answers(
     inputs = processor(images=images, text=list(questions), evidence=evidence, prompt=prompt)
     read = was_read(inputs, evidence)
     inputs = for_model(inputs, model, evidence, encoded_knowledge)
+    scores = inputs.get("evidence_scores")
+    if prior_scale is not None and passages_are_latent(model.config, scores):
+        inputs["prior_scale"] = scores.new_full((len(scores),), prior_scale)
     sequences = model.generate(**inputs, **generate_kwargs)
     sequences = getattr(sequences, "sequences", sequences)  # with `return_dict_in_generate`
     written = processor.decode_answers(sequences[:, inputs["input_ids"].shape[1] :], prompt)
@@ -256,22 +283,6 @@ def add_attributions(
         answers[row].posterior = found.posterior[place, :number].tolist()
         if found.leave_one_out is not None:
             answers[row].leave_one_out = found.leave_one_out[place, :number].tolist()
-
-
-def search_words(questions: Sequence[str], queries: Sequence[str | None] | None) -> list[str | None]:
-    """What is searched for by words: the queries, and the questions where there is none.
-
-    Raises:
-        InvalidInputError: If their numbers differ.
-
-    >>> search_words(["What is this?", "And this?", "Who?"], ["wren", None, ""])
-    ['wren', 'And this?', None]
-    """
-    if queries is None:
-        return list(questions)
-    if len(queries) != len(questions):
-        raise InvalidInputError(f"{len(queries)} queries came with {len(questions)} questions: give one each, or None")
-    return [question if query is None else query or None for query, question in zip(queries, questions, strict=True)]
 
 
 def prior_scale_of(retriever: Any) -> float | None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import InvalidInputError
-from ..images import first_of
 from ..model.loading import without_adapters
 from ..model.reader.candidates import AnswerSet, score_candidates, shortlist
 from .answer import passage_record
-from .answering import for_model, greedy_unless_asked, search_words, was_read
+from .answering import for_model, greedy_unless_asked, was_read
+from .searching import find_evidence, search_words
 
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def choose_answers(
         model, processor, retriever, images, questions, k, evidence, queries, prompt: as of `answer_questions`.
         choice ([`Choice`]): which answers, and how many.
         candidates ([`AnswerSet`], *optional*): that of `choice.answers`, if it is made already.
-        search: `where` and `channels` of `RavlmRetriever.retrieve`.
+        search: `where`, `channels` and the others of `RavlmRetriever.retrieve`.
 
     Returns:
         Per question a list of dictionaries with `answer`, `score` (from 0 to 1: with a head the softmax; else the mean
@@ -91,8 +91,7 @@ def choose_answers(
     if evidence is None:
         evidence = [[] for _ in questions]
         if retriever is not None and k > 0:
-            shown = None if images is None else [first_of(image) for image in images]
-            evidence = retriever.retrieve(shown, search_words(questions, queries), k=k, **search)
+            evidence = find_evidence(retriever, images, search_words(questions, queries), k, **search)
     inputs = processor(images=images, text=list(questions), evidence=evidence, prompt=prompt)
     read = was_read(inputs, evidence)
     inputs = for_model(inputs, model, evidence, None)

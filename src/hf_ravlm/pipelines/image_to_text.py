@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
+from torch.utils.data import Dataset
 from transformers import GenerationConfig, Pipeline
 
 from ..errors import InvalidInputError
 from ..images import fetch_image, is_address, safe_image
 from ..model.loading import without_adapters
-from ..model.prompts.settings import SETTINGS
+from ..model.prompts.settings import SETTINGS, split_settings
 from ..saving.folders import PublishMixin, check_base
+from ..sequences import is_column
 from .answer import Answer
-from .answering import answer_questions
+from .answering import answer_questions, check_parts
 from .knowledge import open_knowledge
 from .model_folder import find_policy, find_processor, find_retriever
 from .numbered_inputs import NumberedInputs, check_on_error, still_encoded
@@ -38,6 +42,7 @@ ANSWER_KEYS = (
     "group_query",
     "region",
     "crops",
+    "weights",
     "retriever",
     "with_posterior",
     "with_leave_one_out",
@@ -45,6 +50,17 @@ ANSWER_KEYS = (
     "policy",
     *PROMPT_KEYS,
 )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question: its image, a list of several, or `None`; other words to search with; its own system message."""
+
+    question: str
+    images: Any = None
+    query: str | None = None
+    system: str | None = None
+    error: str | None = None  # why it cannot be asked
 
 
 class RavlmPipelineMixin(NumberedInputs):
@@ -80,6 +96,7 @@ class RavlmPipelineMixin(NumberedInputs):
     ):
         if retriever is not None and (encoder is not None or knowledge is not None):
             raise InvalidInputError("retriever= came with encoder= or knowledge=: a retriever has both; give one kind")
+        check_parts(retriever=retriever, policy=policy)
         if not is_ours(model):
             model, processor = reader_around(model, processor, tokenizer)
         processor = processor if processor is not None else find_processor(model)
@@ -94,7 +111,34 @@ class RavlmPipelineMixin(NumberedInputs):
         self.retriever = retriever
         self.policy = policy if policy is not None else find_policy(model)
 
-    def _answer(
+    def _answer(self, asked: Sequence[Asked], **options: Any) -> list[Any]:
+        """The answers to each question; `options` are those of `_answer_rows`.
+
+        Questions with images, those without, and those of other system messages are asked apart: readers take no
+        batch of both, and a prompt has one setting for all. A system message stands behind that of the call.
+        """
+        prompt, options = split_settings(options)
+        groups: dict[tuple[bool, str | None], list[int]] = {}
+        answers: dict[int, Any] = {}
+        for place, one in enumerate(asked):
+            if one.error is None:
+                groups.setdefault((one.images is not None, one.system), []).append(place)
+            else:
+                answers[place] = [Answer("", error=one.error)]
+        for (with_images, system), places in groups.items():
+            rows = [asked[place] for place in places]
+            told = "\n\n".join(text for text in (prompt.get("system_message"), system) if text)
+            found = self._answer_rows(
+                [row.images for row in rows] if with_images else None,
+                [row.question for row in rows],
+                queries=[row.query for row in rows],
+                prompt={**prompt, "system_message": told} if told else prompt,
+                **options,
+            )
+            answers |= zip(places, found, strict=True)
+        return [answers[place] for place in range(len(asked))]
+
+    def _answer_rows(
         self, images: list | None, questions: list[str], retriever=None, generate_kwargs=None, **options: Any
     ) -> list[list[Answer]]:
         """`answer_questions` with the parts of this pipeline, unless others are given for this call."""
@@ -207,7 +251,8 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
     - **question** (`str`, *optional*) -- what to ask; without it `config.default_prompt` asks for a description.
     - **query** (`str`, *optional*) -- words to search with, where they are not those of the question.
     - **k** (`int`, *optional*) -- passages to read; 0 answers closed-book.
-    - **where**, **channels** (*optional*) -- which passages may be found, and how, as in `RavlmRetriever.retrieve`.
+    - **where**, **channels**, **weights** (*optional*) -- which passages may be found, how, and what each way counts,
+      as in `RavlmRetriever.retrieve`.
     - **group_by**, **group_query** (`str`, *optional*) -- find first what the image shows, such as the `"species"` of
       the passages' metadata, and then what is known of it; by default as the knowledge base was built.
     - **region** (four numbers, *optional*), **crops** (`int`, *optional*) -- search with a part of the image,
@@ -262,16 +307,16 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
             )
         if isinstance(inputs, list) and not inputs:
             return []
-        if hasattr(inputs, "column_names"):  # a `datasets.Dataset`, which no pipeline takes for one
-            inputs = iter(still_encoded(inputs))
+        if not isinstance(inputs, (list, Dataset)) and (is_column(inputs) or hasattr(inputs, "column_names")):
+            inputs = list(inputs) if isinstance(inputs, tuple) else (row for row in still_encoded(inputs))
         return super().__call__({"image": None} if inputs is None else inputs, **kwargs)
 
     def read_input(self, inputs, question=None, query=None, timeout=None):
         """What one input asks, with its image decoded."""
-        if isinstance(inputs, dict) and ("image" in inputs or "question" in inputs):
+        if isinstance(inputs, dict) and not inputs.keys().isdisjoint(("image", "images", "question")):
             question = inputs.get("question", inputs.get("text", question))
             query = inputs.get("query", query)
-            inputs = inputs.get("image")
+            inputs = inputs.get("image", inputs.get("images"))
         if question is None:
             question = self.model.config.default_prompt
         for name, words in (("question", question), ("query", query)):
@@ -280,23 +325,17 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
                     f"{name}= came as {type(words).__name__}: expected one string, which is asked about every image; "
                     "for a question of its own each, give dictionaries {'image': ..., 'question': ...}"
                 )
-        return {"image": opened(inputs, timeout), "question": question, "query": query}
+        return {"asked": Asked(question, opened(inputs, timeout), query)}
 
-    def unread_input(self, inputs):
+    def unread_input(self, inputs, error):
         """Stands for an input that cannot be used."""
-        return {"image": None, "question": "", "query": None}
+        return {"asked": Asked("", error=error)}
 
     def _forward(self, model_inputs, **options):
-        batched = isinstance(model_inputs["question"], list)  # with `batch_size`
-        columns = [model_inputs[name] for name in ("image", "question", "query", "error")]
-        rows = list(zip(*columns, strict=True)) if batched else [tuple(columns)]
-        answers = []
-        if sound := [row for row in rows if row[-1] is None]:
-            images, questions, queries, _ = map(list, zip(*sound, strict=True))
-            answers = self._answer(images, questions, queries=queries, **options)
-        given = iter(answers)
-        answers = [next(given) if error is None else [Answer("", error=error)] for *_, error in rows]
-        return {"answers": answers if batched else answers[0]}
+        asked = model_inputs["asked"]
+        if isinstance(asked, list):  # with `batch_size`
+            return {"answers": self._answer(asked, **options)}
+        return {"answers": self._answer([asked], **options)[0]}
 
     def postprocess(self, model_outputs):
         answers = model_outputs["answers"]
@@ -346,8 +385,8 @@ def opened(images: Any, timeout: float | None) -> Any:
     """
     if images is None:
         return None
-    if isinstance(images, (list, tuple)):
-        return [open_image(image, timeout) for image in images]
+    if is_column(images):
+        return [open_image(image, timeout) for image in images] or None
     return open_image(images, timeout)
 
 

@@ -60,10 +60,20 @@ def open_knowledge(knowledge: Any, encoder: Encoder | None, **options: Any) -> R
         return RavlmRetriever.from_pretrained(path, encoder)
     if path.exists():
         return _kept(path.resolve(), _needed(encoder, f"the source {path}"), options)
-    if os.fspath(knowledge).count("/") != 1 or path.suffix in FILES:
-        raise KnowledgeBaseNotFoundError(f"{path}: there is no such file or folder. Check the path.")
+    check_place(knowledge)
     kind = "model" if encoder is None else "dataset"
     return RavlmRetriever.from_pretrained(os.fspath(knowledge), encoder, repo_type=kind)
+
+
+def check_place(knowledge: str | os.PathLike[str]) -> None:
+    """Refuses what is neither here nor has the form of a name on the Hub.
+
+    Raises:
+        KnowledgeBaseNotFoundError: With the path.
+    """
+    path = Path(knowledge).expanduser()
+    if not os.path.lexists(path) and (os.fspath(knowledge).count("/") != 1 or path.suffix in FILES):
+        raise KnowledgeBaseNotFoundError(f"{path}: there is no such file or folder. Check the path.")
 
 
 def is_stored(folder: Path) -> bool:

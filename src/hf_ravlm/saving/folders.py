@@ -155,7 +155,7 @@ class PublishMixin:
             """The one that is there keeps its words; else the one of the model's folder; else a first one."""
             text = earlier
             if text is None and self._published_as == "model":  # a config or a processor is not yet a model
-                text = card_of_folder(thing.name_or_path) or first_card(thing, repo_id)
+                text = card_of_folder(thing.name_or_path) or first_card(thing, repo_id, beside)
             if text is None or (text == earlier and not all_tags):
                 return None
             return with_tags(text, all_tags) if all_tags else text

@@ -10,6 +10,7 @@ from .batches.evidence_mixing import EvidenceMix
 from .callbacks import MineNegativesCallback
 from .joint_trainer import JointSettings, RavlmJointTrainer
 from .negatives.hard_negatives import HardNegatives, NegativeRules, mine_hard_negatives
+from .own_questions import FittedPolicy, fit_policy
 from .policy_fitting import JudgedQuestion, counterfactual_labels, fit_answer_policy, fit_decision_head
 from .pretrainer import RavlmPreTrainer
 from .trainers import RavlmTrainer, freeze
@@ -20,6 +21,7 @@ __all__ = [
     "ClassificationCollator",
     "ClosedAnswerCollator",
     "EvidenceMix",
+    "FittedPolicy",
     "HardNegatives",
     "JointSettings",
     "JudgedQuestion",
@@ -34,6 +36,7 @@ __all__ = [
     "counterfactual_labels",
     "fit_answer_policy",
     "fit_decision_head",
+    "fit_policy",
     "freeze",
     "mine_hard_negatives",
     "undecoded",

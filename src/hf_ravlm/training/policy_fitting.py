@@ -213,13 +213,13 @@ def fit_answer_policy(
         without = np.array([draft["right"] for draft in drafts])
         helped = counterfactual_labels(1 - without, 1 - right)
         features = columns_of([{name: draft[name] for name in DRAFT_FEATURES} for draft in drafts])
-        gate, need = _cross_fit(features, helped, folds, hidden_dim)
+        gate, need = _cross_fit("gate", features, helped, folds, hidden_dim)
         threshold = _threshold("gate", need, helped >= 0.5, right - search_cost, without)
         policy = replace(policy, gate=gate, gate_threshold=threshold)
     for row, judged in zip(answers, sifted, strict=True):
         row |= judged.features | quoting_features(row.pop("text"), judged.kept[:k], judged.kept)
     features = columns_of([{name: row[name] for name in ANSWER_FEATURES} for row in answers])
-    confidence, raw = _cross_fit(features, right >= 0.5, folds, hidden_dim)
+    confidence, raw = _cross_fit("confidence", features, right >= 0.5, folds, hidden_dim)
     calibrator = {"isotonic": fit_isotonic, "temperature": fit_temperature}[calibration](raw, right >= 0.5)
     calibrated = calibrator(raw)
     threshold = _threshold("confidence", calibrated, right >= 0.5, np.where(right >= 0.5, 1.0, -wrong_cost))
@@ -236,13 +236,32 @@ def _fit_critic(policy: AnswerPolicy, questions, folds: np.ndarray, hidden_dim: 
     features = {name: torch.cat([column[name] for column in columns]) for name in PASSAGE_FEATURES}
     relevant = np.array([mark for question in questions for mark in question.relevant], bool)
     of_passages = np.repeat(folds, [len(question.found) for question in questions])
-    head, beliefs = _cross_fit(features, relevant, of_passages, hidden_dim)
+    head, beliefs = _cross_fit("critic", features, relevant, of_passages, hidden_dim)
     threshold = _threshold("critic", beliefs, relevant, np.where(relevant, keep_weight, -1.0))
     return replace(policy, critic=head, critic_threshold=threshold)
 
 
-def _cross_fit(features, labels: np.ndarray, folds: np.ndarray, hidden_dim: int) -> tuple[DecisionHead, np.ndarray]:
-    """A head fitted on all rows, and the probabilities `(N,)` of heads that were not fitted on a row's fold."""
+# Of what each head learns, what both kinds of labels are.
+_LEARNT = {
+    "critic": "passages that are about their question, and others",
+    "gate": "questions for which a search turns a wrong answer into a right one, and others",
+    "confidence": "questions that are answered right, and others",
+}
+
+
+def _cross_fit(
+    name: str, features, labels: np.ndarray, folds: np.ndarray, hidden_dim: int
+) -> tuple[DecisionHead, np.ndarray]:
+    """A head fitted on all rows, and the probabilities `(N,)` of heads that were not fitted on a row's fold.
+
+    Raises:
+        InvalidInputError: Outside of some fold all labels are the same.
+    """
+    if any(len(np.unique(labels[folds != fold])) < 2 for fold in np.unique(folds)):
+        raise InvalidInputError(
+            f"The {name} has nothing to learn from: it needs {_LEARNT[name]}, several of each. Of {len(labels)}, "
+            f"{int((labels >= 0.5).sum())} are of the first kind. Give more questions, of all kinds to be asked."
+        )
     probabilities = np.zeros(len(labels))
     for fold in np.unique(folds):
         own = folds == fold

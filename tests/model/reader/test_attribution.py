@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from hf_ravlm import from_backbones
-from hf_ravlm.model.reader import attribution, scoring
+from hf_ravlm.model.reader import scoring
 from hf_ravlm.model.reader.attribution import attribute_prompts
+from hf_ravlm.model.reader.latent_passages import NEUTRAL_SCALE, own_prior_scale
 from hf_ravlm.model.reader.likelihoods import passage_posterior
 from hf_ravlm.pipelines.answering import answer_questions
 from hf_ravlm.retrieval import Evidence
@@ -187,7 +188,7 @@ def test_scores_of_unknown_origin_do_not_decide(kind):
     evidence = [[Evidence(id="a", text="red", score=0.9, rank=1), Evidence(id="b", text="white", score=0.1, rank=2)]]
     (answer,) = answer_questions(model, processor, None, None, ["what ?"], evidence=evidence, max_new_tokens=2)[0]
     assert max(answer.posterior) < 0.9
-    assert attribution.default_prior_scale(model) == attribution.NEUTRAL_SCALE
+    assert own_prior_scale(model) == NEUTRAL_SCALE
 
 
 @pytest.mark.parametrize(("scale", "used"), [(25.0, 25.0), (None, 1.0)])

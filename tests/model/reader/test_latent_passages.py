@@ -183,6 +183,28 @@ def test_a_missing_passage_counts_for_nothing():
     torch.testing.assert_close(outputs.posterior[1, :2].double(), joint / joint.sum(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("marginalization", ["sequence", "token"])
+def test_the_prior_has_the_scale_of_the_encoder_that_scored(marginalization, beams):
+    """Told with the inputs, in training and in generation, it is as if the reader had learned it."""
+    model, given = marginal_model(marginalization), {"prior_scale": torch.full((2,), 60.0)}
+    writing = {"max_new_tokens": 3, "do_sample": False, "num_beams": beams, "return_dict_in_generate": True}
+    writing |= {} if marginalization == "sequence" else {"output_logits": True}
+
+    def found(**told):
+        with torch.no_grad():
+            outputs = model(**inputs_for(answers=ANSWERS), **told)
+            written = model.generate(**inputs_for(), **told, **writing)
+        scores = written.sequences_scores if marginalization == "sequence" else torch.stack(written.logits)
+        return outputs.loss, outputs.posterior, written.sequences, scores
+
+    own, told = found(), found(**given)
+    model.model.logit_scale.data.fill_(math.log(60.0))
+    for one, other in zip(told, found(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert not torch.allclose(own[1], told[1], atol=1e-3)
+
+
 @pytest.mark.parametrize("fusion", ["in_context", "gated", "concat", "cross_attention"])
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_rag_token_picks_the_best_of_the_mixture_at_every_step(fusion, use_cache):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 
 import datasets
@@ -192,6 +194,44 @@ def test_a_broken_image_may_cost_the_image_alone(tmp_path):
     assert knowledge_base.ids == ["a", "b", "d"]
     assert [item.id for item in knowledge_base.skipped] == ["a", "b", "c"]
     assert "The text was kept." in knowledge_base.skipped[0].reason
+
+
+ADDRESSES = ["https://example.org/a.png", "HTTP://example.org/a.png?size=9", "s3://shop/a.png", "file:///tmp/a.png"]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_an_address_of_an_image_is_told_as_one_and_never_fetched(tmp_path, suffix, address):
+    file = tmp_path / f"shop{suffix}"
+    table = pa.table({"id": ["a", "b"], "text": ["a lamp", "a bowl"], "image": [address, None]})
+    if suffix == ".parquet":
+        pq.write_table(table, file)
+    elif suffix == ".csv":
+        file.write_text(f"id,text,image\na,a lamp,{address}\nb,a bowl,\n")
+    else:
+        file.write_text("\n".join(map(json.dumps, table.to_pylist())))
+    read = getattr(KnowledgeBase, f"from_{suffix[1:]}")
+    with pytest.raises(
+        UnsafeInputError, match=r"this is an address.*never fetched.*Download it.*on_error=\"keep_text\""
+    ):
+        read(file)
+    kept = read(file, on_error="keep_text")
+    assert (kept.ids, kept.table["image"].null_count) == (["a", "b"], 2)
+    assert read(file, on_error="skip").ids == ["b"]
+
+
+def test_an_address_in_the_metadata_of_a_folder_is_told_as_one(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,text\nhttps://example.org/a.png,a lamp\n")
+    with pytest.raises(UnsafeInputError, match="this is an address"):
+        KnowledgeBase.from_folder(tmp_path)
+
+
+def test_an_image_in_the_cell_itself_is_read(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), "red").save(buffer, "PNG")
+    row = {"id": "a", "image": f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    assert KnowledgeBase.from_jsonl(tmp_path / "t.jsonl")[0].image.size == (6, 4)
 
 
 def test_names_of_classes_stay(tmp_path):

@@ -6,6 +6,7 @@ did not finish. Methods take batches, because every call costs a round trip.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ...errors import (
     KnowledgeBaseMismatchError,
     KnowledgeBaseNotFoundError,
 )
+from ...retrieval.encoding.reference import checked_reference
 from ...retrieval.indexes.lexical_index import K1
 from ...retrieval.knowledge_base import KnowledgeBase
 from ...retrieval.passage import Passage
@@ -33,6 +35,7 @@ FORMAT = "1"
 MAX_RESULTS = 16_384  # the limit of Milvus for one query
 
 _FORMAT_KEY, _FINGERPRINT_KEY, _NAME_KEY = "ravlm.format", "ravlm.encoder.fingerprint", "ravlm.encoder.name"
+_REFERENCE_KEY = "ravlm.encoder.reference"
 _QUERIES_PER_CALL = 256
 _IDS_PER_CALL = 1_000
 _ROWS_PER_CALL = 1_000
@@ -68,6 +71,7 @@ class MilvusBackend:
         self.dim = next(int(field["params"]["dim"]) for field in description["fields"] if field["name"] == "vector")
         self.encoder_fingerprint = properties.get(_FINGERPRINT_KEY)
         self.encoder_name = properties.get(_NAME_KEY, "")
+        self.encoder_reference = _read_reference(properties.get(_REFERENCE_KEY), collection)
 
     @classmethod
     def create(
@@ -127,12 +131,17 @@ class MilvusBackend:
         client.load_collection(collection)
         return backend
 
-    def finish(self, encoder_name: str, encoder_fingerprint: str) -> None:
-        """Names the encoder of the vectors, which makes the collection complete."""
+    def finish(
+        self, encoder_name: str, encoder_fingerprint: str, encoder_reference: Mapping[str, Any] | None = None
+    ) -> None:
+        """Names the encoder of the vectors, and how it is loaded again, which makes the collection complete."""
         self.client.flush(self.collection)
         properties = {_FORMAT_KEY: FORMAT, _FINGERPRINT_KEY: encoder_fingerprint, _NAME_KEY: encoder_name}
+        if encoder_reference is not None:
+            properties[_REFERENCE_KEY] = json.dumps(dict(encoder_reference))
         self.client.alter_collection_properties(self.collection, properties=properties)
         self.encoder_fingerprint, self.encoder_name = encoder_fingerprint, encoder_name
+        self.encoder_reference = checked_reference(encoder_reference)
 
     def __len__(self) -> int:
         counted = self.client.query(
@@ -255,6 +264,16 @@ class MilvusBackend:
             yield from self.client.query(
                 self.collection, filter=expression, output_fields=fields, consistency_level=self.consistency
             )
+
+
+def _read_reference(text: str | None, collection: str) -> dict[str, Any] | None:
+    try:
+        return None if text is None else checked_reference(json.loads(text))
+    except (ValueError, RecursionError, InvalidInputError) as error:
+        raise KnowledgeBaseCorruptError(
+            f"The collection {collection!r} does not say how its encoder is loaded: {error}. Build it again with "
+            "overwrite=True."
+        ) from error
 
 
 def connect(uri: str, token: str = "") -> MilvusClient:

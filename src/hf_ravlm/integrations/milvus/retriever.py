@@ -11,8 +11,9 @@ import numpy as np
 from ...errors import InvalidInputError, KnowledgeBaseMismatchError
 from ...images import ImageSource
 from ...retrieval.encoding.corpus import embed_corpus
-from ...retrieval.encoding.encoder_probe import describe_encoder
+from ...retrieval.encoding.encoder_probe import describe_encoder, reference_of
 from ...retrieval.encoding.encoders import Encoder
+from ...retrieval.encoding.load_encoder import load_recorded_encoder
 from ...retrieval.evidence import Evidence, checked_options, checked_queries
 from ...retrieval.knowledge_base import KnowledgeBase, PassageSource, as_knowledge_base, completed
 from ...retrieval.passage import Passage
@@ -85,27 +86,46 @@ class MilvusRetriever:
         vectors = embed_corpus(knowledge_base, encoder, batch_size=batch_size, staging=staging)
         backend = MilvusBackend.create(uri, collection, vectors.shape[1], **options)
         backend.write(knowledge_base, vectors)
-        backend.finish(describe_encoder(encoder), fingerprint)
+        backend.finish(describe_encoder(encoder), fingerprint, reference_of(encoder))
         return cls(backend, encoder)
 
     @classmethod
     def open(
-        cls, uri: str, collection: str, encoder: Encoder, *, token: str = "", consistency: str = "Strong"
+        cls,
+        uri: str,
+        collection: str,
+        encoder: Encoder | None = None,
+        *,
+        token: str = "",
+        consistency: str = "Strong",
+        device: str | None = None,
     ) -> MilvusRetriever:
         """Opens a collection that `build` made.
 
         Args:
-            uri, collection, encoder, token: As `build`.
+            uri, collection, token: As `build`.
+            encoder: The one that built it; `None` loads it again by the name that the collection keeps.
+            device: Of the encoder that is loaded again, see `load_encoder`.
             consistency: `"Strong"` sees every change at once, `"Bounded"` and `"Eventually"` answer sooner and may
                 miss the last seconds.
 
         Raises:
             KnowledgeBaseNotFoundError: If there is no such collection.
             KnowledgeBaseCorruptError: If its build did not finish.
+            InvalidInputError, HubUnavailableError: If no encoder is given, and it names none, or it is not to be had.
             KnowledgeBaseMismatchError: If this library did not make it, or another encoder made the vectors.
             ConnectionError: If the server cannot be reached.
         """
-        return cls(MilvusBackend.open(uri, collection, token=token, consistency=consistency), encoder)
+        backend = MilvusBackend.open(uri, collection, token=token, consistency=consistency)
+        if encoder is None and backend.encoder_reference is None:
+            raise InvalidInputError(
+                f"The collection {collection!r} was built by {backend.encoder_name!r}, which came from no repository: "
+                "pass encoder=, the one that built it."
+            )
+        if encoder is None:
+            where = f"the collection {collection!r}"
+            encoder = load_recorded_encoder(backend.encoder_reference, where, {}, device)
+        return cls(backend, encoder)
 
     @property
     def encoder_fingerprint(self) -> str:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import InvalidInputError
+from ...sequences import listed
 from ...text import clean_text
 from .layout import Prompt
 
@@ -35,21 +36,6 @@ class EvidenceItem(NamedTuple):
         if not with_title or not self.title or self.text.startswith(self.title):
             return self.text
         return f"{self.title}: {self.text}"
-
-
-def listed(value: Any) -> list[Any]:
-    """A list, a tuple or a column of a table (of `datasets`, pandas, NumPy) as a list; anything else in a list alone.
-
-    >>> listed(("a", "b")), listed("ab"), listed(None)
-    (['a', 'b'], ['ab'], [None])
-    """
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    column = hasattr(value, "__len__") and hasattr(value, "__getitem__") and hasattr(value, "__iter__")
-    one = isinstance(value, (str, bytes, Mapping)) or torch.is_tensor(value)
-    if not column or one or len(getattr(value, "shape", (1,))) != 1:  # an array of more dimensions is an image
-        return [value]
-    return list(value)
 
 
 def read_evidence(evidence: Sequence[Sequence[Any]] | None, num_questions: int) -> list[list[EvidenceItem]]:

@@ -16,7 +16,7 @@ import torch
 from ..outputs import RavlmAttribution
 from ..prompts.evidence import read_evidence
 from .inputs import EncodedInputs, encode_inputs
-from .latent_passages import passages_are_latent
+from .latent_passages import own_prior_scale, passages_are_latent
 from .likelihoods import leave_one_out, passage_log_prior, passage_posterior, rag_sequence_log_likelihood
 from .placing import PromptTensors, hide_passages
 from .reading import embed_prompt, evidence_memory
@@ -30,18 +30,6 @@ from .scoring import (
     score_prompts,
 )
 from .writing import write_answered
-
-
-NEUTRAL_SCALE = 1.0  # of scores of unknown origin: cosines differ by 2 nats at most, so that the reader decides
-
-
-def default_prior_scale(model: Any) -> float:
-    """`1 / temperature` of the scores that passages came with, where nobody says which encoder gave them.
-
-    That of a reader's own towers, if it reads through them; an image-text-to-text reader, or one without towers, is
-    not what has searched.
-    """
-    return NEUTRAL_SCALE if model.reads_images or model.model is None else float(model.get_logit_scale())
 
 
 @torch.no_grad()
@@ -63,7 +51,7 @@ def attribute(
             "the reader is an image-text-to-text model, whose passages cannot be masked in a prompt: use "
             "attribute_prompts(model, processor, images, questions, evidence, answers)"
         )
-    scale = default_prior_scale(model) if prior_scale is None else prior_scale
+    scale = float(own_prior_scale(model)) if prior_scale is None else prior_scale
     scores, counts = inputs.evidence_scores, inputs.evidence_mask
     counts = torch.ones_like(scores, dtype=torch.bool) if counts is None else counts.bool()
     inputs = encode_inputs(model, replace(inputs, evidence_mask=counts))
@@ -237,7 +225,7 @@ def attribute_prompts(
         alone[row, :number] = one[0]
         if loss is not None and all_of_them is not None:
             joint[row], without[row, :number] = all_of_them[0], loss[0]
-    counts, scale = counts.to(model.device), default_prior_scale(model) if prior_scale is None else prior_scale
+    counts, scale = counts.to(model.device), float(own_prior_scale(model)) if prior_scale is None else prior_scale
     return RavlmAttribution(
         posterior=passage_posterior(alone, scores, scale, counts) * counts,
         leave_one_out=without if with_leave_one_out else None,

@@ -40,7 +40,7 @@ def generate(model: Any, input_ids: torch.Tensor | None = None, *args, **kwargs)
     if input_ids is None and kwargs.get("inputs_embeds") is None:
         return GenerationMixin.generate(model, None, **kwargs)
     prompt, inputs, kwargs = encode_prompts(model, input_ids, kwargs, latent=False)
-    inputs = replace(inputs, evidence_scores=None, evidence_mask=None)
+    inputs = replace(inputs, evidence_scores=None, evidence_mask=None, prior_scale=None)
     given = prompt.given() | inputs.given()
     outputs = GenerationMixin.generate(model, given.pop("input_ids", None), **given, **kwargs)
     if input_ids is not None and prompt.input_ids is not input_ids:

@@ -30,6 +30,7 @@ class EncodedInputs:
     evidence_image_mask: torch.Tensor | None = None  # (B, K), passages that have an image
     evidence_scores: torch.Tensor | None = None  # (B, K), of the retriever
     evidence_mask: torch.Tensor | None = None  # (B, K), passages that count
+    prior_scale: torch.Tensor | None = None  # (B,), 1 / temperature of what gave the scores; else the reader's own
     image_patches: torch.Tensor | None = None  # (B, P, C)
     question_states: torch.Tensor | None = None  # (B, Lq, C)
     question_mask: torch.Tensor | None = None

@@ -28,9 +28,24 @@ def passages_are_latent(config: Any, evidence_scores: torch.Tensor | None) -> bo
     return config.marginalization != "none" and evidence_scores is not None and evidence_scores.shape[1] > 0
 
 
+NEUTRAL_SCALE = 1.0  # of scores of unknown origin: cosines differ by 2 nats at most, so that the reader decides
+
+
+def own_prior_scale(model: Any) -> torch.Tensor | float:
+    """`1 / temperature` of the scores that passages came with, where nobody says which encoder gave them.
+
+    That of a reader's own towers, if it reads through them; an image-text-to-text reader, or one without towers, is
+    not what has searched.
+    """
+    scale: torch.Tensor | float = model.get_logit_scale()
+    return NEUTRAL_SCALE if model.reads_images or model.model is None else scale
+
+
 def log_prior(model: Any, inputs: EncodedInputs) -> torch.Tensor:
-    """`log p(z_k | x)`, `(B, K)`: what the retriever believes, at its learned temperature."""
-    return passage_log_prior(inputs.evidence_scores, inputs.evidence_mask, model.get_logit_scale())
+    """`log p(z_k | x)`, `(B, K)`: what the retriever believes, at the temperature of the encoder that scored."""
+    given = inputs.prior_scale
+    scale = own_prior_scale(model) if given is None else given.unsqueeze(1)
+    return passage_log_prior(inputs.evidence_scores, inputs.evidence_mask, scale)
 
 
 def read_passages(

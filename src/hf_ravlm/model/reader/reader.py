@@ -156,6 +156,7 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         evidence_image_mask: torch.Tensor | None = None,
         evidence_scores: torch.FloatTensor | None = None,
         evidence_mask: torch.Tensor | None = None,
+        prior_scale: torch.FloatTensor | None = None,
         image_patches: torch.FloatTensor | None = None,
         question_states: torch.FloatTensor | None = None,
         question_mask: torch.Tensor | None = None,
@@ -178,9 +179,10 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
             pixel_values (`(B, 3, height, width)`, *optional*): one image for every row that has placeholders.
             token_passages (`(B, L)`, *optional*): the passage of every token of the prompt, -1 for none.
             question_input_ids, question_attention_mask, evidence_input_ids, evidence_attention_mask,
-                evidence_pixel_values, evidence_image_mask, evidence_scores, evidence_mask, image_patches,
-                question_states, question_mask, evidence_states, evidence_token_mask, evidence_keys_values,
-                evidence_patches: as in [`EncodedInputs`]; `evidence_mask=None` means that all passages count.
+                evidence_pixel_values, evidence_image_mask, evidence_scores, evidence_mask, prior_scale,
+                image_patches, question_states, question_mask, evidence_states, evidence_token_mask,
+                evidence_keys_values, evidence_patches: as in [`EncodedInputs`]; `evidence_mask=None` means that all
+                passages count.
             branch_input_ids, branch_attention_mask, branch_token_passages (`(B, K, L)`):
                 set by `generate` for RAG-token.
             labels (`(B, L)`, *optional*): aligned with `input_ids`; -100 is ignored.
@@ -205,6 +207,7 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
             evidence_image_mask=evidence_image_mask,
             evidence_scores=evidence_scores,
             evidence_mask=evidence_mask,
+            prior_scale=prior_scale,
             image_patches=image_patches,
             question_states=question_states,
             question_mask=question_mask,
@@ -251,7 +254,7 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
             marks = torch.tensor([self.config.image_token_id, self.config.evidence_token_id], device=ids.device)
             prefill = bool(torch.isin(ids, marks).any())
         if not prefill and kwargs.get("use_cache", True):
-            kept = {"evidence_scores", "evidence_mask"}
+            kept = {"evidence_scores", "evidence_mask", "prior_scale"}
             if self.fusion.num_memory_tokens == 0:
                 kept |= {"evidence_keys_values", "evidence_token_mask"}
             for name in {"token_passages", *NAMES} - kept:

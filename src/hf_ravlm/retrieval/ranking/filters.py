@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
+from ...sequences import is_column
 from ...text import plain_json, plain_text
 from ..metadata import metadata_table
 from ..passage import SCHEMA
@@ -125,9 +126,9 @@ def plain_condition(condition: Any, name: str) -> Any:
     negated = False
     while isinstance(condition, Mapping) and set(condition) == {"not"}:
         condition, negated = condition["not"], not negated
-    if isinstance(condition, (set, frozenset)):
+    if isinstance(condition, (set, frozenset)) or is_column(condition):
         condition = list(condition)
-    if isinstance(condition, (list, tuple)) and any(isinstance(item, (list, tuple, Mapping)) for item in condition):
+    if isinstance(condition, list) and any(isinstance(item, (list, tuple, Mapping)) for item in condition):
         raise InvalidInputError(f"The list of values on {name!r} holds lists or conditions. Expected plain values.")
     if not isinstance(condition, Mapping) or set(condition) <= {"min", "max"}:
         condition = plain_json(condition, f"the condition on {name!r}")

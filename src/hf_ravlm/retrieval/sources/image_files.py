@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InvalidInputError, UnsafeInputError
+from ...images.sources import names_address, shortened
 from ...saving.safe_paths import resolve_inside
 
 
@@ -36,8 +37,13 @@ def image_file(folder: Path, name: str, roots: Sequence[Path] = ()) -> Path:
     link are taken if they lead into the folder of the data or into a root. A name in another Unicode form is found.
 
     Raises:
-        UnsafeInputError: If the name leads elsewhere.
+        UnsafeInputError: If the name leads elsewhere, or is an address.
     """
+    if names_address(name):
+        raise UnsafeInputError(
+            f"{shortened(name)}: this is an address, and what it leads to is never fetched while a source is read. "
+            'Download it and name the file, or pass on_error="keep_text" to keep the text without it.'
+        )
     refused: UnsafeInputError | None = None
     try:
         beside = resolve_inside(folder, name)

@@ -119,9 +119,9 @@ def _image_beside(folder: Path, roots: Sequence[Path], image: Any, where: str) -
     """An image cell: a path becomes that of a file beside the data or under a root, bytes stay as they are."""
     if isinstance(image, Mapping) and image.get("bytes") is None:
         image = image.get("path")
-    if isinstance(image, str):
+    if isinstance(image, str) and image[:11].lower() != "data:image/":
         return image_file(folder, image, roots) if image.strip() else None
-    if image is None or isinstance(image, (bytes, Mapping)):
+    if image is None or isinstance(image, (str, bytes, Mapping)):
         return image
     raise InvalidInputError(
         f"{where}: the image is of type {type(image).__name__}. Expected a relative path, encoded bytes or "

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 
@@ -18,7 +19,8 @@ from ...errors import InvalidInputError, UnsafeInputError
 from ...images import safe_image
 from ...model.configuration_ravlm import DESCRIBE_PROMPT
 from ...model.processing_ravlm import RavlmProcessor
-from ...retrieval import RavlmRetriever
+from ...pipelines.answering import prior_scale_of
+from ...retrieval import RavlmEncoder, RavlmRetriever
 from ...retrieval.ranking.channels import encode_queries
 from .broken_images import OnError, blank_image, check_on_error
 from .evidence_mixing import EvidenceMix, mix_evidence
@@ -189,5 +191,7 @@ class ReaderBatches:
         )
         if hidden:
             inputs["evidence_mask"] &= False
+        if self.view is not None and self.is_latent() and not isinstance(self.view.retriever.encoder, RavlmEncoder):
+            inputs["prior_scale"] = torch.full((len(rows),), prior_scale_of(self.view.retriever))
         inputs[ROW_NAMES] = [row.name for row in rows]
         return inputs
