@@ -100,12 +100,13 @@ def answer_for_page(
 
 def _show(shown: PageAnswer, explanation: Explanation) -> None:
     image, answer = explanation.image, explanation.answer
-    shown.maps = [(image, "image")]
-    if explanation.answer_map is not None and explanation.image_worth is not None:
-        caption = f"answer: {nats(explanation.image_worth)} nats"
-        shown.maps.append((heat_overlay(image, explanation.answer_map), caption))
-    for passage, heat in zip(answer.evidence, explanation.passage_maps, strict=False):
-        shown.maps.append((heat_overlay(image, heat), passage.id))
+    if image is not None:
+        shown.maps = [(image, "image")]
+        if explanation.answer_map is not None and explanation.image_worth is not None:
+            caption = f"answer: {nats(explanation.image_worth)} nats"
+            shown.maps.append((heat_overlay(image, explanation.answer_map), caption))
+        for passage, heat in zip(answer.evidence, explanation.passage_maps, strict=False):
+            shown.maps.append((heat_overlay(image, heat), passage.id))
     passages = zip(answer.evidence, answer.posterior, answer.leave_one_out, explanation.passage_images, strict=True)
     for passage, posterior, worth, drawn in passages:
         known = [passage.id, passage.text or "", passage.source or "", passage.licence or ""]

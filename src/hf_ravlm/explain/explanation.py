@@ -164,7 +164,7 @@ def shown_image(passage: Passage, retriever: Any = None) -> Image.Image | None:
     """
     if passage.image is not None or retriever is None:
         return passage.image
-    page_id, box = passage.metadata.get("document"), passage.metadata.get("box")
+    page_id, box = passage.metadata.get("document"), passage.metadata.get("box", ())
     knowledge_base = getattr(retriever, "knowledge_base", None)
     if knowledge_base is None or not _is_box(box) or page_id not in knowledge_base:
         return None

@@ -322,13 +322,13 @@ def _stated_bits(image: Image.Image) -> int:
 
 def _is_deep_colour(image: Image.Image) -> bool:
     """Whether a file has 16 bits for each colour, of which Pillow reads the upper 8."""
-    tiles = getattr(image, "tile", None)
-    return bool(tiles) and "RGB" in image.mode and ";16" in str(tiles[0][3])
+    tiles = getattr(image, "tile", None) or [("", None, 0, "")]
+    return "RGB" in image.mode and ";16" in str(tiles[0][3])
 
 
 def _full_range(image: Image.Image) -> Image.Image:
     """Stretches the colours of a 16-bit file that holds only 10, 12 or 14 bits, which would be nearly black."""
-    highest = max(high for _, high in image.getextrema())
+    highest = int(np.max(image.getextrema()))
     limit = next((2**bits - 1 for bits in (2, 4, 6) if 0 < highest < 2**bits), 255)
     return image if limit == 255 else image.point([min(round(level * 255 / limit), 255) for level in range(256)] * 3)
 

@@ -88,9 +88,12 @@ def parts_of_images(queries: list[Query], region: Any) -> list[Query]:
         raise InvalidInputError(f"{len(regions)} regions came with {len(queries)} queries. Pass one for all, or each.")
     cut = []
     for row, (query, part) in enumerate(zip(queries, regions, strict=True)):
-        if part is not None and query.image is None:
+        if part is None:
+            cut.append(query)
+        elif query.image is None:
             raise InvalidInputError(f"Query {row} has a region and no image. Pass its image, or None for the region.")
-        cut.append(query if part is None else replace(query, image=crop_region(query.image, part), vectors={}))
+        else:
+            cut.append(replace(query, image=crop_region(query.image, part), vectors={}))
     return cut
 
 

@@ -158,8 +158,8 @@ class ImageFolder:
                     return str(path)
         for name in names:
             base = name.rsplit("/", 1)[-1]
-            if path := self._by_name.get(base) or self._by_name.get(base.rsplit(".", 1)[0]):
-                return str(self.folder / path)
+            if found := self._by_name.get(base) or self._by_name.get(base.rsplit(".", 1)[0]):
+                return str(self.folder / found)
         return str(self.folder / names[0])
 
     @cached_property

@@ -309,4 +309,5 @@ def _drawn(page: Any, scale: float, region: Box, too_slow: str) -> Image.Image:
     raw.FPDF_RenderPage_Close(page)
     if status == raw.FPDF_RENDER_TOBECONTINUED:
         raise PageError(too_slow)
-    return bitmap.to_pil().copy()  # the bitmap's memory is PDFium's
+    drawn: Image.Image = bitmap.to_pil().copy()  # the bitmap's memory is PDFium's
+    return drawn

@@ -54,7 +54,8 @@ def without_running_heads(pages: Sequence[Sequence[Line]]) -> list[list[Line]]:
     >>> without_running_heads([page] * 3)[0][0].text
     'Press the button.'
     """
-    seen = Counter(key for lines in pages for key in {_edge(line) for line in lines} if key)
+    seen = Counter(key for lines in pages for key in {_edge(line) for line in lines})
+    del seen[None]
     kept = []
     for lines in pages:
         kept.append([line for line in lines if seen[_edge(line)] < _REPEATED and not _CONTENTS.search(line.text)])
