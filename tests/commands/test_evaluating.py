@@ -117,3 +117,25 @@ def test_wrong_usage_ends_with_2(words, message, capsys):
         main(["evaluate", "model", "questions.jsonl", "out", *words])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_benchmark_is_judged_by_its_own_metric_and_splits(world, tmp_path, capsys):
+    rows = [
+        {"data_id": f"v{n}", "image_id": str(n), "question": "what is this?", "answer_eval": ["red"]} for n in range(4)
+    ]
+    for n, row in enumerate(rows):
+        row["data_split"] = ("val_unseen_question", "val_unseen_entity")[n % 2]
+    (tmp_path / "infoseek_val.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    kinds = [{"data_id": row["data_id"], "question_type": "String"} for row in rows]
+    (tmp_path / "infoseek_val_qtype.jsonl").write_text("\n".join(map(json.dumps, kinds)))
+    words = ["evaluate", str(world / "model"), str(tmp_path), str(tmp_path / "out"), "--max_new_tokens", "2"]
+    words += ["--json", "--quiet", "--benchmark", "infoseek"]
+    assert main([*words, "--images", str(world)]) == 0
+    report = json.loads(capsys.readouterr().out)["report"]
+    assert report["accuracy"] == "infoseek"
+    assert set(report["arms"]["retrieved"]["by_split"]) == {"unseen_entity", "unseen_question"}
+    assert 0 <= report["arms"]["retrieved"]["harmonic_mean"] <= 1
+    assert main([*words[:-2], "--images", str(world)]) == 2
+    assert "images= belongs to benchmark=" in capsys.readouterr().err
+    assert main([*words, "--images", str(tmp_path / "nowhere")]) == 2
+    assert "there is no such folder" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
@@ -79,14 +79,15 @@ class PdfFile:
 
     def title(self) -> str | None:
         """The title that the file states, if it is one."""
-        with _LOCK:
+        title = ""
+        with _LOCK, suppress(Exception):  # a broken one is none
             title = " ".join(self._opened.get_metadata_value("Title").split())
         return None if not title or _NO_TITLE.search(title) else title
 
     def bookmarks(self) -> list[Bookmark]:
-        """The entries of the outline that lead to a page, in order."""
+        """The entries of the outline that lead to a page, in order, as far as they can be read."""
         found: list[Bookmark] = []
-        with _LOCK:
+        with _LOCK, suppress(Exception):
             for entry in self._opened.get_toc():
                 place = entry.get_dest()
                 page = None if place is None else place.get_index()
@@ -98,7 +99,8 @@ class PdfFile:
 
     def label(self, number: int) -> str | None:
         """What is printed as the number of a page, such as `"iv"`, where it is another one."""
-        with _LOCK:
+        label = ""
+        with _LOCK, suppress(Exception):
             label = self._opened.get_page_label(number).strip()
         return label if label and label != str(number + 1) else None
 
@@ -170,19 +172,18 @@ class PdfFile:
 
     @contextmanager
     def _page(self, number: int) -> Iterator[Any]:
-        from pypdfium2 import PdfiumError
-
         with _LOCK:
+            page = None
             try:
                 page = self._opened[number]
-            except PdfiumError as error:
-                raise PageError(f"{self._where(number)} is damaged ({error}). Save the file again.") from error
-            try:
                 yield page
-            except PdfiumError as error:
+            except PageError:
+                raise
+            except Exception as error:  # PdfiumError, and what its wrapper meets in damaged files
                 raise PageError(f"{self._where(number)} cannot be read ({error}). Save the file again.") from error
             finally:
-                page.close()
+                if page is not None:
+                    page.close()
 
     def _where(self, number: int) -> str:
         return f"{self._name} page {number + 1}"
