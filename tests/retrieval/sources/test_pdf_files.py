@@ -225,3 +225,9 @@ def test_without_the_library_a_folder_tells_and_a_file_is_refused(folder, monkey
     base = KnowledgeBase.from_folder(tmp_path)
     assert base.ids == ["note"]
     assert "hf_ravlm[pdf]" in base.skipped[0].reason
+
+
+def test_every_passage_has_words_for_encoders_of_words_alone(folder):
+    base = KnowledgeBase.from_pdf(folder)
+    assert base["old/a scan.pdf#page=1"].text == "a scan, page 1"
+    assert all(passage.text for passage in base)
