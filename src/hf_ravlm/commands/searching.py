@@ -13,8 +13,8 @@ from ..retrieval import KnowledgeBase, Passage, RavlmRetriever
 from ..retrieval.evidence import checked_queries
 from ..retrieval.indexes.lexical_index import LexicalIndex, searchable_texts
 from ..retrieval.ranking.channels import LexicalChannel
-from ..retrieval.ranking.search import SearchOptions
 from ..retrieval.ranking.search import search as search_channels
+from ..retrieval.ranking.search_options import SearchOptions
 from .building import SUBFOLDER
 from .models import chosen_encoder
 from .outcome import Outcome, one_line

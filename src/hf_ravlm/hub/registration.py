@@ -74,10 +74,10 @@ def register_pipelines() -> None:
     """
     registry = transformers_pipelines.PIPELINE_REGISTRY
     tasks = registry.supported_tasks
-    for task, pipeline_class in SERVED_AGAIN.items():
+    for task, served in SERVED_AGAIN.items():
         if task not in tasks:
-            registry.register_pipeline(task, pipeline_class=pipeline_class, pt_model=ReaderLoader, type="multimodal")
-            del pipeline_class._registered_impl  # else saving a pipeline would copy its module
+            registry.register_pipeline(task, pipeline_class=served, pt_model=ReaderLoader, type="multimodal")
+            del served._registered_impl  # else saving a pipeline would copy its module
     for alias, task in ALIASES.items():
         registry.task_aliases.setdefault(alias, task)
     for task, pipeline_class in WITH_EVIDENCE.items():

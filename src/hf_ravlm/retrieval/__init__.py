@@ -22,7 +22,7 @@ from .knowledge_base import KnowledgeBase
 from .passage import Passage
 from .ranking.late_interaction import LateInteractionReranker
 from .ranking.rerank import CrossEncoderReranker, ItmReranker, Reranker, YesNoReranker
-from .ranking.search import SearchOptions
+from .ranking.search_options import SearchOptions
 from .retriever import RavlmRetriever
 from .sources.chunking import Chunking
 from .store.repair import repair_store, store_info, verify_store

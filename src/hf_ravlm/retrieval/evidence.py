@@ -16,7 +16,8 @@ from .encoding.encoders import Encoder
 from .passage import Passage
 from .ranking.channels import Query, query_vectors
 from .ranking.fusion import Ranking
-from .ranking.search import SearchedKnowledge, SearchOptions
+from .ranking.search import SearchedKnowledge
+from .ranking.search_options import SearchOptions
 from .unit_vectors import unit_vectors
 
 

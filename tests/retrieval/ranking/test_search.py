@@ -15,7 +15,8 @@ from hf_ravlm.retrieval.ranking.fusion import (
     scaled_to_unit,
     weighted_fusion,
 )
-from hf_ravlm.retrieval.ranking.search import SearchOptions, search
+from hf_ravlm.retrieval.ranking.search import search
+from hf_ravlm.retrieval.ranking.search_options import SearchOptions
 
 
 NUM_ROWS, DIM = 40, 6

@@ -117,14 +117,14 @@ class MilvusRetriever:
             ConnectionError: If the server cannot be reached.
         """
         backend = MilvusBackend.open(uri, collection, token=token, consistency=consistency)
-        if encoder is None and backend.encoder_reference is None:
-            raise InvalidInputError(
-                f"The collection {collection!r} was built by {backend.encoder_name!r}, which came from no repository: "
-                "pass encoder=, the one that built it."
-            )
         if encoder is None:
-            where = f"the collection {collection!r}"
-            encoder = load_recorded_encoder(backend.encoder_reference, where, {}, device)
+            reference = backend.encoder_reference
+            if reference is None:
+                raise InvalidInputError(
+                    f"The collection {collection!r} was built by {backend.encoder_name!r}, which came from no "
+                    "repository: pass encoder=, the one that built it."
+                )
+            encoder = load_recorded_encoder(reference, f"the collection {collection!r}", {}, device)
         return cls(backend, encoder)
 
     @property

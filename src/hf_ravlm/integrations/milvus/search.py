@@ -23,7 +23,8 @@ from ...retrieval.ranking.channels import Channel, DenseChannel, LexicalChannel,
 from ...retrieval.ranking.filters import same_value
 from ...retrieval.ranking.fusion import Ranking, ranking_from_lists
 from ...retrieval.ranking.grouping import search_groups
-from ...retrieval.ranking.search import SearchOptions, search
+from ...retrieval.ranking.search import search
+from ...retrieval.ranking.search_options import SearchOptions
 from .client import MAX_RESULTS, Found, MilvusBackend
 
 

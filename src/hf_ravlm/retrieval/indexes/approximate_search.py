@@ -62,7 +62,7 @@ def approximate_search(
         effort = max(effort, count)
     knows_filters = index_type(filled.kind).effort != "candidates"
     if allowed is not None and not knows_filters:  # as many as will be left when the others are taken out
-        count = min(int(np.ceil(count * len(vectors) / max(np.count_nonzero(allowed), 1))), len(vectors))
+        count = min(int(np.ceil(count * len(vectors) / max(int(np.count_nonzero(allowed)), 1))), len(vectors))
     selector = None if allowed is None else import_faiss().IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
     parameters = search_parameters(filled.kind, effort, selector)
     _, rows = filled.index.search(queries, count, params=parameters)  # (n, count)

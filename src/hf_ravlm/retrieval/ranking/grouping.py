@@ -10,18 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .channels import Query, QueryPart
 from .fusion import Ranking, ranking_from_lists
+from .search_options import SearchOptions
 
 
-if TYPE_CHECKING:
-    from .search import SearchOptions
-
-Find = Callable[[Sequence[Query], "SearchOptions"], Ranking]
+Find = Callable[[Sequence[Query], SearchOptions], Ranking]
 ConditionsAt = Callable[[Sequence[int]], list[dict[str, Any]]]
 
 # Where several groups are asked for: how many passages each is expected to have; and how much farther it is looked
@@ -67,9 +65,9 @@ def _best_groups(
 ) -> list[list[str]]:
     """The groups of each query, best first, by their conditions as JSON."""
     number = 1 if options.num_groups == 1 else options.num_groups * _PASSAGES_PER_GROUP
-    plain = {"group_by": None, "mmr_lambda": None, "near_duplicate_threshold": None, "max_per_source": None}
+    plain = replace(options, group_by=None, mmr_lambda=None, near_duplicate_threshold=None, max_per_source=None)
     while True:
-        ranking = find(queries, replace(options, k=number, **plain))
+        ranking = find(queries, replace(plain, k=number))
         listed = [rows[rows >= 0].tolist() for rows in ranking.rows]
         groups = iter(map(json.dumps, conditions_at([row for rows in listed for row in rows])))
         best = [list(dict.fromkeys(next(groups) for _ in rows))[: options.num_groups] for rows in listed]

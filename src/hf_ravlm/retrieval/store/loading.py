@@ -23,7 +23,7 @@ from ..encoding.reference import checked_reference
 from ..indexes.index_types import INDEX_KINDS
 from ..indexes.vector_index import VectorIndex, open_index
 from ..passage import SCHEMA, ids_digest
-from ..ranking.search import check_grouping
+from ..ranking.search_options import check_grouping
 from .manifest import StoredFile, Version
 from .parts import check_made_for, check_parts
 from .row_files import join_vectors, read_passages, read_vectors, salvage_vectors, unreadable
