@@ -37,7 +37,8 @@ from .ranking.channels import QueryPart, query_vectors
 from .ranking.filters import matching_rows, same_value
 from .ranking.fusion import Normalisation, Ranking
 from .ranking.related import with_related
-from .ranking.search_options import check_grouping, search
+from .ranking.search import search
+from .ranking.search_options import check_grouping
 from .store.current import CurrentKnowledge
 from .store.loading import OnError, OpenOptions, open_state
 from .store.parts import PARTS
