@@ -195,3 +195,16 @@ def test_a_revision_is_stored_and_can_be_asked_for(encoder, tmp_path):
     knowledge_base = KnowledgeBase.load(tmp_path)
     assert [passage.revision for passage in knowledge_base] == ["1", "2", None]
     assert matching_rows(knowledge_base.table, {"revision": "2"}).tolist() == [False, True, False]
+
+
+def test_of_many_ids_none_is_a_python_object_and_each_is_found(monkeypatch):
+    rows = [{"id": f"{word}{n}", "text": "x"} for n in range(400) for word in ("wren ", "知更鸟", "Ü", "🦉")]
+    few = KnowledgeBase.from_dicts(rows)
+    monkeypatch.setattr("hf_ravlm.retrieval.id_places.MOST_IN_DICTIONARY", 10)
+    many = KnowledgeBase.from_dicts(rows)
+    assert many.ids == few.ids == [row["id"] for row in rows]
+    assert [many[row["id"]].id for row in rows] == few.ids
+    for missing in ("", "a", "wren", "wren 400", "知", "\U0010ffff"):
+        assert missing not in many
+        assert missing not in few
+    assert "U\u03080" in many  # another spelling of the same letter

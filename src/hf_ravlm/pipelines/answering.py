@@ -98,14 +98,8 @@ def answer_questions(
     reading = {"with_posterior": with_posterior, "with_leave_one_out": with_leave_one_out, "prompt": prompt}
     reading |= {"encoded_knowledge": encoded_knowledge, "prior_scale": prior_scale_of(retriever), **generate_kwargs}
     find = retriever is not None and k > 0
-    searching: dict[str, Any] = {
-        "where": where,
-        "channels": channels,
-        "weights": weights,
-        "region": region,
-        "crops": crops,
-    }
-    searching |= {"group_by": group_by, "group_query": group_query}
+    searching: dict[str, Any] = {"where": where, "channels": channels, "weights": weights, "region": region}
+    searching |= {"crops": crops, "group_by": group_by, "group_query": group_query}
     given = {name: value for name, value in searching.items() if value is not None}
     words = search_words(questions, queries)
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from ..errors import InvalidInputError
 from ..text import plain_text
 from .hub.download import store_folder
+from .id_places import IdPlaces
 from .passage import SCHEMA, STANDARD_COLUMNS, Passage, check_unique_ids, passage_from_row, passages_at
 from .sources.checked_rows import OnError, SkippedItem, SourceItem, table_from_rows
 from .sources.chunking import Chunking, chunked_rows
@@ -307,10 +308,9 @@ class KnowledgeBase:
 
     def _row(self, passage_id: str) -> int | None:
         """The row of an id, also where it is spelled in another Unicode form."""
-        row = self._row_of_id.get(passage_id)
-        return (
-            row if row is not None or passage_id.isascii() else self._row_of_id.get(plain_text(passage_id, "the id"))
-        )
+        row = self._places.row_of(passage_id)
+        is_plain = row is not None or passage_id.isascii()
+        return row if is_plain else self._places.row_of(plain_text(passage_id, "the id"))
 
     def passages(self, rows: Sequence[int]) -> list[Passage]:
         """Returns the passages at several positions, in the order asked for."""
@@ -319,11 +319,11 @@ class KnowledgeBase:
     @property
     def ids(self) -> list[str]:
         """The ids of all passages, in order."""
-        return list(self._row_of_id)
+        return list(self.table["id"].to_pylist())
 
     @cached_property
-    def _row_of_id(self) -> dict[str, int]:
-        return {passage_id: row for row, passage_id in enumerate(self.table["id"].to_pylist())}
+    def _places(self) -> IdPlaces:
+        return IdPlaces(self.table["id"])
 
     def text_lengths(self) -> list[int]:
         """The number of characters of every passage's text; 0 where there is none."""
