@@ -8,6 +8,7 @@ import pytest
 from transformers import pipeline
 
 from hf_ravlm.cli import main
+from hf_ravlm.evaluation import evaluate_classifier
 from labelled_world import KNOWN, coloured, tiny_classifier
 
 
@@ -41,6 +42,16 @@ def test_figures_with_and_without_neighbours_are_written(world, tmp_path, capsys
     assert report["effect"]["harmed"] == 0
     assert "head and neighbours | 1.000" in out
     assert (tmp_path / "report.md").read_text().strip() in out
+
+
+def test_a_folder_of_folders_is_labelled_by_their_names(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for label in KNOWN:
+        (tmp_path / "images" / label).mkdir(parents=True)
+        coloured(label, 80).save(tmp_path / "images" / label / "one.png")
+    found = evaluate_classifier(world / "model", tmp_path / "images", tmp_path / "out", k=3)
+    assert found.report["num_images"] == 3
+    assert found.report["arms"]["neighbors"]["top1"]["mean"] == 1
 
 
 def test_mistakes_are_told(world, tmp_path, capsys):

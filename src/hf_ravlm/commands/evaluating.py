@@ -20,7 +20,7 @@ _OPTIONS = (
 )
 
 
-_OF_CLASSIFIERS = ("limit", "k", "batch_size", "device", "seed")
+_OF_CLASSIFIERS = ("limit", "split", "k", "batch_size", "device", "seed")
 _OF_QUESTIONS = ("arms", "knowledge", "encoder", "policy", "channels", "distractors", "columns")
 
 

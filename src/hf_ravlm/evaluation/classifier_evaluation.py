@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..errors import InvalidInputError
 from ..metrics.classification import macro_recall
 from ..metrics.intervals import bootstrap_interval
-from ..pipelines.knowledge import read_source
+from ..pipelines.knowledge import TABLES, read_source
 from ..retrieval import KnowledgeBase
 from ..saving.durable import replace_file
 
@@ -52,6 +52,7 @@ def evaluate_classifier(
     output: str | os.PathLike[str],
     *,
     label_key: str = "label",
+    split: str = "test",
     limit: int | None = None,
     k: int | None = None,
     batch_size: int = 8,
@@ -62,10 +63,11 @@ def evaluate_classifier(
 
     Args:
         model: The folder or Hub id of a `RavlmForImageClassification`, with its processor and labelled entries.
-        data: Labelled images that are no entries: a folder with a table of metadata, a JSONL, CSV or Parquet table, or
-            a `KnowledgeBase`.
+        data: Labelled images that are no entries: a folder with one sub-folder per class or a table of metadata, a
+            JSONL, CSV or Parquet table, a Hub id of a data set, or a `KnowledgeBase`.
         output: The folder for the report.
         label_key: The column or key that names the class.
+        split: Of a data set with several.
         limit: Only the first so many images.
         k: Neighbours of each image; as the model was made by default.
         batch_size, device, seed: As of `evaluate_model`; the seed is that of the intervals.
@@ -75,7 +77,7 @@ def evaluate_classifier(
     """
     from transformers import pipeline
 
-    rows = data if isinstance(data, KnowledgeBase) else read_source(Path(data).expanduser(), {})
+    rows = data if isinstance(data, KnowledgeBase) else read_labelled(Path(data).expanduser(), split)
     passages = rows.passages(list(range(len(rows) if limit is None else min(limit, len(rows)))))
     if wrong := [one.id for one in passages if one.metadata.get(label_key) is None or one.image_bytes is None]:
         raise InvalidInputError(f"{len(wrong)} rows have no image or no {label_key!r}, such as {wrong[0]!r}")
@@ -102,6 +104,25 @@ def evaluate_classifier(
         replace_file(folder / name, f"{text}\n".encode())
         found.files.append(folder / name)
     return found
+
+
+def read_labelled(path: Path, split: str = "test") -> KnowledgeBase:
+    """Labelled images of a folder, a table or a data set.
+
+    Raises:
+        InvalidInputError: If there is no such thing, or no such split.
+    """
+    if path.is_file() or path.suffix in TABLES:
+        return read_source(path, {})
+    import datasets
+
+    if path.is_dir():
+        found = datasets.load_dataset("imagefolder", data_dir=str(path))
+    else:
+        found = datasets.load_dataset(str(path))
+    if split not in found and len(found) > 1:
+        raise InvalidInputError(f"There is no split {split!r} in {path}; there is {', '.join(found)}.")
+    return KnowledgeBase.from_dataset(found[split if split in found else next(iter(found))])
 
 
 def _right(told: list[list[dict[str, Any]]], labels: list[str]) -> list[bool]:
