@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..errors import InvalidInputError
 from ..metrics.classification import macro_recall
 from ..metrics.intervals import bootstrap_interval
-from ..pipelines.knowledge import TABLES, read_source
+from ..pipelines.knowledge import FILES, read_source
 from ..retrieval import KnowledgeBase
 from ..saving.durable import replace_file
 
@@ -112,7 +112,7 @@ def read_labelled(path: Path, split: str = "test") -> KnowledgeBase:
     Raises:
         InvalidInputError: If there is no such thing, or no such split.
     """
-    if path.is_file() or path.suffix in TABLES:
+    if path.is_file() or path.suffix in FILES:
         return read_source(path, {})
     import datasets
 
