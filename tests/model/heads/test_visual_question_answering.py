@@ -62,6 +62,8 @@ def test_without_a_head_it_is_the_reader(inputs, tmp_path):
     assert model.language_model is reader.language_model
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, reader(**inputs).logits)
+        asked = {**inputs, "max_new_tokens": 3, "do_sample": False}
+        assert model.generate(**asked).tolist() == reader.generate(**asked).tolist()
     reader.save_pretrained(tmp_path)
     loaded = AutoModelForVisualQuestionAnswering.from_pretrained(tmp_path)  # any reader can choose
     assert_same_weights(loaded, reader)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +102,7 @@ class RavlmForVisualQuestionAnswering(RavlmForConditionalGeneration):
         return model.train(reader.training)
 
     @can_return_tuple
+    @wraps(RavlmForConditionalGeneration.forward, assigned=())  # generation and trainers look for its arguments
     def forward(self, input_ids=None, attention_mask=None, labels=None, **inputs):
         r"""
         With a head, scores of the answers; without, what the reader returns, see there.
