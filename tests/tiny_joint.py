@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import LoraConfig
 from safetensors.torch import save_file
 
 
@@ -86,7 +87,25 @@ def joint_trainer(folder, objective="perplexity_distillation", callbacks=None, *
     )
 
 
+def adapted_trainer(folder, **changes):
+    """Adapters in the language model and in both towers."""
+    model, processor = without_dropout(tiny_model(marginalization="sequence")), tiny_processor()
+    retriever = colour_retriever(model, processor)
+    layers = ["q_proj", "v_proj", "query", "value"]
+    return RavlmJointTrainer(
+        model,
+        arguments(folder, **changes),
+        train_dataset=rows(),
+        processing_class=processor,
+        retriever=retriever,
+        evidence=EvidenceMix(num_passages=4),
+        settings=JointSettings("rag_sequence", side="passage"),
+        peft_config=LoraConfig(r=2, target_modules=layers, init_lora_weights="gaussian"),
+    )
+
+
 BUILDERS = {
+    "adapted": adapted_trainer,
     "reader": reader_trainer,
     "stream": stream_trainer,
     "distilled": joint_trainer,

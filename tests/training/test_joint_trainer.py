@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from hf_ravlm import InvalidInputError, RavlmEncoder
 from hf_ravlm.model.reader.likelihoods import passage_log_prior
@@ -17,6 +18,7 @@ from hf_ravlm.training.losses.distillation import emdr2_loss
 from hf_ravlm.training.trainers import RavlmTrainer
 from reading_world import COLOURS, THINGS, arguments, colour_retriever, passages, rows
 from tiny import tiny_model, tiny_processor
+from tiny_joint import adapted_trainer
 
 
 class OracleReader:
@@ -254,3 +256,40 @@ def test_questions_with_and_without_an_image_are_learned_together(tmp_path):
     mixed = [{**row, "image": row["image"] if place % 2 else None} for place, row in enumerate(rows(images=True))]
     trainer = joint_trainer(tmp_path, train=mixed, per_device_train_batch_size=4)
     assert np.isfinite(trainer.train().training_loss)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by the old name
+def test_adapters_on_both_sides_learn_and_are_saved_with_all_that_learned(tmp_path):
+    trainer = adapted_trainer(tmp_path / "run", max_steps=3)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert any("language_model" in name and "lora_" in name for name in changed)
+    assert any("text_encoder" in name and "lora_" in name for name in changed)
+    assert all("lora_" in name or "image_projector" in name for name in changed)
+    trainer.save_model(str(tmp_path / "adapters"))
+    trainer.retriever.save_pretrained(tmp_path / "index")
+
+    base = tiny_model(marginalization="sequence")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapters").eval()
+    for name, weight in loaded.named_parameters():
+        assert torch.equal(weight, trainer.model.get_parameter(name)), name
+    encoder = RavlmEncoder(loaded.get_base_model().model, trainer.processing_class)
+    opened = RavlmRetriever.from_pretrained(tmp_path / "index", encoder=encoder)
+    np.testing.assert_allclose(opened.vectors, trainer.retriever.vectors)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_adapters_that_would_lose_what_learned_are_refused(tmp_path):
+    processor = tiny_processor()
+    model = tiny_model(marginalization="sequence")
+    parts = {"processing_class": processor, "retriever": colour_retriever(model, processor)}
+    with pytest.raises(InvalidInputError, match="All of `model.model` is frozen"):
+        RavlmJointTrainer(model, arguments(tmp_path), train_dataset=rows(), peft_config=LoraConfig(r=2), **parts)
+    model = tiny_model(marginalization="sequence")
+    retriever = colour_retriever(model, processor)
+    adapted = get_peft_model(model, LoraConfig(r=2))
+    model.model.requires_grad_(True)
+    parts = {"processing_class": processor, "retriever": retriever}
+    with pytest.raises(InvalidInputError, match="trained whole"):
+        RavlmJointTrainer(adapted, arguments(tmp_path), train_dataset=rows(), **parts)

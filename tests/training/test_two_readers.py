@@ -12,7 +12,8 @@ from hf_ravlm.training.checkpoints.checkpoints import newest_complete
 from tiny_joint import BUILDERS, reader_trainer, step_gradients
 
 
-pytestmark = pytest.mark.slow
+# peft asks by the old name
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")]
 
 
 @pytest.fixture

@@ -95,25 +95,25 @@ class RavlmJointTrainer(RavlmTrainer):
     well, `side="query"` freezes the passages' tower, and the index stays exact; else its vectors are those of the
     last refresh, with a warning.
 
+    With adapters (`peft_config`) the reader, the towers, or both learn through them, as `target_modules` say, and all
+    of it is saved as adapters; the index fits the towers with them. Before these are merged, they serve as they are;
+    afterwards build the index anew.
+
     Args:
         model, args, ...: As for [`RavlmTrainer`].
         retriever: Built by the towers of the model.
         settings: `None` for the defaults of [`JointSettings`].
 
     Raises:
-        InvalidInputError: If the model has adapters or reads all passages in one prompt, the retriever has other
-            towers, nothing in the towers is trainable, or rows bring their evidence.
+        InvalidInputError: If the model reads all passages in one prompt, the retriever has other towers, nothing in
+            the towers is trainable, adapters would be saved without what is trained beside them, or rows bring their
+            evidence.
     """
 
     def __init__(self, model: nn.Module, *args: Any, settings: JointSettings | None = None, **kwargs: Any) -> None:
         self.settings = JointSettings() if settings is None else settings
         self.index_version = 0
         retriever = kwargs.pop("retriever", None)
-        if kwargs.get("peft_config") is not None or hasattr(model, "get_base_model"):
-            raise InvalidInputError(
-                "Adapters are saved without the towers that are trained here. Merge them into the reader first "
-                "(`model.merge_and_unload()`), or train the retriever alone: JointSettings(reader_learns=False)."
-            )
         reader = without_adapters(model)
         _check_parts(reader, retriever, self.settings)
         super().__init__(model, *args, retriever=None, **kwargs)
@@ -125,17 +125,20 @@ class RavlmJointTrainer(RavlmTrainer):
             raise InvalidInputError(
                 "RavlmJointTrainer runs on one process or several with DDP, not sharded. Unset fsdp."
             )
+        if hasattr(self.model, "get_base_model"):
+            _check_adapters(self.model, retriever)
         self.batches.retriever = retriever
         self._check_gold_ids()
         self.passages_are_fixed = False
         if self.settings.side == "query":
             self.passages_are_fixed = _freeze_passage_side(reader.model, retriever, self.train_dataset)
         if not self.settings.reader_learns:
-            freeze(*(part for name, part in reader.named_children() if name != "model"))
+            freeze(*(part for name, part in without_adapters(self.model).named_children() if name != "model"))
         self._tower_parameters = [parameter for parameter in reader.model.parameters() if parameter.requires_grad]
         if not self._tower_parameters:
             raise InvalidInputError(
-                "All of `model.model` is frozen, so no retriever can learn. Train with RavlmTrainer."
+                "All of `model.model` is frozen, so no retriever can learn: name layers of its towers in "
+                "`target_modules` of the adapters, too, or train with RavlmTrainer."
             )
         self._num_queries = 0
         self.add_callback(RefreshIndexCallback(self.settings.refresh_every, self.refresh_index))
@@ -298,6 +301,23 @@ def _check_parts(reader: nn.Module, retriever: RavlmRetriever | None, settings: 
         raise InvalidInputError(
             "The retriever must be of the model's own towers, or nothing in it could learn: "
             "RavlmRetriever.build(knowledge_base, RavlmEncoder(model.model, processor))."
+        )
+
+
+def _check_adapters(model: nn.Module, retriever: RavlmRetriever) -> None:
+    """Refuses adapters that would be saved without all that is trained, or beside a copy of the towers."""
+    towers = without_adapters(model).model
+    if towers is not retriever.encoder.model:
+        raise InvalidInputError(
+            "modules_to_save names `model`, of which peft trains a copy that the retriever does not see: name layers "
+            "of its towers in target_modules."
+        )
+    prefix = getattr(model.base_model, "prefix", "lora_")
+    whole = [name for name, weight in towers.named_parameters() if weight.requires_grad and prefix not in name]
+    if whole:
+        raise InvalidInputError(
+            f"The towers are trained whole ({whole[0]}, ...) beside adapters, which are saved without them: freeze "
+            "the towers and name their layers in target_modules, or merge the adapters first (merge_and_unload())."
         )
 
 
