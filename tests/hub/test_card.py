@@ -77,6 +77,14 @@ def test_a_folder_says_what_lies_in_it(folder, report, tmp_path):
     assert ModelCard(without).data.eval_results is None
 
 
+def test_what_is_loaded_by_name_is_not_counted_and_the_offline_encoder_is_told():
+    parts = {"org/llama": "reader", "offline": "encoder, which finds the passages"}
+    card = model_card(tiny_config(), 0, CardFacts("birds"), referred=parts)
+    assert "holds 0.0 million parameters of its own. `org/llama` is loaded by name." in card
+    assert "EfficientNet-Lite0 and all-MiniLM-L6-v2 (both Apache-2.0)" in card
+    assert ModelCard(card).data.base_model == ["org/llama"]
+
+
 def test_words_of_people_stay_and_ours_are_written_anew(report):
     first = model_card(tiny_config(), 1, CardFacts("birds"))
     edited = (

@@ -21,6 +21,7 @@ from ..metrics.intervals import Interval
 from ..saving.cards import (
     CARD,
     LIBRARY,
+    OFFLINE_ENCODER,
     ROLES,
     base_model_table,
     card_metadata,
@@ -31,6 +32,7 @@ from ..saving.cards import (
     usage,
     written_card,
 )
+from ..saving.reaching import OFFLINE
 
 
 if TYPE_CHECKING:
@@ -109,7 +111,9 @@ def write_card(
     path = folder / CARD
     earlier = path.read_text(encoding="utf-8") if path.is_file() else None
     referred = referred_parts(config, folder if has_knowledge else None)
-    text = model_card(config, count_parameters(folder, bool(referred)), facts, report, knowledge, earlier, referred)
+    text = model_card(
+        config, count_parameters(folder, bool(config.references)), facts, report, knowledge, earlier, referred
+    )
     path.write_text(text, encoding="utf-8")
     return path, text
 
@@ -130,10 +134,11 @@ def model_card(
     Raises:
         InvalidInputError: See `check_card`.
     """
-    by_name = dict(referred or {})
+    by_name = {name: role for name, role in (referred or {}).items() if name != OFFLINE}
     sections = [describe(config, num_parameters, by_name)]
     if by_name:
         sections.append(base_model_table(by_name, {name: licence_of(name, asks=False) for name in by_name}))
+    sections += [OFFLINE_ENCODER] * (OFFLINE in (referred or {}))
     sections += ["## Use it\n\n" + usage(facts.name)]
     if facts.command:
         sections.append(f"## How it was trained\n\n```bash\n{facts.command}\n```")
@@ -267,7 +272,7 @@ def referred_parts(config: RavlmConfig, folder: Path | None = None) -> dict[str,
 
     found = {part["name"]: ROLES.get(role, role) for role, part in (config.references or {}).items()}
     reference = None if folder is None else store_info(folder / "knowledge_base")["encoder"].get("reference")
-    if reference is not None and reference["name"] != "offline":
+    if reference is not None:
         found.setdefault(reference["name"], "encoder, which finds the passages")
     return found
 

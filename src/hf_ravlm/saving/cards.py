@@ -55,7 +55,7 @@ def first_card(model: Any, repo_id: str, beside: Iterable[Any] = ()) -> str:
     parts = (
         describe(model.config, model.num_parameters()),
         *([base_model_table(roles, made_of)] if made_of else []),
-        *([OFFLINE_ENCODER] if any(name == "offline" for name in _encoders(beside)) else []),
+        *([OFFLINE_ENCODER] if "offline" in _encoders(beside) else []),
         f"## Use it\n\n{use}",
         "## Figures\n\nNot evaluated yet. `hf-ravlm evaluate` measures the model closed-book, with what it retrieves "
         "and with the right passage; `hf-ravlm card` writes the figures here.",
