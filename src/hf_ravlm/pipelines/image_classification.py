@@ -120,11 +120,11 @@ class RavlmImageClassificationPipeline(RavlmPipelineMixin, ImageClassificationPi
 
     def read_input(self, image, timeout=None):
         """One image, decoded."""
-        return {"image": safe_image(opened(image, timeout))}
+        return {"image": safe_image(opened(image, timeout)), "error": None}
 
-    def unread_input(self, image):
+    def unread_input(self, image, error):
         """Stands for an image that cannot be used."""
-        return {"image": None}
+        return {"image": None, "error": error}
 
     def _forward(self, model_inputs, **search):
         batched = isinstance(model_inputs["image"], list)  # with `batch_size`
