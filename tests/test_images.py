@@ -506,6 +506,28 @@ def test_formats_that_take_more_memory_may_have_fewer_pixels(image_format, pixel
         safe_image(data)
 
 
+@pytest.mark.parametrize(("mode", "said", "share"), [("CMYK", "CMYK", 0.6), ("LA", "with transparency", 0.5)])
+def test_conversions_that_take_longer_may_have_fewer_pixels(mode, said, share):
+    data = encoded(Image.new(mode, (40, 30)), "JPEG" if mode == "CMYK" else "PNG")
+    assert safe_image(data, max_pixels=int(1200 / share)).size == (40, 30)
+    with pytest.raises(UnsafeInputError, match=f"{said}: 40 x 30 = 1,200 pixels, more than the limit of 1,199"):
+        safe_image(data, max_pixels=int(1199.5 / share))
+    assert safe_image(encoded(Image.new("L", (40, 30))), max_pixels=1200).size == (40, 30)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "I;16", "CMYK", "RGB"])
+def test_every_mode_is_turned(mode):
+    image = Image.new("RGB", (32, 16), "black")
+    image.paste("white", (0, 0, 16, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    data = encoded(image if mode == "I;16" else image.convert(mode), "TIFF" if mode == "CMYK" else "PNG", exif=exif)
+    turned = safe_image(data)
+    assert (turned.size, turned.getpixel((14, 2)), turned.getpixel((2, 2))) == ((16, 32), (255,) * 3, (0,) * 3)
+
+
 def test_long_names_are_shortened_and_base64_is_told():
     text = base64.b64encode(encoded(photo(300, 300))).decode()
     long_names = [text, "x/" * 400_000, {"path": "y" * 100_000}, f"https://example.org/{text}", {text: 1}]

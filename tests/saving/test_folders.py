@@ -7,9 +7,10 @@ import os
 import pytest
 import torch
 
-from hf_ravlm import RavlmForConditionalGeneration
+from hash_encoder import HashEncoder, built, numbered
+from hf_ravlm import KnowledgeBase, RavlmConfig, RavlmForConditionalGeneration, RavlmProcessor, RavlmRetriever
 from hf_ravlm.saving.folders import STAGING_PREFIX
-from tiny import tiny_model
+from tiny import tiny_model, tiny_processor
 
 
 def test_a_variant_and_an_adapter_leave_the_weights_beside_them(tmp_path):
@@ -75,3 +76,23 @@ def test_saved_weights_are_readable_by_others_as_the_umask_says(tmp_path):
     finally:
         os.umask(umask)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    for place in ("home", "elsewhere"):
+        (tmp_path / place).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    tiny_model().save_pretrained("~/whole")
+    tiny_processor().save_pretrained("~/whole")
+    built(numbered(range(3)), HashEncoder()).save_pretrained("~/whole")
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["whole"]
+    assert RavlmForConditionalGeneration.from_pretrained("~/whole").config.model_type == "ravlm"
+    assert RavlmConfig.from_pretrained("~/whole").fusion == "in_context"
+    assert len(RavlmProcessor.from_pretrained("~/whole").tokenizer) == len(tiny_processor().tokenizer)
+    assert len(RavlmRetriever.from_pretrained("~/whole", encoder=HashEncoder())) == 3
+    assert len(KnowledgeBase.load("~/whole")) == 3
+    (tmp_path / "home" / "table.csv").write_text("id,text\na,red\n", encoding="utf-8")
+    assert KnowledgeBase.from_csv("~/table.csv").ids == ["a"]
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -31,8 +31,18 @@ MAX_PIXELS = 50_000_000
 MAX_SIDE = 20_000
 MAX_ASPECT = 50
 
-# How many of the pixels some decoders may be given: they hold up to five copies of an image, or take long.
-_SHARES = {"WEBP": 0.4, "AVIF": 0.3, "HEIF": 0.3, "JPEG2000": 0.15, "progressive JPEG": 0.6, "run-length BMP": 0.04}
+# How many of the pixels decoders and conversions may be given that hold several copies of an image, or take long.
+_SHARES = {
+    "WEBP": 0.4,
+    "AVIF": 0.3,
+    "HEIF": 0.3,
+    "JPEG2000": 0.15,
+    "progressive JPEG": 0.6,
+    "run-length BMP": 0.04,
+    "CMYK": 0.6,
+    "with transparency": 0.5,
+    "in floating point": 0.4,
+}
 _EXIF_ORIENTATION, _TIFF_BITS = 0x0112, 258
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -99,9 +109,10 @@ def safe_image(
     frame = frame_of(source)
     image, orientation, label = _open_encoded(*read_encoded(source, max_bytes), max_pixels, frame)
     check_size(*image.size, label)
-    kind = _kind_of(image)
-    check_size(*image.size, f"{label}, {kind}", max_pixels=int(max_pixels * _SHARES.get(kind, 1)))
-    if frame and kind != "TIFF":
+    if limited := [kind for kind in _kinds_of(image) if kind in _SHARES]:
+        kind = min(limited, key=lambda kind: _SHARES[kind])
+        check_size(*image.size, f"{label}, {kind}", max_pixels=int(max_pixels * _SHARES[kind]))
+    if frame and image.format != "TIFF":
         seek_frame(image, frame, label, max_pixels)
     result = _upright_rgb(image, label, orientation, is_ours=True)
     check_size(*result.size, label)  # a HEIC decoder may find another size than its header says
@@ -167,13 +178,17 @@ def _open_encoded(data: bytes, label: str, max_pixels: int, frame: int = 0) -> t
         ) from error
 
 
-def _kind_of(image: Image.Image) -> str:
+def _kinds_of(image: Image.Image) -> Iterator[str]:
+    """What it is that may take long of an image, of which the header alone was read."""
+    yield image.format or ""
     if image.format == "JPEG" and "progressive" in image.info:
-        return "progressive JPEG"
+        yield "progressive JPEG"
     tiles = getattr(image, "tile", None)  # of an image that is read from a file
     if image.format == "BMP" and tiles and tiles[0].codec_name == "bmp_rle":
-        return "run-length BMP"
-    return image.format or ""
+        yield "run-length BMP"
+    if image.has_transparency_data:
+        yield "with transparency"
+    yield {"CMYK": "CMYK", "F": "in floating point"}.get(image.mode, "")
 
 
 def _check_size(width: int, height: int, label: str, *, max_pixels: int, max_side: int, max_aspect: float) -> None:
@@ -232,6 +247,10 @@ def _upright_rgb(image: Image.Image, label: str, orientation: int = 1, is_ours: 
         is_deep = _is_deep_colour(image)
         image.load()
         orientation = orientation if orientation != 1 else _orientation_of(image)
+        if is_ours and orientation != 1 and image.mode in ("1", "L"):  # before a byte becomes three
+            turned = image.transpose(_UPRIGHT[orientation])
+            image.close()
+            image, orientation = turned, 1
         if image.mode == "RGB" and "transparency" not in image.info:
             if orientation == 1 and type(image) is Image.Image:
                 return image
@@ -281,10 +300,10 @@ def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    whole = Image.new("RGB", image.size)
+    whole = Image.new("RGB", image.size, "white")
     for box in _strips(image.size):
         strip = image.crop(box).convert("RGBA")
-        whole.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), box)
+        whole.paste(strip, box, strip)
     return whole
 
 
@@ -308,8 +327,11 @@ def _grey_from_wide(image: Image.Image, label: str) -> Image.Image:
             "0..65535 for integer images. Scale the image first."
         )
     whole = Image.new("L", image.size)
+    table = None if image.mode == "F" else np.rint(np.arange(limit + 1) * scale).astype(np.uint8)
     for box, strip in zip(_strips(image.size), _crops(image), strict=True):
-        whole.paste(Image.fromarray(np.rint(np.asarray(strip) * scale).astype(np.uint8)), box)
+        levels = np.asarray(strip)
+        grey = np.rint(levels * scale).astype(np.uint8) if table is None else table[levels]
+        whole.paste(Image.fromarray(grey), box)
     return whole
 
 

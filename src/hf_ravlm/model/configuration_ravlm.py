@@ -9,6 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 from ..errors import InvalidInputError
 from ..saving.bounds import check_sizes
 from ..saving.folders import SHIM_NAME, PublishMixin
+from ..saving.safe_paths import at_home
 from .parts.whole_encoder import check_whole_encoder, vision_half, width_of
 
 
@@ -135,7 +136,7 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
             `InvalidInputError`: if they are those of another kind of model: transformers would take our defaults for
                 all that they lack.
         """
-        settings, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        settings, rest = super().get_config_dict(at_home(pretrained_model_name_or_path), **kwargs)
         if settings.get("model_type") != cls.model_type:
             raise InvalidInputError(
                 f"{pretrained_model_name_or_path}: config.json says model_type={settings.get('model_type')!r}, and "

@@ -24,6 +24,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, can_return_tuple
 from ..errors import InvalidInputError, UnsafeInputError
 from ..saving.bounds import check_settings_file
 from ..saving.folders import PublishMixin, load_checked
+from ..saving.safe_paths import at_home
 from .backbones import LOADERS, masked_mean, patch_grid, patch_raster
 from .configuration_ravlm import RavlmConfig
 from .fusions.registry import init_fusion_weights
@@ -66,7 +67,7 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
         """
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = sparing_our_parts(kwargs["quantization_config"])
-        source, load_plainly = pretrained_model_name_or_path, super().from_pretrained
+        source, load_plainly = at_home(pretrained_model_name_or_path), super().from_pretrained
 
         def load(was_finished: bool):
             given = dict(kwargs)

@@ -21,6 +21,7 @@ from transformers.utils import PROCESSOR_NAME
 from ..errors import InvalidInputError, naming
 from ..images import safe_image, shrunk, trim_margins
 from ..saving.folders import PublishMixin, load_checked
+from ..saving.safe_paths import at_home
 from ..sequences import listed
 from ..text import clean_text
 from .configuration_ravlm import DESCRIBE_PROMPT
@@ -88,7 +89,7 @@ class PublishedProcessor(PublishMixin, GeneratorProcessorMixin, ProcessorMixin):
         Raises:
             `UnsafeInputError`: if one is not.
         """
-        source, load = pretrained_model_name_or_path, super().from_pretrained
+        source, load = at_home(pretrained_model_name_or_path), super().from_pretrained
         return load_checked(source, ("processor",), kwargs, lambda _: load(source, **kwargs))
 
 

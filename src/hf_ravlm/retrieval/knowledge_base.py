@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InvalidInputError
+from ..saving.safe_paths import at_home
 from ..text import plain_text
 from .hub.download import store_folder
 from .id_places import IdPlaces
@@ -256,7 +257,7 @@ class KnowledgeBase:
             KnowledgeBaseNotFoundError: If there is no knowledge base.
             KnowledgeBaseCorruptError: If a stored passage file is damaged.
         """
-        return cls(load_passages(find_store(folder, subfolder)))
+        return cls(load_passages(find_store(at_home(folder), subfolder)))
 
     @classmethod
     def from_pretrained(

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InvalidInputError, KnowledgeBaseCorruptError, KnowledgeBaseMismatchError
 from ..images import ImageSource
 from ..saving.commit import Destination, RepoType
-from ..saving.safe_paths import safe_relpath
+from ..saving.safe_paths import at_home, safe_relpath
 from .encoding.corpus import embed_corpus
 from .encoding.encoder_probe import EncoderRecord, check_encoder, describe_encoder, encode_probes, reference_of
 from .encoding.encoders import Encoder
@@ -209,7 +209,7 @@ class RavlmRetriever:
         """
         options = OpenOptions(on_error, verify, allow_foreign_index)
         parts, table = (PARTS, None) if knowledge_base is None else (("vectors",), knowledge_base.table)
-        source = pretrained_model_name_or_path
+        source = at_home(pretrained_model_name_or_path)
         store, hub_kwargs = store_folder(source, subfolder, hub_kwargs, repo_type, parts, allow_foreign_index)
         state = open_state(store, options, passages=table)
         if encoder is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from ..errors import InvalidInputError, UnsafeInputError
 
@@ -93,13 +94,23 @@ def resolve_inside(folder: Path, name: str) -> Path:
     return path
 
 
+def at_home(path: Any) -> Any:
+    """A path in which `~` stands for the home folder, as in a shell; anything else, such as a name, as it is.
+
+    >>> at_home("owner/name"), at_home("~/base") == os.path.join(os.path.expanduser("~"), "base")
+    ('owner/name', True)
+    """
+    is_path = isinstance(path, (str, os.PathLike)) and str(path).startswith("~")
+    return os.path.expanduser(os.fspath(path)) if is_path else path
+
+
 def absolute_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder as an absolute path, which stays right when the process goes to another one.
 
     Raises:
         InvalidInputError: If its name is not UTF-8: the libraries that write files cannot take it.
     """
-    path = Path(folder).absolute()
+    path = Path(at_home(folder)).absolute()
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError as error:

@@ -26,6 +26,9 @@ from hf_ravlm.retrieval.indexes.lexical_tokens import lexical_tokens
         ("ガギ", ["ガ", "ギ", "ガギ"]),  # the voicing marks of kana are no accents
         ("ｶﾞ", ["ガ"]),
         ("한국", ["한", "국", "한국"]),
+        ("ရန်ကုန်", ["ရ", "န်", "ကု", "န်", "ရန်", "န်ကု", "ကုန်"]),  # no sign without its letter, where no blank parts words
+        ("ที่นี่", ["ที่", "นี่", "ที่นี่"]),
+        ("ភាសា", ["ភា", "សា", "ភាសា"]),
         ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),  # vowel signs belong to their word
         ("Привет, Ёлка", ["привет", "елка"]),
         ("தமிழ் మతం ಕನ್ನಡ", ["தமிழ்", "మతం", "ಕನ್ನಡ"]),  # Tamil, Telugu, Kannada

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import io
 import json
+from decimal import Decimal
+from uuid import UUID
 
 import datasets
 import pyarrow as pa
@@ -38,12 +41,26 @@ def texts(knowledge_base):
         ("t.tsv", "id;text;place\na;red, with white;x\n"),
         ("t.TSV", "id\ttext\tplace\na\tred, with white\tx\n"),
         ("t.csv", "id\ttext\tplace\na\tred, with white\tx\n".encode("utf-16")),
+        ("t.csv", 'id,text,place\ra,"red, with white",x\r'),
+        ("t.csv", "\ufeffid;text;place\ra;red, with white;x"),
     ],
 )
 def test_the_mark_between_values_is_found(tmp_path, name, content):
     knowledge_base = read_csv(tmp_path, content, name)
     assert texts(knowledge_base) == {"a": "red, with white"}
     assert knowledge_base[0].metadata == {"place": "x"}
+
+
+def test_values_of_databases_become_plain_ones(tmp_path):
+    values = {"price": Decimal("1.50"), "count": Decimal("3.00"), "day": datetime.date(2020, 2, 1)}
+    pq.write_table(
+        pa.table({"id": ["a"], "text": ["t"], **{k: [v] for k, v in values.items()}}), tmp_path / "t.parquet"
+    )
+    knowledge_base = KnowledgeBase.from_parquet(tmp_path / "t.parquet")
+    assert knowledge_base[0].metadata == {"price": 1.5, "count": 3, "day": "2020-02-01"}
+    assert matching_rows(knowledge_base.table, {"price": {"max": 2}}).tolist() == [True]
+    key = UUID(int=7)
+    assert KnowledgeBase.from_dicts([{"id": "a", "text": "t", "key": key}])[0].metadata == {"key": str(key)}
 
 
 def test_a_wrong_delimiter_is_refused(tmp_path):

@@ -22,6 +22,7 @@ from ...errors import InvalidInputError, UnsafeInputError
 from ...metrics.calibration import Calibrator, IsotonicCalibrator, TemperatureCalibrator
 from ...saving.commit import Destination, commit_files
 from ...saving.folders import files_in, load_checked, written_whole
+from ...saving.safe_paths import at_home
 from ..answer import Answer, Decision
 from .decision_heads import ANSWER_FEATURES, DRAFT_FEATURES, PASSAGE_FEATURES, DecisionHead, UncertaintyRule
 from .features import evidence_features, passage_features
@@ -208,6 +209,7 @@ class AnswerPolicy:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        source = at_home(source)
         try:
             found = load_checked(source, ("policy",), hub_kwargs, lambda _: find_policy_files(source, **hub_kwargs))
         except UnsafeInputError as error:

@@ -14,6 +14,7 @@ from typing import Any
 from ...errors import InvalidInputError, RavlmError
 from ...saving.commit import hub_errors, hub_failure
 from ...saving.reaching import check_spelling
+from ...saving.safe_paths import at_home
 from .dual_encoder import DualEncoder, ImageEncoder
 from .encoders import Encoder, RavlmEncoder
 from .inference_model import resolve_dtype
@@ -75,6 +76,7 @@ def load_encoder(
     """
     if name == OFFLINE["name"] and not os.path.isdir(name):
         return load_offline_encoder(device)
+    name = at_home(name)
     check_spelling(os.fspath(name))
     if kind not in ENCODER_KINDS:
         raise InvalidInputError(f"kind={kind!r} is not known. Choose one of {ENCODER_KINDS}.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import InvalidInputError, KnowledgeBaseNotFoundError
 from ...saving.commit import RepoType, hub_errors
-from ...saving.safe_paths import safe_relpath
+from ...saving.safe_paths import at_home, safe_relpath
 from ..encoding.encoders import RavlmEncoder
 from ..store.manifest import StoredFile
 from ..store.parts import PARTS, roles_of
@@ -44,6 +44,7 @@ def store_folder(
         KnowledgeBaseNotFoundError: If the source is neither a folder nor a repository with a knowledge base.
         HubUnavailableError: If the Hub cannot be asked, and the cache does not hold it.
     """
+    source = at_home(source)
     if os.path.isdir(source):
         return find_store(source, subfolder), hub_kwargs
     from huggingface_hub.errors import HFValidationError

@@ -4,11 +4,11 @@ Words of scripts with spaces (Latin, Cyrillic, Greek, Arabic, ...) are tokens wi
 `reunion` finds `Réunion`; the vowel points of Hebrew and Arabic go likewise, the vowel signs of Indic scripts stay
 with their letters, and what nobody sees (soft hyphens, joiners) parts no word. A final s goes by the rules of Harman's
 S-stemmer ("How effective is suffixing?", JASIS 1991), so that `flags` finds `flag`. Chinese, Japanese, Korean, Thai
-and their neighbours do not put a space between words; each run of such characters gives its single characters and its
-overlapping pairs. That needs no dictionary and finds more than words from a segmenter: among 8,000 Chinese idioms,
-the sentence that one comes from finds its explanation with an nDCG@10 of .135 (pairs alone .077, words of jieba 0.42
-.047), and a sentence with half of the idiom finds its entry with .244 (.232, .063). Traditional and simplified
-characters are different tokens.
+and their neighbours do not put a space between words; each run of such characters gives its single characters, with
+their marks, and its overlapping pairs. That needs no dictionary and finds more than words from a segmenter: among
+8,000 Chinese idioms, the sentence that one comes from finds its explanation with an nDCG@10 of .135 (pairs alone .077,
+words of jieba 0.42 .047), and a sentence with half of the idiom finds its entry with .244 (.232, .063). Traditional
+and simplified characters are different tokens.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ _UNSPACED = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
     "\uac00-\ud7af"  # Hangul
 )
+# Vowel signs, tones and subscripts of Thai, Lao, Burmese and Khmer, which stay with the letter before them.
+_UNSPACED_MARK = (
+    "[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u102b-\u103e\u1056-\u1059\u105e-\u1060"
+    "\u1062-\u1064\u1067-\u106d\u1071-\u1074\u1082-\u108d\u108f\u109a-\u109d\u17b4-\u17d3\u17dd]"
+)
+_MARKED = re.compile(_UNSPACED_MARK)
+_LETTER_WITH_MARKS = re.compile(f".{_UNSPACED_MARK}*")
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 # Accents, points that are left out in most writing (Hebrew, Arabic, Syriac), and the line that stretches Arabic words.
 _OPTIONAL = re.compile("[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed\u0730-\u074a]+")
@@ -37,6 +44,8 @@ def lexical_tokens(text: str) -> list[str]:
     ['the', 'reunion', 's', '2', 'flag']
     >>> lexical_tokens("大熊猫 panda")
     ['大', '熊', '猫', '大熊', '熊猫', 'panda']
+    >>> lexical_tokens("ရန်ကုန်")  # a vowel sign stays with its letter
+    ['ရ', 'န်', 'ကု', 'န်', 'ရန်', 'န်ကု', 'ကုန်']
     """
     if text.isascii():
         return list(map(_singular, _ASCII_WORD.findall(text.lower())))
@@ -44,8 +53,9 @@ def lexical_tokens(text: str) -> list[str]:
     for match in _runs().finditer(_folded(text)):
         run = match.group()
         if match.lastgroup == "unspaced":
-            tokens.extend(run)
-            tokens.extend(map("".join, zip(run, run[1:], strict=False)))
+            letters = _LETTER_WITH_MARKS.findall(run) if _MARKED.search(run) else run
+            tokens.extend(letters)
+            tokens.extend(map("".join, zip(letters, letters[1:], strict=False)))
         else:
             tokens.append(_singular(run))
     return tokens

@@ -13,7 +13,9 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple, TextIO
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -264,6 +266,10 @@ def _metadata_json(metadata: Mapping[str, Any], where: str) -> str | None:
 def _json_value(value: Any) -> Any:
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
+    if isinstance(value, Decimal):  # prices, as databases export them
+        return int(value) if float(value).is_integer() else float(value)
+    if isinstance(value, UUID):
+        return str(value)
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not a JSON value")

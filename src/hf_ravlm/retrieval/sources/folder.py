@@ -17,6 +17,7 @@ from PIL import Image
 
 from ...errors import InvalidInputError, UnsafeInputError
 from ...images import HEIF_SUFFIXES, IMAGE_FORMATS
+from ...saving.safe_paths import at_home
 from ...text import clean_text, plain_text
 from .checked_rows import SourceFault, SourceItem, SourceNote, SourceRow
 from .chunking import Chunking
@@ -53,7 +54,7 @@ def rows_from_folder(
     Raises:
         InvalidInputError: If there is no such folder, or `pages` is not known.
     """
-    root = Path(folder)
+    root = Path(at_home(folder))
     if not root.is_dir():
         raise InvalidInputError(f"{root}: there is no such folder. Check the path.")
     check_pages(pages)

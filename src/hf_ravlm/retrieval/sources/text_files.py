@@ -20,10 +20,12 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from ...errors import InvalidInputError
 from ...files import other_than_file
+from ...saving.safe_paths import at_home
 from .checked_rows import SourceFault
 
 
 MAX_LINE_BYTES = 64_000_000
+_MAX_PEEK = 8192  # bytes that tell how lines end
 
 Parsed = TypeVar("Parsed")
 
@@ -37,7 +39,7 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
     Raises:
         InvalidInputError: If there is no such file.
     """
-    file = Path(path)
+    file = Path(at_home(path))
     if kind := other_than_file(file):
         raise InvalidInputError(f"{file}: this is {kind}, and a file was expected. Check the path.")
     if not file.is_file():
@@ -99,16 +101,29 @@ def byte_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 class _Recoded:
     """Lines of a stream in UTF-8."""
 
-    def __init__(self, stream: BinaryIO, encoding: str) -> None:
-        self._text = io.TextIOWrapper(stream, encoding, newline="\n")
+    def __init__(self, stream: BinaryIO) -> None:
+        self._text = io.TextIOWrapper(stream, "utf-16", newline="\n")
 
     def readline(self, size: int) -> bytes:
         return self._text.readline(size).encode("utf-8", "surrogatepass")
 
 
+class _EndedByReturns:
+    """Lines that end with a carriage return alone, as spreadsheets save "CSV (Macintosh)"."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._text = io.TextIOWrapper(stream, "latin-1", newline="\r")  # which changes no byte
+
+    def readline(self, size: int) -> bytes:
+        line = self._text.readline(size).encode("latin-1")
+        return line[:-1] + b"\n" if line.endswith(b"\r") else line
+
+
 def _in_utf8(stream: BinaryIO) -> Any:
-    start = stream.peek(2)[:2] if hasattr(stream, "peek") else b""
-    return _Recoded(stream, "utf-16") if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else stream
+    start = stream.peek(_MAX_PEEK) if hasattr(stream, "peek") else b""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return _Recoded(stream)
+    return _EndedByReturns(stream) if b"\r" in start[:-1] and b"\n" not in start else stream
 
 
 def parsed_lines(file: Path, parse: Callable[[str, str], Parsed | None]) -> Iterator[Parsed | SourceFault]:
