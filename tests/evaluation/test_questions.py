@@ -6,9 +6,11 @@ import csv
 import json
 
 import datasets
+import pandas
 import pytest
 from PIL import Image
 
+from hf_ravlm import KnowledgeBase
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.evaluation import questions_from
 from hf_ravlm.evaluation.model_evaluation import read_questions
@@ -157,3 +159,13 @@ def test_half_a_pair_in_a_question_is_refused():
         questions_from([{"question": "owl \ud83e", "answers": "b"}])[0]
     with pytest.raises(InvalidInputError, match="Row 0.*half of a character pair"):
         questions_from([{"question": "owl", "answers": ["b \ud83e"]}])[0]
+
+
+def test_data_frames_are_read_row_by_row():
+    frame = pandas.DataFrame({"question": ["owl ?", "kite ?"], "answer": ["b", "c"], "kind": [None, "bird"]})
+    assert [(q.question, q.answers, q.kind) for q in questions_from(frame)] == [
+        ("owl ?", ("b",), ""),
+        ("kite ?", ("c",), "bird"),
+    ]
+    passages = pandas.DataFrame({"id": [1, 2], "text": ["a", "b"], "price": [1.5, float("nan")]})
+    assert [(p.id, p.metadata) for p in KnowledgeBase.from_dicts(passages)] == [("1", {"price": 1.5}), ("2", {})]

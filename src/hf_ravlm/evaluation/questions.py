@@ -18,6 +18,7 @@ from ..metrics.answers import answer_texts
 from ..retrieval.sources.checked_rows import SourceFault
 from ..retrieval.sources.columns import SYNONYMS, find_column
 from ..retrieval.sources.image_files import image_file, undecoded
+from ..retrieval.sources.in_memory import framed_rows
 from ..retrieval.sources.tables import table_records
 from ..retrieval.sources.text_files import existing_file, plain_suffix
 from ..sequences import is_column
@@ -195,7 +196,7 @@ def _beside(folder: Path, name: str, where: str) -> Path:
 
 
 def questions_from(rows: Any, columns: Mapping[str, str] | None = None) -> QuestionRows:
-    """Questions from a `datasets.Dataset`, a list of dictionaries, or a file: JSONL, JSON, CSV, TSV or Parquet.
+    """Questions from dictionaries, a `datasets.Dataset`, a `DataFrame`, or a JSONL, JSON, CSV, TSV or Parquet file.
 
     Texts stay texts: `007`, `NA` and `1e5` in a CSV file are what they are. The official files of VQA, A-OKVQA,
     InfoSeek and Encyclopedic-VQA are read as they are; of several answers in one cell of a CSV file make a JSON list.
@@ -223,6 +224,7 @@ def questions_from(rows: Any, columns: Mapping[str, str] | None = None) -> Quest
     if isinstance(rows, (str, os.PathLike)):
         folder = Path(rows).parent
         rows = _rows_of_file(Path(rows))
+    rows = framed_rows(rows)
     known = Question.__dataclass_fields__
     asked = dict(columns or {})
     if unknown := sorted(set(asked) - set(known)):

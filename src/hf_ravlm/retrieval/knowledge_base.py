@@ -23,7 +23,7 @@ from .sources.chunking import Chunking, chunked_rows
 from .sources.columns import ColumnNames
 from .sources.folder import rows_from_folder
 from .sources.image_files import ImageRoot
-from .sources.in_memory import row_from_dict, rows_from_dataset, rows_from_dicts, standard_keys
+from .sources.in_memory import framed_rows, row_from_dict, rows_from_dataset, rows_from_dicts, standard_keys
 from .sources.pdf.rows import Pages
 from .sources.pdf_files import Files, rows_from_pdf_files
 from .sources.tables import rows_from_csv, rows_from_jsonl, rows_from_parquet
@@ -143,8 +143,8 @@ class KnowledgeBase:
         """Reads dictionaries with the keys `id`, `text`, `image`, `source`, `licence`, `url`, `revision`, `title`.
 
         Args:
-            rows: The dictionaries. An `image` may be anything that `hf_ravlm.images.safe_image` takes. A dictionary
-                under `metadata`, and all other keys, become metadata.
+            rows: The dictionaries, or a `DataFrame` of pandas. An `image` may be anything that
+                `hf_ravlm.images.safe_image` takes. A dictionary under `metadata`, and all other keys, become metadata.
             **options: As of the class; so are the errors.
         """
         return cls._read(rows_from_dicts(rows), **options)
@@ -338,7 +338,8 @@ def as_knowledge_base(passages: PassageSource) -> KnowledgeBase:
     """Passages as a user gives them, see `RavlmRetriever.add`."""
     if isinstance(passages, KnowledgeBase):
         return passages
-    rows: list[Any] = [_row_of(passage) if isinstance(passage, Passage) else passage for passage in passages]
+    given = framed_rows(passages)
+    rows: list[Any] = [_row_of(passage) if isinstance(passage, Passage) else passage for passage in given]
     return KnowledgeBase.from_dicts(rows) if rows else KnowledgeBase()
 
 

@@ -22,9 +22,16 @@ if TYPE_CHECKING:
 _TAKEN = ("text", "licence")
 
 
+def framed_rows(rows: Any) -> Any:
+    """The rows of a `DataFrame` of pandas as dictionaries, with `None` for an empty cell; anything else as it is."""
+    if not (hasattr(rows, "to_dict") and hasattr(rows, "notna")):
+        return rows
+    return rows.astype(object).where(rows.notna(), None).to_dict("records")
+
+
 def rows_from_dicts(rows: Iterable[Mapping[str, Any]]) -> Iterator[SourceItem]:
     """Reads dictionaries; keys that are no standard column become metadata."""
-    for number, row in enumerate(rows):
+    for number, row in enumerate(framed_rows(rows)):
         where = f"row {number}"
         try:
             if not isinstance(row, Mapping):
