@@ -539,7 +539,7 @@ class RavlmRetriever:
             KnowledgeBaseLockedError: If another process is writing there.
             OSError: If the disk refuses.
         """
-        self._current.save(Path(save_directory) / safe_relpath(subfolder), self._encoder_record())
+        self._current.save(Path(at_home(save_directory)) / safe_relpath(subfolder), self._encoder_record())
 
     def push_to_hub(
         self,

@@ -157,7 +157,7 @@ class AnswerPolicy:
 
         settings, numbers = self._contents()
         text = json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True)
-        with written_whole(Path(save_directory).absolute(), "policy") as folder:
+        with written_whole(Path(at_home(save_directory)).absolute(), "policy") as folder:
             (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
             (folder / NUMBERS_FILE).write_bytes(save(numbers))
 

@@ -23,10 +23,11 @@ _TAKEN = ("text", "licence")
 
 
 def framed_rows(rows: Any) -> Any:
-    """The rows of a `DataFrame` of pandas as dictionaries, with `None` for an empty cell; anything else as it is."""
+    """The rows of a `DataFrame` of pandas as dictionaries, without empty cells; anything else as it is."""
     if not (hasattr(rows, "to_dict") and hasattr(rows, "notna")):
         return rows
-    return rows.astype(object).where(rows.notna(), None).to_dict("records")
+    records = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    return [{name: value for name, value in row.items() if value is not None} for row in records]
 
 
 def rows_from_dicts(rows: Iterable[Mapping[str, Any]]) -> Iterator[SourceItem]:
