@@ -20,7 +20,8 @@ def write_card(folder: Path) -> None:
         "",
         f"EfficientNet-Lite0 (ImageNet, frozen) sees, MiniLM reads names; {report['k']} neighbours; seeds "
         f"{', '.join(map(str, report['seeds']))}. A figure is the mean over the seeds, with lowest and highest. "
-        "*Linear probe* is logistic regression. Written by `examples/few_shot/curves.py`.",
+        "*Linear probe* is logistic regression. Written by `examples/few_shot/curves.py` "
+        "from `examples/few_shot/report.json`.",
     ]
     for name, found in report["sets"].items():
         ticks = [str(shots or "all") for shots in found["shots"]]

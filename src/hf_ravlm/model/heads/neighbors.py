@@ -18,8 +18,7 @@ from transformers import initialization as init
 
 WEIGHT, SHARPNESS = 1.0, 5.5  # α and β of Tip-Adapter before they are fitted
 NO_NEIGHBOR = -100  # in the place of a label
-_WEIGHTS = torch.logspace(-2, 2.5, 19).tolist()  # of the votes of the likeliest class, in units of logits
-_LEAST_VOTE = 1e-20
+_WEIGHTS = torch.logspace(-2, 2.5, 19).tolist()
 _SHARPNESSES = torch.logspace(-0.5, 2.5, 13).tolist()
 _BALANCES = (0.0, 0.5, 1.0)
 
@@ -122,8 +121,7 @@ def fit_neighbors(
                 torch.zeros_like(class_logits), *(neighbor_scores, neighbor_labels, 1.0, sharpness),
                 *(neighbor_counts, balance),
             )  # fmt: skip
-            nearest = float(votes.amax(dim=-1).mean().clamp(min=_LEAST_VOTE))  # so that any β can outvote the head
-            for weight in (share / nearest for share in _WEIGHTS):
+            for weight in _WEIGHTS:
                 logits = class_logits.float() + weight * votes
                 right = (logits.argmax(dim=-1) == labels).float()
                 accuracy = float((right * weights).sum() / weights.sum())
