@@ -22,7 +22,7 @@ PACKAGING := setup.py pyproject.toml constraints.txt tests/no-deps.txt
 CODE := src tests examples benchmarks docs setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz kernels conformance train docs lint clean
+.PHONY: help demo test fuzz kernels conformance train docs tables lint clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ train: $(VENV)/.demo-installed  ## train retriever and reader on the flags; writ
 
 docs: $(VENV)/.test-installed  ## pages of the Python interface, in build/docs
 	HF_HUB_OFFLINE=1 $(BIN)/python docs/build.py build/docs
+
+tables: $(VENV)/.test-installed  ## the tables of docs/encoders.md and docs/readers.md, as the tests have them
+	WRITE_DOCS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -k "page_of_the_documents" tests/hub tests/retrieval/encoding
 
 # Without a cache: an old one takes modules that came since for missing ones.
 lint: $(VENV)/.test-installed  ## format check, lint, import floors, types

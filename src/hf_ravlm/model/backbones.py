@@ -20,6 +20,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -35,6 +36,14 @@ Backbone = Union[str, "os.PathLike[str]", PreTrainedModel]
 Reader = Literal["image_text", "causal"]
 
 OF_ANY_SOURCE = ("trust_remote_code", "token", "cache_dir", "local_files_only", "force_download")
+_EXPECTED = (
+    "expected a type of AutoModelForCausalLM (llama, qwen3, gpt2, gemma3_text, opt, ...) or of "
+    "AutoModelForImageTextToText (qwen2_5_vl, llava, smolvlm, gemma3, ...)"
+)
+MAPPINGS: dict[Reader, Any] = {
+    "image_text": MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    "causal": MODEL_FOR_CAUSAL_LM_MAPPING,
+}
 AUTO_READERS: dict[str, Any] = {"image_text": AutoModelForImageTextToText, "causal": AutoModelForCausalLM}
 
 
@@ -44,7 +53,8 @@ def reader_kind(config: PreTrainedConfig) -> Reader:
     A type that is in both mappings of transformers (Gemma 3, Llama 4) is an image-text-to-text model.
 
     Raises:
-        `InvalidInputError`: for a type in neither mapping, and for encoder-decoders.
+        `InvalidInputError`: for a type in neither mapping, for encoder-decoders, and for what writes otherwise than
+            token by token.
 
     >>> from transformers import Gemma3Config, LlamaConfig
     >>> reader_kind(LlamaConfig()), reader_kind(Gemma3Config())
@@ -61,15 +71,28 @@ def reader_kind(config: PreTrainedConfig) -> Reader:
             "language model (llama, qwen3, gpt2, gemma3_text, opt, ...) or an image-text-to-text model (qwen2_5_vl, "
             "llava, smolvlm, gemma3, ...)"
         )
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return "image_text"
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return "causal"
-    raise InvalidInputError(
-        f"the generator is a {config.model_type!r} model, which neither generates text nor reads images; expected a "
-        "type of AutoModelForCausalLM (llama, qwen3, gpt2, gemma3_text, opt, ...) or of AutoModelForImageTextToText "
-        "(qwen2_5_vl, llava, smolvlm, gemma3, ...)"
-    )
+    of_images, of_words = (_class_in(mapping, config) for mapping in MAPPINGS.values())
+    kind: Reader
+    if of_images is not None and "image" in of_images.input_modalities:  # not so Mistral 4, which is of words alone
+        kind, found = "image_text", of_images
+    elif of_words is not None and getattr(config, "vision_config", None) is None:  # not so Phi-4-multimodal
+        kind, found = "causal", of_words
+    else:
+        why = "neither generates text nor reads images" if of_images is None else "reads no images"
+        if of_words is not None:
+            why = "sees images by itself, but is for transformers a language model of words alone"
+        raise InvalidInputError(f"the generator is a {config.model_type!r} model, which {why}; {_EXPECTED}")
+    if not issubclass(found, GenerationMixin):
+        raise InvalidInputError(
+            f"the generator is a {config.model_type!r} model, which does not write token by token as GenerationMixin "
+            f"does; {_EXPECTED}"
+        )
+    return kind
+
+
+def _class_in(mapping: Any, config: PreTrainedConfig) -> Any:
+    found = mapping.get(type(config), None)
+    return found[0] if isinstance(found, tuple) else found
 
 
 def check_fusion(
@@ -113,8 +136,7 @@ def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
         return merged(model) if has_adapters(model) else model
     source = merged(source) if has_adapters(source) else source
     kind = reader_kind(source.config)
-    mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if kind == "image_text" else MODEL_FOR_CAUSAL_LM_MAPPING
-    if not isinstance(source, expected := mapping[type(source.config)]):
+    if not isinstance(source, expected := MAPPINGS[kind][type(source.config)]):
         raise InvalidInputError(
             f"the generator came as a {type(source).__name__}, which has no head that writes; expected a "
             f"{expected.__name__}: load it with {AUTO_READERS[kind].__name__}"

@@ -43,7 +43,7 @@ from .processing_ravlm import RavlmProcessor
 from .prompts.chat_processor import load_generator_processor
 from .prompts.layout import SPECIAL_TOKENS
 from .prompts.literal import add_marks
-from .reader.probe import check_state, probe_language_model
+from .reader.probe import check_state, probe_language_model, probe_multimodal
 from .reader.reader import RavlmForConditionalGeneration
 
 
@@ -137,6 +137,10 @@ def from_backbones(
     generator_config = read_config(generator, "generator", **given.access["generator"])
     kind = reader_kind(generator_config)
     check_fusion(generator_config, **given.config)
+    if kind == "image_text" and generator_processor is None:  # first, as it is small, and may be what is missing
+        generator_processor = _load_for(
+            load_generator_processor, generator, "generator_processor", given, kind=generator_config
+        )
     parts = {"language_model": _load_language_model(generator, kind, given)}
     language_model = parts["language_model"]
     has_towers = vision is not None or encoder is not None
@@ -167,7 +171,10 @@ def from_backbones(
         passage_prompts=config.marginalization != "none",
         **{**limits, **given.processor},
     )
-    return put_together(config, parts), processor
+    model = put_together(config, parts)
+    if model.reads_images:
+        probe_multimodal(model, processor)
+    return model, processor
 
 
 @dataclass

@@ -85,6 +85,9 @@ def loading_errors(what: str, source: Any) -> Iterator[None]:
         yield
     except RavlmError:
         raise
+    except (ImportError, AttributeError, KeyError, TypeError) as error:  # a package, a token or a setting is missing
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InvalidInputError(f"the {what} {name!r} cannot be loaded here: {reason}") from error
     except (OSError, ValueError) as error:
         if isinstance(error, HFValidationError) or isinstance(error.__cause__, HFValidationError):
             raise InvalidInputError(f"{name}: there is no such folder, and this is no name on the Hub.") from error

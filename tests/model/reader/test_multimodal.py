@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, LogitsProcessorList
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_ravlm import (
@@ -135,6 +135,47 @@ def test_answers_are_labelled_and_close_the_turn(readers, family):
     torch.testing.assert_close(outputs.loss, -picked.mean())
     assert model.get_input_embeddings().weight.grad.abs().sum() > 0
     model.zero_grad()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_step_without_a_cache_looks_for_an_image_that_was_written(readers, family):
+    model, processor = readers(family)
+    inputs = ask(processor)
+    mark = model.config.image_token_id
+
+    class Wanted(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            return scores.index_fill(1, torch.tensor([mark]), 1e4).where(scores.isfinite(), scores)
+
+    options = {"max_new_tokens": 3, "do_sample": False, "logits_processor": LogitsProcessorList([Wanted()])}
+    answers = model.generate(**inputs, **options, use_cache=False)[:, inputs["input_ids"].shape[1] :]
+    assert answers.shape == (2, 3)
+    assert not (answers == mark).any()
+    stopped = model.generate(**inputs, **options, use_cache=False, suppress_tokens=[4, 5])
+    assert stopped.shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_passage_that_is_hidden_is_cut_out_of_the_prompt(readers, family):
+    model, processor = readers(family)
+    words = [["the capital is Oslo", "red white"], ["Chad"]]
+    hidden, absent = ask(processor, words), ask(processor, [words[0][1:], words[1]])
+    hidden["evidence_mask"][0, 0] = False
+    options = {"max_new_tokens": 4, "do_sample": False}
+    with torch.no_grad():
+        found, expected = model(**hidden).logits, model(**absent).logits
+    torch.testing.assert_close(found[:, -1], expected[:, -1], atol=1e-4, rtol=1e-4)
+    assert found.shape[:2] == hidden["input_ids"].shape, "in the columns of the prompt that came"
+    told, others = model.generate(**hidden, **options), model.generate(**absent, **options)
+    assert told[:, -4:].tolist() == others[:, -4:].tolist()
+    assert torch.equal(told[:, : hidden["input_ids"].shape[1]], hidden["input_ids"])
+    shown = ask(processor)  # with the image of the first passage
+    shown["evidence_mask"][0, 0] = False
+    with pytest.raises(ValueError, match="whose image is among the pixels"):
+        model(**shown)
+    shown.pop("token_passages")
+    with pytest.raises(ValueError, match="token_passages is missing"):
+        model.generate(**shown)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,11 +18,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
 from PIL import Image
 from tokenizers import AddedToken
+from transformers.processing_utils import ProcessorMixin
 
 from ...errors import InvalidInputError
 from ...images import shrunk
@@ -30,14 +31,16 @@ from ...tokenization import tokenize, tokenizer_lock
 from .evidence import pad_rows
 from .layout import Prompt, too_long
 from .literal import control_tokens
+from .plain_formats import NOT_MIXED, PLAIN_FORMATS
 from .settings import PromptSettings
 
 
-SLOT = "<|ravlm-slot|>"  # stands for one text from outside, in a copy of the tokenizer
+SLOT = "|ravlm-slot|"  # stands for one text from outside, in a copy of the tokenizer; for processors it is a word
 ASKED_ABOUT = "The first picture is the one that is asked about.\n\n"
 ASKED_ABOUT_SEVERAL = "The first {} pictures are those that are asked about.\n\n"
 WORD = "ravlmtext{}end"  # what the chat template sees of a text
 THINKING = ("enable_thinking", "thinking")  # variables of chat templates that switch it
+BLANKS = ("Ġ", "▁", " ")  # a blank as a token of its own
 FEWEST_PIXELS = 4_096  # an image is not shrunk further
 
 
@@ -61,7 +64,8 @@ class ShownPassage:
 class MultimodalRow:
     """One prompt: token ids of its texts, and its images; passages best first.
 
-    `asked` is the question as it stands behind passages, with a label; `question` alone where there are none.
+    `asked` is the question as it stands behind passages, with a label; `question` alone where there are none, and
+    `behind_blank` in its place where the chat template ends in a blank, which is part of the first word then.
     """
 
     question: list[int]
@@ -70,22 +74,31 @@ class MultimodalRow:
     answer: list[int] | None = None
     asked: list[int] | None = None
     system: list[int] | None = None
+    behind_blank: list[int] | None = None
 
     def of_question(self, num_passages: int) -> list[int]:
         """Token ids of the question in a prompt with so many passages."""
         return self.question if self.asked is None or not num_passages else self.asked
 
 
+class SlotText(NamedTuple):
+    """What goes into a slot: token ids, the passage they are of (-1 for none), and the ids behind a blank."""
+
+    ids: list[int]
+    passage: int = -1
+    behind_blank: list[int] | None = None
+
+
 @dataclass
 class Written:
     """Prompts before they are padded: what the processor gave for templates with slots, and what goes into these.
 
-    `texts` are, per row and in the order of the slots, ids with the place of the passage that they belong to (-1 for
-    none); `read` are the places of the passages that stand in the prompt.
+    `texts` are those of every row, in the order of its slots; `read` are the places of the passages that stand in the
+    prompt.
     """
 
     inputs: dict[str, Any]
-    texts: list[list[tuple[list[int], int]]]
+    texts: list[list[SlotText]]
     answers: list[list[int]]
     read: list[list[int]]
 
@@ -112,12 +125,20 @@ class MultimodalPrompt:
     ):
         self.processor, self.settings = processor, settings or PromptSettings()
         self.image_settings = dict(image_settings or {})
-        self.template = self.settings.chat_template or template_of(processor)
+        taught_no_chat = isinstance(processor, ProcessorMixin) and not processor.chat_template
+        plain = PLAIN_FORMATS.get(type(processor).__name__) if taught_no_chat else None
+        self.template = self.settings.chat_template or (plain.template if plain else template_of(processor))
         if not self.template:
             raise InvalidInputError(
                 f"the generator's {type(processor).__name__} has no chat template, so there is no way to write a "
                 "prompt for it; choose an instruction-tuned model, or give chat_template="
             )
+        if hasattr(processor, "qformer_tokenizer"):
+            raise InvalidInputError(
+                f"the generator's {type(processor).__name__} reads every question a second time, for a Q-Former whose "
+                "words could not be told from its marks; choose another image-text-to-text model"
+            )
+        self.plain = plain if plain is not None and self.template == plain.template else None
         self.variables = {}
         if self.settings.enable_thinking is not None:
             known = [name for name in THINKING if re.search(rf"\b{name}\b", self.template)]
@@ -130,6 +151,8 @@ class MultimodalPrompt:
             self.variables = dict.fromkeys(known, self.settings.enable_thinking)
         self.with_slots = with_slots or slotted(processor)
         self.slot_id = self.with_slots.tokenizer.convert_tokens_to_ids(SLOT)
+        vocabulary = processor.tokenizer.get_vocab()
+        self.blanks = {vocabulary[blank] for blank in BLANKS if blank in vocabulary}
 
     def __call__(
         self,
@@ -147,8 +170,8 @@ class MultimodalPrompt:
             answer_on_top (`bool`): prompts are those without answers, which `max_length` does not count.
 
         Returns:
-            `input_ids`, `attention_mask` `(B, L)` and what the processor adds, with answers also `labels`; and the
-            places of the passages that stand in each prompt.
+            `input_ids`, `attention_mask` `(B, L)` and what the processor adds, with passages `token_passages`, with
+            answers `labels`; and the places of the passages that stand in each prompt.
 
         Raises:
             `InvalidInputError`: if images, question and answer alone are longer than `max_length`.
@@ -184,7 +207,8 @@ class MultimodalPrompt:
         texts = []
         for row, count, room, slots in zip(rows, kept, rooms, order, strict=True):
             passages = share_room(row.passages[:count], room)
-            of_slots = [*passages, (row.of_question(count), -1), (row.system or [], -1)]
+            question = SlotText(row.of_question(count), behind_blank=None if count else row.behind_blank)
+            of_slots = [*passages, question, SlotText(row.system or [])]
             texts.append([of_slots[slot] for slot in slots])
         read = [[passage.place for passage in row.passages[:count]] for row, count in zip(rows, kept, strict=True)]
         return Written(inputs, texts, answers, read)
@@ -197,6 +221,11 @@ class MultimodalPrompt:
             prefix = next((place for place, owner in enumerate(owners) if owner >= 0), len(ids))
             made.append(Prompt(ids + answer, owners + [-1] * len(answer), prefix, len(ids)))
         return made
+
+    @property
+    def labels_questions(self) -> bool:
+        """Whether a question has its label also where there are no passages."""
+        return bool(getattr(self.plain or self.processor, "labels_questions", False))
 
     def opens_thinking(self) -> bool:
         """Whether the prompt ends within the reader's thoughts, so that an answer begins with them."""
@@ -229,14 +258,32 @@ class MultimodalPrompt:
             written.append(text)
             order.append(slots)
             images.append(shown)
+        if self.plain is not None:
+            images = self.plain.fitting(self.processor, images)
         options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
         bos = self.processor.tokenizer.bos_token
         if bos is not None and written[0].startswith(bos):
             options["add_special_tokens"] = False  # the template wrote it
         if any(images) and self.image_settings:
             options["images_kwargs"] = self.image_settings
-        with tokenizer_lock(self.processor.tokenizer):
-            inputs = self.with_slots(text=written, images=images if any(images) else None, **options)
+        if "mm_token_type_ids" in getattr(self.processor, "model_input_names", ()):  # not all give them unasked
+            options["return_mm_token_type_ids"] = True
+        if type(self.processor).__name__ in NOT_MIXED and len({bool(row) for row in images}) > 1:
+            raise InvalidInputError(
+                f"a reader with a {type(self.processor).__name__} does not read prompts without an image beside "
+                "prompts with one: ask them in batches of their own"
+            )
+        try:
+            with tokenizer_lock(self.processor.tokenizer):
+                inputs = self.with_slots(text=written, images=images if any(images) else None, **options)
+        except Exception as error:  # whatever a processor raises for images or texts that it does not take
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            numbers = [len(row) if isinstance(row, list) else 1 for row in images]
+            hint = "" if set(numbers) == {1} else "; ask about one image each, or leave out passage_images"
+            raise InvalidInputError(
+                f"the reader's {type(self.processor).__name__} does not take prompts with {numbers} images "
+                f"({type(error).__name__}: {reason}){hint}"
+            ) from error
         return dict(inputs), order
 
     def _filled(self, content: list[dict[str, str]], num_texts: int, with_system: bool) -> tuple[str, list[int]]:
@@ -298,10 +345,15 @@ class MultimodalPrompt:
         waiting, ids, source, owners = iter(written.texts[i]), [], [], []
         for place in written.inputs["attention_mask"][i].nonzero().flatten().tolist():
             id = int(written.inputs["input_ids"][i, place])
-            chunk, owner = next(waiting) if id == self.slot_id else ([id], -1)
+            text = next(waiting) if id == self.slot_id else SlotText([id])
+            chunk = text.ids
+            if text.behind_blank is not None and ids and ids[-1] in self.blanks:
+                chunk = text.behind_blank
+                for row in (ids, source, owners):
+                    row.pop()
             ids += chunk
             source += [place] * len(chunk)
-            owners += [owner] * len(chunk)
+            owners += [text.passage] * len(chunk)
         return ids, source, owners
 
     def _with_texts(self, written: Written, side: str) -> dict[str, Any]:
@@ -312,17 +364,24 @@ class MultimodalPrompt:
         """
         inputs = written.inputs
         shape = inputs["input_ids"].shape
-        sequences, sources, labels = [], [], []
+        sequences, sources, labels, passages = [], [], [], []
         for i, answer in enumerate(written.answers):
-            ids, source, _ = self._sequence(written, i)
+            ids, source, owners = self._sequence(written, i)
+            passages.append(owners + [-1] * len(answer))
             labels.append([-100] * len(ids) + answer)
             sequences.append(ids + answer)
             sources.append(source + [source[-1]] * len(answer))
-        spread = {name for name, value in inputs.items() if getattr(value, "shape", ())[:2] == shape}
+        spread = {
+            name
+            for name, value in inputs.items()  # pixels are numbers, and may have this shape by chance
+            if getattr(value, "shape", ())[:2] == shape and not value.is_floating_point()
+        }
         out = {name: value for name, value in inputs.items() if name not in spread}
         for name in spread - {"input_ids"}:
             out[name] = pad_rows([inputs[name][i, source] for i, source in enumerate(sources)], 0, side)
         out["input_ids"] = pad_rows(sequences, self.processor.tokenizer.pad_token_id, side)
+        if any(written.read):
+            out["token_passages"] = pad_rows(passages, -1, side)
         if written.answers[0]:
             out["labels"] = pad_rows(labels, -100, side)
         return out
@@ -347,17 +406,17 @@ def num_fitting(passages: Sequence[ShownPassage], room: int) -> int:
     return len(passages)
 
 
-def share_room(passages: Sequence[ShownPassage], room: int) -> list[tuple[list[int], int]]:
-    """What fits of each passage, best first, and whose it is.
+def share_room(passages: Sequence[ShownPassage], room: int) -> list[SlotText]:
+    """What fits of each passage, best first.
 
-    >>> share_room([ShownPassage([1, 2, 3]), ShownPassage([4, 5, 6], place=1)], 5)
-    [([1, 2, 3], 0), ([4, 5], 1)]
+    >>> [text.ids for text in share_room([ShownPassage([1, 2, 3]), ShownPassage([4, 5, 6], place=1)], 5)]
+    [[1, 2, 3], [4, 5]]
     """
     shared = []
     for passage in passages:
         room -= len(passage.label) + len(passage.end)
         words = passage.words[: max(room, 0)]
-        shared.append(([*passage.label, *words, *passage.end], passage.place))
+        shared.append(SlotText([*passage.label, *words, *passage.end], passage.place))
         room -= len(words)
     return shared
 

@@ -41,10 +41,16 @@ def multimodal_inputs(
     rows, _ = _rows(prompt, asked, False, load_image)
     data, read = prompt(rows, padding_side=padding_side, answer_on_top=asked.answer_on_top)
     tensors = evidence_tensors(asked.passages)
+    if tensors:  # also where no passage found room
+        data.setdefault("token_passages", torch.full_like(data["input_ids"], -1))
     for row, places in enumerate(read):
         if tensors:
             tensors["evidence_mask"][row] = False
             tensors["evidence_mask"][row, places] = True
+    if shown := [(row, passage.place) for row, of in enumerate(rows) for passage in of.passages if passage.image]:
+        tensors["evidence_image_mask"] = torch.zeros_like(tensors["evidence_mask"])
+        tensors["evidence_image_mask"][tuple(zip(*shown, strict=True))] = True
+        tensors["evidence_image_mask"] &= tensors["evidence_mask"]
     return {**data, **tensors}
 
 
@@ -74,8 +80,8 @@ def _rows(
     num_passages = max((len(row) for row in asked.passages), default=0)
     rows: list[MultimodalRow] = []
     places: list[tuple[int, int | None]] = []
-    for i, (plain, labelled) in enumerate(_questions(prompt, asked.questions)):
-        given = {"question": plain, "asked": labelled, "images": asked.images[i], "answer": targets[i]}
+    for i, of_question in enumerate(_questions(prompt, asked.questions)):
+        given = {**of_question, "images": asked.images[i], "answer": targets[i]}
         if not each:
             rows.append(MultimodalRow(passages=shown[i], system=system, **given))
             places.append((i, None))
@@ -88,14 +94,19 @@ def _rows(
     return rows, places
 
 
-def _questions(prompt: MultimodalPrompt, questions: list[str]) -> list[tuple[list[int], list[int]]]:
-    """Token ids of each question as it stands alone, and behind passages."""
+def _questions(prompt: MultimodalPrompt, questions: list[str]) -> list[dict[str, Any]]:
+    """Token ids of each question as it stands alone, also where a blank stands before it, and behind passages."""
     settings, tokenizer = prompt.settings, prompt.processor.tokenizer
     label = tokenize(tokenizer, QUESTION, add_special_tokens=False)["input_ids"]
     before = tokenize(tokenizer, f"{CITE}\n\n", add_special_tokens=False)["input_ids"] if settings.cite else []
     behind = [label + ids for ids in literal_ids(tokenizer, questions, lead=" ")]
-    alone = behind if getattr(prompt.processor, "labels_questions", False) else literal_ids(tokenizer, questions)
-    return [(plain, before + labelled) for plain, labelled in zip(alone, behind, strict=True)]
+    rows: list[dict[str, Any]] = [{"question": ids, "asked": before + ids} for ids in behind]
+    if not prompt.labels_questions:
+        alone, dot = literal_ids(tokenizer, questions), tokenize(tokenizer, ".", add_special_tokens=False)["input_ids"]
+        for row, ids, framed in zip(rows, alone, literal_ids(tokenizer, questions, lead=". "), strict=True):
+            row["question"] = ids
+            row["behind_blank"] = framed[len(dot) :] if framed[: len(dot)] == dot else None
+    return rows
 
 
 def _shown_passages(prompt: MultimodalPrompt, asked: Asked, load_image: Any) -> list[list[ShownPassage]]:

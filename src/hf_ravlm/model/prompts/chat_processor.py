@@ -7,8 +7,9 @@ is loaded without its video part.
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import os
-from types import SimpleNamespace
 from typing import Any
 
 from transformers import PROCESSOR_MAPPING, AutoProcessor, PreTrainedConfig
@@ -56,18 +57,37 @@ def _words_of(content: str | list[dict[str, str]]) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-class WithoutVideos:
-    """Put before a processor class, leaves out its video processor."""
+class NoVideos:
+    """In the place of a video processor: chat templates and processors ask it for settings, and use none."""
 
-    video_processor = SimpleNamespace(num_frames=None, fps=None)  # some chat templates ask for these, and use neither
+    font = ""  # a file that is saved along
+    model_input_names: list[str] = []
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class WithoutVideos:
+    """Put before a processor class, `complete`, leaves out its video processor."""
+
+    complete: type[ProcessorMixin]
+    video_processor = NoVideos()
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        if argument_name != "video_processor":
+            return super().check_argument_for_proper_class(argument_name, argument)
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        return [name for name in super().get_attributes() if name != "video_processor"]
+        return [name for name in cls.complete.get_attributes() if name != "video_processor"]
 
     @classmethod
     def from_args_and_dict(cls, args: list, processor_dict: dict[str, Any], **kwargs: Any) -> ProcessorMixin:
-        return super().from_args_and_dict(args, {**processor_dict, "video_processor": None}, **kwargs)
+        parts = dict(zip(cls.get_attributes(), args, strict=False))
+        settings = {**processor_dict, **kwargs, **parts}
+        taken = inspect.signature(cls.complete.__init__).parameters
+        return cls(**{name: value for name, value in settings.items() if name in taken and name != "video_processor"})
 
 
 def without_videos(cls: type[ProcessorMixin]) -> type[ProcessorMixin]:
@@ -79,7 +99,18 @@ def without_videos(cls: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """
     if "video_processor" not in cls.get_attributes():
         return cls
-    return type(cls.__name__, (WithoutVideos, cls), {"__module__": cls.__module__})
+
+    @functools.wraps(cls.__init__)  # with its signature, by which transformers saves settings
+    def make(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs).arguments
+        given |= given.pop("kwargs", {}) | {"video_processor": self.video_processor}
+        self.get_attributes = cls.get_attributes  # with the video processor, while the class sets itself up
+        cls.__init__(**given)
+        del self.get_attributes
+        self.__dict__.pop("video_processor", None)
+
+    members = {"__init__": make, "__module__": cls.__module__, "complete": cls}
+    return type(cls.__name__, (WithoutVideos, cls), members)
 
 
 def load_generator_processor(
@@ -96,6 +127,8 @@ def load_generator_processor(
         `InvalidInputError`: if what is there is no processor of images and texts.
     """
     cls = processor_class_from_name(kind) if isinstance(kind, str) else PROCESSOR_MAPPING.get(type(kind), None)
+    if cls is None and not is_torchvision_available():
+        cls = _named_class(source, loading)
     if cls is None or is_torchvision_available():
         processor = AutoProcessor.from_pretrained(source, **loading)
     else:
@@ -106,6 +139,15 @@ def load_generator_processor(
             "image processor, as every image-text-to-text model has: give generator_processor="
         )
     return processor
+
+
+def _named_class(source: str | os.PathLike, loading: dict[str, Any]) -> type[ProcessorMixin] | None:
+    """The class that a saved processor names, if transformers has it."""
+    try:
+        settings, _ = ProcessorMixin.get_processor_dict(source, **loading)
+    except OSError:
+        return None
+    return processor_class_from_name(settings.get("processor_class") or "")
 
 
 class GeneratorProcessorMixin:

@@ -18,9 +18,9 @@ from transformers.generation import (
 from ..outputs import RavlmGenerateOutput
 from .inputs import EncodedInputs, check_evidence, encode_inputs, split_inputs
 from .latent_passages import passages_are_latent
+from .multimodal import generate_multimodal
 from .placing import PromptTensors, cut_out_hidden, flush_right, hide_passages
 from .proposals import best_proposals, generation_setting
-from .reading import NOT_OF_IMAGE_TEXT
 from .shared_prefix import BranchCache
 
 
@@ -30,9 +30,7 @@ def generate(model: Any, input_ids: torch.Tensor | None = None, *args, **kwargs)
     names = list(inspect.signature(GenerationMixin.generate).parameters)[2:]  # behind `self` and `inputs`
     kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
     if model.reads_images:
-        model.language_model.generation_config = model.generation_config
-        kwargs = {name: value for name, value in kwargs.items() if name not in NOT_OF_IMAGE_TEXT}
-        return model.language_model.generate(input_ids, **kwargs)
+        return generate_multimodal(model, input_ids, **kwargs)
     if passages_are_latent(model.config, kwargs.get("evidence_scores")):
         return generate_over_passages(model, input_ids, **kwargs)
     if model.config.marginalization != "none":

@@ -10,16 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, RavlmError
 from .placing import moves_hidden, positions_from
 
 
 LENGTH = 6
 HIDDEN = slice(2, 4)  # columns of the tokens that are hidden
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the length of the logits
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of the length of the logits
 COARSE = 0.2  # for half precision, where an expert may change by rounding, and for quantized weights
 
 
@@ -63,6 +64,61 @@ def probe_language_model(language_model: PreTrainedModel) -> None:
                 )
     finally:
         language_model.train(training)
+
+
+def probe_multimodal(model: Any, processor: Any) -> None:
+    """Refuses an image-text-to-text reader that does not read what its processor writes; no weight is changed.
+
+    A question about a small image must be answered, and as beside a longer one in the same batch. Passages that are
+    hidden are no part of the prompt.
+
+    Args:
+        model ([`RavlmForConditionalGeneration`]), processor ([`RavlmProcessor`]): of an image-text-to-text generator.
+
+    Raises:
+        `InvalidInputError`: with what does not hold.
+    """
+    generator = model.language_model
+    if generator.get_input_embeddings().weight.is_meta:
+        return
+    image, training = Image.new("RGB", (64, 48), "grey"), generator.training
+    try:
+        generator.eval()
+        fault = _fault(lambda: _depends_on_padding(model, processor, image))
+    finally:
+        generator.train(training)
+    if fault is not None:
+        raise InvalidInputError(
+            f"the generator is a {generator.config.model_type!r} model with a "
+            f"{type(processor.generator_processor).__name__}, which cannot be a reader: {fault}; choose another "
+            "image-text-to-text model (qwen3_vl, smolvlm, gemma3, llava_onevision, internvl, ...)"
+        )
+
+
+def _depends_on_padding(model: Any, processor: Any, image: Image.Image) -> str | None:
+    """Whether an answer depends on the padding that a longer prompt in its batch brings."""
+    questions = ["What is this?", "What is this, and what is it there for?"]
+    greedy = {"do_sample": False, "num_beams": 1, "max_new_tokens": 2, "min_new_tokens": 2}
+    logits = []
+    for number in (1, 2):
+        inputs = processor(images=[image] * number, text=questions[:number], prompt={"max_length": 1 << 20})
+        told = model.generate(**inputs.to(model.device), **greedy, return_dict_in_generate=True, output_logits=True)
+        logits.append([step[0] for step in told.logits])
+    found = _difference(model.language_model, logits[0][0], logits[1][0])
+    if found is None and logits[0][0].argmax() == logits[1][0].argmax():
+        found = _difference(model.language_model, logits[0][1], logits[1][1])
+    return f"its answer depends on the padding beside it ({found})" if found else None
+
+
+def _fault(ask: Callable[[], str | None]) -> str | None:
+    try:
+        with torch.no_grad():
+            return ask()
+    except RavlmError:
+        raise
+    except Exception as error:  # whatever an architecture raises for inputs that all others take
+        reason = next(iter(str(error).strip().splitlines()), "")[:160]
+        return f"it fails on a plain image with {type(error).__name__}{f': {reason}' if reason else ''}"
 
 
 def _ask(breaks: Callable, language_model: PreTrainedModel, on_left: bool) -> str | None:

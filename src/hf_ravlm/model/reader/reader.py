@@ -26,9 +26,10 @@ from .attribution import attribute
 from .generation import generate
 from .inputs import NAMES, EncodedInputs, check_evidence, check_towers, encode_evidence, encode_inputs, split_inputs
 from .latent_passages import passages_are_latent, read_branches, read_passages
+from .multimodal import read_multimodal, read_multimodal_states
 from .placing import PromptTensors, moves_hidden
 from .probe import check_state
-from .reading import read, read_multimodal, read_multimodal_states, read_states
+from .reading import read, read_states
 
 
 class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
@@ -194,7 +195,9 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         reading |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep, **kwargs}
         if self.reads_images:
             asked = {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
-            return read_multimodal(self, **asked, labels=labels, **reading)
+            asked |= {"token_passages": token_passages, "evidence_mask": evidence_mask}
+            asked |= {"evidence_image_mask": evidence_image_mask, "labels": labels}
+            return read_multimodal(self, **asked, **reading)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         batch = EncodedInputs(
@@ -300,7 +303,8 @@ class ReaderBody:
 
     def __call__(self, input_ids, attention_mask=None, token_passages=None, **kwargs) -> BaseModelOutputWithPast:
         if self.reader.reads_images:
-            return read_multimodal_states(self.reader, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_passages": token_passages}
+            return read_multimodal_states(self.reader, **given, **kwargs)
         batch, rest = split_inputs(kwargs)
         prompt = PromptTensors(input_ids, attention_mask, token_passages)
         return read_states(self.reader, encode_inputs(self.reader, batch), prompt, **rest)

@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..outputs import RavlmCausalLMOutputWithPast
-from .inputs import NAMES, EncodedInputs, get_memory
+from .inputs import EncodedInputs, get_memory
 from .placing import (
     PromptTensors,
     back_in_columns,
@@ -24,9 +24,6 @@ from .placing import (
     positions_from,
 )
 from .shared_prefix import MAX_PADDING, has_plain_layers, read_rows, shared_prefix_length
-
-
-NOT_OF_IMAGE_TEXT = {"token_passages", *NAMES} - {"pixel_values"}
 
 
 def read(
@@ -144,24 +141,6 @@ def placeholder_ids(model: Any, inputs_embeds: torch.Tensor) -> torch.Tensor:
     for mark, places in zip(marks.tolist(), found, strict=True):
         ids = ids.masked_fill(places, mark)
     return ids
-
-
-def read_multimodal(model: Any, **inputs: Any) -> RavlmCausalLMOutputWithPast:
-    """The forward pass of an image-text-to-text model: it gets all that is given, but for evidence tensors.
-
-    It has a vision tower of its own, so our image and memory tokens have no place in it; its processor writes passages
-    and their images into the prompt.
-    """
-    given = {name: value for name, value in inputs.items() if value is not None and name not in NOT_OF_IMAGE_TEXT}
-    outputs = model.language_model(**{**given, "return_dict": True})
-    names = ("loss", "logits", "past_key_values", "hidden_states", "attentions", "image_hidden_states")
-    return RavlmCausalLMOutputWithPast(**{name: outputs.get(name) for name in names})
-
-
-def read_multimodal_states(model: Any, **inputs: Any) -> Any:
-    """`read_multimodal` without the head: `last_hidden_state` `(N, L, H)`."""
-    given = {name: value for name, value in inputs.items() if value is not None and name not in NOT_OF_IMAGE_TEXT}
-    return model.language_model.base_model(**given)
 
 
 def read_states(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .reading import NOT_OF_IMAGE_TEXT
+from .multimodal import NOT_OF_IMAGE_TEXT
 from .scoring import AnsweredPrompt
 
 
