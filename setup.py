@@ -37,6 +37,7 @@ INSTALL_REQUIRES = [
     "faiss-cpu>=1.15.1",  # older ones crash on damaged index files
     "evaluate>=0.4.5",
     "safetensors>=0.8",
+    "httpx>=0.27",  # asks servers
     "xxhash>=3.0",  # the checksums of saved folders; `datasets` brings it, too
     "Pillow>=12.3",  # security fixes in the image decoders; gradio forbids 13
     "numpy>=2",

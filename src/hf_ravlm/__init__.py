@@ -20,6 +20,7 @@ from .errors import (
     KnowledgeBaseMismatchError,
     KnowledgeBaseNotFoundError,
     RavlmError,
+    RemoteServerError,
     UnsafeInputError,
 )
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
         from_backbones,
         from_encoder,
     )
-    from .pipelines import offline_reader
+    from .pipelines import RemoteReader, offline_reader
     from .retrieval import (
         Chunking,
         Evidence,
@@ -74,7 +75,7 @@ _LAZY = {
     "model": "ConflictAwareLogitsProcessor RavlmConfig RavlmForConditionalGeneration RavlmForImageClassification "
     "RavlmForImageTextRetrieval RavlmForPreTraining RavlmForVisualQuestionAnswering RavlmModel RavlmPreTrainedModel "
     "RavlmProcessor from_backbones from_encoder",
-    "pipelines": "offline_reader",
+    "pipelines": "RemoteReader offline_reader",
     "retrieval": "Chunking Evidence KnowledgeBase Passage RavlmEncoder RavlmRetriever embed_corpus load_encoder",
     "training": "AnswerCollator ClassificationCollator ClosedAnswerCollator EvidenceMix JointSettings "
     "MineNegativesCallback RavlmJointTrainer RavlmPreTrainer RavlmPreTrainingArguments RavlmTrainer RetrievalCollator "
@@ -96,8 +97,14 @@ def __dir__() -> list[str]:
 def register() -> None:
     """Tells transformers and peft of our models and pipelines; `import hf_ravlm` does it. Twice is harmless."""
     from .hub.lora_targets import register_lora_targets
-    from .hub.registration import register_auto_classes, register_pipelines, register_with_server
+    from .hub.registration import (
+        register_addresses,
+        register_auto_classes,
+        register_pipelines,
+        register_with_server,
+    )
 
+    register_addresses()
     register_auto_classes()
     register_pipelines()
     register_with_server()
@@ -152,6 +159,8 @@ __all__ = [
     "RavlmProcessor",
     "RavlmRetriever",
     "RavlmTrainer",
+    "RemoteReader",
+    "RemoteServerError",
     "RetrievalCollator",
     "RowsWithNeighbors",
     "UnsafeInputError",

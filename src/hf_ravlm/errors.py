@@ -46,6 +46,10 @@ class HubUnavailableError(RavlmError, ConnectionError):
     """The Hub cannot be reached, or refused to answer; what lies on this machine is as it was."""
 
 
+class RemoteServerError(RavlmError, ConnectionError):
+    """A server that reads or encodes for us cannot be reached, is too slow, broke off, or answers nonsense."""
+
+
 @contextmanager
 def naming(what: str) -> Iterator[None]:
     """What is refused inside is named: of a batch, the one that cannot be used.

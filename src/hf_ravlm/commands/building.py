@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
-from ..retrieval import Encoder, IndexOptions, KnowledgeBase, RavlmRetriever, embed_corpus
+from ..retrieval import Encoder, IndexOptions, KnowledgeBase, RavlmRetriever, embed_corpus, estimate_embedding
+from ..retrieval.encoding.cost import duration
 from ..retrieval.indexes.index_choice import check_budget, estimate_index, suitable_kinds
 from ..retrieval.passage import input_digest
 from ..retrieval.retriever import check_groups
@@ -87,8 +88,8 @@ def estimate_build(knowledge_base: KnowledgeBase, encoder: Encoder, arguments: a
     Raises:
         InvalidInputError: If the memory budget does not suffice for the index.
     """
-    first = knowledge_base[0]
-    dim = int(encoder.encode_passages([first.text], [first.image]).shape[1])
+    cost = estimate_embedding(knowledge_base, encoder)
+    dim = cost.dim
     num_passages, budget, kind = len(knowledge_base), arguments.memory_budget, arguments.index
     if kind == "auto":
         kind = suitable_kinds(num_passages, dim, budget, arguments.recall)[0]
@@ -100,15 +101,17 @@ def estimate_build(knowledge_base: KnowledgeBase, encoder: Encoder, arguments: a
     existing = next(place for place in (arguments.out.absolute(), *arguments.out.absolute().parents) if place.exists())
     free = shutil.disk_usage(existing).free
     logger.info(
-        "%s passages of %d numbers, %s. The passages take up to %s; on disk up to %s in all, %s while building "
-        "(%s are free).",
-        *(f"{num_passages:,}", dim, estimate, *map(size, (passage_bytes, kept, needed, free))),
+        "%s passages of %d numbers, %s, encoded in about %s by one process. The passages take up to %s; on disk up to "
+        "%s in all, %s while building (%s are free).",
+        *(f"{num_passages:,}", dim, estimate, duration(cost.seconds)),
+        *map(size, (passage_bytes, kept, needed, free)),
     )
     if needed > free:
         logger.warning("The disk of %s may be too small. Choose another OUT, or --staging on another disk.", existing)
     return {
         "passages": num_passages,
         "dim": dim,
+        "encoding_seconds": round(cost.seconds, 1),
         "index": estimate.kind,
         "ram_bytes": estimate.ram_bytes,
         "index_bytes": estimate.disk_bytes,

@@ -8,10 +8,12 @@ survives interruptions), `hub` (publishing and downloading).
 from __future__ import annotations
 
 from .encoding.corpus import embed_corpus
+from .encoding.cost import EmbeddingCost, estimate_embedding
 from .encoding.dual_encoder import DualEncoder, ImageEncoder
 from .encoding.encoders import Encoder, MultiVectorEncoder, RavlmEncoder
 from .encoding.late_interaction_encoder import LateInteractionEncoder
 from .encoding.load_encoder import load_encoder
+from .encoding.remote_encoder import RemoteEncoder
 from .encoding.sentence_transformer_encoder import SentenceTransformerEncoder
 from .encoding.text_model_encoder import TextModelEncoder
 from .evidence import Evidence
@@ -34,6 +36,7 @@ __all__ = [
     "Chunking",
     "CrossEncoderReranker",
     "DualEncoder",
+    "EmbeddingCost",
     "Encoder",
     "Evidence",
     "FlatIndex",
@@ -48,6 +51,7 @@ __all__ = [
     "Passage",
     "RavlmEncoder",
     "RavlmRetriever",
+    "RemoteEncoder",
     "Reranker",
     "SearchOptions",
     "SentenceTransformerEncoder",
@@ -56,6 +60,7 @@ __all__ = [
     "YesNoReranker",
     "build_index",
     "embed_corpus",
+    "estimate_embedding",
     "estimate_index",
     "load_encoder",
     "repair_store",

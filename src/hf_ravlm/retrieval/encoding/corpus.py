@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from ...errors import InvalidInputError
 from ..passage import input_digest, passages_at
 from .corpus_shards import MERGED, EmbeddingPlan, StagingFolder, shard_name
+from .cost import announce, cost_of
 from .encoders import Encoder, encode_passages, require_batch_size
 from .text_counts import counts_of, warn_of_passages
 from .token_batches import encode_halving, longest_first
@@ -69,7 +70,8 @@ def embed_corpus(
         An array (N, D) in float32 in every process; with `staging` a read-only memory map.
 
     Raises:
-        InvalidInputError: If an argument is wrong, or the encoder returns vectors of a wrong number, shape or type.
+        InvalidInputError: If an argument is wrong, the encoder returns vectors of a wrong number, shape or type, or
+            the disk of `staging` cannot hold them all, which is seen after the first call of the encoder.
         UnsafeInputError: If a vector is zero, NaN or infinite.
         TimeoutError: If other processes stop delivering.
         RuntimeError: If the memory does not suffice for a single passage.
@@ -129,7 +131,7 @@ def _embed(
     if not 0 <= rank < num_processes:
         raise InvalidInputError(f"process=({rank}, {num_processes}): expected 0 <= rank < number of processes.")
     if not folder.is_finished(MERGED):
-        _encode_shards(table, encoder, folder, range(rank, plan.num_shards, num_processes))
+        _encode_shards(table, encoder, folder, range(rank, plan.num_shards, num_processes), num_processes)
         shards = [shard_name(shard) for shard in range(plan.num_shards)]
         if rank == 0:
             missing = _wait_for(folder, shards, shards, timeout_seconds)
@@ -149,19 +151,40 @@ def _embed(
     return folder.read(MERGED)
 
 
-def _encode_shards(table: pa.Table, encoder: Encoder, folder: StagingFolder, shards: Sequence[int]) -> None:
+def _encode_shards(
+    table: pa.Table, encoder: Encoder, folder: StagingFolder, shards: Sequence[int], num_processes: int
+) -> None:
     unfinished = [shard for shard in shards if not folder.is_finished(shard_name(shard))]
     num_done = len(shards) - len(unfinished)
     if num_done:
         logger.info("%s: %d of %d shards are finished already", folder.folder, num_done, len(shards))
-    plan = folder.plan
+    plan, is_announced = folder.plan, len(unfinished) < 2  # a short work is done before it is announced
+
+    def announce_cost(vectors: np.ndarray, seconds: float) -> None:
+        nonlocal is_announced
+        if not is_announced:
+            is_announced = True
+            num_left = sum(len(plan.rows_of(shard)) for shard in unfinished) * num_processes
+            announce(cost_of(num_left, vectors.shape[1], seconds / len(vectors)), folder.folder, num_processes)
+
     with _progress_bar(sum(len(plan.rows_of(shard)) for shard in unfinished), plan.call_rows) as bar:
         for shard in unfinished:
-            folder.write_shard(shard, _encode_rows(table, encoder, plan.rows_of(shard), plan.call_rows, bar))
+            rows = plan.rows_of(shard)
+            folder.write_shard(shard, _encode_rows(table, encoder, rows, plan.call_rows, bar, announce_cost))
 
 
-def _encode_rows(table: pa.Table, encoder: Encoder, rows: range, call_rows: int, bar: Any) -> np.ndarray:
-    """Unit vectors (n, D) of a range of passages, encoded from the longest text to the shortest to spare padding."""
+def _encode_rows(
+    table: pa.Table,
+    encoder: Encoder,
+    rows: range,
+    call_rows: int,
+    bar: Any,
+    measured: Callable[[np.ndarray, float], None] | None = None,
+) -> np.ndarray:
+    """Unit vectors (n, D) of a range of passages, encoded from the longest text to the shortest to spare padding.
+
+    `measured` gets the vectors of each call of the encoder, and the seconds that it took.
+    """
     lengths = pc.fill_null(pc.utf8_length(table["text"].slice(rows.start, len(rows))), 0)  # (n,) characters
     order = rows.start + longest_first(lengths.to_numpy())
     vectors: np.ndarray | None = None
@@ -172,7 +195,10 @@ def _encode_rows(table: pa.Table, encoder: Encoder, rows: range, call_rows: int,
 
     for start in range(0, len(order), call_rows):
         call = order[start : start + call_rows]
+        begun = time.perf_counter()
         encoded = encode_halving(encode, call.tolist())
+        if measured is not None:
+            measured(encoded, time.perf_counter() - begun)
         if vectors is None:
             vectors = np.empty((len(rows), encoded.shape[1]), np.float32)
         vectors[call - rows.start] = encoded

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ...errors import InvalidInputError, RavlmError
+from ...images import is_address
 from ...saving.commit import hub_errors, hub_failure
 from ...saving.reaching import check_spelling
 from ...saving.safe_paths import at_home
@@ -21,6 +22,7 @@ from .inference_model import resolve_dtype
 from .late_interaction_encoder import LateInteractionEncoder
 from .offline_encoder import load_offline_encoder
 from .reference import ENCODER_KINDS, OFFLINE, describe_reference
+from .remote_encoder import load_remote_encoder
 from .sentence_transformer_encoder import SentenceTransformerEncoder, load_sentence_transformer
 from .text_model_encoder import TextModelEncoder, read_json, sentence_transformers_settings
 
@@ -54,7 +56,9 @@ def load_encoder(
     Args:
         name: Folder or Hub id of a model of images and texts (CLIP, SigLIP 2, a `RavlmModel`, ...), of images
             (DINOv2, ...), of texts (E5, Qwen3-Embedding, ...), of any model of sentence-transformers, or of a
-            late-interaction model (ColQwen2, ...); `"offline"` for the one that Python packages carry.
+            late-interaction model (ColQwen2, ...); `"offline"` for the one that Python packages carry; or the address
+            of a server with `/v1/embeddings`, `"http://localhost:8000/v1"`, or `"http://localhost:8000/v1#NAME"` where
+            it has several models.
         kind: One of `ENCODER_KINDS`; `"auto"` looks at the model's settings.
         query_prompt, passage_prompt: Put before the text of every query or passage; `None` for what the model says in
             its own `config_sentence_transformers.json`, and `""` for none.
@@ -76,6 +80,10 @@ def load_encoder(
     """
     if name == OFFLINE["name"] and not os.path.isdir(name):
         return load_offline_encoder(device)
+    if is_address(name):
+        if kind != "auto" or dtype is not None:
+            raise InvalidInputError(f"{name}: a server's encoder takes no kind= and no dtype=; prompts it takes.")
+        return load_remote_encoder(str(name), query_prompt=query_prompt, passage_prompt=passage_prompt)
     name = at_home(name)
     check_spelling(os.fspath(name))
     if kind not in ENCODER_KINDS:
