@@ -4,9 +4,14 @@
     accelerate launch examples/train.py --model DIR --use_lora --dataset questions.jsonl --answer_column answer \
         --eval_dataset more.jsonl --knowledge_base DIR --output_dir runs/reader --report_to tensorboard
 
-`--model` is a folder or a name on the Hub with a reader and its processor, and, unless `--knowledge_base` names
-another place, a knowledge base. Every option of `TrainingArguments` is one here. `training_rows.py` says which rows.
-The output folder holds all that `pipeline("image-to-text", model=...)` needs.
+    accelerate launch --num_processes 8 --mixed_precision bf16 examples/train.py --model Qwen/Qwen3-VL-2B-Instruct \
+        --encoder google/siglip2-base-patch16-224 --knowledge_base my_folder --dataset questions.jsonl --use_lora \
+        --activation_checkpointing --bf16  # not run here: it needs GPUs; at tiny size the tests run it on a CPU
+
+`--model` is a folder or a name on the Hub: a saved system, with its knowledge base unless `--knowledge_base` names
+another, or any reader of transformers beside `--encoder` and `--knowledge_base` (a folder of images and texts, a
+table, or a stored one). Every option of `TrainingArguments` is one here. `training_rows.py` says which rows. The
+output folder holds all that `pipeline("image-to-text", model=...)` needs.
 """
 
 from __future__ import annotations
@@ -14,9 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, TrainingArguments, set_seed
+from transformers import HfArgumentParser, TrainingArguments, set_seed
 
-from hf_ravlm import EvidenceMix, RavlmEncoder, RavlmRetriever, RavlmTrainer
+from hf_ravlm import EvidenceMix, RavlmTrainer
+from hf_ravlm.pipelines.opening import open_pipeline
 from training_rows import CHECKPOINT, DataOptions, evaluation_rows, training_rows
 
 
@@ -25,7 +31,8 @@ class Options:
     """What is trained, and what it reads."""
 
     model: str = field(default=CHECKPOINT, metadata={"help": "folder or name of the reader to start from"})
-    knowledge_base: str | None = field(default=None, metadata={"help": "its folder or name; by default that of model"})
+    knowledge_base: str | None = field(default=None, metadata={"help": "what is searched; by default that of model"})
+    encoder: str | None = field(default=None, metadata={"help": "what encodes it; by default the one that built it"})
     use_lora: bool = field(default=False, metadata={"help": "train adapters of the language model, not all of it"})
     lora_rank: int = field(default=16, metadata={"help": "of the adapters"})
     num_passages: int | None = field(default=None, metadata={"help": "K; by default as the model was trained"})
@@ -53,11 +60,8 @@ def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
     if data.negatives is not None and not options.distractors:
         raise SystemExit("--negatives: expected --distractors above 0, the share of passages that give way to them")
     set_seed(arguments.seed)
-    processor = AutoProcessor.from_pretrained(options.model)
-    model = AutoModelForImageTextToText.from_pretrained(options.model)
-    retriever = RavlmRetriever.from_pretrained(
-        options.knowledge_base or options.model, encoder=RavlmEncoder(model.model, processor)
-    )
+    system = open_pipeline(options.model, options.knowledge_base, options.encoder, str(arguments.device))
+    model = system.model
     mix = EvidenceMix(
         model.config.num_passages if options.num_passages is None else options.num_passages,
         gold=options.gold,
@@ -71,8 +75,8 @@ def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
         arguments,
         train_dataset=training_rows(data),
         eval_dataset=held_out,
-        processing_class=processor,
-        retriever=retriever,
+        processing_class=system.processor,
+        retriever=system.retriever,
         on_error=data.on_error,
         evidence=mix,
         peft_config=lora(options),
@@ -94,7 +98,7 @@ def save(trainer: RavlmTrainer, options: Options) -> None:
     if options.use_lora:
         from peft import PeftModel
 
-        base = AutoModelForImageTextToText.from_pretrained(options.model)
+        base = open_pipeline(options.model, options.knowledge_base, options.encoder, "cpu").model
         PeftModel.from_pretrained(base, folder / "adapters").merge_and_unload().save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
     trainer.retriever.save_pretrained(folder)

@@ -14,6 +14,7 @@ import hf_ravlm
 from labelled_world import KNOWN, coloured
 from reading_world import COLOURS, THINGS, colour_retriever, rows
 from tiny import picture, tiny_model, tiny_processor
+from tiny_backbones import multimodal_model
 from tiny_encoders import FAMILIES, save
 
 
@@ -79,6 +80,28 @@ def test_a_reader_is_fine_tuned_and_answers_from_its_folder(
         assert all("q_proj" in name or "v_proj" in name or "image_projector" in name for name in names)
     (answer,) = pipeline("image-to-text", model=out, max_new_tokens=2)(picture(0), question="kite ?")
     assert len(answer["evidence"]) == before.config.num_passages
+
+
+def test_a_reader_and_an_encoder_by_name_are_fine_tuned_and_answer_from_one_folder(questions, tmp_path, monkeypatch):
+    for part in multimodal_model("llava"):
+        part.save_pretrained(tmp_path / "reader")
+    save(FAMILIES["SigLIP"], tmp_path / "encoder")
+    known = tmp_path / "known.jsonl"
+    known.write_text("\n".join(json.dumps({"id": thing, "text": f"{thing} : red"}) for thing in THINGS))
+    parts = [
+        "--model",
+        str(tmp_path / "reader"),
+        "--encoder",
+        str(tmp_path / "encoder"),
+        "--knowledge_base",
+        str(known),
+    ]
+    size = ["--use_lora", "--lora_rank", "2", "--activation_checkpointing", "--bf16", "--max_steps", "1"]
+    out = str(tmp_path / "out")
+    run(monkeypatch, "train.py", *columns(questions), *parts, *QUIET, *size, "--output_dir", out)
+    pipe = pipeline("image-to-text", model=out, encoder=str(tmp_path / "encoder"), max_new_tokens=2)
+    (answer,) = pipe(picture(0), question="kite ?")
+    assert len(answer["evidence"]) == pipe.model.config.num_passages
 
 
 def test_mined_negatives_train_a_retriever(model_folder, questions, tmp_path, monkeypatch):
