@@ -10,11 +10,15 @@ from types import SimpleNamespace
 from hf_ravlm.images import safe_image
 from hf_ravlm.integrations.transformers_serve import chat_app
 from hf_ravlm.pipelines.answer import Answer
+from hf_ravlm.pipelines.streaming import Writing
 
 
 class StubReader:
     name = "stub"
     pipe = SimpleNamespace(processor=None, policy=None)
+
+    def writing_for(self, asked, tell, tell_evidence):
+        return Writing(tell, stop=asked.stop)
 
     def submit(self, asked, images, writing):
         future = Future()

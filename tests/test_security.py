@@ -16,11 +16,15 @@ import pytest
 from PIL import Image
 
 from hash_encoder import HashEncoder, built, numbered
-from hf_ravlm.errors import InvalidInputError, KnowledgeBaseCorruptError, UnsafeInputError
+from hf_ravlm import RemoteReader
+from hf_ravlm.errors import InvalidInputError, KnowledgeBaseCorruptError, RemoteServerError, UnsafeInputError
 from hf_ravlm.images import fetch_image, safe_image
 from hf_ravlm.model.prompts.literal import literal_ids
+from hf_ravlm.pipelines import RavlmImageToTextPipeline
 from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
 from hf_ravlm.saving.safe_paths import resolve_inside
+from hf_ravlm.servers import Server
+from stub_server import StubServer, send
 from tiny import tiny_tokenizer
 
 
@@ -224,6 +228,35 @@ def test_line_15_control_tokens_in_text_stay_text():
     assert special
     (ids,) = literal_ids(tokenizer, ["red " + " ".join(special)])
     assert not set(ids) & (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+
+
+def test_line_16_the_address_of_a_reader_is_the_operators(serve, tmp_path):
+    with StubServer() as stub, StubServer() as other:
+        question = {"messages": [{"role": "user", "content": "Who?"}]}
+        for field in ("model", "base_url", "reader_name"):
+            assert serve.asked({**question, field: other.address})[0] == 400
+        pipe = RavlmImageToTextPipeline(RemoteReader(stub.address), retriever=built(numbered(range(3)), HashEncoder()))
+        with pytest.raises(InvalidInputError, match="nor does a folder name an address"):
+            pipe.save_pretrained(tmp_path)
+        assert not list(tmp_path.iterdir())
+        assert other.asked == []
+
+
+def test_line_17_a_server_cannot_hold_or_lead_the_program(monkeypatch):
+    monkeypatch.setattr("hf_ravlm.servers.MAX_REPLY_BYTES", 1_000)
+
+    def endless(handler, _):
+        handler.send_response(200)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(b" " * 1_000)
+
+    with StubServer(endless) as stub, pytest.raises(RemoteServerError, match="more than 1,000 bytes"):
+        Server(stub.address).ask("/chat/completions", {})
+    with StubServer() as other, StubServer(lambda handler, _: send(handler, 308, b"", Location=other.address)) as stub:
+        with pytest.raises(InvalidInputError, match="has moved"):
+            Server(stub.address).ask("/chat/completions", {})
+        assert other.asked == []
 
 
 def test_lower_bounds_are_those_of_the_table():

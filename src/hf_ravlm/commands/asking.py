@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import TextStreamer
-
 from ..errors import InvalidInputError
-from ..pipelines.opening import open_pipeline
+from ..pipelines.opening import check_local, open_pipeline
+from .models import of_server
 from .outcome import Outcome, one_line
 from .searching import conditions
 from .sources import column_names
@@ -31,6 +31,9 @@ def ask(arguments: argparse.Namespace) -> Outcome:
     model, knowledge = model_and_knowledge(arguments.model, arguments.knowledge)
     reading = column_names(arguments.columns) if arguments.columns else {}
     reading |= {"on_error": arguments.on_error} if arguments.on_error != "raise" else {}
+    if arguments.save is not None:
+        check_local(model, "--save")
+    reading |= of_server(arguments)
     pipeline = open_pipeline(model, knowledge, arguments.encoder, arguments.device, **reading)
     options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "with_posterior": False}
     given = {name: getattr(arguments, name) for name in ("k", "query", "channels", "weights", "system_message")} | {
@@ -42,21 +45,23 @@ def ask(arguments: argparse.Namespace) -> Outcome:
     options |= {"cite": True} if arguments.cite else {}
     terminal = sys.__stdout__
     is_read = terminal is not None and terminal.isatty() and not arguments.json and not arguments.quiet
-    if is_read and pipeline.policy is None:
-        options["streamer"] = _Terminal(pipeline.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    (answer,) = pipeline({"image": images or None, "question": question}, **options)
+    asked = {"image": images or None, "question": question}
+    answer = told_as_written(pipeline.stream(asked, **options)) if is_read else pipeline(asked, **options)[0]
     if arguments.save is not None:
         pipeline.save_pretrained(arguments.save)
     record = {"question": question, "images": images, **plain_record(answer)}
-    lines = [] if "streamer" in options else [answer["generated_text"] or "(no answer)"]
+    lines = [] if is_read else [answer["generated_text"] or "(no answer)"]
     return Outcome(record, "\n".join([*lines, *_evidence(record)]))
 
 
-class _Terminal(TextStreamer):  # type: ignore[misc]  # its base is not followed
-    """Writes tokens as they come; results of commands go where a person reads them, and all else elsewhere."""
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        print(text, end="\n" if stream_end else "", flush=True, file=sys.__stdout__)
+def told_as_written(events: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """The answer of a stream, whose words are written to the terminal as they come; all else goes elsewhere."""
+    record: dict[str, Any] = {}
+    for event in events:
+        record = event.get("answer", record)
+        print(event.get("text", ""), end="", flush=True, file=sys.__stdout__)
+    print("" if record["generated_text"] else "(no answer)", file=sys.__stdout__)
+    return record
 
 
 def images_and_question(words: list[str]) -> tuple[list[str], str]:

@@ -81,7 +81,8 @@ INDEX_EXAMPLES = """examples:
 _SHARED: dict[str, dict[str, Any]] = {
     "model": {
         "metavar": "MODEL",
-        "help": "a folder or Hub id of a saved system, or of any reader (--knowledge says what it reads), or offline",
+        "help": "a folder or Hub id of a saved system, or of any reader, or the address of a server of OpenAI's kind "
+        "(--knowledge says what these read), or offline",
     },
     "folder": {
         "type": Path,
@@ -105,6 +106,10 @@ _SHARED: dict[str, dict[str, Any]] = {
         "help": "what each channel counts: dense_image=0.8,dense_text=0.2 weighs images against words (default: "
         "channels are joined by rank, and dense takes image and words together)",
     },
+    "--reader_name": {
+        "metavar": "NAME",
+        "help": "which model of the server reads, where the model is an address such as http://localhost:8000/v1",
+    },
     "-k --k": {"type": positive, "help": "passages per question (default: as the model says)"},
     "--port": {"type": port},
     "--max_new_tokens": {"type": positive, "help": "the longest answer (default: %(default)s)"},
@@ -120,6 +125,12 @@ def _add(parser: Any, flags: str, words: str | None = None, **settings: Any) -> 
 
 def _switch(parser: Any, flag: str, words: str) -> None:
     parser.add_argument(flag, action="store_true", help=words)
+
+
+def _add_server(group: Any) -> None:
+    """What is to be said of a reader behind a server."""
+    _add(group, "--reader_name")
+    _switch(group, "--words_only", "send the reader of a server no images: they are for the search alone")
 
 
 def _add_encoder(parser: argparse.ArgumentParser, required: bool = False) -> None:
@@ -255,6 +266,7 @@ def _add_ask(commands: _Commands) -> None:
       --encoder google/siglip2-base-patch16-224
   hf-ravlm ask my_folder photo.jpg "What is this plant?" --model offline --encoder offline --save my_system
   hf-ravlm ask my_system photo.jpg "Is it poisonous?" --k 3 --cite
+  hf-ravlm ask my_folder photo.jpg "What is this plant?" --model http://localhost:8000/v1 --encoder offline
   hf-ravlm ask products.csv "Which lamps are red?" --model offline --encoder offline --where '{"colour": "red"}'
 """,
         "Stopped. What is encoded is kept: the same command goes on where it stopped.",
@@ -268,8 +280,9 @@ def _add_ask(commands: _Commands) -> None:
         nargs="+",
     )
     group = parser.add_argument_group("the models")
-    reads = "the reader: a folder or Hub id, or offline (default: the model in KNOWLEDGE)"
+    reads = "the reader: a folder or Hub id, offline, or http://... (default: the model in KNOWLEDGE)"
     _add(group, "--model", reads, metavar="NAME")
+    _add_server(group)
     _add(group, "--encoder")
     _add(group, "--device")
     group = parser.add_argument_group("reading KNOWLEDGE")
@@ -397,6 +410,7 @@ def _add_evaluate(commands: _Commands) -> None:
   hf-ravlm evaluate my_model infoseek_data reports/infoseek --benchmark infoseek --images oven_images
   hf-ravlm evaluate Qwen/Qwen3-VL-2B-Instruct questions.csv reports/mine --knowledge my_folder \\
       --encoder google/siglip2-base-patch16-224
+  hf-ravlm evaluate http://localhost:8000/v1 questions.jsonl reports/server --knowledge birds
   hf-ravlm evaluate my_model questions.jsonl reports/growing --distractors /usr/share/wordnet --factors 1,10
   hf-ravlm evaluate my_classifier labelled.jsonl reports/classes --task image-classification
 """,
@@ -417,6 +431,7 @@ def _add_evaluate(commands: _Commands) -> None:
     group = parser.add_argument_group("answering")
     arms = "such as closed_book,retrieved,gold (default: these and guarded, where they can be)"
     _add(group, "--arms", arms, type=names, metavar="NAMES")
+    _add_server(group)
     _add(group, "--knowledge")
     _add(group, "--encoder")
     _add(group, "-k --k")
@@ -604,6 +619,7 @@ Then ask it as you would ask any such server, with images as data:image/png;base
     _add(parser, "--host", who, default="localhost")
     _add(parser, "--port", "default: 8000", default=8000)
     _switch(parser, "--fetch_images", "clients may give images by address; private ones are never fetched")
+    _add_server(parser)
     _add(parser, "-k --k", type=passage_count)
     _add(parser, "--device")
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InvalidInputError
 from ..evaluation.classifier_evaluation import evaluate_classifier
 from ..evaluation.model_evaluation import evaluate_model
+from .models import of_server
 from .outcome import Outcome, written
 
 
@@ -33,6 +34,7 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     if arguments.task == "image-classification":
         return _evaluate_classifier(arguments)
     options = {name: getattr(arguments, name) for name in _OPTIONS}
+    options |= of_server(arguments)
     options["columns"] = column_names(arguments.columns)
     found = evaluate_model(arguments.model, arguments.data, arguments.output, **options)
     growth = found.growth

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InvalidInputError
 from ..explain.explanation import explain_answer
 from ..explain.sheets import explanation_sheet, nats
-from ..pipelines.opening import open_pipeline
+from ..pipelines.opening import check_local, open_pipeline
 from .outcome import Outcome, one_line
 
 
@@ -32,6 +32,7 @@ def explain(arguments: argparse.Namespace) -> Outcome:
     if missing := [image for image in images if "://" not in image and not Path(image).is_file()]:
         raise InvalidInputError(f"--image {missing[0]}: there is no such file.")
     options = {name: getattr(arguments, name) for name in _OPTIONS}
+    check_local(arguments.model, "explain")
     reader = open_pipeline(arguments.model, arguments.knowledge, arguments.encoder, arguments.device)
     parts = (reader.model, reader.processor, reader.retriever)
     explanation = explain_answer(*parts, images, arguments.question, do_sample=False, **options)

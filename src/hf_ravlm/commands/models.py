@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,6 +53,11 @@ def chosen_encoder(arguments: argparse.Namespace, folder: Path | None = None) ->
         raise
     except (OSError, ValueError, RuntimeError) as error:  # as transformers and torch report what is wrong with a model
         raise InvalidInputError(f"--model {name}: it cannot be loaded: {one_line(str(error))[:500]}") from error
+
+
+def of_server(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is said of a reader behind a server, as of `open_pipeline`."""
+    return {"reader_name": arguments.reader_name, "sees_images": False if arguments.words_only else None}
 
 
 def default_device() -> str | None:

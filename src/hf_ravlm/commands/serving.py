@@ -9,9 +9,9 @@ from typing import Any
 from ..demo.page import build_page
 from ..demo.serving import require_gradio, serve_page
 from ..integrations import transformers_serve
-from ..pipelines.opening import open_pipeline
+from ..pipelines.opening import check_local, open_pipeline
 from ..web import check_port
-from .models import default_device
+from .models import default_device, of_server
 from .outcome import Outcome
 
 
@@ -24,6 +24,7 @@ def serve(arguments: argparse.Namespace) -> Outcome:
     settings: dict[str, Any] = {"host": arguments.host, "port": arguments.port, "device": device}
     given = {name: getattr(arguments, name) for name in ("knowledge", "encoder", "fetch_images")}
     settings |= {name: value for name, value in given.items() if value}
+    settings |= {name: value for name, value in of_server(arguments).items() if value is not None}
     transformers_serve.serve(arguments.model, arguments.k, **settings)
     return Outcome({"model": arguments.model, "stopped": True}, "The server has stopped.")
 
@@ -32,6 +33,7 @@ def demonstrate(arguments: argparse.Namespace) -> Outcome:
     """`demo`: the demo page."""
     check_port(arguments.host, arguments.port)  # before a large model is loaded for nothing
     require_gradio()
+    check_local(arguments.model, "the page")
     reader = open_pipeline(arguments.model, arguments.knowledge, arguments.encoder, arguments.device)
     page = build_page(reader.model, reader.processor, reader.retriever)
     address = serve_page(page, arguments.host, arguments.port)

@@ -27,6 +27,7 @@ from ..images import first_of, safe_image, several
 from ..pipelines.answering import answer_questions
 from ..pipelines.numbered_inputs import OnError, check_on_error
 from ..pipelines.policy.token_confidence import TokenConfidence
+from ..pipelines.remote.reader import RemoteReader, mean_probability
 from ..pipelines.searching import find_evidence
 from .questions import AnswerFunction, Question, Reply
 
@@ -240,20 +241,20 @@ def _replies(
     **options: Any,
 ) -> list[Reply]:
     """The answers to all questions at once; what a policy decided stands above what is known without one."""
-    confidence_of = TokenConfidence(model, processor.tokenizer)
-    rows = answer_questions(
-        model,
-        processor,
-        retriever,
-        None if all(image is None for image in images) else images,
-        [question.question for question in questions],
-        logits_processor=LogitsProcessorList([confidence_of]),
-        **options,
-    )
+    shown = None if all(image is None for image in images) else images
+    asked = (model, processor, retriever, shown, [question.question for question in questions])
     greedy = not options["do_sample"] and options["num_beams"] == 1
-    confidences = confidence_of.confidences(len(questions)) if greedy else [None] * len(questions)
+    if isinstance(model, RemoteReader):
+        rows = answer_questions(*asked, **{"logprobs": model.gives_logprobs, **options})
+        told = [(mean_probability(answer.logprobs), (answer.usage or {}).get("total_tokens")) for answer, *_ in rows]
+    else:
+        confidence_of = TokenConfidence(model, processor.tokenizer)
+        rows = answer_questions(*asked, logits_processor=LogitsProcessorList([confidence_of]), **options)
+        num_tokens = round(confidence_of.num_tokens / len(questions))
+        known = confidence_of.confidences(len(questions)) if greedy else [None] * len(questions)
+        told = [(confidence, num_tokens) for confidence in known]
     replies = []
-    for (answer, *_), confidence, question in zip(rows, confidences, questions, strict=True):
+    for (answer, *_), (confidence, num_read), question in zip(rows, told, questions, strict=True):
         gold = set(question.gold_ids)
         decided: dict[str, Any] = {"confidence": confidence, "num_retrievals": num_searches}
         if (decision := answer.decision) is not None:
@@ -261,5 +262,5 @@ def _replies(
             decided |= {"withheld": decision.withheld, "need": decision.need}
         decided["evidence_ids"] = tuple(_known_as(passage, gold) for passage in answer.found)
         decided["evidence_texts"] = tuple(passage.text or "" for passage in answer.found)
-        replies.append(Reply(answer.text, num_tokens=round(confidence_of.num_tokens / len(questions)), **decided))
+        replies.append(Reply(answer.text, num_tokens=num_read, **decided))
     return replies

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..corpora import BENCHMARKS, benchmark_questions
 from ..errors import InvalidInputError
 from ..pipelines.numbered_inputs import OnError
+from ..pipelines.remote.reader import RemoteReader
 from ..retrieval.sources.text_files import plain_suffix
 from .arms import growing_arm, model_arms
 from .evaluator import Evaluator
@@ -59,13 +60,15 @@ def evaluate_model(
     factors: Sequence[int] = (1, 10, 100),
     policy: str | os.PathLike[str] | None = None,
     on_error: OnError = "raise",
+    reader_name: str | None = None,
+    sees_images: bool | None = None,
     **generate_kwargs: Any,
 ) -> ModelEvaluation:
     """Asks a model all questions in all arms, reports, and keeps every reply, so that a killed run goes on.
 
     Args:
-        model: A folder or Hub id of a `RavlmForConditionalGeneration` with its processor, or any other reader, which
-            then needs `knowledge`.
+        model: A folder or Hub id of a `RavlmForConditionalGeneration` with its processor, or any other reader, also
+            the address of a server, which then needs `knowledge`.
         data: Questions: a file with one JSON object per line, a Parquet, CSV or JSON table, a folder of
             `Dataset.save_to_disk` or of images with metadata, a Hub id, or what `questions_from` takes.
         output: The folder for the report and the replies; below it, `growth` for those with distractors.
@@ -86,6 +89,7 @@ def evaluate_model(
             more at each of the sizes in `factors`. Passages that hold an accepted answer are left out.
         policy: The folder or Hub id of an `AnswerPolicy`, by default that of the model, if there is one there.
         on_error: Of a question whose image cannot be used, see `model_arms`.
+        reader_name, sees_images: Of a server, as of `RemoteReader`.
         generate_kwargs: Passed to `model.generate`, such as `max_new_tokens` (32 by default).
 
     Raises:
@@ -95,7 +99,8 @@ def evaluate_model(
     metrics = metrics or (BENCHMARKS[benchmark].metrics if benchmark else ("exact_match", "token_f1"))
     if limit is not None:
         questions = questions.first(limit)
-    reader, processor, retriever, answer_policy = _load(model, knowledge, encoder, policy, device)
+    of_server = {"reader_name": reader_name, "sees_images": sees_images}
+    reader, processor, retriever, answer_policy = _load(model, knowledge, encoder, policy, device, of_server)
     if distractors is not None and retriever is None:
         raise InvalidInputError(f"There is no knowledge base in {model} that could grow. Pass `knowledge`.")
     if isinstance(distractors, (str, os.PathLike)) and not Path(distractors).exists():
@@ -184,17 +189,21 @@ def _load(
     encoder: Any,
     policy: str | os.PathLike[str] | None,
     device: str | None,
+    of_server: Mapping[str, Any],
 ) -> tuple[Any, Any, Any, AnswerPolicy | None]:
     """Model, processor, and retriever and policy where there are such."""
     from ..pipelines.opening import open_pipeline
     from ..pipelines.policy.answer_policy import AnswerPolicy
 
-    ask = open_pipeline(source, knowledge, encoder, device)
+    ask = open_pipeline(source, knowledge, encoder, device, **of_server)
     return ask.model, ask.processor, ask.retriever, AnswerPolicy.from_pretrained(policy) if policy else ask.policy
 
 
-def _weights_digest(model: RavlmForConditionalGeneration) -> str:
-    """Of names, shapes and sums of all weights: enough to notice another checkpoint."""
+def _weights_digest(model: RavlmForConditionalGeneration | RemoteReader) -> str:
+    """Of names, shapes and sums of all weights: enough to notice another checkpoint; of a server where and which."""
+    if isinstance(model, RemoteReader):
+        named = f"{model.server.address} {model.name} {model.sees_images}"
+        return hashlib.sha256(named.encode()).hexdigest()[:16]
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
         total = float(weight.double().sum()) if weight.is_floating_point() else int(weight.sum())

@@ -15,6 +15,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from ..images import is_address
 from ..model import (
     RavlmConfig,
     RavlmForConditionalGeneration,
@@ -31,6 +32,7 @@ from ..pipelines import (
     RavlmVisualQuestionAnsweringPipeline,
 )
 from ..pipelines.parts import ReaderLoader
+from ..pipelines.remote.reader import RemoteReaderConfig
 
 
 # Tasks that transformers 5 removed.
@@ -92,3 +94,28 @@ def register_pipelines() -> None:
 
     resolve.serves_removed_tasks = True
     transformers_pipelines._resolve_deprecated_task = resolve
+
+
+class ConfigByAddress(AutoConfig):
+    """`AutoConfig` for the function `pipeline`: a reader that is named by the address of its server is on no Hub."""
+
+    @classmethod
+    def from_pretrained(cls, name, **kwargs):
+        return RemoteReaderConfig() if is_address(name) else AutoConfig.from_pretrained(name, **kwargs)
+
+
+def register_addresses() -> None:
+    """Lets `pipeline(model="http://localhost:8000/v1")` open a reader behind a server.
+
+    The function looks for a config and for adapters of whatever text it gets as a model before it knows what for.
+    """
+    find_adapters = getattr(transformers_pipelines, "find_adapter_config_file", None)
+    if find_adapters is None or getattr(find_adapters, "knows_addresses", False):
+        return
+
+    def find(model: str, *args, **kwargs):
+        return None if is_address(model) else find_adapters(model, *args, **kwargs)
+
+    find.knows_addresses = True
+    transformers_pipelines.find_adapter_config_file = find
+    transformers_pipelines.AutoConfig = ConfigByAddress

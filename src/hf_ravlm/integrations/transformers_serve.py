@@ -14,18 +14,17 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..errors import InvalidInputError, UnsafeInputError
 from ..images import fetch_image, is_address
-from ..pipelines.answering import answer_questions
 from ..pipelines.opening import open_pipeline
+from ..pipelines.parts import is_remote
+from ..pipelines.streaming import StreamLeftError
 from ..web import BoundedBodies, OwnNamesOnly, check_port, error_body, own_names
 from .chat_requests import ChatRequest, RequestError, read_body, read_request
+from .served_reader import MAX_BATCH, Reader
 
 
 if TYPE_CHECKING:
@@ -49,6 +48,9 @@ def serve(
     *,
     knowledge: Any = None,
     encoder: Any = None,
+    reader_name: str | None = None,
+    sees_images: bool | None = None,
+    max_batch: int = MAX_BATCH,
     host: str = "localhost",
     port: int = 8000,
     device: str | None = None,
@@ -63,10 +65,11 @@ def serve(
     wants, 0 for none: `{"chat_template_kwargs": {"k": 0}}`, and there, too, settings of the prompt, such as
     `"cite": true`, for which the message has `citations`, each checked. The message of the reply has a field
     `evidence`, a list of the passages that were read, best first, and `unread`, those that had no room; of a stream,
-    the last piece has them.
+    a piece before the first word has them, and the last one again, with citations and thoughts.
 
-    Requests are answered one at a time; a client that leaves stops its own. Answers are greedy unless a request gives
-    `temperature` or `top_p`.
+    Requests that come while others are written are answered together (`max_batch`), each as if it were alone; a client
+    that leaves stops its own. Answers are greedy unless a request gives `temperature` or `top_p`, and is then answered
+    alone.
 
     Args:
         model: A folder or Hub id of a saved system, or of any reader, which then needs `knowledge`, or `"offline"`;
@@ -74,6 +77,8 @@ def serve(
         k: Passages per question, 0 for none; `None` for as many as the model's config says.
         knowledge, encoder: What is searched, if it is not in the folder of the model, and what encodes it; see
             `hf_ravlm.pipelines.knowledge.open_knowledge`.
+        reader_name, sees_images: Of a reader behind another server, as of `RemoteReader`; clients call it by its name.
+        max_batch: Requests that are answered together; 1 for one at a time.
         host, port: Where to listen; on this machine alone, under its own names alone, by default.
         device: Of the model; the graphics card if there is one.
         default_seed: Where a request that samples gives none.
@@ -99,7 +104,8 @@ def serve(
     if not import_utils.is_serve_available():
         raise ImportError('Serving needs: pip install "hf_ravlm[serve]"')
     check_port(host, port)  # before a large model is loaded for nothing
-    reader = Reader(model, open_pipeline(model, knowledge, encoder, device), k, default_seed)
+    pipe = open_pipeline(model, knowledge, encoder, device, reader_name, sees_images)
+    reader = Reader(pipe.model.name if is_remote(pipe.model) else model, pipe, k, default_seed, max_batch)
     server = ChatServer(chat_app(reader, host, fetch_images), host, port, reader)
     if non_blocking:
         server.start()
@@ -109,128 +115,11 @@ def serve(
     return server
 
 
-class Reader:
-    """One system behind the server: it answers one question at a time, in a thread of its own.
+class _Found(NamedTuple):
+    """What is read of what was found, and what is not."""
 
-    Args:
-        name: What clients call it.
-        pipe: The pipeline: `model`, `processor`, `retriever`, `policy`.
-        k: Passages per question; `None` for as many as the model's config says.
-        default_seed: Where a request that samples gives none.
-    """
-
-    def __init__(self, name: str, pipe: Any, k: int | None = None, default_seed: int | None = None) -> None:
-        self.name, self.pipe, self.k, self.default_seed = name, pipe, k, default_seed
-        self._thread = ThreadPoolExecutor(1, "hf_ravlm-reader")
-        self._writings: set[Writing] = set()
-
-    def submit(self, asked: ChatRequest, images: list[Any], writing: Writing) -> Future[Answer]:
-        self._writings.add(writing)
-        future = self._thread.submit(self._answer, asked, images, writing)
-        future.add_done_callback(lambda _: self._writings.discard(writing))
-        return future
-
-    def close(self) -> None:
-        """Ends what is being written, and the thread."""
-        for writing in list(self._writings):
-            writing.leave()
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _answer(self, asked: ChatRequest, images: list[Any], writing: Writing) -> Answer:
-        writing.check()
-        pipe, settings = self.pipe, asked.generate_kwargs()
-        if settings.get("do_sample") and (seed := self.default_seed if asked.seed is None else asked.seed) is not None:
-            torch.manual_seed(seed)
-        if asked.stop:
-            settings["stopping_criteria"] = StoppingCriteriaList([_AtStop(writing)])
-        prompt = dict(asked.prompt)
-        if asked.system is not None:
-            prompt["system_message"] = asked.system
-        ((answer,),) = answer_questions(
-            *(pipe.model, pipe.processor, pipe.retriever, [images] if images else None, [asked.question]),
-            k=self.k if asked.k is None else asked.k,
-            with_posterior=False,
-            policy=pipe.policy,
-            prompt=prompt,
-            streamer=writing,
-            **settings,
-        )
-        writing.finish(answer.text)
-        return answer
-
-
-class _ClientLeftError(Exception):
-    """The client has left."""
-
-
-class Writing:
-    """A streamer of `generate`: what has been written so far, told to the loop that the server runs in.
-
-    Args:
-        decode: Makes text of a list of token ids.
-        stop: Words before which the text ends.
-        tell: Gets each new piece of text.
-        at_once: Whether the text is told when it is whole only, because it may yet be withheld.
-    """
-
-    def __init__(self, decode: Any, stop: tuple[str, ...], tell: Any, at_once: bool = False) -> None:
-        self._decode, self._stop, self._tell, self._at_once = decode, stop, tell, at_once
-        self._left = threading.Event()
-        self._tokens: list[int] = []
-        self._told = self.text = ""
-        self.stopped = False
-        self.prompt_tokens: int | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self._tokens)
-
-    def leave(self) -> None:
-        """Nobody waits any longer: the next token ends it."""
-        self._left.set()
-
-    def check(self) -> None:
-        if self._left.is_set():
-            raise _ClientLeftError
-
-    def put(self, value: torch.Tensor) -> None:
-        self.check()
-        if self.prompt_tokens is None:
-            self.prompt_tokens = value.numel()
-            return
-        self._tokens += value.flatten().tolist()
-        if self._at_once and not self._stop:
-            return
-        text = self._until_stop(self._decode(self._tokens))
-        # The end of a text may still become a stop word, another letter or a space that is stripped.
-        kept = max([len(word) - 1 for word in self._stop], default=0)
-        self._more(text if self.stopped else text[: max(len(text) - kept, 0)].rstrip("\ufffd"))
-
-    def end(self) -> None:
-        """Part of a streamer; the whole text comes to `finish`."""
-
-    def finish(self, text: str) -> None:
-        self._at_once = False
-        self.text = self._until_stop(text)
-        self._more(self.text)
-
-    def _until_stop(self, text: str) -> str:
-        places = [place for word in self._stop if (place := text.find(word)) >= 0]
-        self.stopped = self.stopped or bool(places)
-        return text[: min(places)] if places else text
-
-    def _more(self, text: str) -> None:
-        if not self._at_once and len(text) > len(self._told) and text.startswith(self._told):
-            piece, self._told = text[len(self._told) :], text
-            self._tell(piece)
-
-
-class _AtStop(StoppingCriteria):
-    def __init__(self, writing: Writing) -> None:
-        self.writing = writing
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self.writing.stopped, device=input_ids.device)
+    read: list[Any]
+    unread: list[Any]
 
 
 class _Done(NamedTuple):
@@ -246,22 +135,18 @@ class _Reply:
     def __init__(self, reader: Reader, asked: ChatRequest, images: list[Any]) -> None:
         loop = asyncio.get_running_loop()
         self.reader, self.asked = reader, asked
-        self.pieces: asyncio.Queue[str | _Done] = asyncio.Queue()
+        self.pieces: asyncio.Queue[str | _Found | _Done] = asyncio.Queue()
         self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": reader.name}
-        processor, prompt = reader.pipe.processor, asked.prompt
 
-        def tell(piece: str | _Done) -> None:
+        def tell(piece: str | _Found | _Done) -> None:
             loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
-
-        def decode(tokens: list[int]) -> str:
-            return processor.decode_answers([tokens], prompt)[0][0]
 
         def done(future: Future[Answer]) -> None:
             error = None if future.cancelled() else future.exception()
-            tell(_Done(error=error or _ClientLeftError()) if future.cancelled() or error else _Done(future.result()))
+            tell(_Done(error=error or StreamLeftError()) if future.cancelled() or error else _Done(future.result()))
 
-        at_once = reader.pipe.policy is not None
-        self.writing = Writing(decode, asked.stop, tell, at_once)
+        tell_evidence = (lambda read, unread: tell(_Found(read, unread))) if asked.stream else None
+        self.writing = reader.writing_for(asked, tell, tell_evidence)
         reader.submit(asked, images, self.writing).add_done_callback(done)
 
     def message(self, answer: Answer) -> dict[str, Any]:
@@ -274,39 +159,42 @@ class _Reply:
             found["abstained"] = answer.decision.abstained
         return found
 
-    def reason(self) -> str:
-        return "length" if not self.writing.stopped and self.count() >= self.asked.max_new_tokens else "stop"
-
-    def count(self) -> int:
-        return self.writing.num_tokens
-
-    def usage(self) -> dict[str, int]:
-        read = self.writing.prompt_tokens or 0
-        return {"prompt_tokens": read, "completion_tokens": self.count(), "total_tokens": read + self.count()}
+    def ending(self, answer: Answer) -> tuple[str, dict[str, int]]:
+        """Why the answer ends, and how many tokens were read and written."""
+        read, written = self.writing.prompt_tokens, self.writing.num_tokens
+        usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        usage = usage if answer.usage is None else answer.usage  # of a reader behind another server
+        is_cut = not self.writing.stopped and usage.get("completion_tokens", 0) >= self.asked.max_new_tokens
+        return "length" if is_cut else "stop", usage
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         message = {"role": "assistant", "content": self.writing.text, **self.message(answer)}
-        choice = {"index": 0, "message": message, "finish_reason": self.reason(), "logprobs": None}
-        return {**self.head, "object": "chat.completion", "choices": [choice], "usage": self.usage()}
+        reason, usage = self.ending(answer)
+        choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
+        return {**self.head, "object": "chat.completion", "choices": [choice], "usage": usage}
 
     def chunk(self, delta: dict[str, Any], reason: str | None = None, **others: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
         return _event({**self.head, "object": "chat.completion.chunk", "choices": [choice], **others})
 
-    async def chunks(self, piece: str | _Done) -> AsyncIterator[str]:
+    async def chunks(self, piece: str | _Found | _Done) -> AsyncIterator[str]:
         """Server-sent events, from the first piece on."""
         try:
             yield self.chunk({"role": "assistant", "content": ""})
-            while isinstance(piece, str):
-                yield self.chunk({"content": piece})
+            while not isinstance(piece, _Done):
+                if isinstance(piece, _Found):
+                    yield self.chunk({"evidence": _records(piece.read), "unread": _records(piece.unread)})
+                else:
+                    yield self.chunk({"content": piece})
                 piece = await self.pieces.get()
             if piece.answer is None:
                 _, words, param, code = _told(piece.error)
                 yield _event(error_body(words, 500, param, code))
                 return
-            yield self.chunk(self.message(piece.answer), self.reason(), usage=self.usage())
+            reason, usage = self.ending(piece.answer)
+            yield self.chunk(self.message(piece.answer), reason, usage=usage)
             if self.asked.with_usage:
-                counted = {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self.usage()}
+                counted = {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
                 yield _event(counted)
             yield "data: [DONE]\n\n"
         finally:
@@ -405,7 +293,7 @@ def _told(error: BaseException | None) -> tuple[int, str, str | None, str | None
         return 400, str(error), error.param, error.code
     if isinstance(error, (InvalidInputError, UnsafeInputError)):
         return 400, str(error), "messages", None
-    if not isinstance(error, _ClientLeftError):
+    if not isinstance(error, StreamLeftError):
         logger.error("An answer failed", exc_info=error)
     return 500, "the answer could not be written", None, None
 

@@ -12,6 +12,7 @@ from .image_text_to_text import RavlmImageTextToTextPipeline
 from .image_to_text import ImageCaptionPipeline, RavlmImageToTextPipeline
 from .model_folder import find_policy, find_retriever
 from .offline_reader import offline_reader
+from .remote.reader import RemoteReader
 from .visual_question_answering import RavlmVisualQuestionAnsweringPipeline
 
 
@@ -39,6 +40,7 @@ __all__ = [
     "RavlmImageTextToTextPipeline",
     "RavlmImageToTextPipeline",
     "RavlmVisualQuestionAnsweringPipeline",
+    "RemoteReader",
     "answer_questions",
     "find_policy",
     "find_retriever",

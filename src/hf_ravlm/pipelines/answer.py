@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from .citations import Citation, check_citations
 
 
 if TYPE_CHECKING:
     from ..retrieval import Evidence
-    from .citations import Citation
 
 _FIELDS = "id text image score rank source licence url revision title metadata".split()
 
@@ -31,6 +33,9 @@ class Answer:
         citations (`list[Citation]`, *optional*): the numbers in the text, each checked, where `cite` asked for them.
         found (`list[Evidence]`): what was found, read or not, best first.
         error (`str`, *optional*): why there is no answer, where an input that cannot be used was passed over.
+        logprobs (`list[float]`, *optional*):
+            log-probability, in nats, of each token, where a reader behind a server was asked for it.
+        usage (`dict`, *optional*): `prompt_tokens`, `completion_tokens` and `total_tokens`, where it says so.
     """
 
     text: str
@@ -43,6 +48,8 @@ class Answer:
     citations: list[Citation] | None = None
     found: list[Evidence] = field(default_factory=list, repr=False)
     error: str | None = None
+    logprobs: list[float] | None = None
+    usage: dict[str, int] | None = None
 
     def __post_init__(self):
         self.found = self.found or [*self.evidence, *self.unread]
@@ -57,12 +64,38 @@ class Answer:
             "leave_one_out": self.leave_one_out,
             "unread": list(map(passage_record, self.unread)),
         }
-        for name in ("thinking", "citations", "error"):
+        for name in ("thinking", "citations", "error", "logprobs"):
             if (value := getattr(self, name)) is not None:
                 record[name] = value
         if self.decision is not None:
             record |= {**vars(self.decision), "dropped": list(map(passage_record, self.decision.dropped))}
         return record
+
+
+def parted(found: Sequence[Sequence[Any]], kept: Sequence[Sequence[bool]]) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Of each question the passages that are read, and those that are not.
+
+    >>> parted([["a", "b"]], [[True, False]])
+    ([['a']], [['b']])
+    """
+    pairs = [list(zip(*row, strict=True)) for row in zip(found, kept, strict=True)]
+    return tuple([[one for one, was_read in row if was_read is wanted] for row in pairs] for wanted in (True, False))
+
+
+def answer_of(
+    text: str, thinking: str | None, found: Sequence[Any], kept: Sequence[bool], cited: str | None = None
+) -> Answer:
+    """An answer with what was read of what was found, and its citations checked where it was asked to cite.
+
+    Args:
+        kept: Of each passage whether it was read.
+        cited: The question, where citations were asked for.
+    """
+    (read,), (unread,) = parted([found], [kept])
+    answer = Answer(text, read, unread=unread, thinking=thinking, found=list(found))
+    if cited is not None:
+        answer.citations = check_citations(text, read, cited)
+    return answer
 
 
 def passage_record(passage: Evidence) -> dict[str, Any]:

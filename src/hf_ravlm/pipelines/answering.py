@@ -15,11 +15,12 @@ from ..model.loading import without_adapters
 from ..model.prompts.settings import split_settings
 from ..model.reader.attribution import attribute_prompts
 from ..model.reader.latent_passages import NEUTRAL_SCALE, passages_are_latent
-from .answer import Answer
-from .citations import check_citations
+from .answer import Answer, answer_of, parted
 from .policy.steps import answer_by_policy
 from .policy.token_confidence import TokenConfidence
+from .remote.reader import RemoteReader, read_remotely
 from .searching import find_evidence, search_words
+from .streaming import for_rows, tell_evidence, told_apart
 
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def answer_questions(
     questions: Sequence[str],
     k: int | None = None,
     evidence: Sequence[Sequence[Any]] | None = None,
-    with_posterior: bool = True,
+    with_posterior: bool | None = None,
     encoded_knowledge: EncodedKnowledge | None = None,
     policy: AnswerPolicy | None = None,
     queries: Sequence[str | None] | None = None,
@@ -61,8 +62,8 @@ def answer_questions(
             of one length; in the place of an image a list of several, each of which is searched with, or `None`.
         k (`int`, *optional*): passages per question, `config.num_passages` by default; 0 is closed-book.
         evidence (`list[list[Evidence]]`, *optional*): use these passages and do not retrieve.
-        with_posterior (`bool`): also attribute each answer to its passages, by what it is worth under each alone;
-            costs at most what the answer did.
+        with_posterior (`bool`, *optional*): also attribute each answer to its passages, by what it is worth under each
+            alone, as is the default; costs at most what the answer did. Not to be had of a reader behind a server.
         with_leave_one_out (`bool`): also find out what each answer would lose without each passage; costs as much as
             reading all passages `K` more times, and nothing where each passage has a prompt of its own.
         encoded_knowledge (`EncodedKnowledge`, *optional*): states of the passages, read once and kept.
@@ -88,14 +89,15 @@ def answer_questions(
     """
     prompt, generate_kwargs = split_settings({"prompt": prompt, **generate_kwargs}, not_direct=("max_length",))
     processor.prompt_settings.changed(prompt)  # refuses what is none before anything is searched
-    generate_kwargs = greedy_unless_asked(model, generate_kwargs)
+    weighing = {"with_posterior": with_posterior, "with_leave_one_out": with_leave_one_out}
+    generate_kwargs = _fitting(model, generate_kwargs, policy=policy, encoded_knowledge=encoded_knowledge, **weighing)
     k = model.config.num_passages if k is None else k
     if k < 0:
         raise InvalidInputError(f"k={k}: expected 0 (closed-book) or more passages")
     if not questions:
         return []
     check_parts(retriever=retriever, policy=policy, encoded_knowledge=encoded_knowledge)
-    reading = {"with_posterior": with_posterior, "with_leave_one_out": with_leave_one_out, "prompt": prompt}
+    reading = {**weighing, "prompt": prompt}
     reading |= {"encoded_knowledge": encoded_knowledge, "prior_scale": prior_scale_of(retriever), **generate_kwargs}
     find = retriever is not None and k > 0
     searching: dict[str, Any] = {"where": where, "channels": channels, "weights": weights, "region": region}
@@ -118,7 +120,8 @@ def answer_questions(
         return found(places, max(k, policy.num_candidates or k))
 
     def read(places: list[int], passages: list[list[Any]]) -> tuple[list[Answer], dict[str, torch.Tensor]]:
-        return read_with_confidence(model, processor, *_some(images, questions, places), passages, **reading)
+        asked = (model, processor, *_some(images, questions, places))
+        return read_with_confidence(*asked, passages, **for_rows(reading, places))
 
     may_search = find or (evidence is not None and k > 0)
     answers = answer_by_policy(policy, len(questions), k, search if may_search else None, read)
@@ -157,7 +160,7 @@ def read_answers(
     images: Sequence[Image.Image] | None,
     questions: Sequence[str],
     evidence: Sequence[Sequence[Any]],
-    with_posterior: bool = True,
+    with_posterior: bool | None = None,
     encoded_knowledge: EncodedKnowledge | None = None,
     prompt: Mapping[str, Any] | None = None,
     with_leave_one_out: bool = False,
@@ -168,9 +171,13 @@ def read_answers(
 
     Also takes `prior_scale`, `1 / temperature` of what gave the scores of the evidence: see `add_attributions`.
     """
+    if isinstance(model, RemoteReader):
+        return read_remotely(model, processor, images, questions, evidence, prompt, **generate_kwargs)
     settings = processor.prompt_settings.changed(prompt or {})
     inputs = processor(images=images, text=list(questions), evidence=evidence, prompt=prompt)
     read = was_read(inputs, evidence)
+    generate_kwargs = told_apart(generate_kwargs)
+    tell_evidence(generate_kwargs.get("streamer"), *parted(evidence, read))
     inputs = for_model(inputs, model, evidence, encoded_knowledge)
     scores = inputs.get("evidence_scores")
     if prior_scale is not None and passages_are_latent(model.config, scores):
@@ -182,13 +189,8 @@ def read_answers(
     rows = [row for row in range(len(questions)) for _ in range(per_question)]
     answers = []
     for (text, thinking), row in zip(written, rows, strict=True):
-        seen = [passage for passage, kept in zip(evidence[row], read[row], strict=True) if kept]
-        unread = [passage for passage, kept in zip(evidence[row], read[row], strict=True) if not kept]
-        answer = Answer(text, seen, unread=unread, thinking=thinking, found=list(evidence[row]))
-        if settings.cite:
-            answer.citations = check_citations(text, seen, questions[row])
-        answers.append(answer)
-    if with_posterior or with_leave_one_out:
+        answers.append(answer_of(text, thinking, evidence[row], read[row], questions[row] if settings.cite else None))
+    if with_posterior is not False or with_leave_one_out:
         asked = _some(images, questions, rows)
         options = {"with_leave_one_out": with_leave_one_out, "prior_scale": prior_scale}
         add_attributions(model, processor, *asked, answers, encoded_knowledge, prompt, **options)
@@ -291,6 +293,19 @@ def prior_scale_of(retriever: Any) -> float | None:
         return None
     scale = getattr(getattr(retriever, "encoder", None), "logit_scale", None)
     return NEUTRAL_SCALE if scale is None else float(scale)
+
+
+def _fitting(model: Any, generate_kwargs: Mapping[str, Any], **needs_weights: Any) -> dict[str, Any]:
+    """Arguments of `generate` for a reader; refuses what needs the weights of one that is behind a server."""
+    if not isinstance(model, RemoteReader):
+        return greedy_unless_asked(model, generate_kwargs)
+    for name, value in needs_weights.items():
+        if value is not None and value is not False:
+            raise InvalidInputError(
+                f"{name}= needs the weights of the reader, and this one is behind a server, which gives words alone: "
+                "leave it out, or open the reader here by its name on the Hub"
+            )
+    return dict(generate_kwargs)
 
 
 def _some(

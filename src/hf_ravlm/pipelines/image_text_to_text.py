@@ -17,7 +17,7 @@ from ..sequences import is_column, listed
 from .conversations import read_conversation
 from .image_to_text import ANSWER_KEYS, Asked, RavlmPipelineMixin, opened
 from .numbered_inputs import check_on_error
-from .parts import is_ours
+from .parts import brings_evidence
 
 
 # Of the built-in pipeline, and what would have to be applied for each.
@@ -47,7 +47,7 @@ class RavlmImageTextToTextPipeline(RavlmPipelineMixin, ImageTextToTextPipeline):
     _default_generation_config = GenerationConfig(max_new_tokens=256, do_sample=False)
 
     def __new__(cls, model=None, *args, encoder=None, knowledge=None, retriever=None, **kwargs):
-        if model is None or is_ours(model) or any(part is not None for part in (encoder, knowledge, retriever)):
+        if model is None or brings_evidence(model, encoder, knowledge, retriever):
             return super().__new__(cls)
         return ImageTextToTextPipeline(model, *args, **kwargs)
 

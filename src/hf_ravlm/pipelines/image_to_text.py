@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import NoneType
 from typing import Any
 
@@ -28,7 +29,8 @@ from .answering import answer_questions, check_parts
 from .knowledge import open_knowledge
 from .model_folder import find_policy, find_processor, find_retriever
 from .numbered_inputs import NumberedInputs, check_on_error, still_encoded
-from .parts import is_ours, named_encoder, own_encoder, reader_around
+from .parts import brings_evidence, is_ours, is_remote, named_encoder, open_remote, own_encoder, reader_around
+from .streaming import Writing, decoder_for, stream_answer
 
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,8 @@ class RavlmPipelineMixin(NumberedInputs):
             `"google/siglip2-base-patch16-224"`; by default the one that built the knowledge base.
         retriever (`RavlmRetriever`, *optional*): in place of `knowledge` and `encoder`.
         policy (`AnswerPolicy`, *optional*): the folder's own by default.
+        reader_name (`str`, *optional*), sees_images (`bool`, *optional*):
+            of `model="http://localhost:8000/v1"`, a reader behind a server of OpenAI's kind, see [`RemoteReader`].
 
     Raises:
         InvalidInputError: If the parts do not go together, or a source of knowledge has no encoder.
@@ -92,12 +96,18 @@ class RavlmPipelineMixin(NumberedInputs):
         tokenizer=None,
         encoder=None,
         knowledge=None,
+        reader_name=None,
+        sees_images=None,
         **kwargs,
     ):
         if retriever is not None and (encoder is not None or knowledge is not None):
             raise InvalidInputError("retriever= came with encoder= or knowledge=: a retriever has both; give one kind")
         check_parts(retriever=retriever, policy=policy)
-        if not is_ours(model):
+        if is_remote(model):
+            model, processor = open_remote(model, processor, reader_name, sees_images)
+        elif reader_name is not None or sees_images is not None:
+            raise InvalidInputError('reader_name= and sees_images= are of a server: give model="http://.../v1", too')
+        elif not is_ours(model):
             model, processor = reader_around(model, processor, tokenizer)
         processor = processor if processor is not None else find_processor(model)
         super().__init__(model=model, processor=processor, **kwargs)
@@ -105,11 +115,11 @@ class RavlmPipelineMixin(NumberedInputs):
         if knowledge is not None:
             retriever = open_knowledge(knowledge, encoder or own_encoder(model, processor))
         elif retriever is None:
-            retriever = find_retriever(model, processor, encoder)
+            retriever = None if is_remote(model) else find_retriever(model, processor, encoder)
         if retriever is None and encoder is not None:
             raise InvalidInputError("encoder= came without anything to search: give knowledge=, a folder for one")
         self.retriever = retriever
-        self.policy = policy if policy is not None else find_policy(model)
+        self.policy = policy if policy is not None or is_remote(model) else find_policy(model)
 
     def _answer(self, asked: Sequence[Asked], **options: Any) -> list[Any]:
         """The answers to each question; `options` are those of `_answer_rows`.
@@ -151,6 +161,29 @@ class RavlmPipelineMixin(NumberedInputs):
             **{"policy": self.policy, **options},
             **self._prepare_generate_kwargs(dict(generate_kwargs or {})),
         )
+
+    def stream(self, inputs: Any = None, **kwargs: Any) -> Iterator[dict[str, Any]]:
+        """Answers one question as a call does, told while it is written.
+
+        Args:
+            inputs, kwargs: As of a call, for one question.
+
+        Yields:
+            `{"evidence": [...], "unread": [...]}`, the passages that are read and those that were found and are not,
+            before the first word; `{"text": ...}`, piece by piece; and last `{"answer": record}`, what a call returns.
+            With a policy, which may yet withhold it, the text comes in one piece. Leaving the loop ends the answer.
+
+        >>> for event in pipe.stream("kite.png", question="What is this?"):  # doctest: +SKIP
+        ...     print(event.get("text", ""), end="")
+        """
+        if isinstance(inputs, (list, tuple)) or hasattr(inputs, "column_names"):
+            raise InvalidInputError("stream() tells one answer: give one image with its question")
+        if "streamer" in kwargs:
+            raise InvalidInputError("streamer= came to stream(), which has its own: call the pipeline itself with it")
+        prompt, _ = split_settings(kwargs, not_direct=("max_length",))
+        withheld = kwargs.get("policy", self.policy) is not None
+        writing_of = partial(Writing, decode=decoder_for(self, prompt), at_once=withheld)
+        return stream_answer(partial(self, inputs, **kwargs), writing_of, self)
 
     def push_to_hub(
         self,
@@ -230,6 +263,12 @@ class RavlmPipelineMixin(NumberedInputs):
             self.policy.save_pretrained(save_directory)
 
     def _check_retriever_can_be_saved(self) -> None:
+        if is_remote(self.model):
+            raise InvalidInputError(
+                "The pipeline's reader is behind a server and cannot be saved, nor does a folder name an address that "
+                "would then be asked. Nothing was written. Keep the knowledge (`pipeline.retriever.save_pretrained"
+                "(folder)`) and name the address again: `pipeline(..., model=address, knowledge=folder)`."
+            )
         if self.retriever is not None and not hasattr(self.retriever, "save_pretrained"):
             raise InvalidInputError(
                 f"The pipeline's retriever is a {type(self.retriever).__name__}, which cannot be saved to a folder or "
@@ -270,7 +309,8 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
       why, among the answers to the others.
     - **prompt** (`dict`, *optional*) -- settings of the prompt for this call, which may come directly, too: `cite`,
       `system_message`, `number_passages`, `passage_order`, `enable_thinking`, ... (`PromptSettings`).
-    - everything else goes to `model.generate`.
+    - everything else goes to `model.generate`; to a server `max_new_tokens`, `temperature`, `top_p`, `seed` (with
+      `do_sample`), `stop_strings`, `num_return_sequences`, `logprobs`, `streamer` and `extra_body` do.
 
     Each image gives a list of dictionaries with `generated_text`, `evidence` (dictionaries with id, text, image,
     score, source, licence, ...) that was read, `scores` (those of the evidence), `posterior` (one probability per
@@ -285,7 +325,7 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
     _default_generation_config = GenerationConfig(max_new_tokens=256, do_sample=False)
 
     def __new__(cls, model=None, *args, encoder=None, knowledge=None, retriever=None, **kwargs):
-        if model is None or is_ours(model) or any(part is not None for part in (encoder, knowledge, retriever)):
+        if model is None or brings_evidence(model, encoder, knowledge, retriever):
             return super().__new__(cls)
         return ImageCaptionPipeline(model, *args, **kwargs)
 

@@ -11,15 +11,18 @@ import torch
 from transformers import AutoConfig, pipeline
 
 from ..errors import InvalidInputError
+from ..images import is_address
 from ..model import RavlmConfig
 from ..model.backbones import reader_kind
 from ..model.loading import loading_errors
 from ..model.parts.adapters import adapter_base
 from ..saving.reaching import OFFLINE, check_spelling, hub_or_cache
+from ..servers import Server
 from .image_to_text import RavlmImageToTextPipeline
 from .knowledge import check_place, open_knowledge
 from .offline_reader import offline_reader
 from .parts import named_encoder
+from .remote.reader import RemoteReader
 
 
 def open_pipeline(
@@ -27,40 +30,56 @@ def open_pipeline(
     knowledge: Any = None,
     encoder: Any = None,
     device: str | None = None,
+    reader_name: str | None = None,
+    sees_images: bool | None = None,
     **reading: Any,
 ) -> RavlmImageToTextPipeline:
     """The `pipeline("image-to-text")` of a reader by its name.
 
     Args:
-        model: A saved system, any reader of transformers on the Hub or in a folder, or `"offline"`.
+        model: A saved system, any reader of transformers on the Hub or in a folder, `"offline"`, or the address of a
+            server, `"http://localhost:8000/v1"`.
         knowledge, encoder: As of the pipeline; a saved system has its own.
         device: Such as `"cuda"`; `None` for the graphics card, if there is one.
+        reader_name, sees_images: Of a server, as of `RemoteReader`.
         **reading: How a source of knowledge is read, see `open_knowledge`: `on_error`, `text_column`, ...
 
     Raises:
         InvalidInputError: There is no such model, it is no reader, or it has nothing to read.
+        RemoteServerError: The server cannot be reached.
     """
     for part in (model, encoder):
-        if isinstance(part, (str, os.PathLike)):
+        if isinstance(part, (str, os.PathLike)) and not is_address(part):
             check_spelling(os.fspath(part))
     if isinstance(knowledge, (str, os.PathLike)):
         check_place(knowledge)
-    name = offline_reader() if os.fspath(model) == OFFLINE else os.path.expanduser(os.fspath(model))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    parts: dict[str, Any] = {"device": device, "reader_name": reader_name, "sees_images": sees_images}
+    if is_address(model):
+        _check_knowledge(model, knowledge)
+        reader = RemoteReader(str(model)).opened(reader_name)  # before anything is encoded
+        with hub_or_cache(_asked_for(encoder, knowledge)):
+            return pipeline("image-to-text", model=reader, **parts | _searched(knowledge, encoder, device, reading))
+    name = offline_reader() if os.fspath(model) == OFFLINE else os.path.expanduser(os.fspath(model))
     with hub_or_cache(_asked_for(name, encoder, knowledge)):
         check_reader(name, knowledge is None, called=os.fspath(model))
-        encoder = named_encoder(encoder, device)  # a mistyped one costs no large reader
-        searched = {"encoder": encoder, "knowledge": knowledge}
-        if reading and knowledge is not None:
-            searched = {"retriever": open_knowledge(knowledge, encoder, **reading)}
+        parts |= _searched(knowledge, encoder, device, reading)  # a mistyped encoder costs no large reader
         with loading_errors("reader", name):
-            return pipeline("image-to-text", model=name, device=device, **searched)
+            return pipeline("image-to-text", model=name, **parts)
+
+
+def _searched(knowledge: Any, encoder: Any, device: str, reading: dict[str, Any]) -> dict[str, Any]:
+    """What a pipeline searches, as its arguments."""
+    encoder = named_encoder(encoder, device)
+    if reading and knowledge is not None:
+        return {"retriever": open_knowledge(knowledge, encoder, **reading)}
+    return {"encoder": encoder, "knowledge": knowledge}
 
 
 def _asked_for(*places: Any) -> str | None:
     """The first repository of the Hub among places, or the first that a saved system refers to."""
     for place in places:
-        if not isinstance(place, (str, os.PathLike)) or os.fspath(place) == OFFLINE:
+        if not isinstance(place, (str, os.PathLike)) or os.fspath(place) == OFFLINE or is_address(place):
             continue
         folder = Path(place).expanduser()
         if not folder.exists():
@@ -80,6 +99,9 @@ def check_reader(name: str, needs_knowledge: bool = True, called: str | None = N
         InvalidInputError: There is no model, it is no reader, or, with `needs_knowledge`, it can have none beside it.
         HubUnavailableError: The Hub does not give it.
     """
+    if is_address(name):
+        Server(name)
+        return
     if os.path.isfile(os.path.join(name, "adapter_config.json")):
         return
     with loading_errors("reader", name):
@@ -92,4 +114,24 @@ def check_reader(name: str, needs_knowledge: bool = True, called: str | None = N
         raise InvalidInputError(
             f"{called or name}: this is a model of the type {config.model_type!r}, which brings no knowledge base. "
             "Name one: a folder of images and texts, a table, or a stored knowledge base."
+        )
+
+
+def check_local(name: str | os.PathLike[str], what: str) -> None:
+    """Refuses the address of a server where the weights of a reader are needed.
+
+    Raises:
+        InvalidInputError: It is one.
+    """
+    if is_address(name):
+        raise InvalidInputError(
+            f"{name}: {what} needs the weights of the reader, and a server gives words alone. Name a folder or Hub id."
+        )
+
+
+def _check_knowledge(address: Any, knowledge: Any) -> None:
+    if knowledge is None:
+        raise InvalidInputError(
+            f"{address}: a reader behind a server brings no knowledge base. Name one: a folder of images and texts, a "
+            "table, or a stored knowledge base."
         )

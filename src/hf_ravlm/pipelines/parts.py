@@ -9,6 +9,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from ..errors import InvalidInputError
+from ..images import is_address
 from ..model import (
     RavlmConfig,
     RavlmForConditionalGeneration,
@@ -18,6 +19,8 @@ from ..model import (
 )
 from ..model.backbones import load_generator, read_config, reader_kind
 from ..model.loading import without_adapters
+from .remote.messages import RemotePrompts
+from .remote.reader import RemoteReader
 
 
 if TYPE_CHECKING:
@@ -32,12 +35,46 @@ def is_ours(model: Any) -> bool:
     return bool(without_adapters(model).config.model_type == RavlmConfig.model_type)
 
 
+def is_remote(model: Any) -> bool:
+    """Whether a reader is behind a server."""
+    return isinstance(model, RemoteReader)
+
+
+def brings_evidence(model: Any, *parts: Any) -> bool:
+    """Whether a pipeline answers with evidence: by a model of ours or of a server, or by what it has to search."""
+    return is_remote(model) or is_ours(model) or any(part is not None for part in parts)
+
+
+def open_remote(
+    reader: RemoteReader, prompts: Any = None, name: str | None = None, sees_images: bool | None = None
+) -> tuple[RemoteReader, RemotePrompts]:
+    """A reader behind a server that is there, and what writes its prompts.
+
+    Raises:
+        InvalidInputError: The server lists no model of that name alone, or the processor is that of a local reader.
+        RemoteServerError: It cannot be reached.
+    """
+    if prompts is not None and not isinstance(prompts, RemotePrompts):
+        raise InvalidInputError(
+            f"processor= came as {type(prompts).__name__}, and a reader behind a server has its own: give settings of "
+            "the prompt in the call, or RemotePrompts(...)"
+        )
+    if sees_images is not None:
+        reader.sees_images = sees_images
+    return reader.opened(name), prompts or RemotePrompts()
+
+
 class ReaderLoader:
     """What `pipeline(model=NAME)` loads models with: readers remember their commit and know adapters."""
 
     @classmethod
     def from_pretrained(cls, name: str, **loading: Any) -> Any:
-        """The model of a folder or repository, as `AutoModelForImageTextToText` or `load_generator` loads it."""
+        """The model of a folder or repository, as `AutoModelForImageTextToText` or `load_generator` loads it.
+
+        An address gives the reader of the server there.
+        """
+        if is_address(name):
+            return RemoteReader(name)
         loading = {key: value for key, value in loading.items() if key not in ("_from_pipeline", "code_revision")}
         if not os.path.isfile(os.path.join(name, "adapter_config.json")):
             config = read_config(name, "model", **loading)
@@ -85,7 +122,7 @@ def named_encoder(encoder: Any, device: Any = None) -> Encoder | None:
 
 def own_encoder(model: Any, processor: RavlmProcessor) -> Encoder | None:
     """The towers of a reader as an encoder, or `None` where it has none."""
-    towers = without_adapters(model).model
+    towers = None if is_remote(model) else without_adapters(model).model
     if towers is None:
         return None
     from ..retrieval import RavlmEncoder

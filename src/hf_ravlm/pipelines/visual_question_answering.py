@@ -20,7 +20,7 @@ from ..sequences import is_column
 from .closed_answers import Choice, choose_answers
 from .image_to_text import PROMPT_KEYS, RavlmImageToTextPipeline
 from .numbered_inputs import still_encoded
-from .parts import is_ours
+from .parts import brings_evidence
 
 
 CHOICE_KEYS = ("allowed_answers", "top_k", "threshold", "length_normalized", "calibrator")
@@ -55,7 +55,7 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
     _non_generation_params = ("top_k",)  # beside a closed set it is a number of answers, else it goes to `generate`
 
     def __new__(cls, model=None, *args, encoder=None, knowledge=None, retriever=None, **kwargs):
-        if not (model is None or is_ours(model) or any(part is not None for part in (encoder, knowledge, retriever))):
+        if not (model is None or brings_evidence(model, encoder, knowledge, retriever)):
             raise InvalidInputError(
                 f'"visual-question-answering" answers by models of hf_ravlm; this one is {model.config.model_type!r}. '
                 "Give it knowledge= and encoder=, which makes it one; or, for answers without evidence, use "

@@ -307,21 +307,8 @@ class MultimodalPrompt:
 
     def content(self, row: MultimodalRow, num_passages: int) -> tuple[list[dict[str, str]], list[Image.Image]]:
         """The parts of the user's message, texts as words of ours, and its images in the order of the parts."""
-        parts = [{"type": "image"} for _ in row.images]
-        shown, text = list(row.images), ""
-        passages = row.passages[:num_passages]
-        if row.images and any(passage.image is not None for passage in passages):
-            several = len(row.images) > 1
-            text = ASKED_ABOUT_SEVERAL.format(len(row.images)) if several else ASKED_ABOUT
-        best_first = self.settings.passage_order == "best_first"
-        for k in range(num_passages) if best_first else reversed(range(num_passages)):
-            if (image := passages[k].image) is not None:
-                parts += [{"type": "text", "text": text}] if text else []
-                parts.append({"type": "image"})
-                shown.append(image)
-                text = ""
-            text += WORD.format(k)
-        return [*parts, {"type": "text", "text": text + WORD.format(num_passages)}], shown
+        passages = [passage.image for passage in row.passages[:num_passages]]
+        return message_parts(row.images, passages, self.settings.passage_order == "best_first")
 
     def _shrink(
         self, rows: list[MultimodalRow], kept: list[int], rooms: list[int], reserved: list[int], limit: int
@@ -385,6 +372,33 @@ class MultimodalPrompt:
         if written.answers[0]:
             out["labels"] = pad_rows(labels, -100, side)
         return out
+
+
+def message_parts(
+    images: Sequence[Image.Image], passages: Sequence[Image.Image | None], best_first: bool
+) -> tuple[list[dict[str, str]], list[Image.Image]]:
+    """The parts of a message: the images of the question, the passages (each with its image or `None`), the question.
+
+    Returns:
+        The parts, in which `WORD` stands for the text of each passage, by its number from 0, and last for the
+        question; and all images, in the order of the parts.
+
+    >>> message_parts([], [None, None], best_first=True)
+    ([{'type': 'text', 'text': 'ravlmtext0endravlmtext1endravlmtext2end'}], [])
+    """
+    parts = [{"type": "image"} for _ in images]
+    shown, text = list(images), ""
+    if images and any(image is not None for image in passages):
+        text = ASKED_ABOUT_SEVERAL.format(len(images)) if len(images) > 1 else ASKED_ABOUT
+    places = range(len(passages))
+    for k in places if best_first else reversed(places):
+        if (image := passages[k]) is not None:
+            parts += [{"type": "text", "text": text}] if text else []
+            parts.append({"type": "image"})
+            shown.append(image)
+            text = ""
+        text += WORD.format(k)
+    return [*parts, {"type": "text", "text": text + WORD.format(len(passages))}], shown
 
 
 def num_fitting(passages: Sequence[ShownPassage], room: int) -> int:
@@ -453,4 +467,4 @@ def _conversations(content: list[dict[str, str]], system: int | None) -> Iterato
     yield [{"role": "user", "content": [*_parts(word + "\n\n"), *content]}]
 
 
-__all__ = ["MultimodalPrompt", "MultimodalRow", "ShownPassage", "Written"]
+__all__ = ["MultimodalPrompt", "MultimodalRow", "ShownPassage", "Written", "message_parts"]
