@@ -79,7 +79,8 @@ def parted(found: Sequence[Sequence[Any]], kept: Sequence[Sequence[bool]]) -> tu
     ([['a']], [['b']])
     """
     pairs = [list(zip(*row, strict=True)) for row in zip(found, kept, strict=True)]
-    return tuple([[one for one, was_read in row if was_read is wanted] for row in pairs] for wanted in (True, False))
+    read = [[one for one, was_read in row if was_read] for row in pairs]
+    return read, [[one for one, was_read in row if not was_read] for row in pairs]
 
 
 def answer_of(

@@ -97,7 +97,7 @@ def answer_questions(
     if not questions:
         return []
     check_parts(retriever=retriever, policy=policy, encoded_knowledge=encoded_knowledge)
-    reading = {**weighing, "prompt": prompt}
+    reading: dict[str, Any] = {**weighing, "prompt": prompt}
     reading |= {"encoded_knowledge": encoded_knowledge, "prior_scale": prior_scale_of(retriever), **generate_kwargs}
     find = retriever is not None and k > 0
     searching: dict[str, Any] = {"where": where, "channels": channels, "weights": weights, "region": region}
