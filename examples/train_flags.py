@@ -4,9 +4,13 @@
 
 Three stages (`examples/flags/recipe.py` says why): the picture tower learns to match drawings across styles, the text
 tower to find the passage that answers, the reader to copy the answer out of passages. Then the knowledge base is
-indexed, everything is saved to one folder, and the dev countries are measured. Any option of a stage scales with its
-number of steps, 0 skips it; `--start_from FOLDER` goes on from what another run wrote, with the same result as one
-run of all stages; `--leave_out STYLE` keeps one drawing style out of training altogether.
+indexed, everything is saved to one folder, and the dev countries are measured. What is shipped is made so. Any option
+of a stage scales with its number of steps, 0 skips it; `--start_from FOLDER` goes on from what another run wrote, with
+the same result as one run of all stages; `--leave_out STYLE` keeps one drawing style out of training altogether.
+
+For questions in other words there is more to choose: `--many_wordings` teaches the text tower the grammar of
+`flags.wordings`, `--whole_steps` teaches the reader, in a fourth stage, to choose among all that is known of a
+country, asked in any of these words, and with `--by_country` a search finds the country first and all of it is read.
 """
 
 from __future__ import annotations
@@ -24,9 +28,12 @@ from transformers.utils import logging as transformers_logging
 from flags.copying import copying_parts
 from flags.matching import FlagPairs, wrong_flag_pictures
 from flags.measure import answer_table, format_answers, format_retrieval, retrieval_table, tasks_of
+from flags.questions import ask
 from flags.reading import ReadingBatches, make_tokenizer
 from flags.recipe import AskingTrainer, MatchingTrainer, ReadingTrainer, build_model, build_processor
+from flags.shuffled import MOST_PASSAGES
 from flags.text_pairs import TextPairs
+from flags.wordings import ask_anyhow
 from flags.world import VIEWS, load_world
 from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever
 from hf_ravlm.training import freeze
@@ -44,6 +51,9 @@ class Options:
     matching_steps: int = field(default=1300, metadata={"help": "stage 1: batches of about 208 drawings"})
     text_steps: int = field(default=350, metadata={"help": "stage 2: batches of 24 questions"})
     reading_steps: int = field(default=1800, metadata={"help": "stage 3: batches of about 2048 tokens; 0 skips it"})
+    whole_steps: int = field(default=0, metadata={"help": "stage 4: batches of about 3072 tokens; 0 skips it"})
+    many_wordings: bool = field(default=False, metadata={"help": "stage 2 by the grammar of `flags.wordings`"})
+    by_country: bool = field(default=False, metadata={"help": "find the country first, and read all that is known"})
     start_from: str | None = field(default=None, metadata={"help": "folder of an earlier run to go on from"})
     leave_out: str | None = field(default=None, metadata={"help": "a drawing style never to train on"})
     designs: int = field(default=5000, metadata={"help": "invented flags of stage 1"})
@@ -67,8 +77,9 @@ def main(options: Options) -> None:
     train_matching(model, world, views, options)
     train_asking(model, processor, world, views, options)
     train_reading(model, processor, world, views, options)
+    train_whole_countries(model, processor, world, views, options)
     folder = Path(options.out)
-    save(model, processor, world, folder)
+    save(model, processor, world, folder, options)
     logger.warning("trained and saved to %s in %.1f minutes", folder, (time.perf_counter() - started) / 60)
     if options.evaluate:
         evaluate(folder, processor, world, options)
@@ -88,7 +99,8 @@ def train_asking(model, processor, world, views, options: Options) -> None:
     encoder = model.model
     freeze(encoder.vision_tower, encoder.image_projection)
     encoder.logit_scale.requires_grad_(False)
-    pairs = TextPairs(processor, world, world.train, views, seed=options.seed)
+    question = ask_anyhow if options.many_wordings else ask
+    pairs = TextPairs(processor, world, world.train, views, seed=options.seed, ask=question)
     fit(AskingTrainer, encoder, stage(options, "asking", options.text_steps, learning_rate=2e-3), pairs)
 
 
@@ -102,13 +114,23 @@ def train_reading(model, processor, world, views, options: Options) -> None:
     fit(ReadingTrainer, model, arguments, batches)
 
 
+def train_whole_countries(model, processor, world, views, options: Options) -> None:
+    """Stage 4: the reader once more, on all that is known of a country in any order, asked in any words."""
+    freeze(model.model, *copying_parts(model.language_model))
+    batches = ReadingBatches(
+        processor, world, world.train, views, tokens_per_batch=3072, seed=options.seed, whole=True
+    )
+    arguments = stage(options, "whole", options.whole_steps, learning_rate=4e-4, adam_beta2=0.98)
+    fit(ReadingTrainer, model, arguments, batches)
+
+
 def stage(options: Options, name: str, steps: int, **settings) -> TrainingArguments:
-    """The arguments that all stages share: cosine schedule, bf16 arithmetic, no checkpoints in between."""
+    """The arguments that all stages share: cosine schedule, bf16 where that is fast, no checkpoints in between."""
     return TrainingArguments(
         output_dir=f"{options.out}-{name}",
         max_steps=steps,
         seed=options.seed,
-        bf16=True,
+        bf16=has_fast_bf16(),
         use_cpu=not torch.cuda.is_available(),
         per_device_train_batch_size=1,
         lr_scheduler_type="cosine",
@@ -122,6 +144,13 @@ def stage(options: Options, name: str, steps: int, **settings) -> TrainingArgume
     )
 
 
+def has_fast_bf16() -> bool:
+    """Whether the processor computes in bf16 by itself; where it does not, bf16 takes ten times as long as float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def fit(trainer_class, model, arguments: TrainingArguments, batches) -> None:
     """Trains on batches that come ready made; the seed is set anew, so that no stage depends on those before."""
     set_seed(arguments.seed)
@@ -130,15 +159,18 @@ def fit(trainer_class, model, arguments: TrainingArguments, batches) -> None:
         Path(arguments.output_dir).rmdir()  # the Trainer makes it, and without checkpoints nothing comes into it
 
 
-def save(model, processor, world, folder: Path) -> None:
+def save(model, processor, world, folder: Path, options: Options) -> None:
     """Model, processor, knowledge base and vectors to one folder."""
     marks = processor.markers  # of prompts, never of answers
     never = [marks.image, marks.evidence, marks.passage, marks.question, marks.answer]
     model.generation_config.suppress_tokens = never
+    if options.by_country:
+        model.config.num_passages = MOST_PASSAGES
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
     knowledge_base = KnowledgeBase.from_dicts([row for entity in world.entities for row in world.passages(entity)])
-    RavlmRetriever.build(knowledge_base, RavlmEncoder(model.model, processor)).save_pretrained(folder)
+    grouping = {"group_by": "entity", "group_query": "image"} if options.by_country else {}
+    RavlmRetriever.build(knowledge_base, RavlmEncoder(model.model, processor), **grouping).save_pretrained(folder)
 
 
 def evaluate(folder: Path, processor, world, options: Options) -> None:

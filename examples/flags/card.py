@@ -16,7 +16,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from flags.measure import format_answers, format_retrieval
+from flags.measure import format_answers, format_retrieval, format_table
 from hf_ravlm import KnowledgeBase
 from hf_ravlm.hub.card import CardFacts, card_metadata, check_card, eval_results, figures, knowledge_section
 
@@ -74,7 +74,7 @@ All styles but `mledoze`; exact match after the SQuAD normaliser for short answe
 
 {answers}
 
-### What evidence rescues and harms
+{wordings}### What evidence rescues and harms
 
 The short questions once more, by the evaluator of `hf_ravlm`; questions about one country stand together in the
 intervals.
@@ -102,6 +102,29 @@ public domain; entry pictures: flag drawings of world-countries. Drawings seen i
 """
 
 
+WORDINGS = """### Other wordings, other places
+
+Families of wordings that nothing was trained on (`flags.wordings.KEPT_OUT`), {num_per_family} short questions each
+about the dev countries, the same for all families; `gold` reads only the passage that answers, so that what lies
+between the two columns was lost by the search:
+
+{wordings}
+
+With all passages of the right country in a random order, usual wording, {num_placed} questions: exact match by the
+place of the passage that answers, from the best:
+
+{places}
+
+The same questions without that passage, and with it: how many of the answers "unknown" were right (precision), how
+many were given where they were (recall), and how many answerable questions were answered (coverage).
+
+{unknown}
+
+`python examples/flags/rewording.py FOLDER --per_family {num_per_family} --num_placed {num_placed}`
+
+"""
+
+
 def write_card(folder: Path, command: str, left_out: list[Path]) -> str:
     """The card as text; also written to `README.md` of the folder."""
     found, report = (json.loads((folder / name).read_text("utf-8")) for name in ("figures.json", "evaluation.json"))
@@ -114,6 +137,7 @@ def write_card(folder: Path, command: str, left_out: list[Path]) -> str:
         fair=format_retrieval(found["retrieval without pictures that show another entry's flag"]),
         leave_one_out=leave_one_out_table(left_out) if left_out else earlier_table(path),
         answers=format_answers(found["answers"]),
+        wordings=wordings_section(folder / "wordings.json"),
         effect=figures(report["all"], FACTS.questions),
         knowledge=knowledge_section(KnowledgeBase.from_pretrained(folder).table),
     )
@@ -131,6 +155,17 @@ def metadata(found: dict, report: dict) -> ModelCardData:
     results.append(EvalResult(metric_type="hit@1", metric_name="hit@1, mean of styles", metric_value=hit, **about))
     return card_metadata(
         tags=["flags"], language=list(FACTS.language), license=FACTS.licence, model_name="flags", eval_results=results
+    )
+
+
+def wordings_section(path: Path) -> str:
+    """What `examples/flags/rewording.py` found, if it was run."""
+    if not path.is_file():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return WORDINGS.format(
+        **{f"num_{name.replace(' ', '_')}": number for name, number in found["questions"].items()},
+        **{name: format_table(found[name]) for name in ("wordings", "places", "unknown")},
     )
 
 

@@ -7,13 +7,16 @@ match and token F1 are those of SQuAD. Figures are plain dictionaries, to be pri
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flags.questions import OFFICIAL
+from flags.questions import OFFICIAL, SHORT_KINDS
+from flags.shuffled import UNKNOWN
 from flags.texts import description
+from flags.wordings import KEPT_OUT, ask_kept_out
 from flags.world import World, drawing_group
 from hf_ravlm.evaluation import exact_match, normalize_answer, token_f1
 from hf_ravlm.pipelines import answer_questions
@@ -101,15 +104,18 @@ def retrieval_table(
     return table
 
 
-def answer_tasks(model, processor, retriever, world: World, tasks: Sequence[Task], arm: str) -> list[str]:
-    """What the system answers in one arm: "closed-book", "retrieved" or "gold" (the passage that has the answer)."""
+def answer_tasks(model, processor, retriever, world: World, tasks: Sequence[Task], arm) -> list[str]:
+    """What the system answers in one arm: "closed-book", "retrieved" or "gold" (the passage that has the answer).
+
+    In the place of an arm may stand the passages to read, a list for each task.
+    """
     by_id = None if arm != "gold" else retriever.knowledge_base
     order = sorted(range(len(tasks)), key=lambda i: (tasks[i].kind, tasks[i].entity))
     outputs: list[str] = [""] * len(tasks)
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
         batch = [tasks[i] for i in rows]
-        evidence = None
+        evidence = None if isinstance(arm, str) else [arm[i] for i in rows]
         if arm == "gold":
             evidence = [[by_id[passage_id] for passage_id in gold_ids(by_id, task)] for task in batch]
         answers = answer_questions(
@@ -127,6 +133,65 @@ def answer_tasks(model, processor, retriever, world: World, tasks: Sequence[Task
         for row, answer in zip(rows, answers, strict=True):
             outputs[row] = answer[0].text
     return outputs
+
+
+def wording_table(
+    model, processor, retriever, world: World, views: Sequence[str], per_family: int = 40, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Exact match of short answers by family of wordings that nothing was trained on; "mean", "worst" and "Chinese".
+
+    Args:
+        views (`Sequence[str]`): Drawing styles of the pictures.
+        per_family (`int`): Questions of each family, drawn once: the same countries, kinds and pictures for all.
+        seed (`int`): Of the questions.
+    """
+    rng = random.Random(seed)
+    drawn = rng.sample(tasks_of(world, world.dev, views, SHORT_KINDS), per_family)
+    tasks = [replace(task, question=ask_kept_out(name, task.kind, rng)) for name in KEPT_OUT for task in drawn]
+    table: dict[str, dict[str, float]] = {name: {} for name in KEPT_OUT}
+    for arm in ("retrieved", "gold"):
+        outputs = answer_tasks(model, processor, retriever, world, tasks, arm)
+        right = [exact_match(output, task.answers) for output, task in zip(outputs, tasks, strict=True)]
+        for place, name in enumerate(KEPT_OUT):
+            table[name][arm] = float(np.mean(right[place * per_family : (place + 1) * per_family]))
+    families = list(table.values())
+    chinese = [row for name, row in table.items() if name.startswith("Chinese")]
+    for name, rows, join in (("mean", families, np.mean), ("worst", families, min), ("Chinese", chinese, np.mean)):
+        table[name] = {arm: float(join([row[arm] for row in rows])) for arm in ("retrieved", "gold")}
+    return table
+
+
+def place_table(model, processor, retriever, world: World, tasks: Sequence[Task], places: int = 5, seed: int = 0):
+    """Exact match with all passages of the right country, by the place of the one that answers: "1", "2", ..."""
+    base, table = retriever.knowledge_base, {}
+    for place in range(places):
+        rng, evidence = random.Random(seed), []
+        for task in tasks:
+            gold = f"{task.entity}/{task.kind}"
+            others = [one for one in base.ids if one.startswith(f"{task.entity}/") and one != gold]
+            rng.shuffle(others)
+            evidence.append([base[one] for one in [*others[:place], gold, *others[place:]]])
+        outputs = answer_tasks(model, processor, retriever, world, tasks, evidence)
+        right = [exact_match(output, task.answers) for output, task in zip(outputs, tasks, strict=True)]
+        table[str(place + 1)] = float(np.mean(right))
+    return table
+
+
+def abstention_table(model, processor, retriever, world: World, tasks: Sequence[Task]) -> dict[str, float]:
+    """The reader's own "unknown" where every passage of the country is read but the one that answers, and with it."""
+    base, told = retriever.knowledge_base, {}
+    for known in (False, True):
+        evidence = []
+        for task in tasks:
+            ids = [one for one in base.ids if one.startswith(f"{task.entity}/")]
+            evidence.append([base[one] for one in ids if known or one != f"{task.entity}/{task.kind}"])
+        told[known] = answer_tasks(model, processor, retriever, world, tasks, evidence)
+    silent = {known: [output == UNKNOWN for output in outputs] for known, outputs in told.items()}
+    return {
+        "precision": sum(silent[False]) / max(sum(silent[False]) + sum(silent[True]), 1),
+        "recall": float(np.mean(silent[False])),
+        "coverage of the answerable": 1 - float(np.mean(silent[True])),
+    }
 
 
 def gold_ids(knowledge_base, task: Task) -> list[str]:
@@ -190,6 +255,25 @@ def format_answers(table: dict[str, dict]) -> str:
             values = " | ".join(f"{by_arm[arm][name]:.3f}" for arm in arms)
             lines.append(f"| {kind} | {name} | {values} |")
     return "\n".join(lines)
+
+
+def format_table(table: dict[str, float | dict[str, float]]) -> str:
+    """Any other table as Markdown: a row for each name, with one value or several.
+
+    Example:
+
+    ```python
+    >>> print(format_table({"quiz": {"retrieved": 0.9, "gold": 1.0}}))
+    | | retrieved | gold |
+    |---|---|---|
+    | quiz | 0.900 | 1.000 |
+
+    ```
+    """
+    rows = {name: row if isinstance(row, dict) else {"": row} for name, row in table.items()}
+    columns = list(next(iter(rows.values())))
+    lines = [f"| | {' | '.join(columns)} |".replace("|  |", "| |"), "|---" * (len(columns) + 1) + "|"]
+    return "\n".join(lines + [f"| {n} | {' | '.join(f'{row[c]:.3f}' for c in columns)} |" for n, row in rows.items()])
 
 
 def format_retrieval(table: dict[str, dict[str, float]]) -> str:

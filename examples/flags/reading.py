@@ -2,7 +2,8 @@
 
 A sequence is one prompt of the processor, `<bos> <image>… <passage> text … <question> q <answer> a <eos>`, its best
 passage last, followed by further turns `<question> q <answer> a <eos>` on the same passages: reading them once serves
-several questions. The picture is any picture, for the answer stands in the passages; only closed-book questions come
+many questions. Where whole countries are read no turn sees another: each stands where the first one does, as if it
+were asked alone. The picture is any picture, for the answer stands in the passages; only closed-book questions come
 with the right one.
 """
 
@@ -76,12 +77,14 @@ def make_tokenizer(rows: Sequence[Mapping], vocab_size: int = 2048, seed: int = 
 
 
 class TrainingSequence(NamedTuple):
-    """One example in token ids; three lists of one length."""
+    """One example in token ids; lists of one length. `turns` are 0 for what all turns share, then 1, 2, ..."""
 
     input_ids: list[int]
     labels: list[int]
     weights: list[float]
-    entity: str | None
+    turns: list[int]
+    positions: list[int]
+    entity: str | None = None
 
 
 class ReadingBatches(IterableDataset):
@@ -90,7 +93,8 @@ class ReadingBatches(IterableDataset):
     Every batch is a dictionary, ready for the model: pass it through a `DataLoader` with `batch_size=None`.
 
     - `input_ids` (B, T) int64, padded on the right to a multiple of 16
-    - `attention_mask` (B, T) int64, 0 on the padding
+    - `turns` (B, T) int64, 0 for what all turns share, -1 on the padding; a token sees its own turn and what is shared
+    - `position_ids` (B, T) int64: every turn goes on where the passages end
     - `labels` (B, T) int64, in step with `input_ids` (the model shifts), -100 where no answer stands
     - `token_weights` (B, T) float32, in step with `labels`: an answer of n tokens, `<eos>` included, weighs n^-1/2 per
       token, its first three tokens four times, three times and twice as much
@@ -104,6 +108,7 @@ class ReadingBatches(IterableDataset):
         views (`Sequence[str]`): Drawing styles to show; each country has a picture in one of them at least.
         tokens_per_batch (`int`): About how many tokens a batch holds, before padding to the multiple of 16.
         num_short_batches (`int`): So many batches come first that have short contexts only.
+        whole (`bool`): Whether to read whole countries, see `ShuffledCountries.whole_example`.
         seed (`int`): Workers of a `DataLoader` each add to it, and each start with their own short batches.
 
     Raises:
@@ -119,6 +124,7 @@ class ReadingBatches(IterableDataset):
         tokens_per_batch: int = 2048,
         num_short_batches: int = 0,
         seed: int = 0,
+        whole: bool = False,
     ):
         if processor.fusion != "in_context":
             raise ValueError(
@@ -129,7 +135,7 @@ class ReadingBatches(IterableDataset):
         self.rows = [world.entities[country] for country in countries]
         self.tokens_per_batch = tokens_per_batch
         self.num_short_batches = num_short_batches
-        self.seed = seed
+        self.seed, self.whole = seed, whole
         keys = [(country, view) for country in countries for view in views if (country, view) in world.images.encoded]
         self.pictures_of = {country: [i for i, key in enumerate(keys) if key[0] == country] for country in countries}
         without = [country for country, pictures in self.pictures_of.items() if not pictures]
@@ -156,8 +162,9 @@ class ReadingBatches(IterableDataset):
         self, countries: ShuffledCountries, short_only: bool, rng: random.Random
     ) -> list[list[TrainingSequence]]:
         """A pool of examples, cut into batches of like lengths. Examples that are too long are left out; few are."""
-        examples = [countries.example(short_only) for _ in range(POOL)]
-        sequences = [sequence for sequence in encode_examples(self.processor, examples) if sequence is not None]
+        examples = [countries.whole_example() if self.whole else countries.example(short_only) for _ in range(POOL)]
+        encoded = encode_examples(self.processor, examples, apart=self.whole)
+        sequences = [sequence for sequence in encoded if sequence is not None]
         if not sequences:
             raise ValueError(
                 f"no example fits into the processor's `max_length` of {self.processor.max_length} tokens"
@@ -179,23 +186,29 @@ class ReadingBatches(IterableDataset):
         ]
         return {
             "input_ids": torch.tensor([_padded(sequence.input_ids, pad, length) for sequence in group]),
-            "attention_mask": torch.tensor([_padded([1] * len(sequence.labels), 0, length) for sequence in group]),
+            "turns": torch.tensor([_padded(sequence.turns, -1, length) for sequence in group]),
+            "position_ids": torch.tensor([_padded(sequence.positions, 0, length) for sequence in group]),
             "labels": torch.tensor([_padded(sequence.labels, IGNORED, length) for sequence in group]),
             "token_weights": torch.tensor([_padded(sequence.weights, 0.0, length) for sequence in group]),
             "pixel_values": self.pixels[pictures],
         }
 
 
-def encode_examples(processor: RavlmProcessor, examples: Sequence[Example]) -> list[TrainingSequence | None]:
-    """Token ids, labels and weights of examples; `None` for one that the processor's limits would cut."""
+def encode_examples(
+    processor: RavlmProcessor, examples: Sequence[Example], apart: bool = False
+) -> list[TrainingSequence | None]:
+    """Token ids, labels and weights of examples; `None` for one that the processor's limits would cut.
+
+    With `apart` each turn goes on where the passages end, and sees no other turn.
+    """
     texts = [text for example in examples for text in example.passages]
     texts += [text for example in examples for _, *turn in example.turns for text in turn]
     ids = dict(zip(texts, processor.encode_text(texts), strict=True))
-    return [_encode_example(processor, example, ids) for example in examples]
+    return [_encode_example(processor, example, ids, apart) for example in examples]
 
 
 def _encode_example(
-    processor: RavlmProcessor, example: Example, ids: Mapping[str, list[int]]
+    processor: RavlmProcessor, example: Example, ids: Mapping[str, list[int]], apart: bool
 ) -> TrainingSequence | None:
     """The first turn is laid out by the processor's own function, so that training meets what use will."""
     markers = processor.markers
@@ -203,21 +216,33 @@ def _encode_example(
     turns = [(ids[question], [*ids[answer], markers.eos]) for _, question, answer in example.turns]
     if not turns or any(len(passage.text) > processor.max_passage_length for passage in passages):
         return None
-    input_ids = layout_prompt(
-        markers, turns[0][0], passages, processor.num_image_tokens, max_length=NOTHING_IS_CUT
-    ).ids
-    labels, weights = [IGNORED] * len(input_ids), [0.0] * len(input_ids)
-    for number, (question, answer) in enumerate(turns):
-        marked = [markers.question, *question, markers.answer] if number else []
-        weight = len(answer) ** -0.5
-        input_ids = [*input_ids, *marked, *answer]
-        labels += [IGNORED] * len(marked) + answer
-        weights += [0.0] * len(marked) + [
-            max(FIRST_TOKEN_WEIGHT - place, 1.0) * weight for place in range(len(answer))
-        ]
-    if len(input_ids) > processor.max_length:
+    prompt = layout_prompt(markers, turns[0][0], passages, processor.num_image_tokens, max_length=NOTHING_IS_CUT)
+    shared = prompt.answer_start - len(turns[0][0]) - 2  # up to the mark of the question
+    sequence = TrainingSequence(prompt.ids[:shared], [IGNORED] * shared, [0.0] * shared, [0] * shared, [])
+    sequence.positions.extend(range(shared))
+    for number, (question, answer) in enumerate(turns, start=1):
+        asked = [markers.question, *question, markers.answer]
+        size, weight, start = len(asked) + len(answer), len(answer) ** -0.5, len(sequence.input_ids)
+        sequence.input_ids.extend([*asked, *answer])
+        sequence.labels.extend([IGNORED] * len(asked) + answer)
+        sequence.weights.extend([0.0] * len(asked))
+        sequence.weights.extend(max(FIRST_TOKEN_WEIGHT - place, 1.0) * weight for place in range(len(answer)))
+        sequence.turns.extend([number if apart else 0] * size)
+        start = shared if apart else start
+        sequence.positions.extend(range(start, start + size))
+    if max(sequence.positions) >= processor.max_length:
         return None
-    return TrainingSequence(input_ids, labels, weights, example.entity)
+    return sequence._replace(entity=example.entity)
+
+
+def turn_mask(turns: torch.Tensor) -> torch.Tensor:
+    """Who sees whom, `(B, 1, T, T)` bool: what stands before, of the own turn or shared by all.
+
+    >>> turn_mask(torch.tensor([[0, 1, 1, 2]]))[0, 0].int().tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
+    """
+    mine, seen = turns[:, :, None], turns[:, None, :]
+    return ((seen == 0) | (seen == mine)).tril()[:, None]
 
 
 def _padded(values: list, padding: float, length: int) -> list:

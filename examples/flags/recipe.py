@@ -1,8 +1,9 @@
-"""Knows the shipped model: which backbones, how large, and the losses of its three training stages.
+"""Knows the shipped model: which backbones, how large, and the losses of its training stages.
 
 1. Matching: a small ResNet learns from scratch which drawings show the same flag, whatever the style.
 2. Asking: a small BERT learns which passage answers which question; the picture tower stays as it is.
 3. Reading: a small Llama learns to copy the answer out of passages; the dual encoder stays as it is.
+4. Whole countries, if asked for: it learns to choose among all that is known of one, in any order, in any words.
 
 Everything is small because the task is: the demo answers in seconds on a laptop, and no pretrained part is needed.
 """
@@ -18,6 +19,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from flags.copying import start_as_copier
 from flags.questions import OFFICIAL
+from flags.reading import turn_mask
 from hf_ravlm import RavlmConfig, RavlmForConditionalGeneration, RavlmProcessor
 from hf_ravlm.model.modeling_ravlm import info_nce
 from hf_ravlm.training import RavlmTrainer
@@ -137,12 +139,13 @@ class AskingTrainer(RavlmTrainer):
 
 
 class ReadingTrainer(RavlmTrainer):
-    """Stage 3: every answer counts alike, long or short, and its first token most: finding the place is the task."""
+    """Stages 3 and 4: every answer counts alike, and its first token most: finding the place is the task."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Weighted mean cross-entropy; `labels` and `token_weights` are `(B, L)`, rows padded on the right."""
         labels, weights = inputs["labels"][:, 1:], inputs["token_weights"][:, 1:]
-        outputs = model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
+        asked = {name: inputs[name] for name in ("input_ids", "pixel_values", "position_ids")}
+        outputs = model(**asked, attention_mask=turn_mask(inputs["turns"]))
         keep = labels != -100
         losses = F.cross_entropy(outputs.logits[:, :-1][keep].float(), labels[keep], reduction="none")
         loss = (losses * weights[keep]).sum() / weights[keep].sum()

@@ -15,11 +15,14 @@ from typing import NamedTuple
 from flags.invented import MONEY, InventedNames, exchange_words
 from flags.questions import KINDS, SHORT_KINDS, ask
 from flags.texts import description, fact_fields, facts_text, passage_texts
+from flags.wordings import ask_anyhow
 
 
 UNKNOWN = "unknown"  # the answer where no passage has one
 CLOSED_BOOK_SHARE = 0.02
 ANSWERED_FIRST_SHARE = 0.88
+WHOLE_SHARE, RIVALS_SHARE, MOST_PASSAGES = 0.75, 0.2, 9  # of `whole_example`
+LEFT_OUT = {"facts": 0.65, "background": 0.75}  # shares; any other passage is missing less often
 ASKED_BY_PASSAGE = {**{kind: kind for kind in (*SHORT_KINDS, "meaning")}, "flag": "describe"}
 _LESSER_FIELDS = ("demonym", "calling", "area", "independence", "national_symbol", "national_colors")
 
@@ -120,6 +123,28 @@ class ShuffledCountries:
             kinds = self._kinds_to_ask(answers, len(shown))
         return Example([passage.text for passage in shown], [(kind, ask(kind, rng), answers[kind]) for kind in kinds])
 
+    def whole_example(self) -> Example:
+        """Passages of one country in any order, and many questions on them, in the wordings of `flags.wordings`.
+
+        Most are all that is known of the country, as a search by group brings it; some are a few of them, and behind
+        some stand passages about other countries. What no passage of the country answers is asked for, too.
+        """
+        rng = self.rng
+        if rng.random() < CLOSED_BOOK_SHARE:
+            return self._closed_book()
+        row = self.country()
+        shown = [one for one in self.passages_of(row) if rng.random() >= LEFT_OUT.get(one.kind, 0.06)]
+        shown = shown or self.passages_of(row)
+        rng.shuffle(shown)
+        if rng.random() >= WHOLE_SHARE:
+            shown = shown[: rng.choice([1, 1, 2, 3, 4])]
+        answers = answers_from(shown)
+        if rng.random() < RIVALS_SHARE:
+            rivals = self.passages_of(self.country())
+            shown = (shown + rng.sample(rivals, min(rng.choice([1, 2, 3]), len(rivals))))[:MOST_PASSAGES]
+        turns = [(kind, ask_anyhow(kind, rng), answers[kind]) for kind in self._many_kinds(answers)]
+        return Example([passage.text for passage in shown], turns)
+
     def country(self) -> dict:
         """A row like those of the knowledge base, of a country that does not exist."""
         rng = self.rng
@@ -199,6 +224,18 @@ class ShuffledCountries:
             kinds.append("describe")
         if missing and rng.random() < 0.1:
             kinds.append(rng.choice(missing))
+        rng.shuffle(kinds)
+        return kinds
+
+    def _many_kinds(self, answers: Mapping[str, str]) -> list[str]:
+        """Short answers two or three times each, in as many wordings; long ones and what is not known less often."""
+        rng = self.rng
+        kinds = [kind for kind in SHORT_KINDS if answers[kind] != UNKNOWN for _ in range(rng.choice([2, 3]))]
+        kinds += [kind for kind in (*SHORT_KINDS, "meaning") if answers[kind] == UNKNOWN and rng.random() < 0.6]
+        if answers["meaning"] != UNKNOWN and rng.random() < 0.5:
+            kinds.append("meaning")
+        if rng.random() < 0.4:
+            kinds.append("describe")
         rng.shuffle(kinds)
         return kinds
 

@@ -12,7 +12,7 @@ matched by their letters and not learned by heart.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import IterableDataset
@@ -41,6 +41,7 @@ class TextPairs(IterableDataset):
         views (`list[str]`): drawing styles of the queries.
         seed (`int`): the same seed gives the same batches.
         countries_per_batch (`int`): `n`.
+        ask (`Callable[[str, random.Random], str]`): words a question of a kind.
     """
 
     def __init__(
@@ -51,11 +52,12 @@ class TextPairs(IterableDataset):
         views: Sequence[str],
         seed: int = 0,
         countries_per_batch: int = 24,
+        ask: Callable[[str, random.Random], str] = ask,
     ):
         super().__init__()
         self.processor = processor
         self.countries = list(countries)
-        self.countries_per_batch = countries_per_batch
+        self.countries_per_batch, self.ask = countries_per_batch, ask
         keys = [(e, v) for e in countries for v in dict.fromkeys([*views, ENTRY_VIEW]) if (e, v) in world.images]
         self.pictures = dict(zip(keys, picture_tensor(processor, world, keys), strict=True))
         self.views = {e: [v for v in views if (e, v) in self.pictures] for e in self.countries}
@@ -82,7 +84,7 @@ class TextPairs(IterableDataset):
             if self.random.random() < 0.3:
                 question, picture = self.random.choice(NAMED[kind]).format(name=name), None
             else:
-                question = self.random.choice(BACKGROUND) if kind == "background" else ask(kind, self.random)
+                question = self.random.choice(BACKGROUND) if kind == "background" else self.ask(kind, self.random)
                 picture = self._picture(entity)
             entry, group = self.pictures[entity, ENTRY_VIEW], drawing_group(entity)
             label = {k: (group, "describe" if kind == "describe" and k in DESCRIBING else k) for k in texts}

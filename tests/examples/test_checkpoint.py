@@ -103,3 +103,6 @@ def test_the_card_shows_the_figures_that_were_measured():
         assert f"| {style} | {row['hit@1']:.3f} | {row['hit@5']:.3f} | {row['mean rank']:.2f} |" in card
     for arm, row in figures["answers"]["short answers"].items():
         assert f"{row['exact match']:.3f}" in card, arm
+    reworded = json.loads((FOLDER / "wordings.json").read_text(encoding="utf-8"))
+    for family, row in reworded["wordings"].items():
+        assert f"| {family} | {row['retrieved']:.3f} | {row['gold']:.3f} |" in card

@@ -192,6 +192,32 @@ def test_answers_come_back_in_the_order_of_the_tasks(retriever, world, reader):
     assert [len(call["questions"]) for call in reader] == [32, 32, 16]
 
 
+def test_the_passage_that_answers_is_put_in_every_place(retriever, world, reader):
+    retriever.knowledge_base = KnownBase({"no/flag": "red", "no/capital": "Oslo", "es/capital": "Madrid"})
+    tasks = [Task("no", "plain", "capital", "?", ["Oslo"])]
+    assert measure.place_table(None, None, retriever, world, tasks, places=2) == {"1": 1.0, "2": 0.0}
+    assert [call["evidence"] for call in reader] == [[["Oslo", "red"]], [["red", "Oslo"]]]
+
+
+def test_abstentions_are_right_where_the_answer_is_missing(retriever, world, reader):
+    tasks = [Task("no", "plain", "capital", "?", ["Oslo"])]
+    retriever.knowledge_base = KnownBase({"no/capital": "Oslo", "no/flag": measure.UNKNOWN})
+    perfect = {"precision": 1.0, "recall": 1.0, "coverage of the answerable": 1.0}
+    assert measure.abstention_table(None, None, retriever, world, tasks) == perfect
+    retriever.knowledge_base = KnownBase({"no/flag": measure.UNKNOWN, "no/capital": "Oslo"})
+    silent = {"precision": 0.5, "recall": 1.0, "coverage of the answerable": 0.0}
+    assert measure.abstention_table(None, None, retriever, world, tasks) == silent
+
+
+def test_every_family_of_wordings_is_asked_about_the_same(retriever, reader):
+    world = load_world()
+    retriever.knowledge_base = KnownBase({})
+    table = measure.wording_table(None, None, retriever, world, ["openmoji"], per_family=2)
+    assert set(table) == {*measure.KEPT_OUT, "mean", "worst", "Chinese"}
+    assert all(row == {"retrieved": 0.0, "gold": 0.0} for row in table.values())
+    assert sum(len(call["questions"]) for call in reader) == 2 * 2 * len(measure.KEPT_OUT)
+
+
 @pytest.mark.parametrize(
     ("output", "names", "f1"),
     [

@@ -7,11 +7,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from flags import reading, shuffled
-from flags.reading import FIRST_TOKEN_WEIGHT, IGNORED, SPECIAL_TOKENS, ReadingBatches, encode_examples, make_tokenizer
+from flags.reading import (
+    FIRST_TOKEN_WEIGHT,
+    IGNORED,
+    SPECIAL_TOKENS,
+    ReadingBatches,
+    encode_examples,
+    make_tokenizer,
+    turn_mask,
+)
 from flags.shuffled import ShuffledCountries
 from flags.texts import passage_texts
 from flags.world import load_world
@@ -161,17 +170,40 @@ def test_batches_are_ready_for_the_model(batches):
         assert size * (length - 15) <= 2048 or size == 1
         assert {name: (value.dtype, tuple(value.shape)) for name, value in batch.items()} == {
             "input_ids": (torch.int64, (size, length)),
-            "attention_mask": (torch.int64, (size, length)),
+            "turns": (torch.int64, (size, length)),
+            "position_ids": (torch.int64, (size, length)),
             "labels": (torch.int64, (size, length)),
             "token_weights": (torch.float32, (size, length)),
             "pixel_values": (torch.float32, (size, 3, 64, 64)),
         }
-        padding = batch["attention_mask"] == 0
-        assert (batch["attention_mask"].diff(dim=1) <= 0).all()
+        padding = batch["turns"] < 0
+        assert (padding.int().diff(dim=1) >= 0).all()
         assert (batch["input_ids"][padding] == 0).all()
         assert (batch["labels"][padding] == IGNORED).all()
         assert torch.equal(batch["token_weights"] > 0, batch["labels"] != IGNORED)
         assert ((batch["input_ids"] == 3).sum(1) == 4).all()  # <image>
+
+
+def test_turns_about_a_whole_country_are_asked_as_if_alone(processor):
+    """Each question stands, and sees, as it would if the processor had written it alone."""
+    turns = [("name", "Whose flag is this?", "Xo"), ("capital", "首都?", "Ümé")]
+    example = shuffled.Example(["Capital of Xo: Ümé.", "The flag of Xo: b."], turns)
+    (sequence,) = encode_examples(processor, [example], apart=True)
+    seen = turn_mask(torch.tensor([sequence.turns]))[0, 0]
+    ids, positions = torch.tensor(sequence.input_ids), torch.tensor(sequence.positions)
+    picture = Image.new("RGB", (64, 64), "red")
+    for _, question, answer in turns:
+        alone = processor(images=picture, text=question, evidence=[example.passages], answers=[answer])
+        ends = (ids == processor.tokenizer.eos_token_id).nonzero().flatten().tolist()
+        (end,) = [end for end in ends if torch.equal(ids[seen[end]], alone["input_ids"][0])]
+        assert positions[seen[end]].tolist() == list(range(alone["input_ids"].shape[1]))
+
+
+def test_whole_countries_are_batched(processor, world, countries):
+    batches = ReadingBatches(processor, world, countries, ("openmoji",), tokens_per_batch=3072, whole=True)
+    for batch in islice(batches, 4):
+        assert batch["turns"].amax() > 3
+        assert batch["position_ids"].amax() < processor.max_length
 
 
 def test_the_seed_decides_every_batch(batches, processor, world, countries, monkeypatch):

@@ -191,3 +191,44 @@ def test_languages_and_currencies_of_other_countries_are_never_met(world, rows):
 def test_rows_without_any_value_of_a_field_are_refused(rows):
     with pytest.raises(ValueError, match="independence"):
         ShuffledCountries([{**row, "independence": None} for row in rows])
+
+
+# --- Whole countries
+
+
+@pytest.fixture(scope="module")
+def whole_examples(rows):
+    countries = ShuffledCountries(rows, seed=8)
+    return [example for example in (countries.whole_example() for _ in range(600)) if example.passages]
+
+
+def test_the_passage_that_answers_stands_anywhere(whole_examples):
+    places = []
+    for passages, turns, _ in whole_examples:
+        kinds = [read_back(passage)[0] for passage in passages]
+        places += [kinds.index(kind) for kind, _, answer in turns if kind in kinds and answer != UNKNOWN]
+    counts = [places.count(place) for place in range(5)]
+    assert min(counts) > 0.5 * max(counts)
+
+
+def test_every_answer_is_of_the_first_passages_country(whole_examples):
+    """What only a passage about another country tells is not known."""
+    missing = 0
+    for passages, turns, _ in whole_examples:
+        name = read_back(passages[0])[1]
+        own = {kind: said for kind, of, said in map(read_back, passages) if of == name}
+        for kind, _, answer in turns:
+            if kind == "name":
+                assert answer == name
+            elif kind != "describe" and answer == UNKNOWN:
+                assert kind not in own
+                missing += 1
+            elif kind != "describe":
+                assert own[kind] == answer or own[kind].startswith((f"{answer}, ", f"{answer} ("))
+    assert missing > 50
+
+
+def test_whole_countries_are_asked_about_in_many_words(whole_examples):
+    asked = [question for _, turns, _ in whole_examples for _, question, _ in turns]
+    assert len(set(asked)) > 3000
+    assert sum(map(len, (turns for _, turns, _ in whole_examples))) / len(whole_examples) > 8

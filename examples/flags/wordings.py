@@ -1,0 +1,319 @@
+"""Knows the many ways in which people ask: a grammar of questions, English and Chinese, some families kept out.
+
+A question is a frame ("Tell me the ... of ..."), a noun for what is asked ("currency", "money", "货币") and words for
+whose it is ("this country", "该国"); or it is one of the sentences that people say outright ("What do people pay
+with?"). Thousands of wordings come out of it. Whole families of frames and sentences (`KEPT_OUT`) are never trained
+on: they measure whether a reader understands what is asked, or only knows the sentences that it was taught.
+"""
+
+from __future__ import annotations
+
+import random
+
+from flags.questions import OFFICIAL, PARAPHRASES, UNSEEN
+
+
+CHINESE_SHARE, OFFICIAL_SHARE, FRAMED_SHARE = 0.3, 0.15, 0.55
+
+# What is asked about: a noun that fits into any frame. "describe" and "meaning" are about the flag, the rest about
+# the country.
+NOUNS = {
+    "name": ("name", "country name", "official short name", "country", "nation", "identity", "name of the country"),
+    "capital": ("capital", "capital city", "seat of government", "national capital", "chief city", "capital town"),
+    "language": (
+        *("language", "official language", "national language", "spoken language", "main language", "tongue"),
+        *("mother tongue", "language of the people"),
+    ),
+    "currency": (
+        *("currency", "money", "legal tender", "unit of money", "monetary unit", "national currency", "cash"),
+        *("means of payment", "official money"),
+    ),
+    "subregion": (
+        *("region", "part of the world", "world region", "location", "geographic region", "corner of the world"),
+        *("place on the map", "subregion", "whereabouts", "position on the globe", "area of the globe"),
+    ),
+    "meaning": (
+        *("meaning", "symbolism", "significance", "message", "meaning of the colours", "meaning of the symbols"),
+        *("sense", "idea behind the colours"),
+    ),
+    "describe": (
+        *("description", "full description", "detailed description", "short portrait", "summary", "overall picture"),
+        "account",
+    ),
+}
+COUNTRIES = (
+    *("this country", "the country with this flag", "this nation", "the country shown", "that country", "this place"),
+    *("the country that flies this flag", "the place with this flag", "this land", "the territory in the picture"),
+    *("the state whose flag this is", "the country in the image", "this territory", "the nation with this banner"),
+    *("the country this flag belongs to", "the pictured country", "the owner of this flag"),
+)
+FLAGS = (
+    *("this flag", "the flag", "this banner", "the flag in the picture", "the flag shown", "that flag"),
+    *("the pictured flag", "this national flag", "the flag here"),
+)
+FRAMES = (
+    "What is the {noun} of {whose}?",
+    "What's the {noun} of {whose}?",
+    "Name the {noun} of {whose}.",
+    "Tell me the {noun} of {whose}.",
+    "Give the {noun} of {whose}.",
+    "Which {noun} does {whose} have?",
+    "Can you tell me the {noun} of {whose}?",
+    "Please give me the {noun} of {whose}.",
+    "{noun} of {whose}?",
+    "{noun} of {whose}",
+    "The {noun} of {whose}, please.",
+    "For {whose}, what is the {noun}?",
+    "State the {noun} of {whose}.",
+    "Do you know the {noun} of {whose}?",
+    "I want the {noun} of {whose}.",
+    "Look at {whose}: what is its {noun}?",
+    "Look up the {noun} of {whose}.",
+    "What about the {noun} of {whose}?",
+    "What would you call the {noun} of {whose}?",
+    "{noun}?",
+    "The {noun}?",
+    "{noun}",
+    "And the {noun}?",
+    "How about {whose}? I mean the {noun}.",
+    "Find the {noun} of {whose}.",
+    "Write down the {noun} of {whose}.",
+    "What {noun} belongs to {whose}?",
+    "Show the {noun} of {whose}.",
+)
+# What is said outright, beside the paraphrases of `flags.questions`.
+SENTENCES = {
+    "name": (
+        *("What is this?", "Which flag is this?", "What flag am I looking at?", "Who does this flag stand for?"),
+        *("What country is that?", "Which nation's flag do you see?", "Where does this flag come from?"),
+        *("Recognise this flag?", "Whose colours are these?", "Which state has this flag?"),
+        *("Which territory is this?", "Where would I see this flag flying?", "Who uses it?"),
+    ),
+    "capital": (
+        *("Where does the government sit?", "Which city governs this country?", "From which city is it ruled?"),
+        *("Where is the parliament of this country?", "What city is the capital?", "Which town is its capital?"),
+        *("Where would the president live?", "Which city is the most important one politically?"),
+    ),
+    "language": (
+        *("What do the people there speak?", "How do people talk there?", "Which tongue do they speak?"),
+        *("What would I hear people speak in the streets?", "Which language should I learn before I go there?"),
+        *("In what language are its laws written?", "What do they talk in this nation?"),
+        *("What language is used in schools there?", "Which language do the locals speak?"),
+    ),
+    "currency": (
+        *("What do I pay with there?", "How do people pay?", "Which coins and notes do they use?"),
+        *("What money should I bring?", "Into which money do I change my cash?", "What are prices given in?"),
+        *("What do the shops there accept?", "Which banknotes are used?", "What do workers get paid in?"),
+        *("What does one use to buy things there?", "With what do they pay in this country?"),
+    ),
+    "subregion": (
+        *("Where do I find it on a map?", "Where on earth is that?", "Where is it located?", "Where does it lie?"),
+        *("In what part of its continent is it?", "Which corner of the globe is that?", "Whereabouts is that?"),
+        *("Where is that place?", "On which continent and where is it?", "Where would I have to travel to get there?"),
+        *("Which area of the world is it in?", "Which countries is it near to: what region?"),
+    ),
+    "meaning": (
+        *("What do the stripes mean?", "What is the idea behind this flag?", "Why does it look like this?"),
+        *("Why were these colours chosen?", "What are the colours about?", "What does it symbolise?"),
+        *("What does each colour stand for?", "How is this flag to be understood?", "What is it supposed to say?"),
+        *("What lies behind the design?", "Tell me why the flag has these symbols."),
+    ),
+    "describe": (
+        *("Tell me all about this flag.", "What is there to say about this flag?", "Say everything about the flag."),
+        *("Describe what you see.", "Describe the image.", "Describe the banner.", "Present this flag to me."),
+        *("What do you see here?", "Give me the whole story of this flag.", "Describe it.", "Explain the whole flag."),
+        *("Introduce this flag.", "Write about this flag, its owner and its meaning."),
+    ),
+}
+CHINESE_NOUNS = {
+    "name": ("国名", "名称", "名字", "国家名称", "国家名字", "國名", "全名"),
+    "capital": ("首都", "首府", "国都", "都城", "首都城市", "政府所在地"),
+    "language": ("语言", "官方语言", "国语", "官方语", "通用语言", "主要语言", "語言"),
+    "currency": ("货币", "法定货币", "钱", "币种", "货币单位", "官方货币", "貨幣"),
+    "subregion": ("地区", "所在地区", "地理位置", "位置", "区域", "所在区域", "地理区域", "所处的地方"),
+    "meaning": ("含义", "意义", "象征意义", "寓意", "意思", "颜色的含义", "图案的含义", "颜色的意思"),
+    "describe": ("描述", "介绍", "说明", "简介", "详细描述", "完整介绍"),
+}
+CHINESE_COUNTRIES = (
+    *("这个国家", "该国", "这面旗的国家", "这面国旗所属的国家", "使用这面旗的国家", "图中的国家", "那个国家", "它"),
+    *("图里的国家", "这面旗帜代表的国家", "这个地方", "这個國家", "这里"),
+)
+CHINESE_FLAGS = ("这面旗", "这面国旗", "这面旗帜", "图中的旗帜", "这个旗子", "图里的旗", "該旗", "它")
+CHINESE_FRAMES = (
+    "{whose}的{noun}是什么?",
+    "{whose}的{noun}是什么",
+    "请告诉我{whose}的{noun}。",
+    "告诉我{whose}的{noun}",
+    "{whose}的{noun}是哪个?",
+    "说出{whose}的{noun}。",
+    "{whose}有什么{noun}?",
+    "{whose}的{noun}?",
+    "{noun}是什么?",
+    "{noun}?",
+    "{noun}",
+    "请问{whose}的{noun}是什么?",
+    "查一下{whose}的{noun}。",
+    "给出{whose}的{noun}。",
+    "{whose}的{noun}叫什么?",
+    "写出{whose}的{noun}。",
+    "关于{whose}:{noun}是什么?",
+    "请说明{whose}的{noun}。",
+)
+CHINESE_SENTENCES = {
+    "name": (
+        *("这是哪个国家的国旗?", "这是哪国的旗?", "这面旗属于哪个国家?", "这面旗代表哪个国家?", "这是什么国家?"),
+        *("图里是哪个国家?", "哪个国家用这面旗?", "这是谁的旗帜?", "这是哪个国家或地区?", "这是什么旗?"),
+    ),
+    "capital": (
+        *("首都在哪里?", "首都是哪座城市?", "哪个城市是首都?", "首都叫什么名字?", "它的首都在哪?", "哪座城市是首府?"),
+        "政府在哪座城市?",
+    ),
+    "language": (
+        *("那里的人说什么语言?", "这个国家讲什么话?", "当地人讲哪种语言?", "他们说什么话?", "那里讲什么语言?"),
+        *("说哪种语言?", "人们用什么语言交流?", "官方使用哪种语言?"),
+    ),
+    "currency": (
+        *("那里用什么钱?", "用什么货币?", "买东西付什么钱?", "当地流通什么货币?", "用哪种货币付款?", "花什么钱?"),
+        *("这个国家使用什么货币?", "物价用什么货币计算?"),
+    ),
+    "subregion": (
+        *("这个国家在哪里?", "在世界的哪个地区?", "位于哪个地区?", "在地图上的什么地方?", "它在世界的哪一部分?"),
+        *("这个国家位于哪里?", "在哪个洲的哪一带?", "它在什么地方?"),
+    ),
+    "meaning": (
+        *("这面旗是什么意思?", "颜色代表什么?", "图案象征什么?", "为什么用这些颜色?", "国旗的颜色有什么含义?"),
+        *("这些颜色是什么意思?", "这面旗象征什么?"),
+    ),
+    "describe": (
+        *("描述这面旗。", "介绍一下这面国旗。", "请描述这张图。", "说说这面旗。", "详细介绍这面旗。", "描述一下。"),
+        *("请介绍这面旗:属于谁,画了什么,有什么含义。", "讲讲这面旗。"),
+    ),
+}
+
+# Never trained on. A family is a way of asking; `{noun}` and `{whose}` are filled as above.
+KEPT_OUT_FRAMES = {
+    "polite": (
+        "Would you mind telling me what the {noun} of {whose} is?",
+        "I would be grateful if you could say what the {noun} of {whose} is.",
+    ),
+    "indirect": ("Do you happen to know what the {noun} of {whose} is?", "Any idea what {whose} has as its {noun}?"),
+    "need": (
+        "I need the {noun} of {whose} for my homework.",
+        "My teacher wants to hear the {noun} of {whose} from me.",
+    ),
+    "quiz": ("Quiz time! The {noun} of {whose} is ...?", "For ten points: what is the {noun} of {whose}?"),
+    "form": ("Fill in the blank: {noun} of {whose} = ____", "Complete this entry -- {noun}:"),
+    "chat": (
+        "hey so i got this picture from a friend, whats the {noun} of {whose} lol",
+        "ok next one, {whose}, {noun}?? thx",
+    ),
+    "teacher": ("Answer as a geography teacher would: what {noun} goes with {whose}?",),
+    "doubt": ("I always forget it. Remind me, what was the {noun} of {whose} again?",),
+    "search": ("{noun} lookup country flag image", "picture of flag, {noun} wanted"),
+    "reason": ("Seeing {whose} here, one wonders about the {noun}. Which is it?",),
+}
+KEPT_OUT_CHINESE_FRAMES = {
+    "Chinese: wish": ("我想知道{whose}的{noun}。", "我很好奇{whose}的{noun}到底是什么。"),
+    "Chinese: know": ("你知道{whose}的{noun}是什么吗?", "有人知道{whose}的{noun}吗?"),
+    "Chinese: quiz": ("考考你:{whose}的{noun}是……?", "抢答题:说一说{whose}的{noun}!"),
+    "Chinese: polite": ("麻烦您帮我看看{whose}的{noun},谢谢。", "能不能帮我查查{whose}的{noun}呢?"),
+}
+KEPT_OUT_SENTENCES = {
+    "outright": UNSEEN,
+    "Chinese: outright": {
+        "name": ("这旗子是哪一国的啊?", "请问图上的旗帜来自哪个国家?"),
+        "capital": ("该国把首都设在哪座城市?", "它的首都究竟是哪里?"),
+        "language": ("去那儿旅游要会说哪种语言?", "该国人民平时讲什么语言?"),
+        "currency": ("去那儿旅游要换什么货币?", "在该国购物要用哪种钱?"),
+        "subregion": ("该国坐落在世界的哪个区域?", "请问它处在哪个地区呢?"),
+        "meaning": ("旗上的颜色各自象征着什么呢?", "能解释一下这面旗的寓意吗?"),
+        "describe": ("能不能给我描述一下这面旗帜?", "请详细地描述图中的国旗。"),
+    },
+}
+KEPT_OUT = (*KEPT_OUT_FRAMES, *KEPT_OUT_CHINESE_FRAMES, *KEPT_OUT_SENTENCES)
+
+_GREETINGS = (
+    *("Please tell me: ", "Look at this flag. ", "Can you tell me? ", "Here is a flag. ", "I wonder: ", "Hello! "),
+    *("Hi, ", "Question: ", "One more: ", "Excuse me, ", "So, ", "Good morning! ", "I have a question. "),
+)
+_CHINESE_GREETINGS = ("你好,", "请问,", "看这面旗。", "问一下:", "您好!")
+
+
+def ask_anyhow(kind: str, rng: random.Random) -> str:
+    """One question to train on, of any wording but those of `KEPT_OUT`.
+
+    Args:
+        kind (`str`): One of `flags.questions.KINDS`.
+        rng (`random.Random`): The only source of chance.
+
+    Example:
+
+    ```python
+    >>> ask_anyhow("capital", random.Random(6))
+    'Where is the parliament of this country?'
+
+    ```
+    """
+    if rng.random() < CHINESE_SHARE:
+        framed = rng.random() < FRAMED_SHARE
+        question = _framed(kind, CHINESE_FRAMES, rng, True) if framed else rng.choice(CHINESE_SENTENCES[kind])
+        return rng.choice(_CHINESE_GREETINGS) + question if rng.random() < 0.08 else question
+    manner = rng.random()
+    if manner < OFFICIAL_SHARE:
+        question = OFFICIAL[kind]
+    elif manner < OFFICIAL_SHARE + FRAMED_SHARE:
+        question = _framed(kind, FRAMES, rng)
+    else:
+        question = rng.choice((*PARAPHRASES[kind], *SENTENCES[kind]))
+    return _spoilt(question, rng)
+
+
+def ask_kept_out(family: str, kind: str, rng: random.Random) -> str:
+    """One question of a family that nothing was trained on.
+
+    Example:
+
+    ```python
+    >>> ask_kept_out("quiz", "currency", random.Random(0))
+    'For ten points: what is the cash of the country with this flag?'
+
+    ```
+    """
+    if family in KEPT_OUT_SENTENCES:
+        return rng.choice(KEPT_OUT_SENTENCES[family][kind])
+    is_chinese = family in KEPT_OUT_CHINESE_FRAMES
+    return _framed(kind, (KEPT_OUT_CHINESE_FRAMES if is_chinese else KEPT_OUT_FRAMES)[family], rng, is_chinese)
+
+
+def trained_wordings(kind: str) -> list[str]:
+    """All sentences of a kind, and its nouns in one frame: the words that a tokenizer should know."""
+    nouns = [f"What is the {noun} of it?" for noun in NOUNS[kind]] + list(CHINESE_NOUNS[kind])
+    return [OFFICIAL[kind], *PARAPHRASES[kind], *SENTENCES[kind], *CHINESE_SENTENCES[kind], *nouns]
+
+
+def _framed(kind: str, frames: tuple[str, ...], rng: random.Random, is_chinese: bool = False) -> str:
+    about_flag = kind in ("meaning", "describe")
+    if is_chinese:
+        nouns, whose = CHINESE_NOUNS[kind], CHINESE_FLAGS if about_flag else CHINESE_COUNTRIES
+    else:
+        nouns, whose = NOUNS[kind], FLAGS if about_flag else COUNTRIES
+    question = rng.choice(frames).format(noun=rng.choice(nouns), whose=rng.choice(whose))
+    return question[:1].upper() + question[1:] if rng.random() < 0.8 else question
+
+
+def _spoilt(question: str, rng: random.Random) -> str:
+    """Now and then as people type: in lower case or capitals, without a mark at the end, with a slip or a greeting."""
+    manner = rng.random()
+    if manner < 0.08:
+        return question.lower()
+    if manner < 0.11:
+        return question.upper()
+    if manner < 0.19:
+        return question.rstrip("?.")
+    if manner < 0.25:
+        return rng.choice(_GREETINGS) + question
+    if manner < 0.30:
+        place = rng.randrange(len(question) - 1)  # two letters change places, or one is lost
+        swapped = question[place + 1] + question[place] if rng.random() < 0.5 else question[place + 1]
+        return question[:place] + swapped + question[place + 2 :]
+    return question

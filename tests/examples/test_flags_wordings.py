@@ -1,0 +1,65 @@
+"""The grammar of questions: rich, repeatable, and what is kept out is kept out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from flags.questions import KINDS, UNSEEN
+from flags.wordings import (
+    CHINESE_FRAMES,
+    CHINESE_SENTENCES,
+    FRAMES,
+    KEPT_OUT,
+    KEPT_OUT_CHINESE_FRAMES,
+    KEPT_OUT_FRAMES,
+    KEPT_OUT_SENTENCES,
+    SENTENCES,
+    ask_anyhow,
+    ask_kept_out,
+)
+
+
+def is_chinese(text: str) -> bool:
+    return any("\u4e00" <= letter <= "\u9fff" for letter in text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_is_asked_for_in_hundreds_of_wordings_of_two_languages(kind):
+    rng, again = random.Random(0), random.Random(0)
+    asked = [ask_anyhow(kind, rng) for _ in range(2000)]
+    assert asked == [ask_anyhow(kind, again) for _ in range(2000)]
+    assert len(set(asked)) > 800
+    assert 0.25 < sum(map(is_chinese, asked)) / len(asked) < 0.35
+    assert all(question.strip() and "{" not in question for question in asked)
+
+
+def test_ten_families_and_more_are_kept_out_some_of_them_chinese():
+    assert len(KEPT_OUT) == len(set(KEPT_OUT)) >= 10
+    assert sum(name.startswith("Chinese") for name in KEPT_OUT) >= 3
+    rng = random.Random(1)
+    for name in KEPT_OUT:
+        for kind in KINDS:
+            question = ask_kept_out(name, kind, rng)
+            assert "{" not in question
+            assert is_chinese(question) == name.startswith("Chinese")
+
+
+def test_nothing_that_is_kept_out_is_trained_on():
+    frames = [
+        frame for family in (KEPT_OUT_FRAMES, KEPT_OUT_CHINESE_FRAMES) for one in family.values() for frame in one
+    ]
+    assert not {*frames} & {*FRAMES, *CHINESE_FRAMES}
+    kept = {question for family in KEPT_OUT_SENTENCES.values() for asked in family.values() for question in asked}
+    trained = {
+        question for family in (SENTENCES, CHINESE_SENTENCES) for asked in family.values() for question in asked
+    }
+    assert not kept & trained
+    assert {question for asked in UNSEEN.values() for question in asked} <= kept
+    rng = random.Random(2)
+    asked = {ask_anyhow(kind, rng).casefold() for kind in KINDS for _ in range(3000)}
+    beginnings = [frame.split("{")[0].casefold() for frame in frames if len(frame.split("{")[0]) > 8]
+    assert len(beginnings) >= 10
+    assert [question for question in asked if question.startswith(tuple(beginnings))] == []
+    assert not asked & {question.casefold() for question in kept}
