@@ -183,7 +183,7 @@ def _evidence(
         return [[] for _ in questions]
     texts = [question.question for question in questions]
     if name == "retrieved":
-        return [list[Passage](found) for found in find_evidence(retriever, images, texts, k, **options)]
+        return [[*found] for found in find_evidence(retriever, images, texts, k, **options)]
     for question in questions:
         if not question.gold_ids:
             raise InvalidInputError(

@@ -100,9 +100,8 @@ def answer_questions(
     reading: dict[str, Any] = {**weighing, "prompt": prompt}
     reading |= {"encoded_knowledge": encoded_knowledge, "prior_scale": prior_scale_of(retriever), **generate_kwargs}
     find = retriever is not None and k > 0
-    searching: dict[str, Any] = {"where": where, "channels": channels, "weights": weights, "region": region}
-    searching |= {"crops": crops, "group_by": group_by, "group_query": group_query}
-    given = {name: value for name, value in searching.items() if value is not None}
+    given = _given(where=where, channels=channels, weights=weights, region=region, crops=crops)
+    given |= _given(group_by=group_by, group_query=group_query)
     words = search_words(questions, queries)
 
     def found(places: Sequence[int], k: int) -> Sequence[Sequence[Any]]:
@@ -306,6 +305,11 @@ def _fitting(model: Any, generate_kwargs: Mapping[str, Any], **needs_weights: An
                 "leave it out, or open the reader here by its name on the Hub"
             )
     return dict(generate_kwargs)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Options that were given; of the others the search knows best."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _some(
