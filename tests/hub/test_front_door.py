@@ -150,9 +150,8 @@ result = [torch.equal(plain, tuned), first]
 """
     )
     assert found[0] is False
-    assert (
-        json.loads((tmp_path / "system" / "config.json").read_text())["references"]["generator"]["name"] == "org/tuned"
-    )
+    references = json.loads((tmp_path / "system" / "config.json").read_text())["references"] or {}
+    assert "generator" not in references  # adapters are merged into it, so that it is copied
     hub.is_down = True
     again = f"ask = again()\nresult = [torch.equal({weight}, tuned), told(ask(picture(1), question='what ?'))]"
     assert ask.do(again) == [True, found[1]]
