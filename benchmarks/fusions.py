@@ -1,11 +1,13 @@
 """What each fusion makes of the same evidence: answers about flags after the same short training.
 
-    python benchmarks/fusions.py --steps 300 --output fusions.json
+    python benchmarks/fusions.py --curve --output fusions.jsonl
+    python benchmarks/fusions_card.py fusions.jsonl model_cards/flags_fusions.md
 
 Every reader starts from the shipped flag reader (towers and language model trained, its own fusion new) and learns on
 fictional countries, whose facts it cannot know, with two passages per question: the one that holds the answer and
-another about the same country. It is then asked about the 40 countries that no training saw, with two real passages of
-each, and closed-book. The passages come in any order: some fusions have none.
+another about the same country. Half of the rows at the start, and none at the end, ask for a passage to be repeated
+from memory. It is then asked about the 40 countries that no training saw, with two real passages of each, and
+closed-book. The passages come in any order: some fusions have none. `in_context` is the shipped reader as it is.
 """
 
 from __future__ import annotations
@@ -14,26 +16,30 @@ import argparse
 import json
 import random
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
+from transformers import TrainingArguments
 
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
-from flags.measure import score, tasks_of  # noqa: E402
+from flags.measure import Task, score, tasks_of  # noqa: E402
 from flags.questions import SHORT_KINDS, ask  # noqa: E402
 from flags.shuffled import ShuffledCountries, answers_from  # noqa: E402
 from flags.texts import passage_texts  # noqa: E402
-from flags.world import load_world, split_entities  # noqa: E402
-from hf_ravlm import RavlmForConditionalGeneration, RavlmProcessor  # noqa: E402
+from flags.world import World, load_world, split_entities  # noqa: E402
+from hf_ravlm import RavlmForConditionalGeneration, RavlmProcessor, RavlmTrainer  # noqa: E402
 from hf_ravlm.pipelines import answer_questions  # noqa: E402
+from hf_ravlm.training import MemoryTraining  # noqa: E402
 
 
 CHECKPOINT = ROOT / "examples" / "flags" / "checkpoint"
-FUSIONS = ("in_context", "concat", "product", "attention", "gated", "cross_attention")
+STEPS = {"in_context": 0, "concat": 300, "product": 300, "attention": 500, "gated": 400, "cross_attention": 700}
+NUMBERS = (2, 5, 10, 20)  # passages
 VIEW = "openmoji"
 
 
@@ -48,69 +54,80 @@ def load_reader(fusion: str, seed: int) -> tuple[RavlmForConditionalGeneration, 
     return model, processor
 
 
-def training_batch(countries: ShuffledCountries, world, images: list, rng: random.Random, size: int) -> dict:
+def training_rows(countries: ShuffledCountries, world: World, images: list, rng: random.Random, number: int) -> list:
     """Questions on fictional countries, with the passage that answers and another of the same country."""
-    batch: dict[str, list] = {"images": [], "text": [], "evidence": [], "answers": []}
-    while len(batch["text"]) < size:
+    rows: list[dict] = []
+    while len(rows) < number:
         shown = [passage for passage in countries.passages_of(countries.country()) if passage.kind in SHORT_KINDS]
         if len(shown) < 2:
             continue
         gold, other = rng.sample(shown, 2)
         passages = [gold.text, other.text]
         rng.shuffle(passages)
-        batch["images"].append(world.images[rng.choice(images)])
-        batch["text"].append(ask(gold.kind, rng))
-        batch["evidence"].append(passages)
-        batch["answers"].append(answers_from([gold])[gold.kind])
-    return batch
+        row = {"image": world.images[rng.choice(images)], "question": ask(gold.kind, rng), "evidence": passages}
+        rows.append({**row, "answer": answers_from([gold])[gold.kind]})
+    return rows
 
 
-def train(model, processor, world, countries: list[str], arguments: argparse.Namespace) -> None:
-    rng, fiction = (
-        random.Random(arguments.seed),
-        ShuffledCountries([world.entities[c] for c in countries], arguments.seed),
-    )
+def train(
+    model: RavlmForConditionalGeneration,
+    processor: RavlmProcessor,
+    world: World,
+    countries: list[str],
+    run: argparse.Namespace,
+) -> float:
+    """Trains text encoder, fusion and language model; the CPU seconds that it took."""
+    rng, fiction = random.Random(run.seed), ShuffledCountries([world.entities[c] for c in countries], run.seed)
     images = [(c, VIEW) for c in countries if (c, VIEW) in world.images]
-    trained = ("fusion.", "model.text_encoder.", "language_model.")  # pictures tell nothing here
+    rows = training_rows(fiction, world, images, rng, run.steps * run.batch_size)
+    start = time.process_time()
     groups: dict[bool, list] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = name.startswith(trained)
-        if parameter.requires_grad:
+        parameter.requires_grad = name.startswith(("fusion.", "model.text_encoder.", "language_model."))
+        if parameter.requires_grad:  # pictures tell nothing here
             groups[name.startswith("language_model.")].append(parameter)
     # The language model can copy already, and forgets it at the pace at which a fusion learns.
-    peaks = {True: arguments.lr / 20, False: arguments.lr}
-    optimizer = torch.optim.AdamW([{"params": groups[old], "lr": peaks[old]} for old in (True, False)])
+    optimizer = torch.optim.AdamW([{"params": groups[old], "lr": run.lr / (3 if old else 1)} for old in (True, False)])
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / 20) * (1 - step / arguments.steps)
+        optimizer, lambda step: min(1, (step + 1) / 20) * (1 - step / run.steps)
     )
-    model.train()
-    for step in range(arguments.steps):
-        inputs = processor(**training_batch(fiction, world, images, rng, arguments.batch_size))
-        loss = model(**inputs).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 50 == 49:
-            print(f"  step {step + 1}: loss {loss.item():.3f}", file=sys.stderr)
+    settings = {"max_steps": run.steps, "per_device_train_batch_size": run.batch_size, "seed": run.seed}
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, save_strategy="no", report_to="none", use_cpu=True, logging_steps=50, disable_tqdm=True, **settings
+        )
+        RavlmTrainer(
+            model,
+            arguments,
+            train_dataset=rows,
+            processing_class=processor,
+            memory=MemoryTraining(run.reconstruction, run.distillation, run.focus),
+            optimizers=(optimizer, schedule),
+        ).train()
     model.eval()
+    return time.process_time() - start
 
 
-def exact_match(model, processor, world, tasks: list, with_evidence: bool, seed: int) -> float:
-    """Share of right answers, with the gold passage and another of the country in any order, or without any."""
+def exact_match(
+    model: RavlmForConditionalGeneration,
+    processor: RavlmProcessor,
+    world: World,
+    tasks: list,
+    num_passages: int = 2,
+    seed: int = 0,
+) -> float:
+    """Share of right answers, with the gold passage among `num_passages` in any order; closed-book with 0."""
     rng = random.Random(seed)
     right = 0.0
     for start in range(0, len(tasks), 32):
         batch = tasks[start : start + 32]
-        evidence = [two_passages(world.entities[task.entity], task.kind, rng) for task in batch]
         answers = answer_questions(
             model,
             processor,
             None,
             [world.images[task.entity, task.view] for task in batch],
             [task.question for task in batch],
-            evidence=evidence if with_evidence else [[] for _ in batch],
+            evidence=[passages_for(world, task, num_passages, rng) for task in batch],
             with_posterior=False,
             do_sample=False,
             max_new_tokens=24,
@@ -121,54 +138,103 @@ def exact_match(model, processor, world, tasks: list, with_evidence: bool, seed:
     return right / len(tasks)
 
 
-def two_passages(row: dict, kind: str, rng: random.Random) -> list[str]:
-    """The passage of a kind and another short one of the same country, in any order."""
-    texts = {name: text for name, (_, text) in passage_texts(row).items() if name in SHORT_KINDS}
-    passages = [texts[kind], texts[rng.choice([name for name in sorted(texts) if name != kind])]]
+def passages_for(world: World, task: Task, number: int, rng: random.Random) -> list[str]:
+    """The passage that answers and others, in any order: short ones of the country, then of others about other things.
+
+    No other tells of what is asked, so that a picture need not say which country is meant.
+    """
+    if not number:
+        return []
+    own = short_passages(world.entities[task.entity])
+    gold, others = own.pop(task.kind), list(own.values())
+    rng.shuffle(others)
+    while len(others) < number - 1:
+        texts = short_passages(world.entities[rng.choice(sorted(world.entities))])
+        others.append(texts[rng.choice([kind for kind in sorted(texts) if kind != task.kind])])
+    passages = [gold, *others[: number - 1]]
     rng.shuffle(passages)
     return passages
 
 
+def short_passages(row: dict) -> dict[str, str]:
+    """Kind and text of the passages of one fact each."""
+    return {kind: text for kind, (_, text) in passage_texts(row).items() if kind in SHORT_KINDS}
+
+
+def first_token(
+    model: RavlmForConditionalGeneration, processor: RavlmProcessor, world: World, task: Task, number: int
+) -> float:
+    """The least CPU seconds until the first token of an answer from `number` passages whose states are kept."""
+    evidence = [passages_for(world, task, number, random.Random(0))]
+    inputs = processor(images=[world.images[task.entity, task.view]], text=[task.question], evidence=evidence)
+    if "evidence_input_ids" in inputs:
+        ids, mask = inputs.pop("evidence_input_ids"), inputs.pop("evidence_attention_mask")
+        inputs["evidence_states"], inputs["evidence_token_mask"] = model.encode_evidence(ids, mask)
+    times = []
+    for _ in range(8):
+        start = time.process_time()
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def curve(model: RavlmForConditionalGeneration, processor: RavlmProcessor, world: World, tasks: list) -> dict:
+    """Exact match and seconds to the first token, by the number of passages."""
+    return {
+        str(number): [
+            exact_match(model, processor, world, tasks, number),
+            first_token(model, processor, world, tasks[0], number),
+        ]
+        for number in NUMBERS
+    }
+
+
 def main() -> None:
+    """One report: reader after reader, each a line of the file that is written after it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--fusions", nargs="+", choices=FUSIONS, default=FUSIONS)
-    parser.add_argument("--steps", type=int, default=300, help="training steps of each reader")
+    parser.add_argument("--fusions", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="training steps of each reader; by default of each fusion its own")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument(
-        "--lr", type=float, default=1e-3, help="peak learning rate of the fusion; the language model's is 1/20"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak of the fusion's; the language model's is a third")
+    parser.add_argument("--reconstruction", type=float, nargs="+", default=[0.5, 0.0], help="share, or from and to")
+    parser.add_argument("--distillation", type=float, default=0.0, help="weight")
+    parser.add_argument("--focus", type=float, default=0.0, help="on hard tokens")
+    parser.add_argument("--curve", action="store_true", help="also ask with more passages, and measure times")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, help="write figures as JSON")
+    parser.add_argument("--output", type=Path, default=Path("fusions.jsonl"), help="a line is added for each reader")
     arguments = parser.parse_args()
+    if len(arguments.reconstruction) == 1:
+        arguments.reconstruction *= 2
     torch.set_num_threads(arguments.threads)
     world = load_world()
     train_countries, dev_countries = split_entities(sorted(world.entities))
     tasks = tasks_of(world, dev_countries, [VIEW], SHORT_KINDS)
-    figures = []
-    print(
-        "| fusion | parameters of the fusion | exact match, two passages | closed-book | training, s |"
-        "\n|---|---|---|---|---|"
-    )
-    for fusion in arguments.fusions:
-        model, processor = load_reader(fusion, arguments.seed)
-        start = time.perf_counter()
-        train(model, processor, world, train_countries, arguments)
-        row = {
-            "fusion": fusion,
-            "parameters": sum(p.numel() for p in model.fusion.parameters()),
-            "exact match": exact_match(model, processor, world, tasks, True, arguments.seed),
-            "closed-book": exact_match(model, processor, world, tasks, False, arguments.seed),
-            "seconds": time.perf_counter() - start,
-        }
-        figures.append(row)
-        print(
-            f"| {fusion} | {row['parameters']:,} | {row['exact match']:.3f} | {row['closed-book']:.3f} "
-            f"| {row['seconds']:.0f} |",
-            flush=True,
-        )
-        if arguments.output:
-            arguments.output.write_text(json.dumps({"tasks": len(tasks), "figures": figures}, indent=2) + "\n")
+    for seed in arguments.seeds:
+        for fusion in arguments.fusions:
+            run = argparse.Namespace(**{**vars(arguments), "seed": seed})
+            run.steps = STEPS[fusion] if arguments.steps is None or not STEPS[fusion] else arguments.steps
+            model, processor = load_reader(fusion, seed)
+            seconds = train(model, processor, world, train_countries, run) if run.steps else 0.0
+            found = {
+                "fusion": fusion,
+                "seed": seed,
+                "steps": run.steps,
+                "minutes": seconds / 60,
+                "parameters": sum(p.numel() for p in model.fusion.parameters()),
+                "settings": {
+                    name: getattr(run, name)
+                    for name in ("lr", "batch_size", "reconstruction", "distillation", "focus")
+                },
+                "tasks": len(tasks),
+                "exact match": exact_match(model, processor, world, tasks, 2, seed),
+                "closed-book": exact_match(model, processor, world, tasks, 0),
+            }
+            if arguments.curve:
+                found["curve"] = curve(model, processor, world, tasks)
+            with arguments.output.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found) + "\n")
+            print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

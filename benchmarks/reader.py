@@ -105,6 +105,10 @@ def make_inputs(way: str, model, passages: int, passage_tokens: int, dtype: torc
     if passages and model.fusion.reads_evidence:
         inputs["evidence_states"] = torch.randn(1, passages, passage_tokens, 384, generator=generator).to(dtype)
         inputs["evidence_token_mask"] = torch.ones(1, passages, passage_tokens, dtype=torch.bool)
+        inputs["evidence_token_ids"] = torch.randint(
+            10, VOCABULARY, (1, passages, passage_tokens), generator=generator
+        )
+        inputs["evidence_alignment"] = torch.arange(passage_tokens).flip(0).repeat(1, passages, 1)
         inputs["question_input_ids"] = torch.ones(1, 12, dtype=torch.long)
         inputs["question_attention_mask"] = torch.ones(1, 12, dtype=torch.long)
     return inputs

@@ -77,7 +77,7 @@ def tiny_model(seed: int = 0, **changes) -> RavlmForConditionalGeneration:
         model = RavlmForConditionalGeneration(tiny_config(**changes)).eval()
         for name, parameter in model.named_parameters():
             if name.endswith(("read_gate", "feed_forward_gate")):
-                parameter.data.fill_(0.5)
+                parameter.data.fill_(0.05)
         _MADE[key] = model, torch.get_rng_state()
     model, state = _MADE[key]
     torch.set_rng_state(state)  # as if it were made anew

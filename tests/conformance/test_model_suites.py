@@ -84,6 +84,8 @@ class ReaderTester:
         inputs |= {
             "evidence_input_ids": random_ids(batch, passages, length),
             "evidence_attention_mask": torch.ones(batch, passages, length, dtype=torch.long),
+            "evidence_token_ids": random_ids(batch, passages, states),
+            "evidence_alignment": torch.arange(states).flip(0).repeat(batch, passages, 1),
             "evidence_pixel_values": floats_tensor([batch, passages, 3, 16, 16]),
             "evidence_mask": torch.ones(batch, passages, dtype=torch.bool),
             "question_input_ids": random_ids(batch, 5),

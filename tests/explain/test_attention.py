@@ -6,31 +6,29 @@ import pytest
 import torch
 
 from hf_ravlm import InvalidInputError
-from hf_ravlm.explain.attention import attention_weights, null_attention, passage_attention
-from hf_ravlm.model.fusions.null_attention import NullAttend, split_heads
-from tiny import FUSIONS, picture, tiny_model, tiny_processor
+from hf_ravlm.explain.attention import _cross_weights, passage_attention
+from hf_ravlm.model.fusions.cross_attention import CrossReading
+from tiny import FUSIONS, picture, tiny_config, tiny_model, tiny_processor
 
 
 EVIDENCE = [["the capital of Norway is Oslo", "red white"], ["Chad"]]
 ASKED = ([picture(0), picture(1)], ["what is the capital ?", "what ?"], ["Oslo", "N'Djamena"])
 
 
-@pytest.mark.parametrize(("of_target", "of_source"), [(1, 3), (3, 3), (3, 1), (1, 1)])
-def test_weights_times_values_are_what_the_module_returns(of_target, of_source):
+def test_weights_times_values_are_what_a_layer_reads():
     torch.manual_seed(0)
-    attend = NullAttend(width=8, heads=2)
-    attend.null_key_value.data.normal_()
-    target, source = torch.randn(2, of_target, 5, 8), torch.randn(2, of_source, 7, 8)
-    mask = torch.rand(2, of_source, 7) > 0.4
-    weights = null_attention(attend, target, source, mask)
-    passages = max(of_target, of_source)
-    assert weights.shape == (2, passages, 2, 5, 8)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, passages, 2, 5))
-    value = attend.key_value(source).chunk(2, dim=-1)[1]
-    null = attend.null_key_value.chunk(2)[1].expand(2, of_source, 1, -1)
-    value = torch.cat([null, value], dim=2).expand(-1, passages, -1, -1).flatten(0, 1)
-    read = (weights.flatten(0, 1) @ split_heads(value, 2)).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(attend.output(read).unflatten(0, (2, passages)), attend(target, source, mask))
+    layer = CrossReading(tiny_config(fusion_heads=2), hidden_dim=32)
+    for parameter in (layer.null_key, layer.log_scale):
+        torch.nn.init.normal_(parameter)
+    torch.nn.init.constant_(layer.read_gate, 9.0)
+    states, keys, values = torch.randn(2, 5, 32), torch.randn(2, 7, 32), torch.randn(2, 7, 32)
+    keep = torch.rand(2, 7) > 0.4
+    weights = _cross_weights(layer, states, keys, values, keep)
+    assert weights.shape == (2, 2, 5, 8)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 5))
+    assert weights[..., 1:].masked_select(~keep[:, None, None]).abs().max() == 0
+    read = (weights[..., 1:] @ values.unsqueeze(1)).mean(1)
+    torch.testing.assert_close(states + layer.output(read), layer(states, keys, values, keep), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -80,12 +78,6 @@ def test_the_language_models_own_weights_are_grouped_by_passage():
     writes = torch.nonzero(labels[0] != -100).flatten() - 1
     by_hand = torch.stack([layers[writes][:, owners == k].sum(1).mean() for k in range(2)])
     torch.testing.assert_close(found.passages[0], by_hand)
-
-
-def test_masked_keys_draw_nothing():
-    query, key = torch.randn(1, 2, 4), torch.randn(1, 3, 4)
-    weights = attention_weights(query, key, torch.tensor([[True, False, True]]), heads=2)
-    assert weights[..., 1].abs().max() == 0
 
 
 def test_what_has_no_shared_attention_is_told():

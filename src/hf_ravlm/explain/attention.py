@@ -18,7 +18,6 @@ from torch import nn
 
 from ..errors import InvalidInputError
 from ..model.fusions.cross_attention import CrossReading
-from ..model.fusions.null_attention import NullAttend, split_heads
 from ..model.reader.inputs import encode_inputs, get_memory, split_inputs
 from .gradcam import evaluation_mode, on_device
 
@@ -30,12 +29,12 @@ class PassageAttention:
     Args:
         passages (`torch.FloatTensor` of shape `(B, K)`): what each passage gets; 0 for one that is not there.
         elsewhere (`torch.FloatTensor` of shape `(B, K)` or `(B, 1)`):
-            what no passage gets: that of the null key, which `attention` and `gated` have once per passage
+            what no passage gets: that of the null, which `attention` and `gated` have once per passage
             (`passages + elsewhere = 1`) and `cross_attention` has once (`passages.sum(1) + elsewhere = 1`), or that
             of the rest of the prompt (likewise).
         tokens (`torch.FloatTensor` of shape `(B, K, S)`, *optional*):
-            what each state of a passage gets, in the order of the text encoder's tokens, those of its image first;
-            `None` where the language model reads.
+            what each token of a passage gets, in the order of the language model's: its mark, the places of its
+            image, its words; `None` where the language model reads.
         read_by (`str`): `"fusion"` or `"language model"`.
     """
 
@@ -86,47 +85,14 @@ def passage_attention(
         return read(model, inputs, labels, keep)
 
 
-def null_attention(attend: NullAttend, target: torch.Tensor, source: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The weights of a [`NullAttend`]: what its `forward` with the same arguments multiplies the values with.
-
-    Returns:
-        `torch.Tensor` of shape `(B, K, heads, T, 1 + S)`, rows sum to 1; the first column is the null key.
-    """
-    batch = len(target)
-    passages = torch.broadcast_shapes(target.shape[1:2], source.shape[1:2])[0]
-    key = attend.key_value(source).chunk(2, dim=-1)[0]  # (B, K or 1, S, width)
-    null = attend.null_key_value.to(key.dtype).chunk(2)[0].expand(batch, key.shape[1], 1, -1)
-    key = torch.cat([null, key], dim=2).expand(-1, passages, -1, -1).flatten(0, 1)
-    query = attend.query(target).expand(-1, passages, -1, -1).flatten(0, 1)
-    keep = F.pad(mask.bool().expand(batch, passages, -1).flatten(0, 1), (1, 0), value=True)
-    return attention_weights(query, key, keep, attend.heads).unflatten(0, (batch, passages))
-
-
-def attention_weights(query: torch.Tensor, key: torch.Tensor, keep: torch.Tensor, heads: int) -> torch.Tensor:
-    """`softmax(query @ key.T / sqrt(d))` of every head: `(N, T, width)` and `(N, S, width)` to `(N, heads, T, S)`.
-
-    Example: two keys alike, the third masked.
-
-    >>> attention_weights(torch.ones(1, 1, 2), torch.ones(1, 3, 2), torch.tensor([[True, True, False]]), 1).tolist()
-    [[[[0.5, 0.5, 0.0]]]]
-    """
-    query, key = split_heads(query.float(), heads), split_heads(key.float(), heads)
-    logits = query @ key.mT / query.shape[-1] ** 0.5
-    return logits.masked_fill(~keep[:, None, None, :], float("-inf")).softmax(dim=-1)
-
-
 def _read_by_queries(model: Any, inputs: Any, labels: torch.Tensor, keep: torch.Tensor) -> PassageAttention:
-    """`attention` and `gated`: the queries that become memory tokens read each passage, or its null key."""
-    fusion = model.fusion
-    modules = [fusion.readout] if model.config.fusion == "gated" else [layer.attend for layer in fusion.layers]
-    with _recorded(modules) as calls:
+    """`attention` and `gated`: the queries that become memory tokens point at tokens of each passage, or at none."""
+    with _recorded([model.fusion.pointing]) as calls:
         batch = split_inputs({**inputs, "evidence_mask": keep})[0]
         get_memory(model, encode_inputs(model, batch))
-    weights = [null_attention(module, *args).mean(dim=(2, 3)) for module, args in calls]
-    mean = torch.stack(weights).mean(dim=0)  # (B, K, 1 + S)
-    mean = torch.where(keep.unsqueeze(-1), mean, F.one_hot(torch.zeros_like(keep, dtype=torch.long), mean.shape[-1]))
-    tokens = mean[..., 1:]
-    return PassageAttention(tokens.sum(dim=-1), mean[..., 0], tokens, "fusion")
+    ((pointing, (queries, passages, mask, _)),) = calls
+    tokens = pointing.weights(queries, passages, mask & keep.unsqueeze(-1)).mean(dim=2)  # (B, K, L)
+    return PassageAttention(tokens.sum(dim=-1), 1 - tokens.sum(dim=-1), tokens, "fusion")
 
 
 def _read_by_layers(model: Any, inputs: Any, labels: torch.Tensor, keep: torch.Tensor) -> PassageAttention:
@@ -141,13 +107,12 @@ def _read_by_layers(model: Any, inputs: Any, labels: torch.Tensor, keep: torch.T
 
 
 def _cross_weights(
-    module: CrossReading, hidden_states: torch.Tensor, keys_values: torch.Tensor, keep: torch.Tensor
+    module: CrossReading, hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor
 ) -> torch.Tensor:
     """Weights `(B, heads, T, 1 + S)` of a [`CrossReading`], the null key first."""
-    key = keys_values.chunk(2, dim=-1)[0]
-    key = torch.cat([module.null_key.to(key.dtype).expand(len(key), 1, -1), key], dim=1)
-    query = module.query(module.norm(hidden_states.to(module.norm.weight.dtype)))
-    return attention_weights(query, key, F.pad(keep, (1, 0), value=True), module.heads)
+    query, key = module.queries_and_keys(hidden_states.to(module.norm.weight.dtype), keys)
+    hidden = ~F.pad(keep, (1, 0), value=True)[:, None, None, :]
+    return (query.float() @ key.float().mT).masked_fill(hidden, float("-inf")).softmax(dim=-1)
 
 
 def _read_by_language_model(model: Any, inputs: Any, labels: torch.Tensor, keep: torch.Tensor) -> PassageAttention:

@@ -27,6 +27,7 @@ from ..text import clean_text
 from .configuration_ravlm import DESCRIBE_PROMPT
 from .loading import loading_errors
 from .parts.references import check_reference, load_pinned, note_states, remember, unchanged_reference
+from .prompts.alignment import aligned_tokens
 from .prompts.chat import MultimodalPrompt, slotted, template_of
 from .prompts.chat_inputs import CITE, Asked, chat_prompts, multimodal_inputs
 from .prompts.chat_processor import GeneratorProcessorMixin, WordsProcessor, load_generator_processor
@@ -630,8 +631,8 @@ class RavlmProcessor(PublishedProcessor):
                 ]
                 for row, places in zip(shown, images, strict=True)
             ]
-        if self.fusion == "concat":  # as many places as the passage has states
-            counts = tower["evidence_attention_mask"].sum(-1) + with_image * self.num_image_tokens  # (B, K)
+        if self.fusion == "concat":  # as many places as the passage has tokens
+            counts = (tower["evidence_token_ids"] >= 0).sum(-1)  # (B, K)
         else:
             places = {"cross_attention": 0, "product": 1}.get(self.fusion, self.num_memory_tokens)
             counts = torch.full_like(tower["evidence_mask"], places, dtype=torch.long)
@@ -649,6 +650,24 @@ class RavlmProcessor(PublishedProcessor):
         mask = pad_rows(mask, 0, "right")
         return {"input_ids": pad_rows(encoded, pad, "right"), "attention_mask": mask}
 
+    def _tokens_on_states(
+        self, texts: list[str], with_image: list[bool], read: torch.Tensor, settings: PromptSettings
+    ) -> dict[str, torch.Tensor]:
+        """The language model's tokens of passages, as they would stand in the prompt, and the states under them.
+
+        A mark, then the places of the image if there is one, then the words. States are counted from the last that
+        the text encoder reads (`read (n, T)`), so that those of an image may stand before them or not.
+        """
+        lower, limits = self.lower_case_text, (self.max_text_length, settings.max_passage_length)
+        words = aligned_tokens(self.tokenizer, self.text_tokenizer, texts, *limits, lower)
+        ids, alignment = [], []
+        for (tokens, places), image, length in zip(words, with_image, read.sum(dim=1).tolist(), strict=True):
+            before = self.num_image_tokens if image else 0
+            ids.append([self.markers.passage, *[self.image_token_id] * before, *tokens])
+            states = [0, *range(-before, 0), *places]  # the mark stands on the first
+            alignment.append([length - 1 - state for state in states])
+        return {"token_ids": pad_rows(ids, -1, "right"), "alignment": pad_rows(alignment, 0, "right")}
+
     def _evidence_tensors(self, asked: Asked, settings: PromptSettings, num_passages: int) -> dict[str, torch.Tensor]:
         """What the model gets of the passages beside the prompt; nothing where there is none."""
         if not num_passages:
@@ -658,7 +677,10 @@ class RavlmProcessor(PublishedProcessor):
         filled = [item for row in passages for item in [*row, *[EvidenceItem("")] * (num_passages - len(row))]]
         data = evidence_tensors(passages)
         if self.fusion != "in_context":
-            tower = self._encode_for_tower([item.text for item in filled])
+            texts = [item.text for item in filled]
+            tower = self._encode_for_tower(texts)
+            with_image = [settings.passage_images and item.image is not None for item in filled]
+            tower |= self._tokens_on_states(texts, with_image, tower["attention_mask"], settings)
             data.update({f"evidence_{name}": tensor.unflatten(0, shape) for name, tensor in tower.items()})
             question = self._encode_for_tower(asked.questions)
             data.update({f"question_{name}": tensor for name, tensor in question.items()})

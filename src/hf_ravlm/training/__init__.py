@@ -9,6 +9,7 @@ from .batches.collators import AnswerCollator, RetrievalCollator
 from .batches.evidence_mixing import EvidenceMix
 from .callbacks import MineNegativesCallback
 from .joint_trainer import JointSettings, RavlmJointTrainer
+from .memory import MemoryTraining
 from .negatives.hard_negatives import HardNegatives, NegativeRules, mine_hard_negatives
 from .own_questions import FittedPolicy, fit_policy
 from .policy_fitting import JudgedQuestion, counterfactual_labels, fit_answer_policy, fit_decision_head
@@ -25,6 +26,7 @@ __all__ = [
     "HardNegatives",
     "JointSettings",
     "JudgedQuestion",
+    "MemoryTraining",
     "MineNegativesCallback",
     "NegativeRules",
     "RavlmJointTrainer",

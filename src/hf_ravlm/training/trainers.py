@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,9 @@ from .batches.rows import NumberedRows, check_gold_ids, gold_ids_of, numbered
 from .checkpoints.checkpoints import checkpoint_to_resume, mark_complete
 from .checkpoints.whole_weights import holds_whole_model, load_weights
 from .lora import add_adapters
+from .losses.memory import hard_token_loss
 from .measures import measure_answers
+from .memory import ASKED, IN_WORDS, MemoryTraining, distillation_loss, word_processor
 from .processes import allow_idle_parameters, check_idle_parameters, check_processes, shard_language_model
 
 
@@ -62,6 +65,7 @@ class RavlmTrainer(Trainer):
         model, args, data_collator, ...: As for `transformers.Trainer`.
         retriever: Finds the evidence. A dual encoder that it shares with the model is frozen.
         evidence: What is read in training; `None` for `config.num_passages` passages as the retriever finds them.
+        memory: How a fusion with weights learns to keep what passages say, see [`MemoryTraining`].
         peft_config: Adapters to train instead of the model, such as `LoraConfig(r=8)`, see `lora.add_adapters`; the
             language model may then be quantized.
         generation: Arguments of `generate` in evaluation, which then reports `exact_match`, `token_f1`,
@@ -105,6 +109,7 @@ class RavlmTrainer(Trainer):
         *,
         retriever: RavlmRetriever | None = None,
         evidence: EvidenceMix | None = None,
+        memory: MemoryTraining | None = None,
         peft_config: PeftConfig | None = None,
         generation: Mapping[str, Any] | None = None,
         on_error: OnError = "raise",
@@ -128,12 +133,13 @@ class RavlmTrainer(Trainer):
         self.generation = None if generation is None else dict(generation)
         if reads_rows:
             data_collator = list  # rows stay rows until their step is known
-        elif retriever is not None or evidence is not None or generation is not None:
+        elif any(option is not None for option in (retriever, evidence, memory, generation)):
             raise InvalidInputError(
-                "retriever, evidence and generation are for rows that this trainer prepares itself: pass a "
+                "retriever, evidence, memory and generation are for rows that this trainer prepares itself: pass a "
                 "RavlmProcessor as `processing_class`, and no `data_collator`."
             )
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
+        self.memory = memory
         self._apply_arguments(kwargs.get("compute_loss_func"))
         if self.is_fsdp_enabled:
             if generation is not None:
@@ -157,11 +163,27 @@ class RavlmTrainer(Trainer):
 
     def _apply_arguments(self, compute_loss_func: Callable | None) -> None:
         """What the Trainer has set up for models that it knows is set for the parts of ours."""
+        if self.memory is not None:
+            compute_loss_func = self._loss_of_memory(compute_loss_func)
         self.compute_loss_func = loss_outside(self.args, compute_loss_func, self._loss_of_its_own())
         self.label_smoother = None  # the Trainer's does not shift our labels; the line above has one that does
         language_model = getattr(without_adapters(self.model), "language_model", None)
         if language_model is not None:
             language_model.config.get_text_config().use_cache = self.args.use_cache
+
+    def _loss_of_memory(self, given: Callable | None) -> Callable | None:
+        """The `compute_loss_func` of memory training, if it weighs tokens; refuses readers without a memory."""
+        config = without_adapters(self.model).config
+        if config.fusion == "in_context" or config.marginalization != "none":
+            raise InvalidInputError(
+                f"memory=... with fusion={config.fusion!r} and marginalization={config.marginalization!r}: expected a "
+                "fusion with weights (concat, product, attention, gated, cross_attention) and marginalization='none'."
+            )
+        if not self.memory.focus:
+            return given
+        if given is not None:
+            raise InvalidInputError("compute_loss_func and MemoryTraining(focus=...) exclude each other: give one.")
+        return partial(hard_token_loss, focus=self.memory.focus)
 
     def _loss_of_its_own(self) -> str | None:
         """What the model's loss is, where it is no mean over tokens of one prompt."""
@@ -224,7 +246,18 @@ class RavlmTrainer(Trainer):
             UnsafeInputError: If an image cannot be used, see `on_error`.
         """
         step = self.state.global_step
-        return self.batches.for_training(rows, step, step / max(self.state.max_steps, 1))
+        progress = step / max(self.state.max_steps, 1)
+        if self.memory is None:
+            return self.batches.for_training(rows, step, progress)
+        opened, evidence = self.batches.read(rows, step, progress)
+        opened, evidence, asked = self.memory.repeated(opened, evidence, progress, [self.batches.seed, step, 1])
+        inputs = self.batches.inputs(opened, evidence)
+        if self.memory.distillation and any(asked):
+            words, chosen = word_processor(self.processing_class), [at for at, kept in enumerate(asked) if kept]
+            in_words = self.batches.inputs([opened[at] for at in chosen], [evidence[at] for at in chosen], words)
+            del in_words[ROW_NAMES]
+            inputs[IN_WORDS], inputs[ASKED] = in_words, torch.tensor(asked)
+        return inputs
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Answer tokens, each counted once, in however many prompts of latent passages it stands."""
@@ -252,10 +285,16 @@ class RavlmTrainer(Trainer):
         return super().compute_loss_context_manager()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's own loss, which counts an answer once in each of its `K` prompts."""
+        """The model's own loss, which counts an answer once in each of its `K` prompts, and that of `memory`."""
         if num_items_in_batch is not None:
             num_items_in_batch = num_items_in_batch * self._prompts_per_answer(inputs)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not isinstance(inputs, Mapping) or IN_WORDS not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        in_words, asked, labels = inputs.pop(IN_WORDS), inputs.pop(ASKED), inputs["labels"]
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        added = distillation_loss(model, outputs["logits"], labels, asked, in_words, num_items_in_batch)
+        loss = loss + self.memory.distillation * added
+        return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One step.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import pickle
 
 import pytest
@@ -65,9 +64,10 @@ class Reader(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self):
         return self.language_model.get_input_embeddings()
 
-    def forward(self, input_ids=None, evidence=None, evidence_mask=None, **kwargs):
+    def forward(self, input_ids=None, evidence=None, evidence_ids=None, evidence_mask=None, **kwargs):
         if evidence is not None:
-            memory = self.fusion(evidence_states=evidence)
+            embeds = self.get_input_embeddings()(evidence_ids).to(evidence)  # as the reader gives them
+            memory = self.fusion(evidence_states=evidence, evidence_embeds=embeds, evidence_token_mask=evidence_mask)
             kwargs["evidence_memory"] = self.fusion.reading(memory, evidence_mask)
         return self.language_model(input_ids=input_ids, **kwargs)
 
@@ -81,8 +81,8 @@ def reader_of(family: str, gate: float = 0.8, every: int = 2, seed: int = 0) -> 
     for p in reader.fusion.parameters():
         nn.init.normal_(p, std=0.3) if p.dim() > 1 else None
     for layer in reader.fusion.layers.values():
-        nn.init.constant_(layer.read_gate, gate)
-        nn.init.constant_(layer.feed_forward_gate, gate)
+        nn.init.constant_(layer.read_gate, gate / 10)
+        nn.init.constant_(layer.feed_forward_gate, gate / 10)
     return reader
 
 
@@ -94,6 +94,7 @@ def inputs_of(seed: int = 0) -> dict[str, torch.Tensor]:
     return {
         "input_ids": torch.randint(3, 60, (2, 6), generator=generator),
         "evidence": torch.randn(2, 3, 4, 32, generator=generator),
+        "evidence_ids": torch.randint(3, 60, (2, 3, 4), generator=generator),
         "evidence_mask": mask,
     }
 
@@ -124,7 +125,7 @@ def test_evidence_is_read_and_masked_evidence_is_not(family):
 def test_order_of_passages_does_not_matter(family):
     reader, inputs = reader_of(family), inputs_of()
     logits = reader(**inputs).logits
-    for key in ("evidence", "evidence_mask"):
+    for key in ("evidence", "evidence_ids", "evidence_mask"):
         inputs[key] = inputs[key][:, [2, 0, 1]]
     torch.testing.assert_close(reader(**inputs).logits, logits, rtol=1e-4, atol=1e-5)
 
@@ -207,7 +208,7 @@ def test_a_copy_reads_with_its_own_weights(duplicate):
     reader, inputs = reader_of("llama"), inputs_of()
     before = reader(**inputs).logits
     twin = duplicate(reader)
-    nn.init.zeros_(twin.fusion.key_value.weight)
+    nn.init.zeros_(twin.fusion.evidence_input.embed.weight)
     assert not torch.allclose(twin(**inputs).logits, before)
     torch.testing.assert_close(reader(**inputs).logits, before)
 
@@ -287,18 +288,35 @@ def test_a_model_without_a_list_of_layers_is_refused():
 
 def test_one_layer_is_its_formula():
     torch.manual_seed(0)
-    layer = CrossReading(hidden_dim=6, width=8, heads=2)
-    for parameter in (layer.null_key, layer.read_gate, layer.feed_forward_gate):
+    config = tiny_config(fusion_heads=2)
+    layer = CrossReading(config, hidden_dim=6)  # width 32, values 32
+    for parameter in (layer.null_key, layer.read_gate, layer.feed_forward_gate, layer.log_scale):
         nn.init.normal_(parameter)
-    hidden, keys_values = torch.randn(2, 3, 6), torch.randn(2, 5, 16)
+    hidden, keys, values = torch.randn(2, 3, 6), torch.randn(2, 5, 32), torch.randn(2, 5, 32)
     keep = torch.tensor([[True, False, True, True, False], [False] * 5])
-    output = layer(hidden, keys_values, keep)
+    output = layer(hidden, keys, values, keep)
     assert torch.equal(output[1], hidden[1])
-    keys, values = keys_values[0][keep[0]].chunk(2, dim=-1)
     for state, result in zip(hidden[0], output[0], strict=True):
-        query, parts = layer.query(layer.norm(state)), []
-        for head in torch.arange(8).chunk(2):
-            scores = torch.cat([layer.null_key[None, head], keys[:, head]]) @ query[head] / math.sqrt(4)
-            parts.append(torch.softmax(scores, dim=0)[1:] @ values[:, head])  # the null's value is zero
-        state = state + torch.tanh(layer.read_gate) * layer.output(torch.cat(parts))
-        torch.testing.assert_close(state + torch.tanh(layer.feed_forward_gate) * layer.feed_forward(state), result)
+        query, read = layer.query(layer.norm(state)), torch.zeros(32)
+        for head in torch.arange(32).chunk(2):
+            cosines = torch.cosine_similarity(query[head], keys[0][keep[0]][:, head])
+            null = layer.null_key[head] @ (query[head] / query[head].norm())
+            scores = torch.cat([null[None], cosines]) * layer.log_scale.exp()
+            read = read + torch.softmax(scores, dim=0)[1:] @ values[0][keep[0]] / 2  # the null's value is zero
+        state = state + torch.tanh(10 * layer.read_gate) * layer.output(read)
+        torch.testing.assert_close(
+            state + torch.tanh(10 * layer.feed_forward_gate) * layer.feed_forward(state), result
+        )
+
+
+def test_what_was_written_last_finds_what_comes_next():
+    """Keys hold the token before, values the token itself."""
+    fusion = CrossAttentionFusion(tiny_config())
+    states, mask = torch.zeros(1, 1, 4, 32), torch.ones(1, 1, 4, dtype=torch.bool)
+    embeds = torch.randn(1, 1, 4, 32)
+    keys, values = fusion(states, embeds, mask).tensor_split([32], dim=-1)
+    other = embeds.clone()
+    other[0, 0, 1] = torch.randn(32)
+    other_keys, other_values = fusion(states, other, mask).tensor_split([32], dim=-1)
+    assert (keys != other_keys).any(-1).tolist() == [[[False, False, True, False]]]
+    assert (values != other_values).any(-1).tolist() == [[[False, True, False, False]]]

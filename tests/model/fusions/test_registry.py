@@ -12,16 +12,22 @@ from torch.utils.checkpoint import checkpoint
 from hf_ravlm.model.fusions.gated import GatedExchange
 from hf_ravlm.model.fusions.null_attention import NullAttend
 from hf_ravlm.model.fusions.registry import FUSIONS, init_fusion_weights
+from hf_ravlm.model.fusions.tokens import Pointing
 from tiny import tiny_config
 
 
 READS = {  # which of its inputs a fusion reads
-    "concat": {"evidence_states"},
-    "product": {"image_patches", "evidence_states"},
-    "attention": {"image_patches", "question_states", "evidence_states"},
-    "gated": {"image_patches", "question_states", "evidence_states"},
-    "cross_attention": {"evidence_states"},
+    "concat": {"evidence_states", "evidence_embeds"},
+    "product": {"image_patches", "evidence_states", "evidence_embeds"},
+    "attention": {"image_patches", "question_states", "evidence_states", "evidence_embeds"},
+    "gated": {"image_patches", "question_states", "evidence_states", "evidence_embeds"},
+    "cross_attention": {"evidence_states", "evidence_embeds"},
 }
+MASKS = (
+    ("evidence_states", "evidence_token_mask"),
+    ("evidence_embeds", "evidence_token_mask"),
+    ("question_states", "question_mask"),
+)
 every_fusion = pytest.mark.parametrize("name", list(READS))
 
 
@@ -45,6 +51,7 @@ def inputs_of(batch=2, passages=3, length=5, question=4, patches=4, seed=0) -> d
         "question_states": torch.randn(batch, question, 32, generator=generator),
         "question_mask": torch.arange(question) < torch.tensor([[question], [question - 1]])[:batch],
         "evidence_states": torch.randn(batch, passages, length, 32, generator=generator),
+        "evidence_embeds": torch.randn(batch, passages, length, 32, generator=generator),
         "evidence_token_mask": kept,
     }
 
@@ -58,7 +65,7 @@ def meaning(name: str, memory: torch.Tensor, inputs: dict) -> torch.Tensor:
 def test_shapes_and_numbers_of_tokens(name):
     fusion, inputs = fusion_of(name, num_memory_tokens=3), inputs_of()
     tokens = {"concat": None, "product": 1, "attention": 3, "gated": 3, "cross_attention": 0}[name]
-    width = 2 * 32 if name == "cross_attention" else 32  # keys and values of one layer; the language model's width
+    width = 32 + 32 if name == "cross_attention" else 32  # keys of one layer, and values; the language model's width
     assert fusion.num_memory_tokens == tokens
     assert fusion.reads_evidence
     assert fusion(**inputs).shape == (2, 3, tokens or 5, width)
@@ -75,7 +82,7 @@ def test_what_is_masked_is_not_read(name):
     fusion, inputs = fusion_of(name), inputs_of()
     memory = meaning(name, fusion(**inputs), inputs)
     other = inputs_of(seed=1)
-    for states, mask in (("evidence_states", "evidence_token_mask"), ("question_states", "question_mask")):
+    for states, mask in MASKS:
         inputs[states] = torch.where(inputs[mask].unsqueeze(-1), inputs[states], other[states])
     torch.testing.assert_close(meaning(name, fusion(**inputs), inputs), memory)
 
@@ -84,9 +91,9 @@ def test_what_is_masked_is_not_read(name):
 def test_padding_changes_nothing(name):
     fusion, inputs = fusion_of(name), inputs_of()
     longer = dict(inputs)
-    for states, mask, at in (("evidence_states", "evidence_token_mask", 2), ("question_states", "question_mask", 1)):
-        longer[states] = torch.cat([inputs[states], torch.zeros_like(inputs[states])], dim=at)
-        longer[mask] = torch.cat([inputs[mask], torch.zeros_like(inputs[mask])], dim=at)
+    for states, mask in MASKS:
+        longer[states] = torch.cat([inputs[states], torch.zeros_like(inputs[states])], dim=-2)
+        longer[mask] = torch.cat([inputs[mask], torch.zeros_like(inputs[mask])], dim=-1)
     expected = meaning(name, fusion(**inputs), inputs)
     torch.testing.assert_close(meaning(name, fusion(**longer), longer), expected)
 
@@ -97,7 +104,7 @@ def test_order_and_company_do_not_matter(name):
     memory = fusion(**inputs)
     passages, rows = torch.tensor([2, 0, 1]), torch.tensor([1, 0])
     moved = {key: value[rows] for key, value in inputs.items()}
-    for key in ("evidence_states", "evidence_token_mask"):
+    for key in ("evidence_states", "evidence_embeds", "evidence_token_mask"):
         moved[key] = moved[key][:, passages]
     torch.testing.assert_close(fusion(**moved), memory[rows][:, passages])
     for k in range(3):
@@ -148,6 +155,43 @@ def test_gradient_checkpointing_gives_the_same_gradients(name):
     fusion(**inputs).square().sum().backward()
     for key, p in fusion.named_parameters():
         torch.testing.assert_close(p.grad, plain[key])
+
+
+@pytest.mark.parametrize("name", ["concat", "product"])
+def test_a_new_memory_is_made_of_the_language_models_words(name):
+    torch.manual_seed(0)
+    fusion, inputs = FUSIONS[name](tiny_config()), inputs_of()
+    for module in fusion.modules():
+        init_fusion_weights(module, std=0.0)
+    embeds, mask = inputs["evidence_embeds"], inputs["evidence_token_mask"].unsqueeze(-1)
+    words = embeds if name == "concat" else (embeds * mask).sum(2, keepdim=True) / mask.sum(2, keepdim=True)
+    torch.testing.assert_close(fusion(**inputs), words)
+
+
+def test_pointing_is_its_loop_and_reads_on():
+    torch.manual_seed(0)
+    pointing = Pointing(8)
+    torch.nn.init.constant_(pointing.log_scale, 1.0)
+    queries, tokens, embeds = torch.randn(1, 1, 3, 8), torch.randn(1, 1, 4, 8), torch.randn(1, 1, 4, 5)
+    mask = torch.tensor([[[True, True, True, False]]])
+    before = None
+    memory = pointing(queries, tokens, mask, embeds * mask.unsqueeze(-1))[0, 0]
+    for m in range(3):
+        query, keys = pointing.query(queries[0, 0, m]), pointing.key(tokens[0, 0, :3])
+        cosines = [torch.cosine_similarity(query, key, dim=0) for key in keys]
+        scores = torch.stack([torch.zeros(()), *(math.e * cosine for cosine in cosines)])
+        weights = torch.cat([scores.softmax(0)[1:], torch.zeros(1)])
+        if before is not None:
+            gate = torch.sigmoid(pointing.go_on(queries[0, 0, m]))
+            weights = gate * torch.cat([torch.zeros(1), before[:-1]]) + (1 - gate) * weights
+        before = weights
+        torch.testing.assert_close(memory[m], weights[:3] @ embeds[0, 0, :3])
+    torch.nn.init.constant_(pointing.log_scale, 20.0)  # one choice, then the way on
+    torch.nn.init.constant_(pointing.go_on.bias, 50.0)
+    found = pointing.weights(queries, tokens, torch.ones(1, 1, 4, dtype=torch.bool))[0, 0]
+    first = int(found[0].argmax())
+    for m in range(1, 3):
+        assert first + m >= 4 or int(found[m].argmax()) == first + m
 
 
 def test_no_image_is_an_image_of_zeros_to_the_product():

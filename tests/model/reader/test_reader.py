@@ -33,7 +33,7 @@ def test_zero_passages_as_empty_tensors_are_closed_book():
 
 
 def test_a_missing_half_of_the_evidence_is_named():
-    for missing in ("evidence_attention_mask", "question_attention_mask"):
+    for missing in ("evidence_attention_mask", "question_attention_mask", "evidence_alignment"):
         inputs = inputs_for("gated")
         del inputs[missing]
         with pytest.raises(ValueError, match=f"{missing}.*pass all outputs of RavlmProcessor"):
@@ -51,7 +51,8 @@ def test_evidence_of_another_row_does_not_reach_a_beam():
     model, inputs = tiny_model(fusion="gated"), inputs_for("gated")
     options = {"max_new_tokens": 5, "num_beams": 3, "num_return_sequences": 3, "do_sample": False}
     first = model.generate(**inputs, **options)[:3]
-    inputs["evidence_input_ids"][1] = inputs["evidence_input_ids"][1].flip(-1)
+    for name in ("evidence_input_ids", "evidence_token_ids"):
+        inputs[name][1] = inputs[name][1].flip(-1)
     assert torch.equal(model.generate(**inputs, **options)[:3], first)
 
 

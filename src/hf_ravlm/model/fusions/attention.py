@@ -11,14 +11,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_ravlm import RavlmConfig
 from .null_attention import NullAttend, feed_forward
+from .tokens import PassageInput, Pointing, kept_embeds
 
 
 class AttentionFusion(nn.Module):
     """Learned queries attend from image and question over each passage.
 
     `q <- q + attend(q, [image; question])` once per question, then in each layer `q_k <- q_k + attend(q_k, passage_k)`
-    and `q_k <- q_k + MLP(q_k)` for every passage `k`. Every attention has a learned null key and value, so that no
-    image, no question and no evidence are legal.
+    and `q_k <- q_k + MLP(q_k)` for every passage `k`, and at last the queries point at its tokens ([`Pointing`]).
+    Every attention has a learned null key and value, so that no image, no question and no evidence are legal.
     """
 
     reads_evidence = True
@@ -31,11 +32,12 @@ class AttentionFusion(nn.Module):
         self.image_input = nn.Linear(config.vision_dim, width)
         self.question_input = nn.Linear(width, width)
         self.context_norm = nn.LayerNorm(width)
-        self.evidence_norm = nn.LayerNorm(width)
+        self.evidence_input = PassageInput(config)
         self.memory_queries = nn.Parameter(torch.zeros(config.num_memory_tokens, width))
         self.read_context = NullAttend(width, config.fusion_heads)
         self.layers = nn.ModuleList(PassageReading(width, config.fusion_heads) for _ in range(config.fusion_layers))
         self.norm = nn.LayerNorm(width)
+        self.pointing = Pointing(width)
         self.output = nn.Linear(width, config.generator_dim)
 
     def forward(
@@ -44,6 +46,7 @@ class AttentionFusion(nn.Module):
         question_states: torch.Tensor,
         question_mask: torch.Tensor,
         evidence_states: torch.Tensor,
+        evidence_embeds: torch.Tensor,
         evidence_token_mask: torch.Tensor,
     ) -> torch.Tensor:
         """Memory tokens `(B, K, M, H)` of every passage; the arguments are those of [`GatedFusion`]."""
@@ -51,12 +54,13 @@ class AttentionFusion(nn.Module):
         context = self.context_norm(torch.cat([patches, question], dim=1)).unsqueeze(1)  # (B, 1, P + Lq, width)
         all_patches = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
         context_mask = torch.cat([all_patches, question_mask.bool()], dim=1).unsqueeze(1)
-        evidence = self.evidence_norm(evidence_states)
+        evidence = self.evidence_input(evidence_states, evidence_embeds)
         queries = self.memory_queries.expand(len(context), 1, -1, -1)
         queries = queries + self.read_context(queries, context, context_mask)  # (B, 1, M, width)
         for layer in self.layers:
             queries = layer(queries, evidence, evidence_token_mask)  # (B, K, M, width)
-        return self.output(self.norm(queries))
+        queries, embeds = self.norm(queries), kept_embeds(evidence_embeds, evidence_token_mask)
+        return self.pointing(queries, evidence, evidence_token_mask.bool(), embeds) + self.output(queries)
 
 
 class PassageReading(GradientCheckpointingLayer):

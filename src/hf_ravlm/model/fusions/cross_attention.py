@@ -1,13 +1,13 @@
 """Cross-attention fusion: the language model reads the evidence between its own layers.
 
-A gated layer stands in front of some decoder layers: `h <- h + tanh(a) * attend(h, evidence)`, then
-`h <- h + tanh(b) * MLP(h)`. Both gates are 0 at the start, so the model begins as the bare language model, exactly,
+A gated layer stands in front of some decoder layers: `h <- h + tanh(10 a) * attend(h, evidence)`, then
+`h <- h + tanh(10 b) * MLP(h)`. Both gates are 0 at the start, so the model begins as the bare language model, exactly,
 and the language model can stay frozen. It stands there as a hook: no parameter of the language model changes its name.
 
-The evidence is projected once per question to keys and values of all layers, packed with these layers into an
-[`EvidenceMemory`], and given to the language model as the keyword `evidence_memory`. That reaches every decoder layer,
-where the hook of [`attach_cross_attention`] takes it and lets the states read it. The hook itself holds nothing:
-copies, adapters and recomputation in the backward pass all see the memory of their own call.
+The evidence is projected once per question to keys of all layers and values that they share, packed with these
+layers into an [`EvidenceMemory`], and given to the language model as the keyword `evidence_memory`. That reaches every
+decoder layer, where the hook of [`attach_cross_attention`] takes it and lets the states read it. The hook itself holds
+nothing: copies, adapters and recomputation in the backward pass all see the memory of their own call.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_ravlm import RavlmConfig
 from .null_attention import feed_forward, split_heads
+from .tokens import PassageInput, kept_embeds, previous
 
 
 class CrossAttentionFusion(nn.Module):
@@ -34,8 +35,9 @@ class CrossAttentionFusion(nn.Module):
     There are no memory tokens in the prompt. Order of the passages does not matter, and a row whose evidence is all
     masked gets the bare language model's states, bit for bit.
 
-    Flamingo's gated cross-attention (https://huggingface.co/papers/2204.14198), with one addition: a learned null
-    key whose value is zero, so that a token can read nothing.
+    Flamingo's gated cross-attention (https://huggingface.co/papers/2204.14198), with two additions: a learned null
+    key whose value is zero, so that a token can read nothing; and values that hold the language model's embedding of
+    a token under keys that hold the embedding of the token before it. So what was written last finds what comes next.
     """
 
     num_memory_tokens = 0
@@ -46,23 +48,32 @@ class CrossAttentionFusion(nn.Module):
         super().__init__()
         width, decoder = config.text_config.hidden_size, config.get_text_config()
         self.places = cross_attention_places(decoder.num_hidden_layers, config.cross_attention_every)
-        self.norm = nn.LayerNorm(width)
-        self.key_value = nn.Linear(width, len(self.places) * 2 * width)  # of all layers
-        self.layers = nn.ModuleDict(
-            {str(place): CrossReading(decoder.hidden_size, width, config.fusion_heads) for place in self.places}
-        )
+        self.evidence_input = PassageInput(config)
+        self.keys = nn.Linear(width, len(self.places) * width)  # of all layers
+        self.value_norm = nn.LayerNorm(config.generator_dim)
+        self.state_value = nn.Linear(width, config.generator_dim)
+        self.layers = nn.ModuleDict({str(place): CrossReading(config, decoder.hidden_size) for place in self.places})
 
-    def forward(self, evidence_states: torch.Tensor, **_: torch.Tensor | None) -> torch.Tensor:
-        """Keys and values `(B, K, L, 2 * width * number of layers)` of passages `(B, K, L, width)`, for all layers.
+    def forward(
+        self,
+        evidence_states: torch.Tensor,
+        evidence_embeds: torch.Tensor,
+        evidence_token_mask: torch.Tensor,
+        **_: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Keys of all layers and the values that they share, `(B, K, L, number of layers * width + H)`.
 
         Batch first, so that `generate` can carry them from step to step and repeat them for beams.
         """
-        return self.key_value(self.norm(evidence_states))
+        embeds = kept_embeds(evidence_embeds, evidence_token_mask)
+        keys = self.keys(self.evidence_input(evidence_states, previous(embeds)))
+        return torch.cat([keys, self.value_norm(embeds) + self.state_value(evidence_states)], dim=-1)
 
     def reading(self, keys_values: torch.Tensor, mask: torch.Tensor) -> EvidenceMemory:
         """The argument `evidence_memory` of the language model: what `forward` returned, where `mask (B, K, L)`."""
-        per_layer = keys_values.flatten(1, 2).chunk(len(self.places), dim=-1)
-        return EvidenceMemory(self.layers, dict(zip(self.layers, per_layer, strict=True)), mask.bool().flatten(1, 2))
+        keys, values = keys_values.flatten(1, 2).tensor_split([self.keys.out_features], dim=-1)
+        per_layer = dict(zip(self.layers, keys.chunk(len(self.places), dim=-1), strict=True))
+        return EvidenceMemory(self.layers, per_layer, values, mask.bool().flatten(1, 2))
 
 
 @dataclass(eq=False)
@@ -70,39 +81,63 @@ class EvidenceMemory:
     """The evidence of one call: the layers that read it (of the active adapter), what, and where it may be read."""
 
     layers: nn.ModuleDict
-    keys_values: dict[str, torch.Tensor]  # by decoder layer: (B, S, 2 * width), S = K * L
+    keys: dict[str, torch.Tensor]  # by decoder layer: (B, S, width), S = K * L
+    values: torch.Tensor  # (B, S, H)
     keep: torch.Tensor  # (B, S)
 
 
 class CrossReading(GradientCheckpointingLayer):
-    """States of the language model read the evidence through gates that are closed at the start."""
+    """States of the language model read the evidence through gates that are closed at the start.
 
-    def __init__(self, hidden_dim: int, width: int, heads: int):
+    The heads share the values, so that each copies whole tokens; they look by the cosine of query and key, sharply.
+    """
+
+    def __init__(self, config: RavlmConfig, hidden_dim: int):
         super().__init__()
-        self.heads = heads
+        width = config.text_config.hidden_size
+        self.heads = config.fusion_heads
         self.norm = nn.LayerNorm(hidden_dim)
         self.query = nn.Linear(hidden_dim, width)
         self.null_key = nn.Parameter(torch.zeros(width))
-        self.output = nn.Linear(width, hidden_dim, bias=False)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.output = nn.Linear(config.generator_dim, hidden_dim, bias=False)
         self.feed_forward = feed_forward(hidden_dim, 4 * width, hidden_dim)
         self.read_gate = nn.Parameter(torch.zeros(1))
         self.feed_forward_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden_states: torch.Tensor, keys_values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """`hidden_states (B, T, H)` read `keys_values (B, S, 2 * width)` where `keep (B, S)`."""
+    def forward(
+        self, hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor
+    ) -> torch.Tensor:
+        """`hidden_states (B, T, H)` read `values (B, S, H)` under `keys (B, S, width)` where `keep (B, S)`."""
         states = hidden_states.to(self.norm.weight.dtype)  # a quantised or half-precision reader may differ from us
-        key, value = keys_values.chunk(2, dim=-1)
-        null_key = self.null_key.to(key.dtype).expand(len(key), 1, -1)
-        key, value = torch.cat([null_key, key], dim=1), F.pad(value, (0, 0, 1, 0))  # (B, 1 + S, width)
-        query = self.query(self.norm(states)).to(key.dtype)
+        query, key = self.queries_and_keys(states, keys)
         read = F.scaled_dot_product_attention(
-            *(split_heads(part, self.heads) for part in (query, key, value)),
+            query,
+            key,
+            F.pad(values, (0, 0, 1, 0)).unsqueeze(1).expand(-1, self.heads, -1, -1),  # (B, heads, 1 + S, H)
             attn_mask=F.pad(keep, (1, 0), value=True)[:, None, None, :],
-        )  # (B, heads, T, width / heads)
-        states = states + torch.tanh(self.read_gate) * self.output(read.transpose(1, 2).flatten(2))
-        states = states + torch.tanh(self.feed_forward_gate) * self.feed_forward(states)
+            scale=1.0,
+        ).mean(dim=1)  # (B, T, H)
+        states = states + opening(self.read_gate) * self.output(read)
+        states = states + opening(self.feed_forward_gate) * self.feed_forward(states)
         anything = keep.any(dim=1)[:, None, None]
         return torch.where(anything, states.to(hidden_states.dtype), hidden_states)
+
+    def queries_and_keys(self, states: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(B, heads, T, d)` and `(B, heads, 1 + S, d)`, the null first; their products are the scores."""
+        query = F.normalize(split_heads(self.query(self.norm(states)).to(keys.dtype), self.heads), dim=-1, eps=1e-6)
+        key = F.normalize(split_heads(keys, self.heads), dim=-1, eps=1e-6)
+        null = split_heads(self.null_key.to(keys.dtype).expand(len(keys), 1, -1), self.heads)
+        return query * self.log_scale.exp().to(keys.dtype), torch.cat([null, key], dim=2)
+
+
+def opening(gate: torch.Tensor) -> torch.Tensor:
+    """How far a gate is open, from -1 to 1; closed at 0, and open after a hundred steps of Adam at a rate of 1e-3.
+
+    >>> opening(torch.tensor([0.0, 0.1])).tolist()
+    [0.0, 0.7615941762924194]
+    """
+    return torch.tanh(10 * gate)
 
 
 def cross_attention_places(num_layers: int, every: int) -> list[int]:
@@ -170,7 +205,8 @@ def read_evidence(place: str, layer: nn.Module, args: tuple, kwargs: dict) -> tu
         return args, kwargs
     states = args[0] if args else kwargs["hidden_states"]
     device = states.device
-    read = memory.layers[place](states, memory.keys_values[place].to(device), memory.keep.to(device)).to(device)
+    given = (memory.keys[place].to(device), memory.values.to(device), memory.keep.to(device))
+    read = memory.layers[place](states, *given).to(device)
     return ((read, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": read})
 
 

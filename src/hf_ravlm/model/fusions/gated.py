@@ -9,6 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..backbones import masked_mean
 from ..configuration_ravlm import RavlmConfig
 from .null_attention import NullAttend
+from .tokens import PassageInput, Pointing, kept_embeds
 
 
 class GatedFusion(nn.Module):
@@ -16,8 +17,9 @@ class GatedFusion(nn.Module):
 
     In each layer every stream reads every other: `X_i <- X_i + sum_j g_ij * softmax(Q_i K_j^T / sqrt(d)) V_j`, where
     the gate `g_ij` in (0, 1), one number per channel, is computed from the means of both streams. Learned queries
-    then read `M` memory tokens out of each passage's stream. A learned null key and value stands beside every stream,
-    so that an empty one (no question, a masked passage) is legal and gives finite numbers.
+    then read `M` memory tokens out of each passage's stream, and point at its tokens ([`Pointing`]). A learned null
+    key and value stands beside every stream, so that an empty one (no question, a masked passage) is legal and gives
+    finite numbers.
     """
 
     reads_evidence = True
@@ -29,7 +31,7 @@ class GatedFusion(nn.Module):
         self.num_memory_tokens = config.num_memory_tokens
         self.image_input = nn.Linear(config.vision_dim, width)
         self.question_input = nn.Linear(width, width)
-        self.evidence_input = nn.Linear(width, width)
+        self.evidence_input = PassageInput(config)
         last = config.fusion_layers - 1  # what the last layer would write to image and question, nobody reads
         self.layers = nn.ModuleList(
             GatedExchange(width, config.fusion_heads, targets=(2,) if layer == last else (0, 1, 2))
@@ -38,6 +40,7 @@ class GatedFusion(nn.Module):
         self.memory_queries = nn.Parameter(torch.zeros(config.num_memory_tokens, width))
         self.readout = NullAttend(width, config.fusion_heads)
         self.norm = nn.LayerNorm(width)
+        self.pointing = Pointing(width)
         self.output = nn.Linear(width, config.generator_dim)
 
     def forward(
@@ -46,6 +49,7 @@ class GatedFusion(nn.Module):
         question_states: torch.Tensor,
         question_mask: torch.Tensor,
         evidence_states: torch.Tensor,
+        evidence_embeds: torch.Tensor,
         evidence_token_mask: torch.Tensor,
     ) -> torch.Tensor:
         """Memory tokens of every passage.
@@ -53,7 +57,8 @@ class GatedFusion(nn.Module):
         Args:
             image_patches (`torch.Tensor` of shape `(B, P, C)`): with `P = 0` where there is no image.
             question_states (`torch.Tensor` of shape `(B, Lq, width)`), question_mask (`(B, Lq)`).
-            evidence_states (`torch.Tensor` of shape `(B, K, L, width)`), evidence_token_mask (`(B, K, L)`).
+            evidence_states (`torch.Tensor` of shape `(B, K, L, width)`), evidence_embeds (`(B, K, L, H)`), the
+                language model's own of the same tokens, evidence_token_mask (`(B, K, L)`).
 
         Returns:
             `torch.Tensor` of shape `(B, K, M, H)`.
@@ -61,15 +66,16 @@ class GatedFusion(nn.Module):
         streams = (
             self.image_input(image_patches).unsqueeze(1),  # (B, 1, P, width): shared until it has read a passage
             self.question_input(question_states).unsqueeze(1),  # (B, 1, Lq, width)
-            self.evidence_input(evidence_states),  # (B, K, L, width)
+            self.evidence_input(evidence_states, evidence_embeds),  # (B, K, L, width)
         )
         all_patches = torch.ones(streams[0].shape[:3], dtype=torch.bool, device=image_patches.device)
         masks = [all_patches, question_mask.bool().unsqueeze(1), evidence_token_mask.bool()]
         for layer in self.layers:
             streams = layer(*streams, masks=masks)
         queries = self.memory_queries.expand(len(evidence_states), 1, -1, -1)
-        memory = queries + self.readout(queries, streams[2], masks[2])  # (B, K, M, width)
-        return self.output(self.norm(memory))
+        queries = self.norm(queries + self.readout(queries, streams[2], masks[2]))  # (B, K, M, width)
+        embeds = kept_embeds(evidence_embeds, masks[2])
+        return self.pointing(queries, streams[2], masks[2], embeds) + self.output(queries)
 
 
 class GatedExchange(GradientCheckpointingLayer):

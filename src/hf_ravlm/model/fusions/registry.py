@@ -1,12 +1,13 @@
 """The fusions by name: how evidence reaches the language model.
 
 A fusion turns states of image, question and passages (keywords of its `forward`, of which it takes what it reads) into
-memory tokens, which fill the `<evidence>` placeholders of the prompt.
+memory tokens, which fill the `<evidence>` placeholders of the prompt. Of a passage it gets both the text encoder's
+states and the language model's embeddings of the same tokens (`tokens`).
 
 | fusion | placeholders per passage | reads |
 |---|---|---|
 | `in_context` | 0 | nothing: the passages are text |
-| `concat` | as many as the passage has kept states | the passage |
+| `concat` | one for each token of the passage | the passage |
 | `product` | 1 | image and passage |
 | `attention` | `config.num_memory_tokens` | image, question and passage |
 | `gated` | `config.num_memory_tokens` | image, question and passage, each also the others |
@@ -24,6 +25,7 @@ from .attention import AttentionFusion
 from .cross_attention import CrossAttentionFusion, CrossReading
 from .gated import GatedFusion, passage_mean
 from .null_attention import NullAttend, feed_forward
+from .tokens import START_SCALE, PassageInput, Pointing
 
 
 class InContextFusion(nn.Module):
@@ -38,7 +40,10 @@ class InContextFusion(nn.Module):
 
 
 class ConcatFusion(nn.Module):
-    """Every kept state of a passage becomes one memory token, through `LayerNorm` and a two-layer MLP."""
+    """Every token of a passage becomes one memory token: `embedding + MLP(LayerNorm(state))`.
+
+    The MLP starts small, so that a new memory is the words of the passage, and learns what to add to them.
+    """
 
     num_memory_tokens = None
     reads_evidence = True
@@ -49,16 +54,19 @@ class ConcatFusion(nn.Module):
         width, hidden_dim = config.text_config.hidden_size, config.generator_dim
         self.projector = feed_forward(width, hidden_dim, hidden_dim)
 
-    def forward(self, evidence_states: torch.Tensor, **_: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, evidence_states: torch.Tensor, evidence_embeds: torch.Tensor, **_: torch.Tensor | None
+    ) -> torch.Tensor:
         """Memory tokens `(B, K, L, H)`, of which those that `evidence_token_mask (B, K, L)` keeps count."""
-        return self.projector(evidence_states)
+        return evidence_embeds + self.projector(evidence_states)
 
 
 class ProductFusion(nn.Module):
     """One token per passage: the mean of the image times the mean of the passage, channel by channel.
 
-    `memory = W_o LayerNorm((W_i mean(image) + b) * (W_p mean(passage)))`. Without an image its mean is zero and the
-    learned `b`, which starts at one, stands for it: the token is then about the passage alone.
+    `memory = mean(embeddings) + W_o LayerNorm((W_i mean(image) + b) * mean(passage))`. Without an image its mean is
+    zero and the learned `b`, which starts at one, stands for it: the token is then about the passage alone. A mean
+    knows which tokens the passage has and not in what order: what it is about, and no spelling.
     """
 
     num_memory_tokens = 1
@@ -70,18 +78,23 @@ class ProductFusion(nn.Module):
         width = config.text_config.hidden_size
         self.image_input = nn.Linear(config.vision_dim, width, bias=False)
         self.null_image = nn.Parameter(torch.ones(width))
-        self.evidence_input = nn.Linear(width, width)
+        self.evidence_input = PassageInput(config)
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, config.generator_dim)
 
     def forward(
-        self, image_patches: torch.Tensor, evidence_states: torch.Tensor, evidence_token_mask: torch.Tensor, **_
+        self,
+        image_patches: torch.Tensor,
+        evidence_states: torch.Tensor,
+        evidence_embeds: torch.Tensor,
+        evidence_token_mask: torch.Tensor,
+        **_: torch.Tensor | None,
     ) -> torch.Tensor:
         """Memory tokens `(B, K, 1, H)` of every passage; the arguments are those of [`GatedFusion`]."""
         image = self.image_input(image_patches.sum(dim=1) / max(image_patches.shape[1], 1)) + self.null_image
-        passages = self.evidence_input(passage_mean(evidence_states, evidence_token_mask))
-        product = image.unsqueeze(1) * passages  # (B, K, width)
-        return self.output(self.norm(product)).unsqueeze(2)
+        passages = passage_mean(self.evidence_input(evidence_states, evidence_embeds), evidence_token_mask)
+        product = self.output(self.norm(image.unsqueeze(1) * passages))  # (B, K, H)
+        return (product + passage_mean(evidence_embeds, evidence_token_mask)).unsqueeze(2)
 
 
 FUSIONS: dict[str, type[nn.Module]] = {
@@ -95,13 +108,32 @@ FUSIONS: dict[str, type[nn.Module]] = {
 
 
 def init_fusion_weights(module: nn.Module, std: float) -> None:
-    """Initialises the parameters that a part of a fusion itself holds, queries by `N(0, std^2)`; loaded ones stay."""
+    """Initialises the parameters that a part of a fusion itself holds, queries by `N(0, std^2)`; loaded ones stay.
+
+    What is added to the language model's embeddings starts small, so that a new memory is made of words.
+    """
     if isinstance(module, (AttentionFusion, GatedFusion)):
         init.normal_(module.memory_queries, std=std)
-    elif isinstance(module, NullAttend):
-        init.zeros_(module.null_key_value)
+        start_small(module.output, std)
+    elif isinstance(module, ConcatFusion):
+        start_small(module.projector[-1], std)
     elif isinstance(module, ProductFusion):
         init.ones_(module.null_image)
+        start_small(module.output, std)
+    elif isinstance(module, NullAttend):
+        init.zeros_(module.null_key_value)
+    elif isinstance(module, Pointing):
+        init.constant_(module.log_scale, START_SCALE)
+    elif isinstance(module, CrossAttentionFusion):
+        start_small(module.state_value, std)
     elif isinstance(module, CrossReading):
         for parameter in (module.null_key, module.read_gate, module.feed_forward_gate):
             init.zeros_(parameter)
+        init.constant_(module.log_scale, START_SCALE)
+        init.eye_(module.output.weight)
+
+
+def start_small(linear: nn.Linear, std: float) -> None:
+    """Initialises a linear layer whose output is added to embeddings."""
+    init.normal_(linear.weight, std=std / 10)
+    init.zeros_(linear.bias)

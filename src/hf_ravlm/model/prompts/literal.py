@@ -8,7 +8,9 @@ are tokenised apart; whatever control id is left after that is dropped.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -41,6 +43,20 @@ def literal_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lead: 
     >>> literal_ids(processor.tokenizer, ["</s> <image> a kite"])  # doctest: +SKIP
     [[529, 29914, 29879, 29958, ...]]
     """
+    return [[token.id for token in row] for row in literal_tokens(tokenizer, texts, lead)]
+
+
+class LiteralToken(NamedTuple):
+    """A token, and where in its cleaned text it starts, in characters; `None` if the tokenizer does not tell."""
+
+    id: int
+    start: int | None = None
+
+
+def literal_tokens(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lead: str = "", with_starts: bool = False
+) -> list[list[LiteralToken]]:
+    """As `literal_ids`, with the places of tokens in their text where wanted and known (of fast tokenizers)."""
     control = control_tokens(tokenizer)
     long = sorted((re.escape(word[1:]) for word in control if len(word) > 1), key=len, reverse=True)
     starts = "".join(sorted({re.escape(word[0]) for word in control if len(word) > 1}))
@@ -51,9 +67,21 @@ def literal_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lead: 
     flat = [piece for row in pieces for piece in row]
     if not flat:
         return []
-    encoded = iter(tokenize(tokenizer, flat, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    known = with_starts and tokenizer.is_fast
+    options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": known}
+    encoded = tokenize(tokenizer, flat, **options)
+    offsets = encoded["offset_mapping"] if known else [[(None, None)] * len(ids) for ids in encoded["input_ids"]]
+    rows = iter(zip(encoded["input_ids"], offsets, strict=True))
     forbidden = set(control.values())
-    return [[id for _ in row for id in next(encoded) if id not in forbidden] for row in pieces]
+
+    def tokens_of(row: list[str]) -> Iterator[LiteralToken]:
+        begins = accumulate(map(len, row), initial=0)  # of each piece in its text
+        for begin, _, (ids, spans) in zip(begins, row, rows, strict=False):
+            for id, (start, _) in zip(ids, spans, strict=True):
+                if id not in forbidden:
+                    yield LiteralToken(id, None if start is None else begin + start)
+
+    return [list(tokens_of(row)) for row in pieces]
 
 
 def framed_literal_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -63,10 +91,15 @@ def framed_literal_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str],
         max_length (`int`): the longest row, special tokens included; what is longer loses its end. No row is empty: a
             text of which the tokenizer knows nothing is its token for what it does not know, or padding.
     """
-    (probe,) = literal_ids(tokenizer, ["a"])
-    framed = tokenize(tokenizer, ["a"])["input_ids"][0]
-    start = next((n for n in range(len(framed)) if probe and framed[n : n + len(probe)] == probe), 0)
-    head, tail = (framed[:start], framed[start + len(probe) :]) if probe else (framed, [])
+    head, tail = text_frame(tokenizer)
     room = max(max_length - len(head) - len(tail), 0)
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.pad_token_id or 0
     return [[*head, *ids[:room], *tail] or [unknown] for ids in literal_ids(tokenizer, texts)]
+
+
+def text_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and behind every text."""
+    (probe,) = literal_ids(tokenizer, ["a"])
+    framed = tokenize(tokenizer, ["a"])["input_ids"][0]
+    start = next((n for n in range(len(framed)) if probe and framed[n : n + len(probe)] == probe), 0)
+    return (framed[:start], framed[start + len(probe) :]) if probe else (framed, [])

@@ -18,7 +18,8 @@ class EncodedInputs:
     """What a batch of `B` queries with `K` passages holds beside its prompts; `None` for what is not there.
 
     The first six are read by the towers ([`encode_inputs`]); the last seven are what comes out. All of them are
-    arguments of the reader's `forward`.
+    arguments of the reader's `forward`. `evidence_token_ids` and `evidence_alignment` say which tokens of the language
+    model a passage has, and which of its states each of them stands on ([`aligned_tokens`]).
     """
 
     pixel_values: torch.Tensor | None = None  # (B, 3, height, width), the image asked about
@@ -31,6 +32,8 @@ class EncodedInputs:
     evidence_scores: torch.Tensor | None = None  # (B, K), of the retriever
     evidence_mask: torch.Tensor | None = None  # (B, K), passages that count
     prior_scale: torch.Tensor | None = None  # (B,), 1 / temperature of what gave the scores; else the reader's own
+    evidence_token_ids: torch.Tensor | None = None  # (B, K, L), -1 for none
+    evidence_alignment: torch.Tensor | None = None  # (B, K, L), states counted from the last kept one, which is 0
     image_patches: torch.Tensor | None = None  # (B, P, C)
     question_states: torch.Tensor | None = None  # (B, Lq, C)
     question_mask: torch.Tensor | None = None
@@ -110,8 +113,9 @@ def encode_inputs(model: Any, inputs: EncodedInputs) -> EncodedInputs:
         encoded.evidence_token_mask = encoded.evidence_token_mask.bool() & counts
     if encoded.evidence_keys_values is None:
         # All layers' keys and values at once; the language model is given these at every step.
-        encoded.evidence_keys_values = fusion(evidence_states=encoded.evidence_states)
-        encoded.evidence_states = None
+        tokens = passage_tokens(model, encoded)
+        encoded.evidence_keys_values, encoded.evidence_token_mask = fusion(**tokens), tokens["evidence_token_mask"]
+        encoded.evidence_states = encoded.evidence_token_ids = encoded.evidence_alignment = None
     return encoded
 
 
@@ -162,18 +166,45 @@ def encode_evidence(model: Any, inputs: EncodedInputs) -> tuple[torch.Tensor, to
     return states, torch.cat([with_image, mask], dim=2)
 
 
-def get_memory(model: Any, inputs: EncodedInputs) -> torch.Tensor:
-    """Memory tokens `(B, K, M, H)` that the fusion makes of encoded inputs."""
-    patches = inputs.image_patches
+def passage_tokens(model: Any, inputs: EncodedInputs) -> dict[str, torch.Tensor]:
+    """What a fusion reads of passages, token by token of the language model, under the names of its arguments.
+
+    Returns:
+        `evidence_states (B, K, L, C)` of the text encoder, `evidence_embeds (B, K, L, H)` of the language model, zeros
+        where an image stands, and `evidence_token_mask (B, K, L)`.
+
+    Raises:
+        `ValueError`: if nothing says which tokens they are.
+    """
+    states, ids, mask = inputs.evidence_states, inputs.evidence_token_ids, inputs.evidence_token_mask.bool()
+    if ids is None or inputs.evidence_alignment is None:
+        raise ValueError(
+            f"fusion={model.config.fusion!r} reads evidence_token_ids and evidence_alignment beside the states of "
+            "passages, and one of them is missing; pass all outputs of RavlmProcessor"
+        )
+    last = (mask * torch.arange(1, mask.shape[-1] + 1, device=mask.device)).amax(-1, keepdim=True) - 1  # kept state
+    place = (last - inputs.evidence_alignment).clamp(min=0)  # (B, K, L)
+    is_image = ids == model.config.image_token_id
+    embeds = model.get_input_embeddings()(ids.masked_fill(is_image, -1).clamp(min=0))
+    return {
+        "evidence_states": states.gather(2, place.unsqueeze(-1).expand(-1, -1, -1, states.shape[-1])),
+        "evidence_embeds": embeds.masked_fill((is_image | (ids < 0)).unsqueeze(-1), 0).to(states),
+        "evidence_token_mask": mask.gather(2, place) & (ids >= 0),
+    }
+
+
+def get_memory(model: Any, inputs: EncodedInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory tokens `(B, K, M, H)` that the fusion makes of encoded inputs, and the tokens `(B, K, L)` it has read."""
+    patches, tokens = inputs.image_patches, passage_tokens(model, inputs)
     if patches is None:
         patches = inputs.evidence_states.new_zeros(len(inputs.evidence_states), 0, model.config.vision_dim)
-    return model.fusion(
+    memory = model.fusion(
         image_patches=patches,
         question_states=inputs.question_states,
         question_mask=inputs.question_mask,
-        evidence_states=inputs.evidence_states,
-        evidence_token_mask=inputs.evidence_token_mask,
+        **tokens,
     )
+    return memory, tokens["evidence_token_mask"]
 
 
 def _grid(model: Any) -> int:
@@ -201,7 +232,11 @@ def check_evidence(inputs: EncodedInputs, num_prompts: int, latent: bool) -> Non
     batches = {name: shape[:2] for name, shape in evidence.items()}
     if len(set(batches.values())) > 1:
         raise ValueError(f"evidence tensors disagree about (B, K): {evidence}; all of them start with the same (B, K)")
-    for ids, mask in (("evidence_input_ids", "evidence_attention_mask"), ("evidence_states", "evidence_token_mask")):
+    for ids, mask in (
+        ("evidence_input_ids", "evidence_attention_mask"),
+        ("evidence_states", "evidence_token_mask"),
+        ("evidence_token_ids", "evidence_alignment"),
+    ):
         if ids in shapes and mask in shapes and shapes[ids][:3] != shapes[mask]:
             raise ValueError(f"{ids} {shapes[ids]} and {mask} {shapes[mask]} do not fit: expected one (B, K, L)")
     rows, passages = next(iter(batches.values()))

@@ -128,7 +128,8 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
                 their images; `P` states of the image stand before those of the text.
 
         Returns:
-            `evidence_states` `(B, K, S, C)` and `evidence_token_mask` `(B, K, S)`, as `forward` takes them.
+            `evidence_states` `(B, K, S, C)` and `evidence_token_mask` `(B, K, S)`, as `forward` takes them, beside
+            `evidence_token_ids` and `evidence_alignment`.
         """
         check_towers(self)
         inputs = EncodedInputs(
@@ -158,6 +159,8 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         evidence_scores: torch.FloatTensor | None = None,
         evidence_mask: torch.Tensor | None = None,
         prior_scale: torch.FloatTensor | None = None,
+        evidence_token_ids: torch.LongTensor | None = None,
+        evidence_alignment: torch.LongTensor | None = None,
         image_patches: torch.FloatTensor | None = None,
         question_states: torch.FloatTensor | None = None,
         question_mask: torch.Tensor | None = None,
@@ -181,9 +184,9 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
             token_passages (`(B, L)`, *optional*): the passage of every token of the prompt, -1 for none.
             question_input_ids, question_attention_mask, evidence_input_ids, evidence_attention_mask,
                 evidence_pixel_values, evidence_image_mask, evidence_scores, evidence_mask, prior_scale,
-                image_patches, question_states, question_mask, evidence_states, evidence_token_mask,
-                evidence_keys_values, evidence_patches: as in [`EncodedInputs`]; `evidence_mask=None` means that all
-                passages count.
+                evidence_token_ids, evidence_alignment, image_patches, question_states, question_mask,
+                evidence_states, evidence_token_mask, evidence_keys_values, evidence_patches:
+                as in [`EncodedInputs`]; `evidence_mask=None` means that all passages count.
             branch_input_ids, branch_attention_mask, branch_token_passages (`(B, K, L)`):
                 set by `generate` for RAG-token.
             labels (`(B, L)`, *optional*): aligned with `input_ids`; -100 is ignored.
@@ -211,6 +214,8 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
             evidence_scores=evidence_scores,
             evidence_mask=evidence_mask,
             prior_scale=prior_scale,
+            evidence_token_ids=evidence_token_ids,
+            evidence_alignment=evidence_alignment,
             image_patches=image_patches,
             question_states=question_states,
             question_mask=question_mask,

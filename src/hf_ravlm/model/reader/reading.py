@@ -187,9 +187,9 @@ def embed_prompt(
         shown = image_states[with_image] if mixed else image_states  # some rows may have none
         embeds = fill_placeholders(embeds, image_places, shown, "image")
     if inputs.evidence_states is not None and model.fusion.num_memory_tokens != 0:
-        memory = get_memory(model, inputs)
+        memory, read = get_memory(model, inputs)
         places = find_places(input_ids, config.evidence_token_id, token_passages)
-        kept = None if model.fusion.num_memory_tokens else inputs.evidence_token_mask.bool()
+        kept = None if model.fusion.num_memory_tokens else read
         embeds = fill_memory(embeds, places, token_passages, memory, kept)
     return embeds, image_states, memory
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -58,17 +59,36 @@ class EvidenceMix:
         if self.num_passages < 0:
             raise InvalidInputError(f"num_passages={self.num_passages}: expected 0 or more.")
         for name, value in vars(self).items():
-            if name == "num_passages":
-                continue
-            pair = value if isinstance(value, (tuple, list)) else (value, value)
-            if len(pair) != 2 or not all(0 <= share <= 1 for share in pair):
-                raise InvalidInputError(f"{name}={value!r}: expected a share from 0 to 1, or two: (at start, at end).")
+            if name != "num_passages":
+                check_share(name, value)
 
     def at(self, progress: float) -> EvidenceMix:
         """The mix at a point of the training, from 0 for its start to 1 for its end."""
-        progress = min(max(progress, 0.0), 1.0)
         pairs = {name: value for name, value in vars(self).items() if isinstance(value, (tuple, list))}
-        return replace(self, **{name: round(a + (b - a) * progress, 12) for name, (a, b) in pairs.items()})
+        return replace(self, **{name: share_at(pair, progress) for name, pair in pairs.items()})
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuses what is neither a share nor two.
+
+    Raises:
+        InvalidInputError: With the name.
+    """
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or not all(0 <= share <= 1 for share in pair):
+        raise InvalidInputError(f"{name}={value!r}: expected a share from 0 to 1, or two: (at start, at end).")
+
+
+def share_at(share: Share, progress: float) -> float:
+    """A share at a point of the training, from 0 for its start to 1 for its end.
+
+    >>> share_at((1.0, 0.2), 0.5), share_at(0.3, 0.5)
+    (0.6, 0.3)
+    """
+    if not isinstance(share, (tuple, list)):
+        return share
+    (first, last), progress = share, min(max(progress, 0.0), 1.0)
+    return round(first + (last - first) * progress, 12)
 
 
 def mix_evidence(

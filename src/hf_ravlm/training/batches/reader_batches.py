@@ -72,8 +72,14 @@ class ReaderBatches:
 
     def for_training(self, rows: Sequence[Mapping[str, Any]], step: int, progress: float) -> BatchFeature:
         """Inputs with labels and mixed evidence, at an optimizer step and a `progress` of 0..1 of the training."""
+        return self.inputs(*self.read(rows, step, progress))
+
+    def read(
+        self, rows: Sequence[Mapping[str, Any]], step: int, progress: float
+    ) -> tuple[list[TrainingRow], list[list[Mapping[str, Any]]]]:
+        """Opened rows and their mixed evidence."""
         opened = self.opened(rows)
-        return self.inputs(opened, self.evidence_for(opened, self.mix.at(progress), step))
+        return opened, self.evidence_for(opened, self.mix.at(progress), step)
 
     def for_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> BatchFeature:
         """Inputs with labels, and the evidence as the retriever finds it."""
@@ -171,18 +177,23 @@ class ReaderBatches:
         return [list(given) if given is not None else new for given, new in zip(own, evidence, strict=True)]
 
     def inputs(
-        self, rows: Sequence[TrainingRow], evidence: Sequence[Sequence[Any]], with_answers: bool = True
+        self,
+        rows: Sequence[TrainingRow],
+        evidence: Sequence[Sequence[Any]],
+        processor: RavlmProcessor | None = None,
+        with_answers: bool = True,
     ) -> BatchFeature:
-        """Inputs of opened rows with given evidence; prompts alone without answers.
+        """Inputs of opened rows with given evidence, by this processor or another; prompts alone without answers.
 
         Raises:
             InvalidInputError: If a row has no answer, more images than the reader has places for, or none beside
                 others, where the fusion cannot read both in one batch.
         """
+        processor = self.processor if processor is None else processor
         # Without any evidence the fusion still reads a masked passage, so that all its parameters take part in every
         # step of several processes.
-        hidden = not any(evidence) and (self.is_latent() or self.processor.fusion != "in_context")
-        inputs = self.processor(
+        hidden = not any(evidence) and (self.is_latent() or processor.fusion != "in_context")
+        inputs = processor(
             images=[list(row.images) for row in rows] if any(row.images for row in rows) else None,
             text=[row.question or DESCRIBE_PROMPT for row in rows],
             evidence=[[_UNSEEN] for _ in rows] if hidden else evidence,

@@ -1,0 +1,103 @@
+"""The card of the fusions, from the reports of `fusions.py`.
+
+python benchmarks/fusions_card.py fusions.jsonl model_cards/flags_fusions.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+
+
+TEXT = """# What each fusion makes of the same evidence
+
+The shipped flag reader with another fusion, whose weights are new, learns on fictional countries to answer from two
+passages in any order, and is asked about {tasks} facts of 40 countries that no training saw
+(`python benchmarks/fusions.py`, batches of 16, one core; CPU minutes are those of training, on a machine shared with
+others). At the start half of the rows, at the end none, ask for a passage to be repeated from memory
+(`RavlmTrainer(memory=MemoryTraining(reconstruction=(0.5, 0.0)))`). `in_context` is the shipped reader as it is, which
+has learned to read words for ten minutes.
+
+{figures}
+
+What they have in common is `hf_ravlm.model.fusions.tokens`: beside the text encoder's states a fusion gets the
+language model's own embedding of every token of a passage, at the place where it stands, so that a name can be copied.
+`attention` and `gated` point: each of their memory tokens chooses a token of the passage, or goes on behind the one
+before. `product` has one token for a passage, a mean, which does not know in what order tokens stood: it tells what a
+passage is about and cannot spell a name, and that is its ceiling.
+"""
+
+
+def figure_lines(rows: Iterable[dict]) -> list[str]:
+    """The table: a line per fusion, with the figures of its seeds and their mean."""
+    lines = [
+        "| fusion | its parameters | exact match | by seed | closed-book | steps | CPU minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row["fusion"], []).append(row)
+    for fusion, runs in groups.items():
+        exact = [run["exact match"] for run in runs]
+        lines.append(
+            f"| `{fusion}` | {runs[0]['parameters']:,} | {mean(exact):.3f} | {', '.join(f'{x:.3f}' for x in exact)} "
+            f"| {mean(run['closed-book'] for run in runs):.3f} | {runs[0]['steps']} "
+            f"| {mean(run['minutes'] for run in runs):.1f} |"
+        )
+    return lines
+
+
+def curve_lines(rows: Iterable[dict]) -> list[str]:
+    """Exact match and milliseconds to the first token by the number of passages, of the first seed."""
+    first = {row["fusion"]: row["curve"] for row in reversed(list(rows)) if "curve" in row}
+    if not first:
+        return []
+    numbers = list(next(iter(first.values())))
+    lines = ["| passages | " + " | ".join(numbers) + " |", "|---|" + "---|" * len(numbers)]
+    for fusion, curve in sorted(first.items()):
+        cells = [f"{curve[number][0]:.3f}, {1000 * curve[number][1]:.0f} ms" for number in numbers]
+        lines.append(f"| `{fusion}` | " + " | ".join(cells) + " |")
+    return lines
+
+
+def draw(rows: Iterable[dict], path: Path) -> None:
+    """The same as a picture: exact match and time over the number of passages (`pip install matplotlib`)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    right, late = figure.subplots(1, 2)
+    for row in {row["fusion"]: row for row in reversed(list(rows)) if "curve" in row}.values():
+        numbers = [int(number) for number in row["curve"]]
+        right.plot(numbers, [value[0] for value in row["curve"].values()], "o-", label=row["fusion"])
+        late.plot(numbers, [1000 * value[1] for value in row["curve"].values()], "o-", label=row["fusion"])
+    for axes, name in ((right, "exact match"), (late, "first token, CPU ms")):
+        axes.set(xlabel="passages", ylabel=name, ylim=(0, None))
+        axes.grid(alpha=0.3)
+    late.legend(fontsize=8)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("reports", type=Path, help="what fusions.py wrote")
+    parser.add_argument("card", type=Path, help="the card to write; a picture of its name comes beside it")
+    arguments = parser.parse_args()
+    rows = [json.loads(line) for line in arguments.reports.read_text(encoding="utf-8").splitlines()]
+    text = TEXT.format(tasks=rows[0]["tasks"], figures="\n".join(figure_lines(rows)))
+    if curve := curve_lines(rows):
+        picture = arguments.card.with_suffix(".png")
+        draw(rows, picture)
+        text += (
+            "\n## More passages\n\nTrained with two, asked with more: exact match, and CPU time to the first token "
+            f"where the states of passages are kept.\n\n![exact match and time]({picture.name})\n\n"
+            + "\n".join(curve)
+            + "\n"
+        )
+    arguments.card.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
