@@ -147,6 +147,11 @@ class RavlmTrainer(Trainer):
                     "generation=... under FSDP: processes would wait for each other's shards in the middle of an "
                     "answer. Leave it out, and evaluate what was saved."
                 )
+            if memory is not None and memory.distillation:
+                raise InvalidInputError(
+                    "MemoryTraining(distillation=...) under FSDP: processes would wait for each other's shards where "
+                    "only some have words to read. Leave distillation out, or train with DDP."
+                )
             shard_language_model(self.accelerator.state.fsdp_plugin, self.model, self.args.device)
         if reads_rows:
             config = without_adapters(self.model).config
@@ -292,7 +297,10 @@ class RavlmTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         in_words, asked, labels = inputs.pop(IN_WORDS), inputs.pop(ASKED), inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        added = distillation_loss(model, outputs["logits"], labels, asked, in_words, num_items_in_batch)
+        reader = self.accelerator.unwrap_model(model)  # another process may have no words to read: nothing in common
+        added = distillation_loss(reader, outputs["logits"], labels, asked, in_words, num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            added = added * self.accelerator.num_processes
         loss = loss + self.memory.distillation * added
         return (loss, outputs) if return_outputs else loss
 
