@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         ClosedAnswerCollator,
         EvidenceMix,
         JointSettings,
+        MemoryTraining,
         MineNegativesCallback,
         RavlmJointTrainer,
         RavlmPreTrainer,
@@ -78,8 +79,8 @@ _LAZY = {
     "pipelines": "RemoteReader offline_reader",
     "retrieval": "Chunking Evidence KnowledgeBase Passage RavlmEncoder RavlmRetriever embed_corpus load_encoder",
     "training": "AnswerCollator ClassificationCollator ClosedAnswerCollator EvidenceMix JointSettings "
-    "MineNegativesCallback RavlmJointTrainer RavlmPreTrainer RavlmPreTrainingArguments RavlmTrainer RetrievalCollator "
-    "RowsWithNeighbors mine_hard_negatives",
+    "MemoryTraining MineNegativesCallback RavlmJointTrainer RavlmPreTrainer RavlmPreTrainingArguments RavlmTrainer "
+    "RetrievalCollator RowsWithNeighbors mine_hard_negatives",
 }
 _ROOM_OF = {name: room for room, names in _LAZY.items() for name in names.split()}
 
@@ -141,6 +142,7 @@ __all__ = [
     "KnowledgeBaseLockedError",
     "KnowledgeBaseMismatchError",
     "KnowledgeBaseNotFoundError",
+    "MemoryTraining",
     "MineNegativesCallback",
     "Passage",
     "RavlmConfig",
