@@ -169,14 +169,14 @@ class RavlmTrainer(Trainer):
     def _apply_arguments(self, compute_loss_func: Callable | None) -> None:
         """What the Trainer has set up for models that it knows is set for the parts of ours."""
         if self.memory is not None:
-            compute_loss_func = self._loss_of_memory(compute_loss_func)
+            compute_loss_func = self._loss_of_memory(self.memory, compute_loss_func)
         self.compute_loss_func = loss_outside(self.args, compute_loss_func, self._loss_of_its_own())
         self.label_smoother = None  # the Trainer's does not shift our labels; the line above has one that does
         language_model = getattr(without_adapters(self.model), "language_model", None)
         if language_model is not None:
             language_model.config.get_text_config().use_cache = self.args.use_cache
 
-    def _loss_of_memory(self, given: Callable | None) -> Callable | None:
+    def _loss_of_memory(self, memory: MemoryTraining, given: Callable | None) -> Callable | None:
         """The `compute_loss_func` of memory training, if it weighs tokens; refuses readers without a memory."""
         config = without_adapters(self.model).config
         if config.fusion == "in_context" or config.marginalization != "none":
@@ -184,11 +184,11 @@ class RavlmTrainer(Trainer):
                 f"memory=... with fusion={config.fusion!r} and marginalization={config.marginalization!r}: expected a "
                 "fusion with weights (concat, product, attention, gated, cross_attention) and marginalization='none'."
             )
-        if not self.memory.focus:
+        if not memory.focus:
             return given
         if given is not None:
             raise InvalidInputError("compute_loss_func and MemoryTraining(focus=...) exclude each other: give one.")
-        return partial(hard_token_loss, focus=self.memory.focus)
+        return partial(hard_token_loss, focus=memory.focus)
 
     def _loss_of_its_own(self) -> str | None:
         """What the model's loss is, where it is no mean over tokens of one prompt."""
@@ -293,7 +293,7 @@ class RavlmTrainer(Trainer):
         """The model's own loss, which counts an answer once in each of its `K` prompts, and that of `memory`."""
         if num_items_in_batch is not None:
             num_items_in_batch = num_items_in_batch * self._prompts_per_answer(inputs)
-        if not isinstance(inputs, Mapping) or IN_WORDS not in inputs:
+        if self.memory is None or not isinstance(inputs, Mapping) or IN_WORDS not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         in_words, asked, labels = inputs.pop(IN_WORDS), inputs.pop(ASKED), inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
