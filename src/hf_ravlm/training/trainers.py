@@ -142,16 +142,7 @@ class RavlmTrainer(Trainer):
         self.memory = memory
         self._apply_arguments(kwargs.get("compute_loss_func"))
         if self.is_fsdp_enabled:
-            if generation is not None:
-                raise InvalidInputError(
-                    "generation=... under FSDP: processes would wait for each other's shards in the middle of an "
-                    "answer. Leave it out, and evaluate what was saved."
-                )
-            if memory is not None and memory.distillation:
-                raise InvalidInputError(
-                    "MemoryTraining(distillation=...) under FSDP: processes would wait for each other's shards where "
-                    "only some have words to read. Leave distillation out, or train with DDP."
-                )
+            _check_shards(generation, memory)
             shard_language_model(self.accelerator.state.fsdp_plugin, self.model, self.args.device)
         if reads_rows:
             config = without_adapters(self.model).config
@@ -400,6 +391,20 @@ def _data_sets(train_dataset: Any, eval_dataset: Any) -> list[Any]:
     """The data sets of a trainer that are there."""
     evaluated = list(eval_dataset.values()) if isinstance(eval_dataset, Mapping) else [eval_dataset]
     return [rows for rows in (train_dataset, *evaluated) if rows is not None]
+
+
+def _check_shards(generation: Mapping[str, Any] | None, memory: MemoryTraining | None) -> None:
+    """Refuses what only some processes would do, while others wait for their shards."""
+    if generation is not None:
+        raise InvalidInputError(
+            "generation=... under FSDP: processes would wait for each other's shards in the middle of an answer. "
+            "Leave it out, and evaluate what was saved."
+        )
+    if memory is not None and memory.distillation:
+        raise InvalidInputError(
+            "MemoryTraining(distillation=...) under FSDP: processes would wait for each other's shards where only "
+            "some have words to read. Leave distillation out, or train with DDP."
+        )
 
 
 def _freeze_shared_encoder(model: nn.Module, retriever: RavlmRetriever) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_ravlm import RavlmForConditionalGeneration, RavlmProcessor
 from hf_ravlm.model.prompts.alignment import aligned_tokens
+from hf_ravlm.model.prompts.literal import framed_literal_ids
 from hf_ravlm.model.reader.inputs import passage_tokens, split_inputs
 from tiny import picture, tiny_config, tiny_processor, tiny_tokenizer
 
@@ -32,7 +33,7 @@ def covered(text: str, max_text_length: int = 64, max_length: int = 64, lower: b
     """Every token of the language model, with the word whose state it stands on."""
     ours, theirs = tiny_tokenizer(), word_tokenizer()
     ((ids, places),) = aligned_tokens(ours, theirs, [text], max_text_length, max_length, lower)
-    framed = theirs.convert_ids_to_tokens(theirs(text)["input_ids"])
+    framed = theirs.convert_ids_to_tokens(framed_literal_ids(theirs, [text], max_text_length)[0])
     return [(ours.decode([id]), framed[place]) for id, place in zip(ids, places, strict=True)]
 
 

@@ -47,7 +47,7 @@ def literal_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lead: 
 
 
 class LiteralToken(NamedTuple):
-    """A token, and where in its cleaned text it starts, in characters; `None` if the tokenizer does not tell."""
+    """A token, and where in its cleaned text it starts, in characters; `None` if that is not asked for or known."""
 
     id: int
     start: int | None = None
@@ -76,12 +76,22 @@ def literal_tokens(
 
     def tokens_of(row: list[str]) -> Iterator[LiteralToken]:
         begins = accumulate(map(len, row), initial=0)  # of each piece in its text
-        for begin, _, (ids, spans) in zip(begins, row, rows, strict=False):
-            for id, (start, _) in zip(ids, spans, strict=True):
+        for begin, piece, (ids, spans) in zip(begins, row, rows, strict=False):
+            for id, span in zip(ids, spans, strict=True):
                 if id not in forbidden:
-                    yield LiteralToken(id, None if start is None else begin + start)
+                    yield LiteralToken(id, begin + word_start(piece, *span) if known else None)
 
     return [list(tokens_of(row)) for row in pieces]
+
+
+def word_start(text: str, start: int, end: int) -> int:
+    """Where a token from `start` to `end` starts, without the blank that it may bring along.
+
+    >>> word_start("a kite", 1, 6)
+    2
+    """
+    token = text[start:end]
+    return start + len(token) - len(token.lstrip()) if token.strip() else start
 
 
 def framed_literal_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
