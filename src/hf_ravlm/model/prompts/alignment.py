@@ -46,7 +46,7 @@ def covering(seen: Sequence[LiteralToken], spoken: Sequence[LiteralToken]) -> li
     >>> covering([token(1), token(2)], [token(7), token(7), token(8), token(9)])
     [0, 0, 1, 1]
     """
-    starts = [token.start for token in seen]
-    if None in starts or any(token.start is None for token in spoken):
+    starts = [token.start for token in seen if token.start is not None]
+    if len(starts) < len(seen) or any(token.start is None for token in spoken):
         return [number * len(seen) // len(spoken) for number in range(len(spoken))]
-    return [max(bisect_right(starts, token.start) - 1, 0) for token in spoken]
+    return [max(bisect_right(starts, token.start or 0) - 1, 0) for token in spoken]
