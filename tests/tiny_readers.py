@@ -552,14 +552,23 @@ REFUSED = {
     **dict.fromkeys(("fast_vlm", "gemma3n"), "timm"),
     **dict.fromkeys(("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop"), "encoder-decoder"),
     **dict.fromkeys(("vision-encoder-decoder",), "encoder-decoder"),
-    **dict.fromkeys(("blip", "git", "kosmos-2"), "its answer depends on the padding beside it"),
+    **dict.fromkeys(("blip", "kosmos-2"), "its answer depends on the padding beside it"),
     **dict.fromkeys(("idefics", "kosmos-2.5"), "has no chat template"),
     **dict.fromkeys(("fuyu", "got_ocr2"), "does not take prompts with [1] images"),
     **dict.fromkeys(("diffusion_gemma", "pi0"), "does not write token by token"),
-    **dict.fromkeys(("instructblipvideo", "mistral4"), "reads no images"),
-    "evolla": "neither generates text nor reads images",
+    **dict.fromkeys(("evolla", "instructblipvideo", "mistral4"), "reads no images"),
     "shieldgemma2": "it fails on a plain image",
     "instructblip": "reads every question a second time",
+}
+
+
+# What is taken, and is not right yet.
+NOT_RIGHT = {
+    "dots3_note": "not made small: its vision and its text disagree about widths",
+    "emu3": "a batch is not answered as its rows are",
+    "git": "a batch is not answered as its rows are; hidden passages fail",
+    "minicpmv4_6": "a batch is not answered as its rows are",
+    "minicpmv4_7": "a batch is not answered as its rows are",
 }
 
 

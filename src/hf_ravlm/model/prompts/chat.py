@@ -329,7 +329,10 @@ class MultimodalPrompt:
 
     def _sequence(self, written: Written, i: int) -> tuple[list[int], list[int], list[int]]:
         """Of one prompt its ids, the column of the processor's output each comes from, and the passage it is of."""
-        waiting, ids, source, owners = iter(written.texts[i]), [], [], []
+        waiting = iter(written.texts[i])
+        ids: list[int] = []
+        source: list[int] = []
+        owners: list[int] = []
         for place in written.inputs["attention_mask"][i].nonzero().flatten().tolist():
             id = int(written.inputs["input_ids"][i, place])
             text = next(waiting) if id == self.slot_id else SlotText([id])
