@@ -122,7 +122,8 @@ def read_labelled(path: Path, split: str = "test") -> KnowledgeBase:
         found = datasets.load_dataset(str(path))
     if split not in found and len(found) > 1:
         raise InvalidInputError(f"There is no split {split!r} in {path}; there is {', '.join(found)}.")
-    return KnowledgeBase.from_dataset(found[split if split in found else next(iter(found))])
+    rows = found[split if split in found else next(iter(found))]
+    return KnowledgeBase.from_dataset(rows, **({} if "id" in rows.column_names else {"id_column": None}))
 
 
 def _right(told: list[list[dict[str, Any]]], labels: list[str]) -> list[bool]:
