@@ -71,7 +71,8 @@ def labels_of(knowledge: KnowledgeState, key: str = LABEL_KEY, where: Mapping[st
         raise InvalidInputError(
             f"No entry of this knowledge base has {key!r} in its metadata: it seems to be made of passages, not of "
             "labelled images. Give every entry a label, or name the key that holds it (`label_key=`). A folder with "
-            'one sub-folder per class is read by `KnowledgeBase.from_dataset(..., id_column=None)` of `load_dataset("imagefolder")`.'
+            'one sub-folder per class is read by `load_dataset("imagefolder")` and '
+            "`KnowledgeBase.from_dataset(..., id_column=None)`."
         )
     column = metadata[key].combine_chunks().take(pa.array(rows))
     names = texts_of(column, key)
