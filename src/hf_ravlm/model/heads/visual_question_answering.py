@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import wraps
+from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,12 @@ from ..modeling_ravlm import HEAD_KEYS
 from ..parts.quantized import carry_quantizer
 from ..reader.reader import RavlmForConditionalGeneration
 from .image_classification import check_labels
+
+
+def _signed_as_the_reader(forward: Any) -> Any:
+    """Lets generation and trainers find the arguments of the reader."""
+    forward.__signature__ = signature(RavlmForConditionalGeneration.forward, eval_str=True)
+    return forward
 
 
 @dataclass
@@ -102,7 +109,7 @@ class RavlmForVisualQuestionAnswering(RavlmForConditionalGeneration):
         return model.train(reader.training)
 
     @can_return_tuple
-    @wraps(RavlmForConditionalGeneration.forward, assigned=())  # generation and trainers look for its arguments
+    @_signed_as_the_reader
     def forward(self, input_ids=None, attention_mask=None, labels=None, **inputs):
         r"""
         With a head, scores of the answers; without, what the reader returns, see there.
