@@ -123,7 +123,7 @@ def read_labelled(path: Path, split: str = "test") -> KnowledgeBase:
     if split not in found and len(found) > 1:
         raise InvalidInputError(f"There is no split {split!r} in {path}; there is {', '.join(found)}.")
     rows = found[split if split in found else next(iter(found))]
-    return KnowledgeBase.from_dataset(rows, **({} if "id" in rows.column_names else {"id_column": None}))
+    return KnowledgeBase.from_dataset(rows, id_column="id" if "id" in rows.column_names else None)
 
 
 def _right(told: list[list[dict[str, Any]]], labels: list[str]) -> list[bool]:
