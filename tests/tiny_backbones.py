@@ -21,7 +21,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_ravlm import from_backbones
 from hf_ravlm.model.prompts.chat_processor import without_videos
-from tiny import WIDTHS, WORDS
+from tiny import WIDTHS, WORDS, tiny_model, tiny_processor
 
 
 SEED = 0
@@ -340,6 +340,16 @@ def with_towers(generator, generator_processor, **settings):
         generator_processor=generator_processor,
         **settings,
     )
+
+
+def reader_of_kind(kind: str):
+    """A reader and its processor, by how it is asked: with marks of ours, in words, or by an image-text chat."""
+    if kind == "marks":
+        return tiny_model(), tiny_processor()
+    if kind == "words":
+        return from_backbones(generator=causal_model("llama"), tokenizer=causal_tokenizer())
+    generator, processor = multimodal_model("qwen2_5_vl")
+    return from_backbones(generator=generator, generator_processor=processor)
 
 
 def saved_parts(root, parts):

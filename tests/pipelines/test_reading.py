@@ -5,30 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_ravlm import from_backbones
 from hf_ravlm.model.prompts.thinking import split_thinking
 from hf_ravlm.pipelines.answering import add_attributions, answer_questions, greedy_unless_asked, read_answers
 from hf_ravlm.pipelines.citations import check_citations
 from hf_ravlm.retrieval import Evidence
 from tiny import picture, tiny_model, tiny_processor
-from tiny_backbones import causal_model, causal_tokenizer, multimodal_model, tokenizer_with
+from tiny_backbones import causal_tokenizer, reader_of_kind, tokenizer_with
 
 
 LONG = [Evidence(id=name, text=f"{name} " * 40, score=0.5, rank=rank) for rank, name in enumerate("abc", start=1)]
 
 
-def reader(kind: str):
-    if kind == "marks":
-        return tiny_model(), tiny_processor()
-    if kind == "words":
-        return from_backbones(generator=causal_model("llama"), tokenizer=causal_tokenizer())
-    generator, processor = multimodal_model("qwen2_5_vl")
-    return from_backbones(generator=generator, generator_processor=processor)
-
-
 @pytest.mark.parametrize("kind", ["marks", "words", "image_text"])
 def test_evidence_is_what_was_read_and_the_rest_is_unread(kind):
-    model, processor = reader(kind)
+    model, processor = reader_of_kind(kind)
     images = None if kind == "words" else [picture(0), picture(1)]
     options = {
         "evidence": [LONG, [LONG[0]]],
@@ -49,7 +39,7 @@ def test_evidence_is_what_was_read_and_the_rest_is_unread(kind):
 
 @pytest.mark.parametrize("kind", ["marks", "image_text"])
 def test_attribution_of_a_cut_prompt_does_not_depend_on_its_batch(kind):
-    model, processor = reader(kind)
+    model, processor = reader_of_kind(kind)
     processor.max_length = 130
     questions = ["what ?", "red ?"]
     answers = [a for (a,) in read_answers(model, processor, None, questions, [LONG, LONG], False, max_new_tokens=3)]
@@ -74,7 +64,7 @@ def test_a_reader_does_not_sample_unless_it_is_asked_to():
 
 
 def test_citations_come_with_the_answer_where_they_are_asked_for():
-    model, processor = reader("words")
+    model, processor = reader_of_kind("words")
     asked = {"images": None, "questions": ["what ?"], "evidence": [LONG], "max_new_tokens": 2, "with_posterior": False}
     (answer,) = answer_questions(model, processor, None, **asked, cite=True)[0]
     assert answer.citations == answer.to_record()["citations"] == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hash_encoder import HashEncoder
-from hf_ravlm import RemoteReader, from_backbones
+from hf_ravlm import RemoteReader
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.pipelines import RavlmImageToTextPipeline
 from hf_ravlm.pipelines.answering import answer_questions
@@ -14,8 +14,8 @@ from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
 from hf_ravlm.pipelines.streaming import AnswerStreamer, StreamLeftError, Writing, decoder_for, streamer_for
 from hf_ravlm.retrieval import Evidence, KnowledgeBase
 from stub_server import StubServer
-from tiny import picture, tiny_model, tiny_processor
-from tiny_backbones import causal_model, causal_tokenizer, multimodal_model
+from tiny import picture
+from tiny_backbones import reader_of_kind
 from tiny_folder import PASSAGES, tiny_parts
 
 
@@ -71,15 +71,6 @@ def test_a_stream_of_a_remote_reader_tells_the_same_events():
         assert "".join(piece["text"] for piece in pieces) == last["answer"]["generated_text"] == "Question: red ?"
 
 
-def reader(kind: str):
-    if kind == "marks":
-        return tiny_model(), tiny_processor()
-    if kind == "words":
-        return from_backbones(generator=causal_model("llama"), tokenizer=causal_tokenizer())
-    generator, processor = multimodal_model("qwen2_5_vl")
-    return from_backbones(generator=generator, generator_processor=processor)
-
-
 class Parts:
     def __init__(self, model, processor):
         self.model, self.processor = model, processor
@@ -87,7 +78,7 @@ class Parts:
 
 @pytest.mark.parametrize("kind", ["marks", "words", "image_text"])
 def test_answers_of_a_batch_are_told_apart_and_end_by_themselves(kind):
-    parts = Parts(*reader(kind))
+    parts = Parts(*reader_of_kind(kind))
     questions = ["what is the capital ?", "red ?", "who ?"]
     images = None if kind == "words" else [picture(n) for n in range(3)]
     asked = {"images": images, "questions": questions, "evidence": [READ, READ[:1], []], "with_posterior": False}
