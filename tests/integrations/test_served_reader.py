@@ -78,7 +78,7 @@ def test_requests_that_wait_are_answered_together_and_each_as_if_alone(pipe, hel
     assert isinstance(broken.future.exception(), UnsafeInputError)
     assert not set("eaio") & set(stopped.writing.text)
     assert len(other.future.result().evidence) == 1
-    assert reader.is_idle
+    assert reader.wait_until_idle(60)
 
 
 def test_a_request_that_cannot_be_answered_fails_alone(pipe, held):

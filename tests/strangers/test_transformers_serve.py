@@ -432,7 +432,7 @@ def test_a_client_that_leaves_stops_its_answer(server, address, ask, stream, mon
         assert begun.wait(60)
     monkeypatch.setattr(pipe.model, "generate", generate)
     assert text_of(ask(messages(image_part()))) == "Reykjavik"
-    assert server.reader.is_idle
+    assert server.reader.wait_until_idle(60)
 
 
 def test_a_stream_that_breaks_off_ends_with_the_reason(server, address, ask, monkeypatch):

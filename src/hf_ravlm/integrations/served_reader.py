@@ -115,7 +115,7 @@ class Reader:
                 request.future.cancel()
                 return request.future
             self._waiting.append(request)
-            self._changed.notify()
+            self._changed.notify_all()
         return request.future
 
     def close(self) -> None:
@@ -129,11 +129,10 @@ class Reader:
         for request in waiting:
             request.future.cancel()
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing waits and nothing is being written."""
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Waits until nothing waits and nothing is being written; whether it came so far within these seconds."""
         with self._changed:
-            return not self._waiting and not self._answering
+            return self._changed.wait_for(lambda: not self._waiting and not self._answering, seconds)
 
     def _work(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -142,6 +141,7 @@ class Reader:
             finally:
                 with self._changed:
                     self._answering -= set(batch)
+                    self._changed.notify_all()
 
     def _next_batch(self) -> list[Waiting] | None:
         """The first request that waits, with those that go with it; `None` at the end."""
