@@ -9,49 +9,40 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
+from transformers.processing_utils import ProcessorMixin, Unpack
 from transformers.utils import PROCESSOR_NAME
 
 from ..errors import InvalidInputError, naming
 from ..images import safe_image, shrunk, trim_margins
 from ..saving.folders import PublishMixin, load_checked
 from ..saving.safe_paths import at_home
-from ..sequences import listed
-from ..text import clean_text
-from .configuration_ravlm import DESCRIBE_PROMPT
-from .loading import loading_errors
-from .parts.references import check_reference, load_pinned, note_states, remember, unchanged_reference
-from .prompts.alignment import aligned_tokens
-from .prompts.chat import MultimodalPrompt, slotted, template_of
-from .prompts.chat_inputs import CITE, Asked, chat_prompts, multimodal_inputs
-from .prompts.chat_processor import GeneratorProcessorMixin, WordsProcessor, load_generator_processor
-from .prompts.evidence import (
-    EvidenceItem,
-    chosen_passages,
-    evidence_tensors,
-    pad_prompts,
-    pad_rows,
-    read_answers,
-    read_evidence,
-)
-from .prompts.layout import SPECIAL_TOKENS, PassagePart, Prompt, PromptMarkers, layout_prompt
-from .prompts.literal import add_marks, framed_literal_ids, literal_ids
+from .parts.references import note_states, unchanged_reference
+from .prompts.asked import Asked, check_one_image_each, read_questions, rows_of_images
+from .prompts.chat import MultimodalPrompt, slotted
+from .prompts.chat_inputs import chat_prompts, multimodal_inputs
+from .prompts.chat_processor import PROCESSORS, GeneratorProcessorMixin, WordsProcessor, load_processors
+from .prompts.evidence import pad_prompts, read_answers, read_evidence
+from .prompts.keywords import RavlmProcessorKwargs, sorted_keywords
+from .prompts.layout import SPECIAL_TOKENS, PromptMarkers
+from .prompts.literal import literal_ids
+from .prompts.marked import marked_prompts
+from .prompts.reader_parts import check_parts, own_template, prepare_tokenizer
 from .prompts.settings import (
     MAX_IMAGE_PIXELS,
     MAX_PASSAGE_IMAGE_PIXELS,
     SETTINGS,
-    Layout,
     PromptSettings,
     check_settings,
     split_settings,
 )
 from .prompts.thinking import split_thinking
+from .prompts.tower_inputs import tower_texts
 
 
 CHAT_TEMPLATE = (
@@ -61,15 +52,8 @@ CHAT_TEMPLATE = (
 )
 
 
-PROCESSORS = ("generator_processor", "tokenizer", "text_tokenizer")  # what may be saved by reference
+_PLAIN_END = re.compile(r"\n\s*(?:Question|Passage):")  # where a language model goes on with a prompt of its own
 HUB_ACCESS = ("cache_dir", "force_download", "local_files_only", "token", "trust_remote_code")
-
-
-class RavlmProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]  # its base is not followed
-    """Settings of one call of [`RavlmProcessor`], beside those that every processor takes."""
-
-    passage_prompts: bool | None
-    answer_on_top: bool | None
 
 
 class PresentParts:
@@ -177,8 +161,8 @@ class RavlmProcessor(PublishedProcessor):
         generator_processor=None,
     ):
         layout = layout or ("marks" if generator_processor is None else "chat")
-        _check_parts(image_processor, text_tokenizer, generator_processor, fusion, passage_images, layout)
-        _prepare_tokenizer(tokenizer, layout, generator_processor)
+        check_parts(image_processor, text_tokenizer, generator_processor, fusion, passage_images, layout)
+        prepare_tokenizer(tokenizer, layout, generator_processor)
         self.fusion = fusion
         self.num_image_tokens, self.num_memory_tokens = num_image_tokens, num_memory_tokens
         self.layout = layout
@@ -202,7 +186,7 @@ class RavlmProcessor(PublishedProcessor):
         self.image_token = SPECIAL_TOKENS["image"]
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         if layout != "marks" and not sees:
-            chat_template = _own_template(chat_template, tokenizer, layout)
+            chat_template = own_template(chat_template, tokenizer, layout)
         super().__init__(image_processor, tokenizer, text_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         note_states([getattr(self, name) for name in PROCESSORS])
         check_settings(self.prompt_settings, layout, fusion)
@@ -306,10 +290,10 @@ class RavlmProcessor(PublishedProcessor):
         settings = self.prompt_settings.changed(prompt)
         check_settings(settings, self.layout, self.fusion)
         passage_prompts, on_top = kwargs.pop("passage_prompts", None), bool(kwargs.pop("answer_on_top", None))
-        padding, image_settings = self._sorted_keywords(kwargs)
+        padding, image_settings = sorted_keywords(self, kwargs)
         settings = settings.changed({"max_length": padding.get("max_length")})
-        images = self._load_images(images, text, _pixel_limit(settings, prompt, image_settings))
-        questions = self._questions(text, images)
+        images = self._opened_images(images, text, _pixel_limit(settings, prompt, image_settings))
+        questions = read_questions(text, images, self.image_token)
         passages, answers = read_evidence(evidence, len(questions)), read_answers(answers, len(questions))
         each = any(passages) and (self.passage_prompts if passage_prompts is None else passage_prompts)
         asked = Asked(questions, images, passages, answers, on_top)
@@ -327,7 +311,7 @@ class RavlmProcessor(PublishedProcessor):
 
             return BatchFeature(multimodal_inputs(writer, asked, side, load), tensor_type=None)
         if self.layout == "marks":
-            prompts, tower = self._marked_prompts(asked, settings, each)
+            prompts, tower = marked_prompts(self, asked, settings, each)
         else:
             prompts, tower = chat_prompts(self.prompt_writer(settings), asked, each)
         width = settings.max_length if padding.get("padding") == "max_length" else 0
@@ -419,7 +403,7 @@ class RavlmProcessor(PublishedProcessor):
             data["pixel_values"][mask] = pixels
             data["image_mask"] = mask
         if texts is not None and any(texts):
-            data.update(self._encode_for_tower([text or "" for text in texts]))
+            data.update(tower_texts(self, [text or "" for text in texts]))
             data["text_mask"] = torch.tensor([bool(text) for text in texts])
         return BatchFeature(data)
 
@@ -461,71 +445,16 @@ class RavlmProcessor(PublishedProcessor):
                 "the encoder that stands beside it (`hf_ravlm.load_encoder(name)`)"
             )
 
-    def _sorted_keywords(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Keywords of padding, and those of the image processor that the reader's images go through.
-
-        Raises:
-            `InvalidInputError`: for one that nobody takes.
-        """
-        annotations = RavlmProcessorKwargs.__annotations__
-        common = {name for kind in (TextKwargs, ImagesKwargs) for name in kind.__annotations__}
-        common |= {*annotations, "text_kwargs", "images_kwargs", "common_kwargs", "audio_kwargs", "videos_kwargs"}
-        sees = self.image_processor if self.generator_processor is None else self.generator_processor.image_processor
-        kwargs = {
-            name: value for name, value in kwargs.items() if name not in ("videos", "audio") or value is not None
-        }
-        of_images = set(getattr(getattr(sees, "valid_kwargs", None), "__annotations__", {}))
-        if unknown := [name for name in kwargs if name not in common | of_images]:
-            raise InvalidInputError(
-                f"the processor takes no {unknown[0]}=; it takes the settings of a prompt ({', '.join(SETTINGS)}), "
-                f"those of its image processor ({', '.join(sorted(of_images)) or 'it has none'}), and "
-                "passage_prompts, answer_on_top, padding, padding_side, pad_to_multiple_of"
-            )
-        own = {name: kwargs[name] for name in kwargs if name in of_images - common}
-        merged = self._merge_kwargs(
-            RavlmProcessorKwargs, **{name: value for name, value in kwargs.items() if name not in own}
-        )
-        own |= {name: value for name, value in merged["images_kwargs"].items() if name != "return_tensors"}
-        size = getattr(sees, "size", None) or {}
-        pixels = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
-        if own.keys() & pixels and all(edge in size for edge in pixels.values()):  # their new name in transformers
-            named = {pixels[name]: own.pop(name) for name in pixels if own.get(name) is not None}
-            own["size"] = {**{edge: size[edge] for edge in pixels.values()}, **named}
-        return merged["text_kwargs"], own
-
-    def _load_images(self, images: Any, text: Any, limit: int | None) -> list[list[Image.Image]]:
+    def _opened_images(self, images: Any, text: Any, limit: int | None) -> list[list[Image.Image]]:
         """The images of every question, made safe and small."""
-        rows = [] if images is None else listed(images)
-        number = max(len(rows), 1) if text is None else len(listed(text))
-        if images is None:
-            return [[] for _ in range(number)]
-        if len(rows) != number:
-            raise InvalidInputError(
-                f"got {len(rows)} images and {number} questions; give one image per question, or none, and several "
-                "images of one question as a list in its place: images=[[first, second]]"
-            )
-        nested = [[] if row is None else listed(row) for row in rows]
+        rows = rows_of_images(images, text)
         if self.image_processor is not None and self.generator_processor is None:
-            self._check_images_of_rows(nested)
+            check_one_image_each(rows, self.fusion)
         opened: list[list[Image.Image]] = []
-        for place, row in enumerate(nested):
+        for place, row in enumerate(rows):
             with naming(f"the image of question {place}"):
                 opened.append([self._load_image(image, limit) for image in row])
         return opened
-
-    def _check_images_of_rows(self, rows: list[list[Any]]) -> None:
-        """A reader with a tower has places for one image in a prompt."""
-        for row in rows:
-            if len(row) > 1:
-                raise InvalidInputError(
-                    f"got {len(row)} images for one question; give exactly one, or none: a reader with a vision tower "
-                    "has places for one image, and an image-text-to-text generator takes several"
-                )
-        if self.fusion in ("product", "attention", "gated") and 0 < sum(map(len, rows)) < len(rows):
-            raise InvalidInputError(
-                f"some questions of the batch have an image and others have none, which fusion={self.fusion!r} cannot "
-                "read together; ask them apart"
-            )
 
     def _load_image(self, image: Any, limit: int | None = None) -> Image.Image:
         image = safe_image(image)
@@ -542,250 +471,11 @@ class RavlmProcessor(PublishedProcessor):
             return pixels
         return pixels.new_zeros(len(rows), *pixels.shape[1:]).index_copy_(0, there.nonzero().flatten(), pixels)
 
-    def _questions(self, text: Any, images: list[list[Image.Image]]) -> list[str]:
-        questions = [DESCRIBE_PROMPT] * len(images) if text is None else listed(text)
-        for row, question in enumerate(questions):
-            while images[row] and isinstance(question, str) and question.startswith(self.image_token):
-                question = question.removeprefix(self.image_token)  # where chat templates and habit put it
-            if not isinstance(question, str) or not clean_text(question):
-                came = "empty" if isinstance(question, str) else f"of type {type(question).__name__}"
-                raise InvalidInputError(f"question {row} is {came}; give words, or text=None for a description")
-            questions[row] = clean_text(question)
-        return questions
-
-    def _marked_prompts(
-        self, asked: Asked, settings: PromptSettings, each: bool
-    ) -> tuple[list[Prompt], dict[str, torch.Tensor]]:
-        """One prompt per question, or per question and passage (`each`), and what the model gets beside it.
-
-        A passage that is missing, or not chosen, has no place; what has no place is not read.
-        """
-        num_passages = max(len(row) for row in asked.passages)
-        images = settings.passage_images and self.image_processor is not None
-        chosen = [
-            chosen_passages(row, settings.passage_titles, images, settings.drop_duplicates) for row in asked.passages
-        ]
-        tower = self._evidence_tensors(asked, settings, num_passages)
-        if num_passages:
-            there = [[k in row for k in range(num_passages)] for row in chosen]
-            tower["evidence_mask"] &= torch.tensor(there)
-        targets = [None] * len(asked.questions) if asked.answers is None else self.encode_text(asked.answers)
-        parts = self._passage_parts(asked.passages, chosen, tower, settings)
-        prompts = [
-            layout_prompt(
-                self.markers,
-                question,
-                shown,
-                num_image_tokens=self.num_image_tokens if asked.images[i] and self.image_processor is not None else 0,
-                max_length=settings.max_length,
-                answer=targets[i],
-                question_first=self.question_first,
-                system=self._system_ids(settings, bool(chosen[i])),
-                best_first=settings.passage_order == "best_first",
-                answer_on_top=asked.answer_on_top,
-            )
-            for i, (question, row) in enumerate(zip(self.encode_text(asked.questions), parts, strict=True))
-            for shown in ([[part] for part in row] if each else [row])
-        ]
-        if num_passages and self.fusion != "cross_attention":  # what had no room in the prompt is not there
-            read = [[k in prompt.passages for k in range(1 if each else num_passages)] for prompt in prompts]
-            tower["evidence_mask"] &= torch.tensor(read).reshape(-1, num_passages)
-        if "evidence_image_mask" in tower:
-            tower["evidence_image_mask"] &= tower["evidence_mask"]
-        return prompts, tower
-
-    def _system_ids(self, settings: PromptSettings, with_passages: bool) -> list[int]:
-        cite = CITE if settings.cite and with_passages else None
-        told = " ".join(text for text in (settings.system_message, cite) if text)
-        return self.encode_text([told])[0] if told else []
-
-    def _passage_parts(
-        self,
-        passages: list[list[EvidenceItem]],
-        chosen: list[list[int]],
-        tower: dict[str, torch.Tensor],
-        settings: PromptSettings,
-    ) -> list[list[PassagePart]]:
-        """What of each passage stands in the prompt; rows are filled up to `K` with empty parts."""
-        num_passages = max(len(row) for row in passages)
-        if not num_passages:
-            return [[] for _ in passages]
-        with_image = tower.get("evidence_image_mask", torch.zeros(len(passages), num_passages, dtype=torch.bool))
-        if self.fusion == "in_context":
-            images = (with_image * self.num_image_tokens).tolist()
-            shown = [
-                {
-                    k: f"[{number}] " * settings.numbered + row[k].words(settings.passage_titles)
-                    for number, k in enumerate(places, start=1)
-                }
-                for row, places in zip(passages, chosen, strict=True)
-            ]
-            texts = sorted({text for row in shown for text in row.values()})
-            encoded = dict(zip(texts, self.encode_text(texts), strict=True))
-            return [
-                [
-                    PassagePart(encoded[row[k]][: settings.max_passage_length], places[k])
-                    if k in row
-                    else PassagePart()
-                    for k in range(num_passages)
-                ]
-                for row, places in zip(shown, images, strict=True)
-            ]
-        if self.fusion == "concat":  # as many places as the passage has tokens
-            counts = (tower["evidence_token_ids"] >= 0).sum(-1)  # (B, K)
-        else:
-            places = {"cross_attention": 0, "product": 1}.get(self.fusion, self.num_memory_tokens)
-            counts = torch.full_like(tower["evidence_mask"], places, dtype=torch.long)
-        counts = counts * tower["evidence_mask"]
-        return [[PassagePart(evidence_tokens=count) for count in row] for row in counts.tolist()]
-
-    def _encode_for_tower(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        texts = [text.lower() for text in texts] if self.lower_case_text else texts
-        encoded = framed_literal_ids(self.text_tokenizer, texts, self.max_text_length)
-        pad = self.text_tokenizer.pad_token_id or 0
-        reads_padding = self.pad_text and "attention_mask" not in self.text_tokenizer.model_input_names
-        missing = [self.max_text_length - len(ids) if self.pad_text else 0 for ids in encoded]
-        mask = [[1] * len(ids) + [int(reads_padding)] * n for ids, n in zip(encoded, missing, strict=True)]
-        encoded = [[*ids, *[pad] * n] for ids, n in zip(encoded, missing, strict=True)]
-        mask = pad_rows(mask, 0, "right")
-        return {"input_ids": pad_rows(encoded, pad, "right"), "attention_mask": mask}
-
-    def _tokens_on_states(
-        self, texts: list[str], with_image: list[bool], read: torch.Tensor, settings: PromptSettings
-    ) -> dict[str, torch.Tensor]:
-        """The language model's tokens of passages, as they would stand in the prompt, and the states under them.
-
-        A mark, then the places of the image if there is one, then the words. States are counted from the last that
-        the text encoder reads (`read (n, T)`), so that those of an image may stand before them or not.
-        """
-        lower, limits = self.lower_case_text, (self.max_text_length, settings.max_passage_length)
-        words = aligned_tokens(self.tokenizer, self.text_tokenizer, texts, *limits, lower)
-        ids, alignment = [], []
-        for (tokens, places), image, length in zip(words, with_image, read.sum(dim=1).tolist(), strict=True):
-            before = self.num_image_tokens if image else 0
-            ids.append([self.markers.passage, *[self.image_token_id] * before, *tokens])
-            states = [0, *range(-before, 0), *places]  # the mark stands on the first
-            alignment.append([length - 1 - state for state in states])
-        return {"token_ids": pad_rows(ids, -1, "right"), "alignment": pad_rows(alignment, 0, "right")}
-
-    def _evidence_tensors(self, asked: Asked, settings: PromptSettings, num_passages: int) -> dict[str, torch.Tensor]:
-        """What the model gets of the passages beside the prompt; nothing where there is none."""
-        if not num_passages:
-            return {}
-        passages = asked.passages
-        shape = (len(passages), num_passages)
-        filled = [item for row in passages for item in [*row, *[EvidenceItem("")] * (num_passages - len(row))]]
-        data = evidence_tensors(passages)
-        if self.fusion != "in_context":
-            texts = [item.text for item in filled]
-            tower = self._encode_for_tower(texts)
-            with_image = [settings.passage_images and item.image is not None for item in filled]
-            tower |= self._tokens_on_states(texts, with_image, tower["attention_mask"], settings)
-            data.update({f"evidence_{name}": tensor.unflatten(0, shape) for name, tensor in tower.items()})
-            question = self._encode_for_tower(asked.questions)
-            data.update({f"question_{name}": tensor for name, tensor in question.items()})
-        if settings.passage_images and any(item.image is not None for item in filled):
-            limit = settings.max_passage_image_pixels
-            images = [None if item.image is None else shrunk(safe_image(item.image), limit) for item in filled]
-            with_image = self.for_retrieval(images=images)
-            data["evidence_pixel_values"] = with_image["pixel_values"].unflatten(0, shape)
-            data["evidence_image_mask"] = with_image["image_mask"].reshape(shape)
-        return data
-
-
-def load_processors(references: Any, access: dict[str, Any]) -> dict[str, Any]:
-    """Tokenizers and processors from the repositories that a saved processor refers to, by their names in it.
-
-    Args:
-        access: to all repositories (`token`, `cache_dir`, `local_files_only`, ...); no revision.
-    """
-    found = {}
-    for name, reference in dict(references).items():
-        given = check_reference(name, reference, PROCESSORS)
-        load = load_generator_processor if name == "generator_processor" else AutoTokenizer.from_pretrained
-
-        def load_it(source: str, load=load, name=name, **loading: Any) -> Any:
-            with loading_errors(name.replace("_", " "), source):
-                return load(source, **loading)
-
-        source = given.pop("name")
-        found[name] = load_pinned(load_it, source, {**access, **given})
-        remember(found[name], source, given)
-    return found
-
-
-_PLAIN_END = re.compile(r"\n\s*(?:Question|Passage):")  # where a language model goes on with a prompt of its own
-
 
 def _pixel_limit(settings: PromptSettings, prompt: Mapping[str, Any], images: Mapping[str, Any]) -> int | None:
     """Pixels of a question's image; a call that says how large the image processor makes them is left its way."""
     sized = "size" in images and "max_image_pixels" not in prompt
     return None if sized else settings.max_image_pixels
-
-
-def _own_template(chat_template: str | None, tokenizer: Any, layout: str) -> str | None:
-    """The chat template of a reader of words: it is kept by the processor, as one is saved beside a tokenizer."""
-    if layout == "plain" or chat_template:
-        return chat_template
-    template = template_of(tokenizer)
-    if not template:
-        raise InvalidInputError(
-            "layout='chat': the tokenizer has no chat template; give chat_template=, choose layout='plain', or take "
-            "an instruction-tuned model"
-        )
-    return template
-
-
-def _check_layout(layout: str, image_processor: Any, generator_processor: Any) -> None:
-    if layout not in get_args(Layout):
-        raise InvalidInputError(f"layout={layout!r}: choose one of {', '.join(map(repr, get_args(Layout)))}")
-    if generator_processor is not None and layout != "chat":
-        raise InvalidInputError(
-            f"layout={layout!r} with an image-text-to-text generator, whose prompts its own processor writes: leave "
-            "layout out, or give layout='chat'"
-        )
-    if generator_processor is None and layout != "marks" and image_processor is not None:
-        raise InvalidInputError(
-            f"layout={layout!r} has no places for what a vision tower sees: leave the towers out (the encoder then "
-            "stands beside the reader), or give layout='marks'"
-        )
-
-
-def _prepare_tokenizer(tokenizer: Any, layout: str, generator_processor: Any) -> None:
-    if generator_processor is not None:
-        generator_processor.tokenizer = tokenizer  # one, which is loaded and changed once
-    elif layout == "marks":
-        add_marks(tokenizer)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"  # where pipelines that are not ours pad batches of rows that we made
-
-
-def _check_parts(
-    image_processor: Any,
-    text_tokenizer: Any,
-    generator_processor: Any,
-    fusion: str,
-    passage_images: bool,
-    layout: str,
-) -> None:
-    _check_layout(layout, image_processor, generator_processor)
-    if (image_processor is None) != (text_tokenizer is None):
-        missing = "image_processor" if image_processor is None else "text_tokenizer"
-        raise InvalidInputError(
-            f"{missing}=None: the two towers of a dual encoder have both, an image processor and a text tokenizer; "
-            "give both, or neither for a reader without towers"
-        )
-    if image_processor is None and fusion != "in_context":
-        raise InvalidInputError(
-            f"fusion={fusion!r} needs the towers of a dual encoder: give image_processor and text_tokenizer, or "
-            "choose fusion='in_context'"
-        )
-    if passage_images and image_processor is generator_processor is None:
-        raise InvalidInputError(
-            "passage_images=True: this reader sees no images; choose an image-text-to-text generator, or give a "
-            "vision tower"
-        )
 
 
 __all__ = ["RavlmProcessor"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from PIL import Image
 
 from ...tokenization import tokenize
+from .asked import Asked
 from .chat import MultimodalPrompt, MultimodalRow, ShownPassage
 from .evidence import EvidenceItem, chosen_passages, evidence_tensors
 from .layout import Prompt
@@ -18,16 +18,6 @@ from .literal import literal_ids
 
 PASSAGE, QUESTION = "Passage:", "Question:"
 CITE = "Answer from the passages. Behind each statement, cite the passage it rests on by its number, such as [1]."
-
-
-class Asked(NamedTuple):
-    """A batch as it is to be written: of each question its images, its passages and, to train, its answer."""
-
-    questions: list[str]
-    images: list[list[Image.Image]]
-    passages: list[list[EvidenceItem]]
-    answers: list[str] | None
-    answer_on_top: bool = False
 
 
 def multimodal_inputs(

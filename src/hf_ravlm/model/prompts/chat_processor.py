@@ -12,14 +12,17 @@ import inspect
 import os
 from typing import Any
 
-from transformers import PROCESSOR_MAPPING, AutoProcessor, PreTrainedConfig
+from transformers import PROCESSOR_MAPPING, AutoProcessor, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.processing_auto import processor_class_from_name
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 from ...errors import InvalidInputError
+from ..loading import loading_errors
+from ..parts.references import check_reference, load_pinned, remember
 
 
+PROCESSORS = ("generator_processor", "tokenizer", "text_tokenizer")  # what may be saved by reference
 FOLDER = "generator_processor"  # of a saved processor
 HUB_ACCESS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "trust_remote_code")
 PLAIN_TEMPLATE = (
@@ -183,3 +186,24 @@ class GeneratorProcessorMixin:
                 pretrained_model_name_or_path, settings[FOLDER], subfolder=folder, **access
             )
         return settings, rest
+
+
+def load_processors(references: Any, access: dict[str, Any]) -> dict[str, Any]:
+    """Tokenizers and processors from the repositories that a saved processor refers to, by their names in it.
+
+    Args:
+        access: to all repositories (`token`, `cache_dir`, `local_files_only`, ...); no revision.
+    """
+    found = {}
+    for name, reference in dict(references).items():
+        given = check_reference(name, reference, PROCESSORS)
+        load = load_generator_processor if name == "generator_processor" else AutoTokenizer.from_pretrained
+
+        def load_it(source: str, load=load, name=name, **loading: Any) -> Any:
+            with loading_errors(name.replace("_", " "), source):
+                return load(source, **loading)
+
+        source = given.pop("name")
+        found[name] = load_pinned(load_it, source, {**access, **given})
+        remember(found[name], source, given)
+    return found
