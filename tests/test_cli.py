@@ -22,7 +22,8 @@ from transformers import BertConfig, BertModel
 from hf_ravlm import KnowledgeBase, RavlmRetriever, load_encoder
 from hf_ravlm.cli import main
 from hf_ravlm.commands import building
-from hf_ravlm.commands.command_line import INDEX_EXAMPLES, make_parser
+from hf_ravlm.commands.command_line import make_parser
+from hf_ravlm.commands.index_line import INDEX_EXAMPLES
 from hf_ravlm.retrieval.store.versions import read_version
 from pdf_files import manual
 from tiny import WIDTHS, picture, tiny_model, tiny_processor, tiny_tokenizer

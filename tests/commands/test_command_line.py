@@ -12,7 +12,7 @@ import pytest
 
 import hf_ravlm
 from hf_ravlm import cli
-from hf_ravlm.commands import argument_types, command_line
+from hf_ravlm.commands import argument_types, arguments, command_line
 from hf_ravlm.retrieval import INDEX_KINDS
 from hf_ravlm.retrieval.encoding.reference import ENCODER_KINDS
 from hf_ravlm.retrieval.knowledge_channels import CHANNEL_NAMES
@@ -80,10 +80,10 @@ def test_only_the_command_itself_registers_later(program, started, expected, mon
 
 
 def test_choices_are_those_of_the_rooms():
-    assert command_line.INDEX_KINDS == INDEX_KINDS
-    assert command_line.ENCODER_KINDS == ENCODER_KINDS
+    assert arguments.INDEX_KINDS == INDEX_KINDS
+    assert arguments.ENCODER_KINDS == ENCODER_KINDS
     assert argument_types.CHANNEL_NAMES == CHANNEL_NAMES
-    assert command_line.PARTS == PARTS
+    assert arguments.PARTS == PARTS
 
 
 def test_every_command_has_its_function():

@@ -14,7 +14,7 @@ from ..errors import InvalidInputError
 from ..pipelines.knowledge import is_stored
 from ..retrieval import Chunking, KnowledgeBase
 from ..retrieval.sources.text_files import plain_suffix
-from .command_line import COLUMNS, FORMATS
+from .arguments import COLUMNS, FORMATS
 
 
 logger = logging.getLogger(__name__)
