@@ -4,18 +4,37 @@
     accelerate launch examples/train_joint.py --model DIR --dataset questions.jsonl --objective emdr2 --side passage \
         --refresh_every 200 --num_passages 8 --report_to tensorboard
 
-Each passage has a prompt of its own, and the answer's likelihood is that over the passages. `JointSettings` says what
-the objectives are. The output folder holds model, processor and the index that fits them.
+    accelerate launch --num_processes 8 --mixed_precision bf16 examples/train_joint.py \
+        --model Qwen/Qwen3-VL-2B-Instruct --encoder google/siglip2-base-patch16-224 --knowledge_base my_folder \
+        --dataset questions.jsonl --use_lora --activation_checkpointing --tokens_at_once 16384 --bf16
+        # not run here: it needs GPUs; at tiny size the tests run it on a CPU
+
+`--model` is a saved system with its towers, or any reader of transformers beside `--encoder`, a dual encoder, both by
+folder or name on the Hub; `--knowledge_base` is then a folder of images and texts, a table, or a stored one of these
+towers. Each passage has a prompt of its own, and the answer's likelihood is that over the passages; `JointSettings`
+says what the objectives are. With `--use_lora` reader and towers learn through adapters, which are kept apart and
+merged. The output folder holds model, processor and the index that fits them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, TrainingArguments, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    HfArgumentParser,
+    TrainingArguments,
+    set_seed,
+)
 
-from hf_ravlm import EvidenceMix, JointSettings, RavlmEncoder, RavlmJointTrainer, RavlmRetriever
+from hf_ravlm import EvidenceMix, JointSettings, RavlmEncoder, RavlmJointTrainer, RavlmRetriever, from_backbones
+from hf_ravlm.hub.lora_targets import LORA_TARGETS
+from hf_ravlm.model.backbones import reader_kind
+from hf_ravlm.pipelines.knowledge import open_knowledge
 from training_rows import CHECKPOINT, DataOptions, evaluation_rows, training_rows
 
 
@@ -24,7 +43,11 @@ class Options:
     """What is trained, and what it reads."""
 
     model: str = field(default=CHECKPOINT, metadata={"help": "folder or name of the reader, with its towers"})
-    knowledge_base: str | None = field(default=None, metadata={"help": "its folder or name; by default that of model"})
+    encoder: str | None = field(default=None, metadata={"help": "dual encoder for a model that has no towers"})
+    knowledge_base: str | None = field(default=None, metadata={"help": "what is searched; by default that of model"})
+    use_lora: bool = field(default=False, metadata={"help": "train adapters of reader and towers, not all of them"})
+    lora_rank: int = field(default=16, metadata={"help": "of the adapters"})
+    tokens_at_once: int | None = field(default=None, metadata={"help": "of prompts, which bounds the memory"})
     num_passages: int = field(default=4, metadata={"help": "K: prompts per question"})
     objective: Literal["rag_sequence", "rag_token", "perplexity_distillation", "emdr2"] = field(
         default="rag_sequence", metadata={"help": "what the retriever learns from answers"}
@@ -61,13 +84,10 @@ def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
         warmup_steps=options.retriever_warmup,
         reader_learns=options.reader_learns,
         pseudo_relevance_weight=options.pseudo_relevance_weight,
+        tokens_at_once=options.tokens_at_once,
     )
-    marginalization = "token" if options.objective == "rag_token" else "sequence"
-    processor = AutoProcessor.from_pretrained(options.model, passage_prompts=True)
-    model = AutoModelForImageTextToText.from_pretrained(options.model, marginalization=marginalization)
-    retriever = RavlmRetriever.from_pretrained(
-        options.knowledge_base or options.model, encoder=RavlmEncoder(model.model, processor)
-    )
+    model, processor = load_reader(options)
+    retriever = open_knowledge(options.knowledge_base or options.model, RavlmEncoder(model.model, processor))
     trainer = RavlmJointTrainer(
         model,
         arguments,
@@ -79,15 +99,55 @@ def main(data: DataOptions, options: Options, arguments: Arguments) -> None:
         evidence=EvidenceMix(options.num_passages),
         generation={"max_new_tokens": options.max_new_tokens, "do_sample": False},
         settings=settings,
+        peft_config=lora(options),
     )
     resumed = arguments.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resumed == "true" else resumed)
     if trainer.eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
-    if trainer.is_world_process_zero():
-        for part in (model, processor, trainer.retriever):  # the retriever that serves now
-            part.save_pretrained(arguments.output_dir)
-        print(f"saved to {arguments.output_dir}, with version {trainer.index_version} of the index")
+    save(trainer, options)
+
+
+def load_reader(options: Options) -> tuple[Any, Any]:
+    """A reader with its towers, and its processor; a causal one reads each passage by itself from now on."""
+    config = AutoConfig.from_pretrained(options.model)
+    generator = getattr(config, "generator_config", config)
+    own = {}
+    if reader_kind(generator) != "image_text":  # that one does so while it is trained
+        own = {"marginalization": "token" if options.objective == "rag_token" else "sequence"}
+    if options.encoder is not None:
+        return from_backbones(encoder=options.encoder, generator=options.model, **own)
+    processor = AutoProcessor.from_pretrained(options.model, **({"passage_prompts": True} if own else {}))
+    return AutoModelForImageTextToText.from_pretrained(options.model, **own), processor
+
+
+def lora(options: Options):
+    """Adapters in the attention of the language model and of the towers, or `None`."""
+    if not options.use_lora:
+        return None
+    from peft import LoraConfig
+
+    towers = r"model\..*\.(q_proj|v_proj|query|value)"
+    return LoraConfig(
+        r=options.lora_rank, lora_alpha=2 * options.lora_rank, target_modules=rf"{LORA_TARGETS}|{towers}"
+    )
+
+
+def save(trainer: RavlmJointTrainer, options: Options) -> None:
+    """Model, processor, and the index that serves now; adapters are kept apart and merged, and the index follows."""
+    folder, retriever = Path(trainer.args.output_dir), trainer.retriever
+    if options.use_lora:
+        trainer.save_model(str(folder / "adapters"))
+    if not trainer.is_world_process_zero():
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if options.use_lora:
+        model = model.merge_and_unload()
+        encoder = RavlmEncoder(model.model, trainer.processing_class)
+        retriever = RavlmRetriever.build(retriever.knowledge_base, encoder, index=retriever.index.spec["kind"])
+    for part in (model, trainer.processing_class, retriever):
+        part.save_pretrained(folder)
+    print(f"saved to {folder}, with version {trainer.index_version} of the index")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from hf_ravlm.training.joint_trainer import JointSettings, RavlmJointTrainer
 from hf_ravlm.training.trainers import RavlmTrainer
 from reading_world import arguments, colour_retriever, rows
 from tiny import tiny_model, tiny_processor
+from tiny_backbones import multimodal_model, with_towers
 
 
 TIMEOUT = 6  # seconds that a collective operation may take
@@ -104,7 +105,25 @@ def adapted_trainer(folder, **changes):
     )
 
 
+def sighted_trainer(folder, settings=None, **changes):
+    """A reader that sees images by itself, with adapters in its language model and in the towers beside it."""
+    model, processor = with_towers(*multimodal_model("llava"), projection_dim=16)
+    retriever = colour_retriever(without_dropout(model), processor)
+    layers = r"language_model\.model\.language_model\..*\.(q_proj|v_proj)|model\..*\.(query|value)"
+    return RavlmJointTrainer(
+        model,
+        arguments(folder, activation_checkpointing=True, **changes),
+        train_dataset=rows(),
+        processing_class=processor,
+        retriever=retriever,
+        evidence=EvidenceMix(num_passages=4),
+        settings=JointSettings("rag_sequence", side="passage") if settings is None else settings,
+        peft_config=LoraConfig(r=2, target_modules=layers, init_lora_weights="gaussian"),
+    )
+
+
 BUILDERS = {
+    "sighted": sighted_trainer,
     "adapted": adapted_trainer,
     "reader": reader_trainer,
     "stream": stream_trainer,

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, pipeline
 
 import hf_ravlm
 from labelled_world import KNOWN, coloured
 from reading_world import COLOURS, THINGS, colour_retriever, rows
 from tiny import picture, tiny_model, tiny_processor
-from tiny_backbones import multimodal_model
+from tiny_backbones import causal_model, causal_tokenizer, multimodal_model
 from tiny_encoders import FAMILIES, save
 
 
@@ -162,6 +163,32 @@ def test_reader_and_retriever_are_trained_together(model_folder, questions, tmp_
     assert "version 2 of the index" in capsys.readouterr().out
     (answer,) = pipeline("image-to-text", model=out, max_new_tokens=2)(picture(0), question="kite ?")
     assert len(answer["posterior"]) == len(answer["evidence"])
+
+
+@pytest.mark.parametrize("kind", ["sees", "words"])
+def test_a_reader_and_an_encoder_by_name_are_trained_together(kind, questions, tmp_path, monkeypatch):
+    if kind == "sees":
+        for part in multimodal_model("llava"):
+            part.save_pretrained(tmp_path / "reader")
+    else:
+        causal_model("llama").save_pretrained(tmp_path / "reader")
+        causal_tokenizer().save_pretrained(tmp_path / "reader")
+    save(FAMILIES["SigLIP"], tmp_path / "encoder")
+    known = tmp_path / "known.jsonl"
+    known.write_text("\n".join(json.dumps({"id": thing, "text": f"{thing} : red"}) for thing in THINGS))
+    parts = ["--model", str(tmp_path / "reader"), "--encoder", str(tmp_path / "encoder")]
+    size = ["--use_lora", "--lora_rank", "2", "--activation_checkpointing", "--max_steps", "1"]
+    size += ["--tokens_at_once", "64", "--side", "passage", "--learning_rate", "1e-2"]
+    out = str(tmp_path / "out")
+    options = [*parts, "--knowledge_base", str(known), *QUIET, *size, "--output_dir", out]
+    run(monkeypatch, "train_joint.py", *columns(questions), *options)
+    adapted = set(load_file(tmp_path / "out" / "adapters" / "adapter_model.safetensors"))
+    assert any("language_model" in name and "lora_B" in name for name in adapted)
+    assert any(".model.encoder." in name and "lora_B" in name for name in adapted)  # the dual encoder's
+    assert not any("language_model" in name and "vision" in name for name in adapted)
+    pipe = pipeline("image-to-text", model=out, max_new_tokens=2)  # the index is of the towers as they are now
+    (answer,) = pipe(picture(0), question="kite ?")
+    assert len(answer["evidence"]) == pipe.model.config.num_passages
 
 
 def test_what_is_trained_is_reported_to_tensorboard_and_shown_with_the_time_that_remains(

@@ -18,7 +18,8 @@ from hf_ravlm.training.losses.distillation import emdr2_loss
 from hf_ravlm.training.trainers import RavlmTrainer
 from reading_world import COLOURS, THINGS, arguments, colour_retriever, passages, rows
 from tiny import tiny_model, tiny_processor
-from tiny_joint import adapted_trainer
+from tiny_backbones import multimodal_model, reader_of_kind, with_towers
+from tiny_joint import adapted_trainer, sighted_trainer, step_gradients
 
 
 class OracleReader:
@@ -293,3 +294,105 @@ def test_adapters_that_would_lose_what_learned_are_refused(tmp_path):
     parts = {"processing_class": processor, "retriever": retriever}
     with pytest.raises(InvalidInputError, match="trained whole"):
         RavlmJointTrainer(adapted, arguments(tmp_path), train_dataset=rows(), **parts)
+
+    model = tiny_model(marginalization="sequence")
+    parts["retriever"] = colour_retriever(model, processor)
+    whole = LoraConfig(r=2, modules_to_save=["model"])
+    with pytest.raises(InvalidInputError, match="modules_to_save names `model`"):
+        RavlmJointTrainer(model, arguments(tmp_path), train_dataset=rows(), peft_config=whole, **parts)
+
+
+OBJECTIVES = ["rag_sequence", "rag_token", "perplexity_distillation", "emdr2"]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_reader_that_sees_images_learns_with_its_towers_from_one_passage_at_a_time(tmp_path, objective):
+    trainer = sighted_trainer(tmp_path / "run", JointSettings(objective, side="passage"), max_steps=1)
+    inputs = trainer.training_inputs(rows(3))
+    asked = trainer.processing_class.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+    assert len(asked) == 12  # a prompt for each of four passages
+    assert all(sum(f"{thing} :" in text for thing in THINGS) == 1 for text in asked)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert any("language_model" in name for name in changed)
+    assert any("text_encoder" in name for name in changed)
+    assert all("lora_" in name for name in changed)
+    trainer.save_model(str(tmp_path / "adapters"))
+    base, _ = with_towers(*multimodal_model("llava"), projection_dim=16)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapters")
+    assert all(torch.equal(loaded.get_parameter(name), trainer.model.get_parameter(name)) for name in changed)
+
+
+def test_the_likelihood_under_a_passage_is_that_of_a_prompt_with_it_alone(tmp_path):
+    model, processor = with_towers(*multimodal_model("llava"), projection_dim=16)
+    retriever = colour_retriever(model, processor)
+    trainer = RavlmJointTrainer(
+        model,
+        arguments(tmp_path),
+        train_dataset=rows(),
+        processing_class=processor,
+        retriever=retriever,
+        evidence=EvidenceMix(num_passages=3),
+    )
+    inputs = trainer.training_inputs(rows(2))
+    joint = {name: value for name, value in inputs.pop("joint").items() if name != "has_answer"}
+    del inputs["row_names"]
+    with torch.no_grad():
+        found = trainer._wrap_model(model).eval()(**joint, **inputs)
+    asked = [(row, k) for row in range(2) for k in range(3)]
+    evidence = trainer.batches.evidence_for(trainer.batches.opened(rows(2)), trainer.batches.mix)
+    for row, k in asked:
+        one = rows(2)[row]
+        alone = {"images": [one["image"]], "text": [one["question"]], "answers": [one["answer"]]}
+        prompt = processor(**alone, evidence=[[evidence[row][k]]])
+        with torch.no_grad():
+            expected = -model(**prompt).loss * (prompt["labels"] != -100).sum()
+        torch.testing.assert_close(found.passage_log_likelihood[row, k], expected, atol=1e-4, rtol=0)
+    prior = (found.scores * found.logit_scale).log_softmax(dim=-1)
+    marginal = (found.passage_log_likelihood + prior).logsumexp(dim=-1).sum()
+    torch.testing.assert_close(found.loss, -marginal / found.num_tokens.sum(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("sees", [False, True])
+def test_a_budget_of_tokens_reads_part_by_part_with_the_gradient_of_the_whole(tmp_path, sees):
+    found = []
+    for budget in (None, 1):
+        settings = JointSettings("rag_sequence", side="passage", tokens_at_once=budget)
+        if sees:
+            trainer = sighted_trainer(tmp_path / str(budget), settings, max_steps=1, max_grad_norm=0.0)
+        else:
+            model = tiny_model(marginalization="sequence", fusion="gated").requires_grad_(True)
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+            processor = tiny_processor(fusion="gated")
+            trainer = RavlmJointTrainer(
+                model,
+                arguments(tmp_path / str(budget), max_steps=1, max_grad_norm=0.0),
+                train_dataset=rows(),
+                processing_class=processor,
+                retriever=colour_retriever(model, processor),
+                evidence=EvidenceMix(num_passages=3),
+                settings=settings,
+            )
+        parts = trainer.training_inputs(rows(4))["joint"].get("parts")
+        assert (None if parts is None else len(parts)) == (None if budget is None else 4)
+        found.append(step_gradients(trainer))
+    assert set(found[0]) == set(found[1])
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_what_a_sighted_reader_lacks_for_joint_training_is_told(tmp_path):
+    model, processor = reader_of_kind("image_text")
+    with pytest.raises(InvalidInputError, match=r"no towers.*from_backbones\(encoder="):
+        RavlmJointTrainer(model, arguments(tmp_path), train_dataset=rows(), processing_class=processor)
+    model, processor = with_towers(*multimodal_model("llava"), projection_dim=16)
+    parts = {"processing_class": processor, "retriever": colour_retriever(model, processor), "train_dataset": rows()}
+    with pytest.raises(InvalidInputError, match="label_smoothing_factor"):
+        RavlmJointTrainer(model, arguments(tmp_path, label_smoothing_factor=0.1), **parts)
+    with pytest.raises(InvalidInputError, match="tokens_at_once=0"):
+        JointSettings(tokens_at_once=0)

@@ -115,3 +115,17 @@ def test_default_targets_leave_what_an_image_text_reader_sees_with(family):
 def test_one_name_that_matches_nothing_is_refused_beside_others():
     with pytest.raises(InvalidInputError, match="target_modules of the peft_config name 'queri'"):
         add_adapters(tiny_model(), peft.LoraConfig(target_modules=["q_proj", "queri"]))
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
+def test_names_that_hit_what_sees_images_unasked_are_refused_with_what_to_say(targets):
+    generator, processor = multimodal_model("llava")
+    reader, _ = from_backbones(generator=generator, generator_processor=processor)
+    with pytest.raises(InvalidInputError, match="what sees images") as told:
+        add_adapters(reader, peft.LoraConfig(r=2, target_modules=targets))
+    asked = str(told.value).rsplit("'", 2)[1]
+    assert not any("lora_" in name for name, _ in reader.named_parameters())  # as it was
+    adapted = add_adapters(reader, peft.LoraConfig(r=2, target_modules=asked))
+    names = [name for name, _ in adapted.named_modules() if name.endswith("lora_A")]
+    assert names
+    assert not any("vision" in name for name in names)

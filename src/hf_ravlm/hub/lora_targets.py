@@ -13,9 +13,9 @@ from ..model import RavlmConfig
 
 # The attention of the language model, as the usual families name it; neither towers and fusion of ours, nor what an
 # image-text-to-text model sees and hears with.
-_SENSES = "vision|visual|video|image|audio|speech|connector|projector|resampler|perceiver|qformer|aligner|merger"
+SENSES = "vision|visual|video|image|audio|speech|connector|projector|resampler|perceiver|qformer|aligner|merger"
 _ATTENTION = "q_proj|v_proj|qkv_proj|c_attn|query_key_value|query|value|Wqkv|q_b_proj|kv_b_proj"
-LORA_TARGETS = rf"(?!.*({_SENSES})).*language_model.*\.({_ATTENTION})"
+LORA_TARGETS = rf"(?!.*({SENSES})).*language_model.*\.({_ATTENTION})"
 
 _CONSTANTS = "peft.utils.constants"
 

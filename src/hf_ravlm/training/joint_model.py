@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from ..model.loading import without_adapters
+from ..model.reader.latent_passages import answers_under_passages, columns_of_answers, marginal_log_likelihood
+from ..model.reader.likelihoods import passage_log_prior
+
+
+# Of one prompt per passage; what is hidden does not stand in it, and nothing else is read of them.
+_BESIDE = ("labels", "evidence_scores", "evidence_mask", "evidence_image_mask", "token_passages", "prior_scale")
 
 
 @dataclass
@@ -35,19 +42,26 @@ class JointOutput(ModelOutput):
 
 
 class JointReader(nn.Module):
-    """A `RavlmForConditionalGeneration` with latent passages, with or without adapters, that scores them itself."""
+    """A `RavlmForConditionalGeneration` that reads each passage by itself, with or without adapters, and scores them.
 
-    def __init__(self, reader: nn.Module) -> None:
+    Args:
+        reader: With latent passages, or one that sees images by itself.
+        marginalization: `"sequence"` or `"token"`: what the loss of a reader that sees images by itself is.
+    """
+
+    def __init__(self, reader: nn.Module, marginalization: str = "sequence") -> None:
         super().__init__()
-        self.reader = reader
+        self.reader, self.marginalization = reader, marginalization
 
     def forward(
         self,
         query: Mapping[str, torch.Tensor],
         passages: Mapping[str, torch.Tensor] | None = None,
         passage_vectors: torch.Tensor | None = None,
+        parts: Sequence[Mapping[str, torch.Tensor]] | None = None,
         retriever_learns_from_answers: bool = True,
         reader_learns: bool = True,
+        num_answer_tokens: torch.Tensor | int | None = None,
         **inputs: Any,
     ) -> JointOutput:
         """Scores, and the likelihood of the answers.
@@ -56,8 +70,11 @@ class JointReader(nn.Module):
             query: Inputs of `get_query_features`, `B` rows.
             passages: Inputs of `get_passage_features`, `B * K` rows, encoded with gradient; or else
             passage_vectors (`(B, K, D)`): From the index.
+            parts: In the place of `inputs` those of some questions each, in order, of which one alone is in memory:
+                the activations of the others are computed again in the backward pass.
             retriever_learns_from_answers: Whether the gradient of `loss` reaches the scores.
             reader_learns: Whether the reader keeps a graph.
+            num_answer_tokens: What the loss is divided by; those of this batch by default.
             inputs: Of the reader, with labels; their `evidence_scores` are replaced.
         """
         towers = without_adapters(self.reader).model
@@ -65,18 +82,59 @@ class JointReader(nn.Module):
         if passages is not None:
             passage_vectors = towers.get_passage_features(**passages).unflatten(0, (len(queries), -1))
         scores = (queries.unsqueeze(1) * passage_vectors.to(queries.dtype)).sum(dim=-1)  # (B, K)
-        inputs["evidence_scores"] = scores if retriever_learns_from_answers and reader_learns else scores.detach()
-        with torch.set_grad_enabled(reader_learns and torch.is_grad_enabled()):
-            outputs = self.reader(**inputs)
-        is_right, num_tokens = says_answer(outputs.logits.detach(), inputs["labels"], scores.shape[1])
+        given = scores if retriever_learns_from_answers and reader_learns else scores.detach()
+        whole = [inputs] if parts is None else parts
+        if num_answer_tokens is None:
+            num_answer_tokens = sum(
+                (part["labels"][:: part["evidence_scores"].shape[1]] != -100).sum() for part in whole
+            )
+        keeps_graph = reader_learns and torch.is_grad_enabled()
+        read, start = [], 0
+        with torch.set_grad_enabled(keeps_graph):
+            for part in whole:
+                number, width = part["evidence_scores"].shape
+                some = (part, given[start : start + number, :width], num_answer_tokens)
+                again = parts is not None and keeps_graph
+                read.append(checkpoint(self._read, *some, use_reentrant=False) if again else self._read(*some))
+                start += number
+        losses, likelihoods, is_right, num_tokens = zip(*read, strict=True)
         return JointOutput(
-            loss=outputs.loss,
+            loss=torch.stack(losses).sum(),
             scores=scores,
-            passage_log_likelihood=outputs.passage_log_likelihood,
-            is_right=is_right,
-            num_tokens=num_tokens,
+            passage_log_likelihood=_joined(likelihoods, scores.shape[1]),
+            is_right=_joined(is_right, scores.shape[1]),
+            num_tokens=torch.cat(num_tokens),
             logit_scale=towers.get_logit_scale(),
         )
+
+    def _read(
+        self, part: Mapping[str, torch.Tensor], scores: torch.Tensor, count: torch.Tensor | int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Loss, likelihoods `(b, K)`, whether each is right `(b, K)`, and answer tokens `(b,)` of some questions."""
+        width, labels = scores.shape[1], part["labels"]
+        if without_adapters(self.reader).reads_images:
+            logits, loss, likelihood = self._read_alone(part, scores, count)
+        else:
+            outputs = self.reader(**{**part, "evidence_scores": scores}, num_items_in_batch=count * width)
+            logits, loss, likelihood = outputs.logits, outputs.loss, outputs.passage_log_likelihood
+        return loss, likelihood, *says_answer(logits.detach(), labels, width)
+
+    def _read_alone(
+        self, part: Mapping[str, torch.Tensor], scores: torch.Tensor, count: torch.Tensor | int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As a reader over latent passages does: logits, loss and likelihoods of one that sees images by itself."""
+        labels, towers = part["labels"], without_adapters(self.reader).model
+        given = {name: tensor for name, tensor in part.items() if name not in _BESIDE}
+        logits = self.reader(**given, logits_to_keep=columns_of_answers(labels), use_cache=False).logits
+        token_log_probs, token_mask = answers_under_passages(logits, labels, scores.shape[1])
+        prior = passage_log_prior(scores, part.get("evidence_mask"), towers.get_logit_scale())
+        likelihood = marginal_log_likelihood(self.marginalization, token_log_probs, token_mask, prior)
+        return logits, -likelihood.sum() / count, token_log_probs.sum(dim=-1)
+
+
+def _joined(rows: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    """Rows `(b, k)` of parts as one `(B, K)`."""
+    return torch.cat([nn.functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in rows])
 
 
 def says_answer(logits: torch.Tensor, labels: torch.Tensor, num_passages: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,9 @@ reader computes the likelihood of the answer under each; (4) the objective turns
 | `"perplexity_distillation"` | the same, its prior held fixed | KL from the ranking by the answer's perplexity |
 | `"emdr2"` | the same, its prior held fixed | the marginal likelihood, the reader held fixed |
 
+A reader that sees images by itself (Qwen3-VL, SmolVLM, ...) reads the K passages of a question one by one, each with
+its images, while it is trained; afterwards it answers from all of them in one prompt, as before.
+
 A pseudo-relevance loss can be added. Formulas: `model/reader/likelihoods.py`, `losses/distillation.py`.
 """
 
@@ -24,12 +27,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import nn
+from transformers.feature_extraction_utils import BatchFeature
 
 from ..errors import InvalidInputError
 from ..model.loading import without_adapters
 from ..retrieval import RavlmEncoder, RavlmRetriever
 from .batches.evidence_mixing import EvidenceMix
 from .batches.leakage import holds_answer
+from .batches.reader_batches import ROW_NAMES
 from .batches.rows import TrainingRow, first_row
 from .callbacks import RefreshIndexCallback
 from .checkpoints.index_versions import FOLDER, drop_unused_versions, load_index_version, save_index_version
@@ -42,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 Objective = Literal["rag_sequence", "rag_token", "perplexity_distillation", "emdr2"]
 JOINT = "joint"  # in a batch: what scores the passages
+_BESIDE_PARTS = ("labels", "evidence_scores", "evidence_mask", ROW_NAMES)  # what is known of a batch as a whole
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class JointSettings:
 
     Attributes:
         objective: See the table of this module; RAG-sequence and RAG-token need the `config.marginalization` of that
-            name.
+            name, but for readers that see images by themselves.
         side: `"query"` takes the vectors of passages from the index; `"passage"` encodes the K passages anew, with
             gradient.
         refresh_every: Steps between two encodings of the whole knowledge base; `None` encodes it at the end only.
@@ -59,6 +65,8 @@ class JointSettings:
         retriever_weight: Of the retriever's loss, where it has one of its own.
         temperature: Of both rankings in perplexity distillation.
         pseudo_relevance_weight: Of the pseudo-relevance loss.
+        tokens_at_once: Tokens of prompts, padding included, of which activations and logits are in memory at once, but
+            at least those of one question; what a batch has beyond that is computed twice. `None` for all.
     """
 
     objective: Objective = "rag_sequence"
@@ -69,6 +77,7 @@ class JointSettings:
     retriever_weight: float = 1.0
     temperature: float = 0.1
     pseudo_relevance_weight: float = 0.0
+    tokens_at_once: int | None = None
 
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):
@@ -77,6 +86,8 @@ class JointSettings:
             raise InvalidInputError(f'side={self.side!r}: expected "query" or "passage".')
         if self.refresh_every is not None and self.refresh_every < 1:
             raise InvalidInputError(f"refresh_every={self.refresh_every}: expected at least 1, or None.")
+        if self.tokens_at_once is not None and self.tokens_at_once < 1:
+            raise InvalidInputError(f"tokens_at_once={self.tokens_at_once}: expected at least 1, or None.")
         if self.objective == "rag_token" and not self.reader_learns:
             raise InvalidInputError(
                 'objective="rag_token" with reader_learns=False: choose "emdr2" or "rag_sequence".'
@@ -97,7 +108,7 @@ class RavlmJointTrainer(RavlmTrainer):
 
     With adapters (`peft_config`) the reader, the towers, or both learn through them, as `target_modules` say, and all
     of it is saved as adapters; the index fits the towers with them. Before these are merged, they serve as they are;
-    afterwards build the index anew.
+    afterwards build the index anew. Activations are computed anew (`activation_checkpointing`) in reader and towers.
 
     Args:
         model, args, ...: As for [`RavlmTrainer`].
@@ -105,10 +116,12 @@ class RavlmJointTrainer(RavlmTrainer):
         settings: `None` for the defaults of [`JointSettings`].
 
     Raises:
-        InvalidInputError: If the model reads all passages in one prompt, the retriever has other towers, nothing in
-            the towers is trainable, adapters would be saved without what is trained beside them, or rows bring their
-            evidence.
+        InvalidInputError: If a causal reader reads all passages in one prompt, the retriever has other towers, nothing
+            in the towers is trainable, adapters would be saved without what is trained beside them, or rows bring
+            their evidence.
     """
+
+    towers_learn = True
 
     def __init__(self, model: nn.Module, *args: Any, settings: JointSettings | None = None, **kwargs: Any) -> None:
         self.settings = JointSettings() if settings is None else settings
@@ -143,6 +156,9 @@ class RavlmJointTrainer(RavlmTrainer):
         self._num_queries = 0
         self.add_callback(RefreshIndexCallback(self.settings.refresh_every, self.refresh_index))
 
+    def _loss_of_its_own(self):
+        return super()._loss_of_its_own() or "the likelihood of answers under one passage at a time"
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """As [`RavlmTrainer`]'s; also counts the questions of the step."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -163,7 +179,8 @@ class RavlmJointTrainer(RavlmTrainer):
             )
         view, processor = self.batches.require_view(), self.batches.processor
         evidence = self.batches.evidence_for(opened, self.batches.mix)
-        inputs = self.batches.inputs(opened, evidence)
+        inputs = self.batches.inputs(opened, evidence, passage_prompts=True)
+        parts = self._parts(inputs, opened, evidence)
         places = _padded([[item["row"] for item in items] for items in evidence])  # (B, K)
         has_answer = [
             [holds_answer(text, row.answers) for text in view.texts(chosen)]
@@ -178,14 +195,39 @@ class RavlmJointTrainer(RavlmTrainer):
             )
         else:
             joint["passage_vectors"] = torch.from_numpy(np.ascontiguousarray(view.vectors[places]))
+        if parts is not None:
+            joint["parts"] = parts
+            inputs = BatchFeature({name: inputs[name] for name in _BESIDE_PARTS if name in inputs})
         inputs[JOINT] = joint
         return inputs
+
+    def _parts(
+        self, inputs: Mapping[str, Any], rows: Sequence[TrainingRow], evidence: Sequence[Sequence[Any]]
+    ) -> list[Mapping[str, Any]] | None:
+        """The inputs of some rows each, within `tokens_at_once`; `None` where all of them are."""
+        budget, prompts = self.settings.tokens_at_once, inputs["input_ids"]
+        if budget is None or prompts.numel() <= budget:
+            return None
+        number = max(budget * len(rows) // prompts.numel(), 1)
+        parts = [
+            self.batches.inputs(rows[at : at + number], evidence[at : at + number], passage_prompts=True)
+            for at in range(0, len(rows), number)
+        ]
+        for part in parts:
+            del part[ROW_NAMES]
+        return parts
 
     def _wrap_model(self, model, training=True, dataloader=None):
         wrapped = super()._wrap_model(model, training, dataloader)
         if training and wrapped is self.model:
-            return self.accelerator.prepare_model(JointReader(self.model))
+            marginalization = "token" if self.settings.objective == "rag_token" else "sequence"
+            return self.accelerator.prepare_model(JointReader(self.model, marginalization))
         return wrapped
+
+    def _prompts_per_answer(self, inputs):
+        if isinstance(inputs, Mapping) and JOINT in inputs:
+            return inputs["evidence_scores"].shape[1]
+        return super()._prompts_per_answer(inputs)
 
     def compute_loss_context_manager(self):
         """As [`RavlmTrainer`]'s; no dropout in readers whose likelihoods are targets, nor in towers in warm-up."""
@@ -204,11 +246,10 @@ class RavlmJointTrainer(RavlmTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         has_answer = joint.pop("has_answer")
         settings = self.settings
-        if num_items_in_batch is not None:
-            inputs["num_items_in_batch"] = num_items_in_batch * self._prompts_per_answer(inputs)
         outputs = model(
             **joint,
-            **inputs,
+            **({} if "parts" in joint else inputs),
+            num_answer_tokens=num_items_in_batch,
             retriever_learns_from_answers=settings.objective in ("rag_sequence", "rag_token"),
             reader_learns=settings.reader_learns,
         )
@@ -283,15 +324,14 @@ class RavlmJointTrainer(RavlmTrainer):
 
 
 def _check_parts(reader: nn.Module, retriever: RavlmRetriever | None, settings: JointSettings) -> None:
-    if getattr(reader, "reads_images", False):
+    if reader.model is None:
         raise InvalidInputError(
-            f"the reader is a {reader.config.generator_config.model_type!r} model, which reads all passages in one "
-            "prompt: latent passages need a causal generator (llama, qwen3, ...). Train it with RavlmTrainer, and its "
-            "retriever with RavlmPreTrainer."
+            "the reader has no towers, and those of a retriever beside it are trained by nobody: make one that has "
+            'the encoder inside, from_backbones(encoder="google/siglip2-base-patch16-224", generator=...).'
         )
     given = reader.config.marginalization
     wanted = {"rag_sequence": ["sequence"], "rag_token": ["token"]}.get(settings.objective, ["sequence", "token"])
-    if given not in wanted:
+    if not reader.reads_images and given not in wanted:
         raise InvalidInputError(
             f"objective={settings.objective!r} with config.marginalization={given!r}: expected one of {wanted}. Load "
             f"the model with `marginalization={wanted[0]!r}`, and its processor with `passage_prompts=True`."

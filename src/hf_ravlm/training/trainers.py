@@ -98,6 +98,8 @@ class RavlmTrainer(Trainer):
     ```
     """
 
+    towers_learn = False  # the towers that encode for the search
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -128,7 +130,8 @@ class RavlmTrainer(Trainer):
         if model is not None and retriever is not None:
             _freeze_shared_encoder(model, retriever)
         if peft_config is not None:
-            model = add_adapters(model, peft_config, bool(getattr(args, "activation_checkpointing", False)))
+            recomputes = bool(getattr(args, "activation_checkpointing", False))
+            model = add_adapters(model, peft_config, recomputes, self.towers_learn)
         self.batches: ReaderBatches | None = None
         self.generation = None if generation is None else dict(generation)
         if reads_rows:

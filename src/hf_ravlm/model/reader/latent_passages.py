@@ -74,25 +74,46 @@ def read_passages(
     outputs = read(model, inputs.per_passage(), prompt, num_passages, logits_to_keep=logits_to_keep, **kwargs)
     if labels is None:
         return outputs
-    kept = labels[:, -outputs.logits.shape[1] :]
-    token_log_probs, token_mask = answer_token_log_probs(outputs.logits, kept)  # (B * K, T)
-    token_log_probs = token_log_probs.unflatten(0, (-1, num_passages))
+    token_log_probs, token_mask = answers_under_passages(outputs.logits, labels, num_passages)
+    prior = log_prior(model, inputs)
+    outputs.passage_log_likelihood = token_log_probs.sum(dim=-1)
+    likelihood = marginal_log_likelihood(model.config.marginalization, token_log_probs, token_mask, prior)
+    count = token_mask.sum() if num_items_in_batch is None else num_items_in_batch / num_passages
+    outputs.loss = -likelihood.sum() / count
+    outputs.posterior = (outputs.passage_log_likelihood + prior).softmax(dim=-1).detach()
+    return outputs
+
+
+def answers_under_passages(
+    logits: torch.Tensor, labels: torch.Tensor, num_passages: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities `(B, K, T)` of the tokens of each answer under each of its passages, and their mask `(B, T)`.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B * K, L', V)`): of the last `L'` positions.
+        labels (`torch.LongTensor` of shape `(B * K, L)`): -100 is ignored.
+        num_passages (`int`): `K`.
+
+    Raises:
+        `ValueError`: if the prompts of a query have answers of different lengths.
+    """
+    token_log_probs, token_mask = answer_token_log_probs(logits, labels[:, -logits.shape[1] :])  # (B * K, T)
     lengths = token_mask.sum(dim=1).unflatten(0, (-1, num_passages))
     if bool((lengths != lengths[:, :1]).any()):
         raise ValueError(
             f"the prompts of one query have answers of {lengths.tolist()} tokens: expected the same answer under each "
             "of its passages; give RavlmProcessor one answer per question"
         )
-    prior = log_prior(model, inputs)
-    outputs.passage_log_likelihood = token_log_probs.sum(dim=-1)
-    if model.config.marginalization == "token":
-        likelihood = rag_token_log_likelihood(token_log_probs, token_mask[::num_passages], prior)
-    else:
-        likelihood = rag_sequence_log_likelihood(outputs.passage_log_likelihood, prior)
-    count = lengths[:, 0].sum() if num_items_in_batch is None else num_items_in_batch / num_passages
-    outputs.loss = -likelihood.sum() / count
-    outputs.posterior = (outputs.passage_log_likelihood + prior).softmax(dim=-1).detach()
-    return outputs
+    return token_log_probs.unflatten(0, (-1, num_passages)), token_mask[::num_passages]
+
+
+def marginal_log_likelihood(
+    marginalization: str, token_log_probs: torch.Tensor, token_mask: torch.Tensor, prior: torch.Tensor
+) -> torch.Tensor:
+    """`log p(y | x)`, `(B,)`, of what `answers_under_passages` returns: RAG-token for `"token"`, else RAG-sequence."""
+    if marginalization == "token":
+        return rag_token_log_likelihood(token_log_probs, token_mask, prior)
+    return rag_sequence_log_likelihood(token_log_probs.sum(dim=-1), prior)
 
 
 def columns_of_answers(labels: torch.Tensor) -> int:

@@ -182,8 +182,11 @@ class ReaderBatches:
         evidence: Sequence[Sequence[Any]],
         processor: RavlmProcessor | None = None,
         with_answers: bool = True,
+        passage_prompts: bool | None = None,
     ) -> BatchFeature:
         """Inputs of opened rows with given evidence, by this processor or another; prompts alone without answers.
+
+        `passage_prompts` is whether each passage has a prompt of its own, by default as the reader reads.
 
         Raises:
             InvalidInputError: If a row has no answer, more images than the reader has places for, or none beside
@@ -192,17 +195,45 @@ class ReaderBatches:
         processor = self.processor if processor is None else processor
         # Without any evidence the fusion still reads a masked passage, so that all its parameters take part in every
         # step of several processes.
-        hidden = not any(evidence) and (self.is_latent() or processor.fusion != "in_context")
-        inputs = processor(
-            images=[list(row.images) for row in rows] if any(row.images for row in rows) else None,
-            text=[row.question or DESCRIBE_PROMPT for row in rows],
-            evidence=[[_UNSEEN] for _ in rows] if hidden else evidence,
-            answers=[row.label for row in rows] if with_answers else None,
-            passage_prompts=self.is_latent(),
-        )
+        each = self.is_latent() if passage_prompts is None else passage_prompts
+        hidden = not any(evidence) and (each or processor.fusion != "in_context")
+        asked = {
+            "images": [list(row.images) for row in rows] if any(row.images for row in rows) else None,
+            "text": [row.question or DESCRIBE_PROMPT for row in rows],
+            "evidence": [[_UNSEEN] for _ in rows] if hidden else evidence,
+            "answers": [row.label for row in rows] if with_answers else None,
+        }
+        if each and processor.generator_processor is not None:
+            inputs = _one_by_one(processor, **asked)
+        else:
+            inputs = processor(**asked, passage_prompts=each)
         if hidden:
             inputs["evidence_mask"] &= False
         if self.view is not None and self.is_latent() and not isinstance(self.view.retriever.encoder, RavlmEncoder):
             inputs["prior_scale"] = torch.full((len(rows),), prior_scale_of(self.view.retriever))
         inputs[ROW_NAMES] = [row.name for row in rows]
         return inputs
+
+
+def _one_by_one(
+    processor: RavlmProcessor,
+    images: Sequence[Any] | None,
+    text: Sequence[str],
+    evidence: Sequence[Sequence[Any]],
+    answers: Sequence[str] | None,
+) -> BatchFeature:
+    """Inputs of a reader that sees images by itself, with one prompt per question and passage, `B * K` rows.
+
+    What says something of each passage is `(B, K)`, as of other readers; a shorter row ends in hidden passages.
+    """
+    width = max(map(len, evidence))
+    inputs = processor(
+        images=None if images is None else [shown for shown in images for _ in range(width)],
+        text=[question for question in text for _ in range(width)],
+        evidence=[passages[place : place + 1] for passages in evidence for place in range(width)],
+        answers=None if answers is None else [answer for answer in answers for _ in range(width)],
+    )
+    for name in ("evidence_scores", "evidence_mask", "evidence_image_mask"):
+        if name in inputs:
+            inputs[name] = inputs[name].reshape(-1, width)
+    return inputs
