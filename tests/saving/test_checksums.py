@@ -258,6 +258,47 @@ def test_a_checksum_sees_every_byte_of_every_block(tmp_path, monkeypatch):
     assert len(seen) == 10
 
 
+def test_weights_that_were_found_whole_are_not_read_again_until_somebody_writes_to_them(folder, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    def check() -> list[str]:
+        """The names of the weights whose bytes were read."""
+        read.clear()
+        checksums.check_files(folder, ("model",), which="weights")
+        return list(read)
+
+    read: list[str] = []
+    checksum = checksums.checksums
+    monkeypatch.setattr(
+        checksums, "checksums", lambda paths: read.extend(path.name for path in paths) or checksum(paths)
+    )
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
+    assert check() == check() == ["model.safetensors"]  # small files are read always
+    monkeypatch.setattr(checksums, "_NOTED_BYTES", 0)
+    assert check() == check() == ["model.safetensors"]  # written just now
+    monkeypatch.setattr(checksums, "_SETTLED_SECONDS", -1e9)
+    assert (check(), check()) == (["model.safetensors"], [])
+    monkeypatch.setenv(SWITCH, "always")
+    assert check() == ["model.safetensors"]
+    monkeypatch.delenv(SWITCH)
+    path = folder / "model.safetensors"
+    before, status = path.read_bytes(), path.stat()
+    flip(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a tool that keeps times
+    for _ in range(2):
+        with pytest.raises(UnsafeInputError, match=r"model.safetensors\) is damaged"):
+            check()
+    path.write_bytes(before)
+    assert (check(), check()) == (["model.safetensors"], [])
+    for note in (tmp_path / "cache").rglob("found_whole/*"):
+        os.utime(note, (0, 0))  # many days ago
+    assert check() == ["model.safetensors"]
+    assert len(list((tmp_path / "cache").rglob("found_whole/*"))) == 1  # what no longer holds is gone
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("no folder can be made here")
+    assert check() == check() == ["model.safetensors"]
+
+
 def test_a_commit_that_brings_a_part_keeps_what_is_said_of_the_others():
     def entry(part, letter):
         return {"part": part, "bytes": 1, "xxh3_128": letter * 32}

@@ -33,15 +33,20 @@ MAX_ASPECT = 50
 
 # How many of the pixels decoders and conversions may be given that hold several copies of an image, or take long.
 _SHARES = {
-    "WEBP": 0.4,
+    "WEBP": 0.35,
     "AVIF": 0.3,
     "HEIF": 0.3,
-    "JPEG2000": 0.15,
+    "JPEG2000": 0.08,
     "progressive JPEG": 0.6,
+    "progressive JPEG in CMYK": 0.4,
+    "interlaced PNG": 0.6,
+    "fax TIFF": 0.7,
     "run-length BMP": 0.04,
     "CMYK": 0.6,
     "with transparency": 0.5,
+    "with 16 bits a colour": 0.6,
     "in floating point": 0.4,
+    "in 32-bit levels": 0.6,
 }
 _EXIF_ORIENTATION, _TIFF_BITS = 0x0112, 258
 _UPRIGHT = {
@@ -182,13 +187,19 @@ def _kinds_of(image: Image.Image) -> Iterator[str]:
     """What it is that may take long of an image, of which the header alone was read."""
     yield image.format or ""
     if image.format == "JPEG" and "progressive" in image.info:
-        yield "progressive JPEG"
+        yield "progressive JPEG in CMYK" if image.mode == "CMYK" else "progressive JPEG"
+    if image.format == "PNG" and image.info.get("interlace"):
+        yield "interlaced PNG"
+    if image.format == "TIFF" and image.info.get("compression") in ("tiff_ccitt", "group3", "group4"):
+        yield "fax TIFF"
     tiles = getattr(image, "tile", None)  # of an image that is read from a file
     if image.format == "BMP" and tiles and tiles[0].codec_name == "bmp_rle":
         yield "run-length BMP"
     if image.has_transparency_data:
         yield "with transparency"
-    yield {"CMYK": "CMYK", "F": "in floating point"}.get(image.mode, "")
+    if _is_deep_colour(image):
+        yield "with 16 bits a colour"
+    yield {"CMYK": "CMYK", "F": "in floating point", "I": "in 32-bit levels"}.get(image.mode, "")
 
 
 def _check_size(width: int, height: int, label: str, *, max_pixels: int, max_side: int, max_aspect: float) -> None:
@@ -229,16 +240,21 @@ def _image_from_array(array: np.ndarray, label: str, check_size: Any) -> Image.I
 
 
 def _unit_floats_to_bytes(array: np.ndarray, label: str) -> np.ndarray:
-    if not np.isfinite(array).all():
-        raise UnsafeInputError(f"{label}: the image holds NaN or infinite values. Expected float in 0..1.")
-    low, high = float(array.min()), float(array.max())
+    result, extremes = np.empty(array.shape, np.uint8), []
+    for _, top, _, bottom in _strips((array.shape[1], array.shape[0]), pixels=1 << 16):  # what a cache holds
+        strip = array[top:bottom].astype(np.promote_types(array.dtype, np.float32))  # half precision is slow
+        extremes += [strip.min(), strip.max()]
+        if not np.isfinite(extremes[-2:]).all():
+            raise UnsafeInputError(f"{label}: the image holds NaN or infinite values. Expected float in 0..1.")
+        result[top:bottom] = np.clip(np.rint(strip * 255), 0, 255)
+    low, high = float(np.min(extremes)), float(np.max(extremes))
     # Interpolation overshoots by a rounding error; anything beyond that is another scale.
     if low < -1e-3 or high > 1 + 1e-3:
         raise UnsafeInputError(
             f"{label}: values from {low:g} to {high:g}. Expected float in 0..1; for values in 0..255 pass "
             "`array.astype(numpy.uint8)`."
         )
-    return np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    return result
 
 
 def _upright_rgb(image: Image.Image, label: str, orientation: int = 1, is_ours: bool = False) -> Image.Image:
@@ -247,7 +263,7 @@ def _upright_rgb(image: Image.Image, label: str, orientation: int = 1, is_ours: 
         is_deep = _is_deep_colour(image)
         image.load()
         orientation = orientation if orientation != 1 else _orientation_of(image)
-        if is_ours and orientation != 1 and image.mode in ("1", "L"):  # before a byte becomes three
+        if is_ours and orientation != 1 and image.mode in ("1", "L", "P"):  # before a byte becomes three
             turned = image.transpose(_UPRIGHT[orientation])
             image.close()
             image, orientation = turned, 1
@@ -263,7 +279,9 @@ def _upright_rgb(image: Image.Image, label: str, orientation: int = 1, is_ours: 
             result = image.convert("RGB")
         if is_ours:
             image.close()  # before the next copy is made
-        result = result if result.mode == "RGB" else result.convert("RGB")
+        if result.mode == "L":
+            result, orientation = result.transpose(_UPRIGHT[orientation]) if orientation != 1 else result, 1
+            result = result.convert("RGB")
         result = _full_range(result) if is_deep else result
         if orientation != 1:
             result = result.transpose(_UPRIGHT[orientation])
@@ -291,10 +309,10 @@ def _orientation_of(image: Image.Image) -> int:
     return 1
 
 
-def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes of about a million pixels, from top to bottom."""
+def _strips(size: tuple[int, int], pixels: int = _STRIP_PIXELS) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of about so many pixels, from top to bottom."""
     width, height = size
-    step = max(1, _STRIP_PIXELS // width)
+    step = max(1, pixels // width)
     for top in range(0, height, step):
         yield 0, top, width, min(top + step, height)
 

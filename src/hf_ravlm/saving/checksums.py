@@ -5,7 +5,8 @@ answer a little worse. `ravlm_manifest.json` lists what belongs together; a fold
 Files that it does not list (a card, an adapter of PEFT, a knowledge base, which has checksums of its own) are free.
 
 The checksum is XXH3-128 of the XXH3-128 of every 64 MB: it finds damage, at the speed of memory and on several cores,
-but it is no signature.
+but it is no signature. Weights that were found whole are not read again for a day, as long as nobody writes to their
+file: whoever loads a model again and again does not pay for it again and again.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import mmap
 import os
 import re
 import stat
+import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal
@@ -25,16 +28,20 @@ import xxhash
 
 from ..errors import UnsafeInputError
 from .durable import read_regular
+from .notes import add_note, has_note
 from .safe_paths import safe_relpath
 
 
 MANIFEST = "ravlm_manifest.json"
-SWITCH = "HF_RAVLM_VERIFY"  # set it to 0 in the environment, and nothing is compared
+SWITCH = "HF_RAVLM_VERIFY"  # in the environment: 0, and nothing is compared; "always", and whatever is noted
 _FORMAT = 1
 _MAX_BYTES = 8_000_000
 _WEIGHTS = ".safetensors"
 _BLOCK = 1 << 26
 _FREE = ("README.md", MANIFEST)  # people edit the card
+_NOTED, _NOTED_SECONDS = "found_whole", 86_400
+_NOTED_BYTES = 1 << 26  # smaller files are read in no time
+_SETTLED_SECONDS = 2  # of a file that was written just now, a second write may leave the time as it is
 
 Entries = dict[str, dict[str, Any]]
 
@@ -120,8 +127,9 @@ def check_files(
     there = {name: folder / name for name in wanted if name not in missing}
     changed = [name for name, path in there.items() if _size(path) != wanted[name]["bytes"]]
     if not changed:
-        sums = checksums(there.values())
-        changed = [name for name, path in there.items() if sums[path] != wanted[name]["xxh3_128"]]
+        expected = {path: wanted[name]["xxh3_128"] for name, path in there.items()}
+        altered = _altered(expected)
+        changed = [name for name, path in there.items() if path in altered]
     if changed:
         first = sorted(changed)[0]
         what = f"a file of weights ({first})" if first.endswith(_WEIGHTS) else first
@@ -130,6 +138,32 @@ def check_files(
             f"{folder}: {what} is damaged, or was changed since the folder was saved, and was not loaded{others}. "
             f"{_remedy(folder)}"
         )
+
+
+def _altered(expected: Mapping[Path, str]) -> set[Path]:
+    """The files whose checksum is not the expected one; those that were found whole lately are not read again."""
+    notes = {path: _note_of(path, digest) for path, digest in expected.items()}
+    if os.environ.get(SWITCH, "").lower() == "always":
+        known = set()
+    else:
+        known = {path for path, note in notes.items() if note and has_note(_NOTED, note, _NOTED_SECONDS)}
+    sums = checksums(expected.keys() - known)
+    for path, digest in sums.items():
+        note = notes[path]
+        if note and digest == expected[path] and note == _note_of(path, digest):  # nobody wrote to it meanwhile
+            with suppress(OSError):  # without a folder for notes it is read again
+                add_note(_NOTED, note, _NOTED_SECONDS)
+    return {path for path, digest in sums.items() if digest != expected[path]}
+
+
+def _note_of(path: Path, digest: str) -> str | None:
+    """The name of the note that a file has this checksum; `None` for one that is small or was written just now."""
+    status = path.stat()
+    settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS
+    if status.st_size < _NOTED_BYTES or not settled:
+        return None
+    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest)
+    return xxhash.xxh3_128_hexdigest(repr(state).encode())
 
 
 def _remedy(folder: Path | str) -> str:

@@ -21,6 +21,7 @@ from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever, embed_corpus
 from hf_ravlm.retrieval.store import current as current_knowledge
 from hf_ravlm.retrieval.store import trust
 from hf_ravlm.retrieval.store.versions import store_state
+from hf_ravlm.saving import notes
 from hf_ravlm.saving.arrays import write_arrays
 from hf_ravlm.saving.durable import disk_errors, temporary_folder
 
@@ -186,8 +187,8 @@ def test_a_cache_that_somebody_else_owns_locks_nobody_out(tmp_path, monkeypatch)
     theirs, mine = (tmp_path / "shared" / name for name in ("hf_ravlm", f"hf_ravlm-{os.geteuid()}"))
     (theirs / "written_here").mkdir(parents=True)
     (theirs / "written_here" / ("b" * 64)).touch()
-    is_ours = trust._is_ours
-    monkeypatch.setattr(trust, "_is_ours", lambda place: is_ours(place) and theirs not in place.parents)
+    is_ours = notes._is_ours
+    monkeypatch.setattr(notes, "_is_ours", lambda place: is_ours(place) and theirs not in place.parents)
     trust.trust_file("a" * 64)
     assert trust.is_trusted("a" * 64)
     assert not trust.is_trusted("b" * 64)  # what another user put there is not believed
