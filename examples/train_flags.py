@@ -8,9 +8,9 @@ indexed, everything is saved to one folder, and the dev countries are measured. 
 of a stage scales with its number of steps, 0 skips it; `--start_from FOLDER` goes on from what another run wrote, with
 the same result as one run of all stages; `--leave_out STYLE` keeps one drawing style out of training altogether.
 
-For questions in other words there is more to choose: `--many_wordings` teaches the text tower the grammar of
-`flags.wordings`, `--whole_steps` teaches the reader, in a fourth stage, to choose among all that is known of a
-country, asked in any of these words, and with `--by_country` a search finds the country first and all of it is read.
+There is more to choose: `--whole_steps` teaches the reader, in a fourth stage, to choose among all that is known of a
+country, asked in any words of `flags.wordings`, and with `--by_country` a search finds the country by its picture
+first, and `num_passages` of what is known of it are read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from transformers.utils import logging as transformers_logging
 from flags.copying import copying_parts
 from flags.matching import FlagPairs, wrong_flag_pictures
 from flags.measure import answer_table, format_answers, format_retrieval, retrieval_table, tasks_of
-from flags.questions import ask
 from flags.reading import ReadingBatches, make_tokenizer
 from flags.recipe import AskingTrainer, MatchingTrainer, ReadingTrainer, build_model, build_processor
 from flags.shuffled import MOST_PASSAGES
@@ -49,10 +48,9 @@ class Options:
     out: str = field(default="runs/flags", metadata={"help": "folder to write"})
     seed: int = field(default=0, metadata={"help": "of weights and data"})
     matching_steps: int = field(default=1300, metadata={"help": "stage 1: batches of about 208 drawings"})
-    text_steps: int = field(default=350, metadata={"help": "stage 2: batches of 24 questions"})
+    text_steps: int = field(default=1200, metadata={"help": "stage 2: batches of 24 questions"})
     reading_steps: int = field(default=1800, metadata={"help": "stage 3: batches of about 2048 tokens; 0 skips it"})
     whole_steps: int = field(default=0, metadata={"help": "stage 4: batches of about 3072 tokens; 0 skips it"})
-    many_wordings: bool = field(default=False, metadata={"help": "stage 2 by the grammar of `flags.wordings`"})
     by_country: bool = field(default=False, metadata={"help": "find the country first, and read all that is known"})
     start_from: str | None = field(default=None, metadata={"help": "folder of an earlier run to go on from"})
     leave_out: str | None = field(default=None, metadata={"help": "a drawing style never to train on"})
@@ -95,12 +93,12 @@ def train_matching(model, world, views, options: Options) -> None:
 
 
 def train_asking(model, processor, world, views, options: Options) -> None:
-    """Stage 2: the dual encoder's text side."""
+    """Stage 2: the dual encoder's text side, asked in any words of `flags.wordings`."""
     encoder = model.model
     freeze(encoder.vision_tower, encoder.image_projection)
     encoder.logit_scale.requires_grad_(False)
-    question = ask_anyhow if options.many_wordings else ask
-    pairs = TextPairs(processor, world, world.train, views, seed=options.seed, ask=question)
+    pairs = TextPairs(processor, world, world.train, views, seed=options.seed, ask=ask_anyhow, beginning=40)
+    pairs.encode(encoder.eval())
     fit(AskingTrainer, encoder, stage(options, "asking", options.text_steps, learning_rate=2e-3), pairs)
 
 

@@ -48,8 +48,9 @@ ask("flag.png", question="What is the capital of the country that uses this flag
 
 Three stages (`examples/flags/recipe.py`): a ResNet of three stages learns on 64-pixel pictures which drawings show the
 same flag, from the drawings of 150 countries in seven styles, altered and invented flags, all redrawn at random; a
-two-layer BERT learns which passage answers which question; a four-layer Llama, started as a copier, learns to copy the
-answer out of passages about countries that do not exist. Why from scratch: features of pretrained image models did not
+two-layer BERT learns which passage answers which question, asked in thousands of wordings, English and Chinese, with
+idle talk around some of them (`flags/wordings.py`); a four-layer Llama, started as a copier, learns to copy the answer
+out of passages about countries that do not exist. Why from scratch: features of pretrained image models did not
 carry over to drawing styles that they never saw, a pretrained language model of useful size would take minutes where
 this one takes seconds, and what answers is the knowledge, not the model's memory.
 

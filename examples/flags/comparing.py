@@ -38,30 +38,28 @@ def world_to_compare_in(num_chosen: int = 0) -> World:
 
 def arguments_for(folder: str, seed: int, steps: int, kind: type = TrainingArguments, **settings: Any):
     """Training arguments: cosine schedule, no checkpoints, no bars."""
-    settings.setdefault("per_device_train_batch_size", 1)
-    return kind(
-        output_dir=folder,
-        max_steps=steps,
-        seed=seed,
-        use_cpu=not torch.cuda.is_available(),
-        lr_scheduler_type="cosine",
-        warmup_steps=max(steps // 20, 1),
-        logging_steps=max(steps // 4, 1),
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        accelerator_config={"dispatch_batches": False},
-        **settings,
-    )
+    usual: dict[str, Any] = {
+        "per_device_train_batch_size": 1,
+        "use_cpu": not torch.cuda.is_available(),
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": max(steps // 20, 1),
+        "logging_steps": max(steps // 4, 1),
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "accelerator_config": {"dispatch_batches": False},
+    }
+    return kind(output_dir=folder, max_steps=steps, seed=seed, **usual | settings)
 
 
-def alignment_arguments(folder: str, seed: int, steps: int, pairs: int, learning_rate: float):
-    """Those of `RavlmPreTrainer`: InfoNCE alone."""
+def alignment_arguments(folder: str, seed: int, steps: int, pairs: int, learning_rate: float, **settings: Any):
+    """Those of `RavlmPreTrainer`: InfoNCE alone, if the settings name no other objective."""
     return arguments_for(
         *(folder, seed, steps, RavlmPreTrainingArguments),
         per_device_train_batch_size=pairs,
         learning_rate=learning_rate,
+        **settings,
     )
 
 

@@ -26,7 +26,7 @@ from hf_ravlm.training import RavlmTrainer
 
 
 IMAGE_SIZE, MEAN, STD = 64, 0.5, 0.3
-MAX_LENGTH, MAX_PASSAGE_LENGTH, MAX_TEXT_LENGTH = 960, 320, 64
+MAX_LENGTH, MAX_PASSAGE_LENGTH, MAX_TEXT_LENGTH = 960, 320, 96
 
 
 def build_processor(tokenizer: PreTrainedTokenizerBase) -> RavlmProcessor:
@@ -64,7 +64,7 @@ def build_model(processor: RavlmProcessor, seed: int = 0) -> RavlmForConditional
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "intermediate_size": 256,
-            "max_position_embeddings": MAX_TEXT_LENGTH,
+            "max_position_embeddings": processor.max_text_length,
         },
         generator_config={
             "model_type": "llama",
@@ -115,18 +115,19 @@ class AskingTrainer(RavlmTrainer):
     """Stage 2: the right passage for each query, while words stay out of the pictures' way.
 
     Besides InfoNCE, the mean squared cosine of texts and pictures is kept small. Where it is zero, a search by picture
-    alone ranks countries exactly as the pictures do, whatever is written in the passages.
+    alone ranks countries exactly as the pictures do, whatever is written in the passages. And words weigh little
+    beside a picture, so that they learn slowly there: a second InfoNCE, of words alone, tells kinds of question apart.
     """
 
-    crosstalk_weight = 20.0
+    crosstalk_weight, kind_scale = 20.0, 20.0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """`inputs` are those of [`RavlmModel`]: queries, passages and their labels."""
+        """`inputs` are those of [`RavlmModel`], with `image_embeds` for pictures, and `same_kind`."""
         model = self.accelerator.unwrap_model(model)
         images, texts, embeds = [], [], []
         for side in ("", "passage_"):
             given = {name.removeprefix(side): tensor for name, tensor in inputs.items() if name.startswith(side)}
-            images.append(model.get_image_features(given["pixel_values"]).pooler_output)
+            images.append(given["image_embeds"])
             text = None
             if "input_ids" in given:
                 text = model.get_text_features(given["input_ids"], given["attention_mask"]).pooler_output
@@ -135,6 +136,12 @@ class AskingTrainer(RavlmTrainer):
         loss = info_nce(*embeds, model.logit_scale.exp(), inputs["query_labels"], inputs["passage_labels"])
         crosstalk = (torch.cat(texts) @ torch.cat(images).mT).square().mean()
         loss = loss + self.crosstalk_weight * crosstalk
+        if "same_kind" in inputs:
+            logits = self.kind_scale * texts[0] @ texts[1].mT
+            rows = torch.arange(len(logits), device=logits.device)
+            rivals = ~inputs["same_kind"]
+            rivals[rows, rows] = True  # passage `i` answers question `i`
+            loss = loss + F.cross_entropy(logits.masked_fill(~rivals, -torch.inf), rows)
         return (loss, {"loss": loss}) if return_outputs else loss
 
 

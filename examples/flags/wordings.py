@@ -13,32 +13,43 @@ import random
 from flags.questions import OFFICIAL, PARAPHRASES, UNSEEN
 
 
-CHINESE_SHARE, OFFICIAL_SHARE, FRAMED_SHARE = 0.3, 0.15, 0.55
+CHINESE_SHARE, OFFICIAL_SHARE, FRAMED_SHARE, CHATTER_SHARE = 0.3, 0.2, 0.55, 0.25
 
 # What is asked about: a noun that fits into any frame. "describe" and "meaning" are about the flag, the rest about
 # the country.
 NOUNS = {
-    "name": ("name", "country name", "official short name", "country", "nation", "identity", "name of the country"),
-    "capital": ("capital", "capital city", "seat of government", "national capital", "chief city", "capital town"),
+    "name": (
+        *("name", "country name", "official short name", "country", "nation", "identity", "name of the country"),
+        *("state", "territory", "name of the nation", "proper name", "common name", "title", "homeland"),
+    ),
+    "capital": (
+        *("capital", "capital city", "seat of government", "national capital", "chief city", "capital town"),
+        *("metropolis", "main city", "administrative centre", "government city", "first city", "seat of power"),
+    ),
     "language": (
         *("language", "official language", "national language", "spoken language", "main language", "tongue"),
-        *("mother tongue", "language of the people"),
+        *("mother tongue", "language of the people", "languages", "official languages", "speech", "idiom", "lingo"),
+        *("vernacular", "state language", "first language"),
     ),
     "currency": (
         *("currency", "money", "legal tender", "unit of money", "monetary unit", "national currency", "cash"),
-        *("means of payment", "official money"),
+        *("means of payment", "official money", "coins", "banknotes", "coinage", "tender", "local money", "bills"),
+        *("currency unit", "kind of money", "local currency", "name of the money"),
     ),
     "subregion": (
         *("region", "part of the world", "world region", "location", "geographic region", "corner of the world"),
         *("place on the map", "subregion", "whereabouts", "position on the globe", "area of the globe"),
+        *("continent", "neighbourhood", "part of the globe", "zone", "geographical location", "site", "area"),
+        *("geographic position", "sub-region", "part of its continent"),
     ),
     "meaning": (
         *("meaning", "symbolism", "significance", "message", "meaning of the colours", "meaning of the symbols"),
-        *("sense", "idea behind the colours"),
+        *("sense", "idea behind the colours", "symbolic meaning", "interpretation", "symbols and their meaning"),
+        *("explanation of the colours", "reason for the colours", "thought behind the design"),
     ),
     "describe": (
         *("description", "full description", "detailed description", "short portrait", "summary", "overall picture"),
-        "account",
+        *("account", "portrayal", "presentation", "overview", "complete description", "long description"),
     ),
 }
 COUNTRIES = (
@@ -80,45 +91,107 @@ FRAMES = (
     "Write down the {noun} of {whose}.",
     "What {noun} belongs to {whose}?",
     "Show the {noun} of {whose}.",
+    "Question: {noun} of {whose}?",
+    "Topic: {noun}. Object: {whose}.",
+    "{whose}: {noun}",
+    "{whose} -> {noun}",
+    "Wanted: the {noun} of {whose}!",
+    "To do: find out the {noun} of {whose}.",
+    "Is there a {noun} of {whose}, and what is it?",
+    "I'm looking for the {noun} of {whose}.",
+    "Help me with the {noun} of {whose}.",
+    "Let me know the {noun} of {whose}.",
+    "What can you say on the {noun} of {whose}?",
+    "Could it be that you have the {noun} of {whose}?",
+    "Say what the {noun} of {whose} is.",
+    "Who can say what {noun} {whose} has?",
+    "Identify the {noun} of {whose}.",
+    "What do we call the {noun} of {whose}?",
+    "{noun} (of {whose})",
+    "Determine the {noun} for {whose}.",
+    "What, please, is the {noun} of {whose}?",
+    "Whose {noun} would that be: what is the {noun} of {whose}?",
+    "Enter the {noun} here:",
+    "{noun} -",
+    "{noun} =",
+    "Your task: give the {noun} of {whose}.",
+    "Here you see {whose}. Its {noun}?",
+    "It would help me to have the {noun} of {whose}.",
+    "Does {whose} have a {noun}? Which one?",
 )
 # What is said outright, beside the paraphrases of `flags.questions`.
 SENTENCES = {
     "name": (
+        *("Which land is this?", "Tell me where this flag belongs.", "What state is shown?", "Guess the country."),
+        *("Which people fly this banner?", "Name it.", "What is this place called?", "Say which country you see."),
         *("What is this?", "Which flag is this?", "What flag am I looking at?", "Who does this flag stand for?"),
         *("What country is that?", "Which nation's flag do you see?", "Where does this flag come from?"),
         *("Recognise this flag?", "Whose colours are these?", "Which state has this flag?"),
         *("Which territory is this?", "Where would I see this flag flying?", "Who uses it?"),
     ),
     "capital": (
+        *(
+            "In which city does the government work?",
+            "Where do its ministers meet?",
+            "Which city is the seat of power?",
+        ),
+        *("Where is this nation governed from?", "What is its main city called?", "Which city rules this land?"),
         *("Where does the government sit?", "Which city governs this country?", "From which city is it ruled?"),
         *("Where is the parliament of this country?", "What city is the capital?", "Which town is its capital?"),
         *("Where would the president live?", "Which city is the most important one politically?"),
     ),
     "language": (
+        *(
+            "How do they speak over there?",
+            "What words do locals use: which language?",
+            "Which language do people write in?",
+        ),
+        *(
+            "Which language would help me there?",
+            "What do children there learn to speak?",
+            "What is spoken in this land?",
+        ),
         *("What do the people there speak?", "How do people talk there?", "Which tongue do they speak?"),
         *("What would I hear people speak in the streets?", "Which language should I learn before I go there?"),
         *("In what language are its laws written?", "What do they talk in this nation?"),
         *("What language is used in schools there?", "Which language do the locals speak?"),
     ),
     "currency": (
+        *("What would I find in a wallet there?", "Which money works there?", "How is bread paid for there?"),
+        *("What money do shops take?", "What are wages paid in?", "Which money does the bank of this land print?"),
         *("What do I pay with there?", "How do people pay?", "Which coins and notes do they use?"),
         *("What money should I bring?", "Into which money do I change my cash?", "What are prices given in?"),
         *("What do the shops there accept?", "Which banknotes are used?", "What do workers get paid in?"),
         *("What does one use to buy things there?", "With what do they pay in this country?"),
     ),
     "subregion": (
+        *(
+            "Where do I fly to for this country?",
+            "Near which part of the world is it?",
+            "Where would it be on a globe?",
+        ),
+        *(
+            "Tell me where it is.",
+            "Which part of the earth is it in?",
+            "Where does this land lie?",
+            "What area is it in?",
+        ),
         *("Where do I find it on a map?", "Where on earth is that?", "Where is it located?", "Where does it lie?"),
         *("In what part of its continent is it?", "Which corner of the globe is that?", "Whereabouts is that?"),
         *("Where is that place?", "On which continent and where is it?", "Where would I have to travel to get there?"),
         *("Which area of the world is it in?", "Which countries is it near to: what region?"),
     ),
     "meaning": (
+        *("Why these colours?", "What did its makers want to say?", "What is told by the colours?"),
+        *("What do red, white and the rest stand for?", "Interpret this flag.", "What is symbolised here?"),
         *("What do the stripes mean?", "What is the idea behind this flag?", "Why does it look like this?"),
         *("Why were these colours chosen?", "What are the colours about?", "What does it symbolise?"),
         *("What does each colour stand for?", "How is this flag to be understood?", "What is it supposed to say?"),
         *("What lies behind the design?", "Tell me why the flag has these symbols."),
     ),
     "describe": (
+        *("Describe what is shown.", "Tell me what you see.", "What is in the picture?", "Talk about this flag."),
+        *("Caption this picture.", "Give all details.", "Say in a few sentences what this flag is."),
         *("Tell me all about this flag.", "What is there to say about this flag?", "Say everything about the flag."),
         *("Describe what you see.", "Describe the image.", "Describe the banner.", "Present this flag to me."),
         *("What do you see here?", "Give me the whole story of this flag.", "Describe it.", "Explain the whole flag."),
@@ -126,13 +199,68 @@ SENTENCES = {
     ),
 }
 CHINESE_NOUNS = {
-    "name": ("国名", "名称", "名字", "国家名称", "国家名字", "國名", "全名"),
-    "capital": ("首都", "首府", "国都", "都城", "首都城市", "政府所在地"),
-    "language": ("语言", "官方语言", "国语", "官方语", "通用语言", "主要语言", "語言"),
-    "currency": ("货币", "法定货币", "钱", "币种", "货币单位", "官方货币", "貨幣"),
-    "subregion": ("地区", "所在地区", "地理位置", "位置", "区域", "所在区域", "地理区域", "所处的地方"),
-    "meaning": ("含义", "意义", "象征意义", "寓意", "意思", "颜色的含义", "图案的含义", "颜色的意思"),
-    "describe": ("描述", "介绍", "说明", "简介", "详细描述", "完整介绍"),
+    "name": ("国名", "名称", "名字", "国家名称", "国家名字", "國名", "全名", "国家", "哪一国", "名号"),
+    "capital": ("首都", "首府", "国都", "都城", "首都城市", "政府所在地", "京城", "首都名", "首都的名字"),
+    "language": (
+        "语言",
+        "官方语言",
+        "国语",
+        "官方语",
+        "通用语言",
+        "主要语言",
+        "語言",
+        "话",
+        "官方话",
+        "母语",
+        "民族语言",
+        "使用的语言",
+    ),
+    "currency": (
+        "货币",
+        "法定货币",
+        "钱",
+        "币种",
+        "货币单位",
+        "官方货币",
+        "貨幣",
+        "钱币",
+        "流通货币",
+        "纸币",
+        "本国货币",
+        "货币名称",
+        "通货",
+    ),
+    "subregion": (
+        "地区",
+        "所在地区",
+        "地理位置",
+        "位置",
+        "区域",
+        "所在区域",
+        "地理区域",
+        "所处的地方",
+        "方位",
+        "大洲",
+        "哪个洲",
+        "世界上的地区",
+        "地点",
+        "次区域",
+    ),
+    "meaning": (
+        "含义",
+        "意义",
+        "象征意义",
+        "寓意",
+        "意思",
+        "颜色的含义",
+        "图案的含义",
+        "颜色的意思",
+        "内涵",
+        "象征",
+        "含意",
+        "设计的意思",
+    ),
+    "describe": ("描述", "介绍", "说明", "简介", "详细描述", "完整介绍", "概述", "描写", "全部情况", "详情"),
 }
 CHINESE_COUNTRIES = (
     *("这个国家", "该国", "这面旗的国家", "这面国旗所属的国家", "使用这面旗的国家", "图中的国家", "那个国家", "它"),
@@ -158,33 +286,55 @@ CHINESE_FRAMES = (
     "写出{whose}的{noun}。",
     "关于{whose}:{noun}是什么?",
     "请说明{whose}的{noun}。",
+    "问题:{whose}的{noun}?",
+    "{whose},{noun}?",
+    "{noun}:",
+    "找出{whose}的{noun}。",
+    "{whose}的{noun}怎么说?",
+    "帮我找{whose}的{noun}。",
+    "看图回答:{whose}的{noun}。",
+    "{whose}的{noun}是?",
+    "说一下{whose}的{noun}吧。",
+    "{whose}用的{noun}是什么呢?",
+    "哪个是{whose}的{noun}?",
+    "这里要填{whose}的{noun}。",
+    "{whose}的{noun}究竟是什么?",
+    "有没有{whose}的{noun}?",
+    "想问{whose}的{noun}。",
 )
 CHINESE_SENTENCES = {
     "name": (
+        *("这是哪里的旗?", "哪个国家的?", "旗子是谁家的?", "这是哪一国?"),
         *("这是哪个国家的国旗?", "这是哪国的旗?", "这面旗属于哪个国家?", "这面旗代表哪个国家?", "这是什么国家?"),
         *("图里是哪个国家?", "哪个国家用这面旗?", "这是谁的旗帜?", "这是哪个国家或地区?", "这是什么旗?"),
     ),
     "capital": (
+        *("哪里是它的首都?", "国都在何处?", "总统住在哪座城市?", "该国的首都设在何处?"),
         *("首都在哪里?", "首都是哪座城市?", "哪个城市是首都?", "首都叫什么名字?", "它的首都在哪?", "哪座城市是首府?"),
         "政府在哪座城市?",
     ),
     "language": (
+        *("当地说什么话?", "居民讲什么语言?", "到那里要懂什么语言?", "平时用什么语言?"),
         *("那里的人说什么语言?", "这个国家讲什么话?", "当地人讲哪种语言?", "他们说什么话?", "那里讲什么语言?"),
         *("说哪种语言?", "人们用什么语言交流?", "官方使用哪种语言?"),
     ),
     "currency": (
+        *("到那里要带什么钱?", "人们付什么钱?", "工资用什么货币发?", "商店收什么钱?"),
         *("那里用什么钱?", "用什么货币?", "买东西付什么钱?", "当地流通什么货币?", "用哪种货币付款?", "花什么钱?"),
         *("这个国家使用什么货币?", "物价用什么货币计算?"),
     ),
     "subregion": (
+        *("它处于世界何处?", "在地球的哪一边?", "该国地处哪里?", "它属于哪个区域?"),
         *("这个国家在哪里?", "在世界的哪个地区?", "位于哪个地区?", "在地图上的什么地方?", "它在世界的哪一部分?"),
         *("这个国家位于哪里?", "在哪个洲的哪一带?", "它在什么地方?"),
     ),
     "meaning": (
+        *("每种颜色代表什么?", "设计有什么寓意?", "旗上的图案是什么意思?"),
         *("这面旗是什么意思?", "颜色代表什么?", "图案象征什么?", "为什么用这些颜色?", "国旗的颜色有什么含义?"),
         *("这些颜色是什么意思?", "这面旗象征什么?"),
     ),
     "describe": (
+        *("这面旗是什么样的?", "讲一讲这面国旗。", "图中是什么?请描述。"),
         *("描述这面旗。", "介绍一下这面国旗。", "请描述这张图。", "说说这面旗。", "详细介绍这面旗。", "描述一下。"),
         *("请介绍这面旗:属于谁,画了什么,有什么含义。", "讲讲这面旗。"),
     ),
@@ -236,6 +386,73 @@ _GREETINGS = (
     *("Please tell me: ", "Look at this flag. ", "Can you tell me? ", "Here is a flag. ", "I wonder: ", "Hello! "),
     *("Hi, ", "Question: ", "One more: ", "Excuse me, ", "So, ", "Good morning! ", "I have a question. "),
 )
+# Words that tell nothing about what is asked: a question is found among them.
+_CHATTER = (
+    *("well", "today", "we", "saw", "it", "on", "a", "ship", "and", "now", "my", "sister", "asks", "me", "because"),
+    *("she", "likes", "old", "pictures", "from", "the", "internet", "just", "quick", "one", "thanks", "in", "advance"),
+    *("maybe", "you", "can", "help", "us", "out", "here", "there", "is", "this", "thing", "that", "was", "sent", "by"),
+    *("somebody", "at", "work", "yesterday", "evening", "for", "fun", "no", "idea", "really", "sorry", "if", "stupid"),
+    *("answer", "short", "only", "please", "be", "brief", "then", "next", "number", "two", "three", "look", "closely"),
+    *(
+        "class",
+        "exam",
+        "book",
+        "game",
+        "test",
+        "write",
+        "say",
+        "want",
+        "would",
+        "could",
+        "should",
+        "like",
+        "to",
+        "with",
+    ),
+    *("he", "they", "so", "but", "also", "again", "always", "never", "often", "some", "any", "all", "first", "last"),
+    *("good", "great", "dear", "assistant", "bot", "hm", "ok", "uh", "pls", "btw", "image", "photo", "attached"),
+)
+_CHINESE_CHATTER = (
+    *(
+        "你好",
+        "今天",
+        "我们",
+        "老师",
+        "朋友",
+        "看到",
+        "图片",
+        "请",
+        "快点",
+        "谢谢",
+        "我",
+        "想",
+        "一下",
+        "能",
+        "不能",
+        "吗",
+    ),
+    *(
+        "呢",
+        "吧",
+        "啊",
+        "刚才",
+        "网上",
+        "有人",
+        "发来",
+        "这张",
+        "图",
+        "帮忙",
+        "看看",
+        "回答",
+        "题目",
+        "第一",
+        "第二",
+        "其实",
+    ),
+    *("真的", "不懂", "很", "好", "大家", "听说", "您", "给", "问题", "如下", "简单", "说"),
+)
+_JOINTS = (" ", ", ", ". ", ": ", " - ", "! ", "; ", "... ")
+_CHINESE_JOINTS = ("", ",", "。", ":", "!", ",", "、")
 _CHINESE_GREETINGS = ("你好,", "请问,", "看这面旗。", "问一下:", "您好!")
 
 
@@ -254,18 +471,18 @@ def ask_anyhow(kind: str, rng: random.Random) -> str:
 
     ```
     """
-    if rng.random() < CHINESE_SHARE:
+    is_chinese = rng.random() < CHINESE_SHARE
+    if is_chinese:
         framed = rng.random() < FRAMED_SHARE
         question = _framed(kind, CHINESE_FRAMES, rng, True) if framed else rng.choice(CHINESE_SENTENCES[kind])
-        return rng.choice(_CHINESE_GREETINGS) + question if rng.random() < 0.08 else question
-    manner = rng.random()
-    if manner < OFFICIAL_SHARE:
+        question = rng.choice(_CHINESE_GREETINGS) + question if rng.random() < 0.08 else question
+    elif (manner := rng.random()) < OFFICIAL_SHARE:
         question = OFFICIAL[kind]
-    elif manner < OFFICIAL_SHARE + FRAMED_SHARE:
-        question = _framed(kind, FRAMES, rng)
+    elif manner < OFFICIAL_SHARE + (1 - OFFICIAL_SHARE) * FRAMED_SHARE:
+        question = _spoilt(_framed(kind, FRAMES, rng), rng)
     else:
-        question = rng.choice((*PARAPHRASES[kind], *SENTENCES[kind]))
-    return _spoilt(question, rng)
+        question = _spoilt(rng.choice((*PARAPHRASES[kind], *SENTENCES[kind])), rng)
+    return _among_chatter(question, rng, is_chinese) if rng.random() < CHATTER_SHARE else question
 
 
 def ask_kept_out(family: str, kind: str, rng: random.Random) -> str:
@@ -299,6 +516,17 @@ def _framed(kind: str, frames: tuple[str, ...], rng: random.Random, is_chinese: 
         nouns, whose = NOUNS[kind], FLAGS if about_flag else COUNTRIES
     question = rng.choice(frames).format(noun=rng.choice(nouns), whose=rng.choice(whose))
     return question[:1].upper() + question[1:] if rng.random() < 0.8 else question
+
+
+def _among_chatter(question: str, rng: random.Random, is_chinese: bool) -> str:
+    """The question with words before it, behind it or both that tell nothing."""
+    words, joints = (_CHINESE_CHATTER, _CHINESE_JOINTS) if is_chinese else (_CHATTER, _JOINTS)
+    sides = rng.choice(((1, 0), (0, 1), (1, 1)))
+    before, behind = (
+        ("" if is_chinese else " ").join(rng.choices(words, k=rng.randint(1, 6))) if side else "" for side in sides
+    )
+    before = before[:1].upper() + before[1:] + rng.choice(joints) if before else ""
+    return f"{before}{question}{rng.choice(joints)}{behind}" if behind else before + question
 
 
 def _spoilt(question: str, rng: random.Random) -> str:

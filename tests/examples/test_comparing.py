@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from transformers import TrainerControl, TrainerState
 
 import compare_joint
 import compare_negatives
+import compare_training
 from flags.asked_world import AskedWorld
 from flags.comparing import first_hits, world_to_compare_in
 from flags.comparison import format_comparison
@@ -124,3 +126,28 @@ def test_the_programs_train_every_arm_and_write_their_figures(world, tmp_path, m
     assert set(result) == {"before", "separate", "joint"}
     assert all(0 <= value <= 1 for name, value in result["joint"].items() if not name.startswith("processor"))
     assert "| joint - separate, points |" in capsys.readouterr().out
+
+
+def test_every_way_of_training_on_has_the_same_time_and_a_row_of_one_table(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_training, "world_to_compare_in", lambda _: world)
+    arms = ["before", "all three", "mined", "separate", "emdr2"]  # each kind of trainer once
+    options = compare_training.Options(
+        *(str(tmp_path), [0]), seconds=0.01, pairs=4, questions=2, passages=2, views=["twemoji"], arms=arms
+    )
+    compare_training.main(options)
+    [result] = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert {arm: row["steps"] for arm, row in result.items()} == {arm: int(arm != "before") for arm in arms}
+    assert {arm for arm, row in result.items() if "hit@1, reranked" in row} == {"all three"}
+    table = (tmp_path / "table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:]] == arms
+
+
+def test_the_clock_ends_a_training_by_processor_time():
+    clock, control = compare_training.Clock(1e-9), TrainerControl()
+    clock.on_train_begin(None, None, control)
+    clock.on_step_end(None, TrainerState(global_step=3), control)
+    assert (clock.steps, control.should_training_stop) == (3, True)
+    patient, control = compare_training.Clock(1e9), TrainerControl()
+    patient.on_train_begin(None, None, control)
+    patient.on_step_end(None, TrainerState(global_step=3), control)
+    assert not control.should_training_stop

@@ -11,7 +11,7 @@ from flags import text_pairs
 from flags.questions import BACKGROUND, KINDS, NAMED, OFFICIAL, PARAPHRASES
 from flags.text_pairs import OTHERS, TextPairs
 from flags.world import drawing_group, load_world
-from tiny import tiny_processor
+from tiny import tiny_model, tiny_processor
 
 
 COUNTRIES = ["no", "sj", "ad", "al", "ca", "jm", "ke"]  # the first two show one drawing
@@ -218,3 +218,47 @@ def test_only_the_countries_and_styles_given_are_seen(world, pairs, batches):
         shown = batch["pixel_values"][batch["image_mask"]]
         assert {pixels.numpy().tobytes() for pixels in shown} <= allowed
     assert {entity for entity, _ in pairs.pictures} == set(pairs.passages) == set(COUNTRIES)
+
+
+# --- What spares work
+
+
+def test_same_kind_marks_the_passages_that_tell_what_is_asked_for_whatever_the_country(pairs, batches):
+    for batch in batches:
+        assert ("same_kind" in batch) == ("input_ids" in batch)
+        if "same_kind" not in batch:
+            continue
+        kinds = [kind_of(passage) for passage in passages(pairs, batch)]
+        for i, (row, label) in enumerate(zip(batch["same_kind"].tolist(), batch["query_labels"].tolist())):
+            own = {kinds[j] for j, other in enumerate(batch["passage_labels"].tolist()) if other == label}
+            marked = {kind for kind, same in zip(kinds, row) if same}
+            assert own <= marked <= own | {"flag", "meaning"}
+            assert row == [kind in marked for kind in kinds]
+            assert kinds[i] in marked
+
+
+def test_vectors_take_the_place_of_pictures_and_nothing_else_changes(world, processor, batches):
+    model = tiny_model().model.eval()
+    encoded = TextPairs(processor, world, COUNTRIES, VIEWS, seed=1, countries_per_batch=7).encode(model)
+    for batch, plain in zip(encoded, batches[:4]):
+        for prefix in ("", "passage_"):
+            seen = plain[f"{prefix}image_mask"]
+            with torch.no_grad():
+                expected = model.get_image_features(plain[f"{prefix}pixel_values"][seen]).pooler_output
+            torch.testing.assert_close(batch[f"{prefix}image_embeds"][seen], expected)
+            assert not batch[f"{prefix}image_embeds"][~seen].any()
+        rest = {name for name in plain if not name.endswith("pixel_values")}
+        assert all(torch.equal(batch[name], plain[name]) for name in rest)
+        assert set(batch) == rest | {"image_embeds", "passage_image_embeds"}
+
+
+def test_most_batches_read_the_beginnings_of_passages_only(world, processor):
+    pairs = TextPairs(processor, world, COUNTRIES, VIEWS, seed=1, countries_per_batch=7, beginning=5)
+    shapes = [
+        (batch["passage_input_ids"].shape, batch["passage_attention_mask"].shape)
+        for batch in islice(pairs, 24)
+        if "same_kind" in batch
+    ]
+    assert all(ids == mask for ids, mask in shapes)
+    cut = sum(ids[1] == 5 for ids, _ in shapes)
+    assert len(shapes) / 2 < cut < len(shapes)
