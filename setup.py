@@ -52,6 +52,8 @@ HYBRID = [
 MULTILINGUAL = ["rjieba>=0.2", "pythainlp>=5.0"]
 WIKIPEDIA = ["mwparserfromhell>=0.7"]  # MIT; wikitextparser reads more of the markup, under the GPL
 PDF = ["pypdfium2>=5.0"]  # Apache-2.0 or BSD, with PDFium inside; the first whose bookmarks tell where they lead
+# COCO's mAP (BSD), and the assignment of boxes to objects in the losses of detectors.
+DETECTION = ["pycocotools>=2.0.8", "scipy>=1.13"]  # the first of both that run with numpy 2
 HEIC = ["pillow-heif>=1.1"]  # BSD, with libheif (LGPL) inside
 # Knowledge bases on a Milvus server or cluster. Older clients do not speak with the milvus-lite of the tests.
 MILVUS = ["pymilvus>=2.6.10"]
@@ -85,6 +87,7 @@ EXTRAS_REQUIRE = {
     "offline": OFFLINE,
     "conformance": CONFORMANCE,
     "demo": DEMO,
+    "detection": DETECTION,
     "docs": DOCS,
     "heic": HEIC,
     "hybrid": HYBRID,
@@ -110,6 +113,7 @@ EXTRAS_REQUIRE = {
         *WIKIPEDIA,
         *PDF,
         *HEIC,
+        *DETECTION,
         "reportlab>=4",  # writes the PDF files of the tests
         *MILVUS,
         "milvus-lite>=3.2",

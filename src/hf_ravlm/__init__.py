@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         RavlmForConditionalGeneration,
         RavlmForImageClassification,
         RavlmForImageTextRetrieval,
+        RavlmForObjectDetection,
         RavlmForPreTraining,
         RavlmForVisualQuestionAnswering,
         RavlmModel,
@@ -74,8 +75,8 @@ __version__ = "0.1.0"
 # What comes from each folder when it is first used.
 _LAZY = {
     "model": "ConflictAwareLogitsProcessor RavlmConfig RavlmForConditionalGeneration RavlmForImageClassification "
-    "RavlmForImageTextRetrieval RavlmForPreTraining RavlmForVisualQuestionAnswering RavlmModel RavlmPreTrainedModel "
-    "RavlmProcessor from_backbones from_encoder",
+    "RavlmForImageTextRetrieval RavlmForObjectDetection RavlmForPreTraining RavlmForVisualQuestionAnswering "
+    "RavlmModel RavlmPreTrainedModel RavlmProcessor from_backbones from_encoder",
     "pipelines": "RemoteReader offline_reader",
     "retrieval": "Chunking Evidence KnowledgeBase Passage RavlmEncoder RavlmRetriever embed_corpus load_encoder",
     "training": "AnswerCollator ClassificationCollator ClosedAnswerCollator EvidenceMix JointSettings "
@@ -151,6 +152,7 @@ __all__ = [
     "RavlmForConditionalGeneration",
     "RavlmForImageClassification",
     "RavlmForImageTextRetrieval",
+    "RavlmForObjectDetection",
     "RavlmForPreTraining",
     "RavlmForVisualQuestionAnswering",
     "RavlmJointTrainer",

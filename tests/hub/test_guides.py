@@ -10,6 +10,7 @@ import pytest
 from pdf_files import manual
 from tiny import picture
 from tiny_backbones import causal_tokenizer, multimodal_model, text_model
+from tiny_detectors import tiny_detector
 from tiny_encoders import FAMILIES, save
 
 
@@ -35,6 +36,7 @@ def published(tmp_path_factory):
     parts = {
         "Qwen/Qwen3-VL-2B-Instruct": (reader, processor),
         "sentence-transformers/all-MiniLM-L6-v2": (text_model("bert"), causal_tokenizer()),
+        "PekingU/rtdetr_r18vd": tiny_detector("rt_detr"),
     }
     for name, (model, belongs) in parts.items():
         model.save_pretrained(root / name)

@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoModelForObjectDetection,
     AutoModelForPreTraining,
     AutoModelForVisualQuestionAnswering,
     AutoProcessor,
@@ -20,6 +21,7 @@ from ..model import (
     RavlmConfig,
     RavlmForConditionalGeneration,
     RavlmForImageClassification,
+    RavlmForObjectDetection,
     RavlmForPreTraining,
     RavlmForVisualQuestionAnswering,
     RavlmModel,
@@ -29,9 +31,10 @@ from ..pipelines import (
     RavlmImageClassificationPipeline,
     RavlmImageTextToTextPipeline,
     RavlmImageToTextPipeline,
+    RavlmObjectDetectionPipeline,
     RavlmVisualQuestionAnsweringPipeline,
 )
-from ..pipelines.parts import ReaderLoader
+from ..pipelines.parts import DetectorLoader, ReaderLoader
 from ..pipelines.remote.reader import RemoteReaderConfig
 
 
@@ -44,6 +47,7 @@ SERVED_AGAIN = {
 WITH_EVIDENCE = {
     "image-classification": RavlmImageClassificationPipeline,
     "image-text-to-text": RavlmImageTextToTextPipeline,
+    "object-detection": RavlmObjectDetectionPipeline,
 }
 ALIASES = {"vqa": "visual-question-answering"}
 
@@ -55,6 +59,7 @@ def register_auto_classes() -> None:
     AutoModelForImageClassification.register(RavlmConfig, RavlmForImageClassification, exist_ok=True)
     AutoModelForImageTextToText.register(RavlmConfig, RavlmForConditionalGeneration, exist_ok=True)
     AutoModelForMultimodalLM.register(RavlmConfig, RavlmForConditionalGeneration, exist_ok=True)
+    AutoModelForObjectDetection.register(RavlmConfig, RavlmForObjectDetection, exist_ok=True)
     AutoModelForPreTraining.register(RavlmConfig, RavlmForPreTraining, exist_ok=True)
     AutoModelForVisualQuestionAnswering.register(RavlmConfig, RavlmForVisualQuestionAnswering, exist_ok=True)
     AutoProcessor.register(RavlmConfig, RavlmProcessor, exist_ok=True)
@@ -85,6 +90,8 @@ def register_pipelines() -> None:
     for task, pipeline_class in WITH_EVIDENCE.items():
         if task in tasks:
             tasks[task]["impl"] = pipeline_class
+    if "object-detection" in tasks:
+        tasks["object-detection"]["pt"] = (DetectorLoader,)
     original = getattr(transformers_pipelines, "_resolve_deprecated_task", None)
     if original is None or getattr(original, "serves_removed_tasks", False):
         return

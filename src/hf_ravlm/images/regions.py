@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,3 +101,39 @@ def _overlap(first: tuple[int, int, int], second: tuple[int, int, int]) -> float
     """The common part of two squares (left, top, side), as a share of the smaller one."""
     spans = [min(a + first[2], b + second[2]) - max(a, b) for a, b in zip(first[:2], second[:2], strict=True)]
     return max(spans[0], 0) * max(spans[1], 0) / min(first[2], second[2]) ** 2
+
+
+def box_in(box: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The left, upper, right and lower edge of a box, which must lie in an image.
+
+    Args:
+        box: `{"xmin": ..., "ymin": ..., "xmax": ..., "ymax": ...}` or `(x, y, width, height)`, in pixels.
+        size: Width and height of the image. An edge may lie outside by a pixel, as rounding leaves it.
+
+    Raises:
+        InvalidInputError: If it is no box, is empty, or does not lie in the image.
+
+    Example:
+
+    >>> box_in((2, 3, 4, 5), (10, 10)), box_in({"xmin": 2, "ymin": 3, "xmax": 6, "ymax": 8}, (10, 10))
+    ((2.0, 3.0, 6.0, 8.0), (2.0, 3.0, 6.0, 8.0))
+    """
+    edges = ("xmin", "ymin", "xmax", "ymax")
+    named = isinstance(box, Mapping)
+    values = [box.get(edge) for edge in edges] if named else np.asarray(box, dtype=object).reshape(-1).tolist()
+    numbers = [isinstance(value, (int, float, np.number)) and not isinstance(value, bool) for value in values]
+    if len(values) != 4 or not all(numbers) or not np.isfinite(np.array(values, float)).all():
+        raise InvalidInputError(
+            f"box={str(box)[:80]}: expected {', '.join(edges)}, or four numbers (x, y, width, height)."
+        )
+    left, top, right, bottom = (float(value) for value in values)
+    if not named:
+        right, bottom = left + right, top + bottom
+    if right <= left or bottom <= top:
+        raise InvalidInputError(f"box={str(box)[:80]}: it is empty; expected xmin < xmax and ymin < ymax.")
+    if left < -1 or top < -1 or right > size[0] + 1 or bottom > size[1] + 1:
+        raise InvalidInputError(
+            f"box={str(box)[:80]}: it lies outside of its image of {size[0]} x {size[1]} pixels. Are the numbers "
+            "pixels of this image, and (x, y, width, height) where they have no names?"
+        )
+    return max(left, 0.0), max(top, 0.0), min(right, float(size[0])), min(bottom, float(size[1]))

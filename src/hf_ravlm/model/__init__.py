@@ -6,6 +6,7 @@ from .configuration_ravlm import RavlmConfig
 from .from_backbones import from_backbones, from_encoder
 from .heads.image_classification import RavlmForImageClassification
 from .heads.matching import RavlmForImageTextRetrieval, RavlmForPreTraining
+from .heads.object_detection import RavlmForObjectDetection
 from .heads.visual_question_answering import RavlmForVisualQuestionAnswering
 from .modeling_ravlm import RavlmModel, RavlmPreTrainedModel
 from .processing_ravlm import RavlmProcessor
@@ -19,6 +20,7 @@ __all__ = [
     "RavlmForConditionalGeneration",
     "RavlmForImageClassification",
     "RavlmForImageTextRetrieval",
+    "RavlmForObjectDetection",
     "RavlmForPreTraining",
     "RavlmForVisualQuestionAnswering",
     "RavlmModel",

@@ -15,11 +15,13 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForObjectDetection,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -296,7 +298,39 @@ def load_whole_encoder(source: Backbone, **loading: Any) -> PreTrainedModel:
     return _load(AutoModel, source, config, "encoder", **loading)
 
 
+def check_detector(config: PreTrainedConfig, model: nn.Module | None = None) -> None:
+    """Refuses what proposes no boxes by queries, each with scores of the classes.
+
+    Raises:
+        `InvalidInputError`: with what it is.
+    """
+    found = _class_in(MODEL_FOR_OBJECT_DETECTION_MAPPING, config)
+    fits = found is not None and not config.model_type.startswith("pp_ocr")
+    if not fits or (model is not None and not isinstance(model, found)):
+        what = "model" if model is None else f"model that came as a {type(model).__name__}"
+        raise InvalidInputError(
+            f"the detector is a {config.model_type!r} {what}, which has no queries with boxes and class scores; "
+            "expected a model of AutoModelForObjectDetection (detr, rt_detr, d_fine, yolos, deformable_detr, ...)"
+        )
+
+
+def load_detector(source: Backbone, **loading: Any) -> PreTrainedModel:
+    """A detector with all that it was trained with.
+
+    Raises:
+        `InvalidInputError`: if it is none, or its checkpoint lacks weights.
+    """
+    if isinstance(source, nn.Module):
+        check_detector(source.config, source)
+        return source
+    loading = pin_revision(source, loading)
+    config = read_config(source, "detector", **loading)
+    check_detector(config)
+    return _load(AutoModelForObjectDetection, source, config, "detector", **loading)
+
+
 LOADERS = {
+    "detector": load_detector,
     "encoder": load_whole_encoder,
     "generator": load_generator,
     "vision": load_vision_tower,

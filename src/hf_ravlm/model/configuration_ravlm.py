@@ -32,6 +32,8 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
             A dual encoder that is kept whole, with its pooling, projections and scale (CLIP, SigLIP, ALIGN, ...),
             in the place of two towers; its halves and its width then are `vision_config`, `text_config` and
             `projection_dim`.
+        detector_config (`dict` or `PreTrainedConfig`, *optional*):
+            of [`RavlmForObjectDetection`]: any detector of transformers that has queries (DETR, RT-DETR, YOLOS, ...).
         generator_config (`dict` or `PreTrainedConfig`, *optional*):
             Any causal language model of attention layers, or any image-text-to-text model; defaults to Llama.
         projection_dim (`int`, *optional*, defaults to 256): `D`, width of the space that queries and passages share.
@@ -83,6 +85,7 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True),
         "encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="clip", optional=True),
         "generator_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "detector_config": SubConfigSpec(config_class=AutoConfig, model_type="detr", optional=True),
     }
     keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states", "evidence_hidden_states"]
 
@@ -90,6 +93,7 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     encoder_config: dict | PreTrainedConfig | None = None
     generator_config: dict | PreTrainedConfig | None = None
+    detector_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 256
     pooling_grid: int = 1
     logit_scale_init: float = 2.6592
@@ -112,7 +116,9 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        for part in (self.__dict__, self.vision_config, self.text_config, self.generator_config):
+        for part in (
+            *(self.__dict__, self.vision_config, self.text_config, self.generator_config, self.detector_config),
+        ):
             check_sizes(part)  # before it is built: a list of 2**31 layers is never finished
         kwargs.pop("auto_map", None)  # of the folder it was loaded from; saving writes it anew
         if self.encoder_config is not None:

@@ -57,7 +57,7 @@ CONFIG_OF = {
 _DERIVED = {  # from the backbones and from other settings
     *CONFIG_OF.values(),
     *("image_token_id", "evidence_token_id", "tie_word_embeddings", "references"),
-    *("class_prompt", "answer_head"),  # of heads
+    *("class_prompt", "answer_head", "detector_config"),  # of heads
     *("self", "image_processor", "tokenizer", "text_tokenizer", "generator_processor", "passage_prompts"),
 }
 OF_TOWERS = ("projection_dim", "pooling_grid", "text_weight_init", "num_image_tokens")

@@ -11,6 +11,7 @@ from .image_classification import RavlmImageClassificationPipeline
 from .image_text_to_text import RavlmImageTextToTextPipeline
 from .image_to_text import ImageCaptionPipeline, RavlmImageToTextPipeline
 from .model_folder import find_policy, find_retriever
+from .object_detection import RavlmObjectDetectionPipeline, boxed_entries
 from .offline_reader import offline_reader
 from .remote.reader import RemoteReader
 from .visual_question_answering import RavlmVisualQuestionAnsweringPipeline
@@ -39,9 +40,11 @@ __all__ = [
     "RavlmImageClassificationPipeline",
     "RavlmImageTextToTextPipeline",
     "RavlmImageToTextPipeline",
+    "RavlmObjectDetectionPipeline",
     "RavlmVisualQuestionAnsweringPipeline",
     "RemoteReader",
     "answer_questions",
+    "boxed_entries",
     "find_policy",
     "find_retriever",
     "offline_reader",

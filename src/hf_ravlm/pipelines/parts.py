@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoModelForObjectDetection
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from ..errors import InvalidInputError
@@ -19,6 +19,7 @@ from ..model import (
 )
 from ..model.backbones import load_generator, read_config, reader_kind
 from ..model.loading import without_adapters
+from ..model.parts.references import pin_revision, remember
 from .remote.messages import RemotePrompts
 from .remote.reader import RemoteReader
 
@@ -83,6 +84,20 @@ class ReaderLoader:
             if config.model_type == RavlmConfig.model_type or type(config) not in READERS:
                 return AutoModelForImageTextToText.from_pretrained(name, **loading)
         return load_generator(name, **loading)
+
+
+class DetectorLoader:
+    """What `pipeline("object-detection", model=NAME)` loads models with: they remember their commit."""
+
+    @classmethod
+    def from_pretrained(cls, name: str, **loading: Any) -> Any:
+        """The model as `AutoModelForObjectDetection` loads it."""
+        wanted = ("revision", "token", "cache_dir", "local_files_only")
+        access = pin_revision(name, {key: value for key, value in loading.items() if key in wanted})
+        model = AutoModelForObjectDetection.from_pretrained(name, **{**loading, **access})
+        if not is_ours(model):
+            remember(model, name, access)
+        return model
 
 
 def reader_around(

@@ -33,7 +33,13 @@ _OTHER_NAMES = {"odbl-1.0": "odbl", "odc-by-1.0": "odc-by", "pddl-1.0": "pddl", 
 # What the parts of a reader are called, by their names in the model and in its config.
 ROLES = {
     **{"language_model": "reader", "vision_tower": "vision tower", "text_encoder": "text encoder"},
-    **{"generator": "reader", "vision": "vision tower", "text": "text encoder", "encoder": "encoder"},
+    **{
+        "detector": "detector",
+        "generator": "reader",
+        "vision": "vision tower",
+        "text": "text encoder",
+        "encoder": "encoder",
+    },
 }
 
 
@@ -49,6 +55,8 @@ def first_card(model: Any, repo_id: str, beside: Iterable[Any] = ()) -> str:
     use, part = usage(repo_id), type(model).__name__
     if part == "RavlmForImageClassification":
         data.pipeline_tag, use = "image-classification", usage_of_classifier(repo_id)
+    elif part == "RavlmForObjectDetection":
+        data.pipeline_tag, use = "object-detection", usage_of_detector(repo_id)
     elif not model.can_generate():  # a pipeline would make up the weights that are missing
         data.pipeline_tag = None
         use = f'This is its `{part}` alone, without a reader: `hf_ravlm.{part}.from_pretrained("{repo_id}")`.'
@@ -148,6 +156,12 @@ def describe(config: Any, num_parameters: int, referred: Iterable[str] = ()) -> 
     Args:
         num_parameters: Of all parts, but those that are `referred` to by their names on the Hub.
     """
+    if config.detector_config is not None:
+        return (
+            f"A detector ({config.detector_config.model_type}, {num_parameters / 1e6:,.1f} million parameters) whose "
+            f"boxes are also named by the {config.num_passages} labelled images of a knowledge base that look most "
+            "like them: a class is added by adding images of it."
+        )
     parts = {
         "vision tower": config.vision_config,
         "text encoder": config.text_config,
@@ -186,6 +200,17 @@ from transformers import pipeline
 
 classify = pipeline("image-classification", model="{name}")
 classify("image.png")  # labels, scores, and the labelled images that they rest on
+```"""
+
+
+def usage_of_detector(name: str) -> str:
+    """How a detector is used, as a block of code."""
+    return f"""```python
+import hf_ravlm
+from transformers import pipeline
+
+detect = pipeline("object-detection", model="{name}")
+detect("image.png")  # boxes, labels, scores, and the labelled images that each rests on
 ```"""
 
 

@@ -40,6 +40,7 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "RavlmForImageClassification",
     "AutoModelForImageTextToText": "RavlmForConditionalGeneration",
     "AutoModelForMultimodalLM": "RavlmForConditionalGeneration",
+    "AutoModelForObjectDetection": "RavlmForObjectDetection",
     "AutoModelForPreTraining": "RavlmForPreTraining",
     "AutoModelForVisualQuestionAnswering": "RavlmForVisualQuestionAnswering",
     "AutoProcessor": "RavlmProcessor",

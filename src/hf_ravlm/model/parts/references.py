@@ -31,6 +31,7 @@ PARTS = {
     "encoder": "model.encoder",
     "vision": "model.vision_tower",
     "text": "model.text_encoder",
+    "detector": "detector",
 }
 ADDED_ROWS = "added_rows."  # before the name of a tensor: of a vocabulary that grew, what is behind the old rows
 _OF_A_REFERENCE = ("name", "revision", "subfolder", "kind", "base_revision")
