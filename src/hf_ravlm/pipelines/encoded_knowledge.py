@@ -24,6 +24,7 @@ from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..model.loading import without_adapters
 from ..retrieval import KnowledgeBase, Passage
 from ..retrieval.encoding.inference_model import fingerprint_of
+from ..retrieval.id_places import IdPlaces
 from ..retrieval.passage import input_digest
 from ..saving.durable import publish_file
 
@@ -59,7 +60,7 @@ class EncodedKnowledge:
             )
         self.knowledge_base = knowledge_base
         self.states = states
-        self.row_of = {passage_id: row for row, passage_id in enumerate(knowledge_base.ids)}
+        self._places = IdPlaces(knowledge_base.table["id"])
         self._width = states.type.value_type.list_size
         # Of each chunk: its first passage, where each passage begins, and the states of all tokens, not copied.
         self._starts = [0, *accumulate(map(len, states.chunks))]
@@ -192,7 +193,7 @@ class EncodedKnowledge:
         inputs["evidence_states"], inputs["evidence_token_mask"] = states.to(tokens.device), mask.to(tokens.device)
 
     def _row(self, passage: Any) -> int:
-        row = self.row_of.get(str(getattr(passage, "id", None)))
+        row = self._places.row_of(str(getattr(passage, "id", None)))
         if row is None:
             raise InvalidInputError(
                 f"passage {getattr(passage, 'id', passage)!r} has no stored states: expected passages of the "

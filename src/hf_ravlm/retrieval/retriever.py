@@ -408,7 +408,7 @@ class RavlmRetriever:
         """
         self.refresh()
         new = as_knowledge_base(passages)
-        self._knowledge.check_new(new.ids)  # before time is spent on encoding; and again when it is stored
+        self._knowledge.check_new(new.table["id"])  # before time is spent on encoding; and again when it is stored
         with self._current.staging(new.table) as staging:
             vectors = self._encode(new, batch_size, staging)
             self._current.change(lambda knowledge: knowledge.added(new.table, vectors))

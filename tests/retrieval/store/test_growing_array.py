@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 
 from hash_encoder import HashEncoder, numbered
-from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
-from hf_ravlm.retrieval.sources import row_spool
+from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever, row_spool
 from hf_ravlm.retrieval.sources.checked_rows import SourceRow, table_from_rows
 from hf_ravlm.retrieval.store.growing_array import GrowingArray, joined, with_room
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
 from ..passage import input_digest, passages_at
+from ..row_spool import release_rows
 from .corpus_shards import MERGED, EmbeddingPlan, StagingFolder, shard_name
 from .cost import announce, cost_of
 from .encoders import Encoder, encode_passages, require_batch_size
@@ -171,6 +172,7 @@ def _encode_shards(
         for shard in unfinished:
             rows = plan.rows_of(shard)
             folder.write_shard(shard, _encode_rows(table, encoder, rows, plan.call_rows, bar, announce_cost))
+            release_rows()
 
 
 def _encode_rows(

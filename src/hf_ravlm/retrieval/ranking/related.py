@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ...errors import InvalidInputError
+from ..passage import rows_at
 from .filters import matching_rows
 from .fusion import Ranking
 
@@ -35,7 +35,7 @@ def with_related(
             "`related_key=` names another key."
         )
     found = np.unique(ranking.rows[ranking.rows >= 0])
-    told = knowledge.table["metadata"].take(pa.array(found)).to_pylist()
+    told = rows_at(knowledge.table.select(["metadata"]), found)["metadata"].to_pylist()
     named = [_ids(json.loads(one).get(key) if one else None, key) for one in told]
     together = [name for names in named for name in names]
     rows = knowledge.rows_of(together) if together else np.zeros(0, np.int64)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import InvalidInputError
-from ..passage import Passage
+from ..passage import Passage, rows_at
 from .channels import Channel, Query
 from .filters import asks_metadata, matching_rows, same_value
 from .fusion import (
@@ -208,7 +208,7 @@ def _similarities(rows: np.ndarray, vectors: np.ndarray) -> Any:
 def _source_numbers(table: pa.Table, rows: np.ndarray) -> np.ndarray:
     """A number for the source of each candidate; -1 where it has none."""
     unique, places = np.unique(rows, return_inverse=True)
-    sources = table["source"].take(pa.array(np.maximum(unique, 0))).combine_chunks().dictionary_encode()
+    sources = rows_at(table.select(["source"]), np.maximum(unique, 0))["source"].combine_chunks().dictionary_encode()
     numbers = np.asarray(pc.fill_null(sources.indices, -1))
     return np.asarray(np.where(rows >= 0, numbers[places].reshape(rows.shape), -1))
 

@@ -26,7 +26,7 @@ from ...errors import InvalidInputError, UnsafeInputError
 from ...images import encoded_image
 from ...text import clean_text, plain_json, plain_text
 from ..passage import SCHEMA, TEXT_COLUMNS, check_unique_ids
-from .row_spool import RowSpool
+from ..row_spool import RowSpool
 
 
 logger = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ def _checked_row(passage_id: str, row: SourceRow) -> dict[str, Any]:
 
 def _checked_text(value: Any, where: str) -> str | None:
     text = _checked_string(value, "text", where)
-    if text is None or not clean_text(text):
+    if text is None or not text.strip():
         return None
     num_bytes = len(text.encode())
     if num_bytes > MAX_TEXT_BYTES:

@@ -138,7 +138,7 @@ def _json_record(line: str, where: str) -> Record | None:
     if not line.strip():
         return None
     try:
-        record = json.loads(line, object_pairs_hook=_one_value_each)
+        record = _DECODER.decode(line)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{where} is not JSON ({error}). Expected one JSON object per line.") from error
     if not isinstance(record, dict):
@@ -152,6 +152,9 @@ def _one_value_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"the keys {repeated} come twice")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_one_value_each)
 
 
 def csv_columns(file: Path, delimiter: str | None = None) -> list[str]:

@@ -24,6 +24,7 @@ from ..indexes.index_types import INDEX_KINDS
 from ..indexes.vector_index import VectorIndex, open_index
 from ..passage import SCHEMA, ids_digest
 from ..ranking.search_options import check_grouping
+from ..row_spool import RowSpool
 from .manifest import StoredFile, Version
 from .parts import check_made_for, check_parts
 from .row_files import join_vectors, read_passages, read_vectors, salvage_vectors, unreadable
@@ -48,6 +49,7 @@ class OpenOptions:
     on_error: OnError = "raise"
     verify: Literal["full", "size"] = "full"
     allow_foreign_index: bool = False
+    ids_only: bool = False  # of passages: to count what can be read, in little memory
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "rebuild", "skip_shard"):
@@ -144,20 +146,28 @@ def _files_beyond(version: Version, earlier: SavedState | None, role: str) -> li
 
 def _read_table(files: Sequence[StoredFile], options: OpenOptions) -> tuple[pa.Table, np.ndarray]:
     """All rows, and a mask of those that were read."""
-    parts, masks = [SCHEMA.empty_table()], [np.zeros(0, bool)]
-    for file in files:
-        try:
-            verify_file(file, options.verify == "full")
-            parts.append(read_passages(file))
-            masks.append(np.ones(file.rows, bool))
-        except KnowledgeBaseCorruptError as error:
-            if options.on_error != "skip_shard" or file.rows > _MAX_LOST_ROWS:
-                raise
-            logger.warning("%s", error)
-            lost = [pa.nulls(file.rows, one.type) if one.nullable else pa.repeat("", file.rows) for one in SCHEMA]
-            parts.append(pa.table(lost, schema=SCHEMA))  # rows that keep the place of the others, and are never alive
-            masks.append(np.zeros(file.rows, bool))
-    return pa.concat_tables(parts), np.concatenate(masks)
+    masks = [np.zeros(0, bool)]
+    with RowSpool(SCHEMA) as spool:
+        for file in files:
+            try:
+                verify_file(file, options.verify == "full")
+                part = read_passages(file)
+                part = _named_rows(part["id"]) if options.ids_only else part
+                masks.append(np.ones(file.rows, bool))
+            except KnowledgeBaseCorruptError as error:
+                if options.on_error != "skip_shard" or file.rows > _MAX_LOST_ROWS:
+                    raise
+                logger.warning("%s", error)
+                part = _named_rows(pa.repeat("", file.rows))  # they keep the place of the others, and are never alive
+                masks.append(np.zeros(file.rows, bool))
+            for batch in part.to_batches():
+                spool.add(batch)
+        return spool.table(), np.concatenate(masks)
+
+
+def _named_rows(ids: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Rows of which nothing but their ids is there."""
+    return pa.table([ids, *(pa.nulls(len(ids), one.type) for one in list(SCHEMA)[1:])], schema=SCHEMA)
 
 
 def _read_vectors(

@@ -23,13 +23,14 @@ import pyarrow.parquet as pq
 from ...errors import KnowledgeBaseCorruptError
 from ...saving.arrays import open_arrays, write_arrays
 from ..passage import SCHEMA, ids_digest
+from ..row_spool import release_rows
 from .growing_array import joined
 from .manifest import StoredFile
 from .versions import NewFile
 
 
 _MAX_ROWS_PER_FILE = 50_000
-_MAX_BYTES_PER_FILE = 500_000_000
+_MAX_BYTES_PER_FILE = 128_000_000
 _ROWS_PER_GROUP = 5_000
 
 # Only these repeat; in another column a dictionary, or a shared prefix, could unfold a small file into gigabytes.
@@ -91,6 +92,7 @@ def write_passages(table: pa.Table, path: Path) -> None:
             use_dictionary=list(_DICTIONARY_COLUMNS),
             write_page_checksum=True,
         )
+        release_rows()
         if not _unfolds_too_far(pq.read_metadata(path), path):  # one image in every row would
             return
 

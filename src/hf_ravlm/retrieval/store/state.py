@@ -20,11 +20,12 @@ import pyarrow.compute as pc
 from ...errors import InvalidInputError
 from ..indexes.vector_index import VectorIndex, build_index
 from ..metadata import metadata_table
-from ..passage import Passage, first_few, passages_at
+from ..passage import Passage, first_few, passages_at, rows_at
 from ..unit_vectors import check_unit_vectors
 from .growing_array import GrowingArray
 
 
+_MOST_PARTS = 1_000  # of a table that is put together without a copy
 _FEW_IDS = 100  # times as many are known as are asked for
 
 
@@ -85,13 +86,15 @@ class KnowledgeState:
 
     def differs(self, table: pa.Table) -> pa.Array:
         """Which rows of a table say something else than the living passage with their id, or have a new id."""
-        rows = self.rows_of(table["id"].to_pylist())
-        mine = self.table.take(pa.array(rows, pa.int64(), mask=rows < 0))
-        equal = pa.array(np.ones(len(table), bool))
+        rows = self.rows_of(table["id"])
+        known = np.flatnonzero(rows >= 0)
+        mine, theirs = rows_at(self.table, rows[known]), rows_at(table, known)
+        differs, equal = np.ones(len(table), bool), np.ones(len(known), bool)
         for name in table.schema.names:
-            both_missing = pc.and_(pc.is_null(mine[name]), pc.is_null(table[name]))
-            equal = pc.and_(equal, pc.or_(both_missing, pc.fill_null(pc.equal(mine[name], table[name]), False)))
-        return pc.invert(equal)
+            both_missing = pc.and_(pc.is_null(mine[name]), pc.is_null(theirs[name]))
+            equal &= np.asarray(pc.or_(both_missing, pc.fill_null(pc.equal(mine[name], theirs[name]), False)))
+        differs[known] = ~equal
+        return pa.array(differs)
 
     def continues(self, earlier: KnowledgeState) -> bool:
         """Whether this state was made from another one by adding and removing alone."""
@@ -99,8 +102,15 @@ class KnowledgeState:
 
     @cached_property
     def live_table(self) -> pa.Table:
-        """The passages that are alive."""
-        return self.table if self.all_alive else self.table.take(pa.array(self.live_rows))
+        """The passages that are alive: parts of the table, not copied, unless they are very many."""
+        if self.all_alive:
+            return self.table
+        ends = np.append(np.flatnonzero(np.diff(self.live_rows) != 1), len(self.live_rows) - 1)
+        if len(ends) > _MOST_PARTS or not len(self):
+            return self.table.filter(pa.array(self.alive))
+        starts = np.append(0, ends[:-1] + 1)
+        parts = zip(self.live_rows[starts].tolist(), (ends - starts + 1).tolist(), strict=True)
+        return pa.concat_tables([self.table.slice(start, length) for start, length in parts])
 
     @cached_property
     def vectors(self) -> np.ndarray:
@@ -132,10 +142,10 @@ class KnowledgeState:
         """The passages in several rows of the table, in the order asked for."""
         return passages_at(self.table, rows)
 
-    def rows_of(self, ids: Sequence[str]) -> np.ndarray:
+    def rows_of(self, ids: Sequence[str] | pa.ChunkedArray) -> np.ndarray:
         """The rows of the table in which passages with these ids are alive; -1 where there is none."""
         known = self.table["id"] if self.all_alive else self.table["id"].take(pa.array(self.live_rows))
-        wanted = pa.array(ids, pa.string())
+        wanted = ids if isinstance(ids, pa.ChunkedArray) else pa.array(ids, pa.string())
         # Of few ids a small table of these is asked for every known one; of many, a large one is made of the known.
         if len(ids) * _FEW_IDS < len(known):
             there = np.flatnonzero(np.asarray(pc.is_in(known, value_set=wanted)))
@@ -154,12 +164,12 @@ class KnowledgeState:
 
     def added(self, table: pa.Table, vectors: np.ndarray) -> KnowledgeState:
         """The state after passages were added at the end; errors as `check_new` and `appended`."""
-        self.check_new(table["id"].to_pylist())
+        self.check_new(table["id"])
         return self.appended(table, vectors)
 
-    def check_new(self, ids: Sequence[str]) -> None:
+    def check_new(self, ids: pa.ChunkedArray) -> None:
         """Raises `InvalidInputError` if ids are taken."""
-        taken = [passage_id for passage_id, row in zip(ids, self.rows_of(ids), strict=True) if row >= 0]
+        taken = ids.filter(pa.array(self.rows_of(ids) >= 0)).to_pylist()
         if taken:
             raise InvalidInputError(
                 f"{len(taken)} of {len(ids)} passages have ids that are in the knowledge base already: "
@@ -168,7 +178,7 @@ class KnowledgeState:
 
     def updated(self, table: pa.Table, vectors: np.ndarray) -> KnowledgeState:
         """The state after passages with the same ids were replaced, and those with new ids added."""
-        rows = self.rows_of(table["id"].to_pylist())
+        rows = self.rows_of(table["id"])
         return self._without(rows[rows >= 0]).appended(table, vectors)
 
     def removed(self, ids: Sequence[str]) -> KnowledgeState:

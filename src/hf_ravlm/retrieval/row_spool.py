@@ -1,17 +1,30 @@
-"""Record batches on their way into one table: in memory, and on the disk from where they are too many."""
+"""Record batches on their way into one table: in memory, and on the disk from where they are too many.
+
+Rows on the disk are mapped: the system reads them where they are used, and may drop them whenever it needs the memory.
+Until then they count as memory of the process, so whoever has gone through many calls `release_rows`.
+"""
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
+import weakref
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 
 
-# More than this goes into a temporary file (`TMPDIR`), which is mapped: its pages are no memory of the process.
-MAX_BYTES_IN_MEMORY = 400_000_000
+# More than this goes into a temporary file (`TMPDIR`).
+MAX_BYTES_IN_MEMORY = 200_000_000
+_mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+def release_rows() -> None:
+    """Rows on the disk that were read are no memory of this process any more, until they are read again."""
+    for rows in _mapped if hasattr(mmap, "MADV_DONTNEED") else ():
+        rows.madvise(mmap.MADV_DONTNEED)
 
 
 class RowSpool:
@@ -58,8 +71,9 @@ class RowSpool:
         self._write()
         self._writer.close()
         self._file.flush()
-        with pa.memory_map(self._file.name) as mapped:
-            return pa.ipc.open_file(mapped).read_all()
+        rows = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        _mapped.add(rows)
+        return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(rows))).read_all()
 
     def _write(self) -> None:
         if self._file is None:
