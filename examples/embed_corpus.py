@@ -3,14 +3,18 @@
     python examples/embed_corpus.py passages.jsonl my_knowledge --model sentence-transformers/all-MiniLM-L6-v2
     accelerate launch --num_processes 4 examples/embed_corpus.py passages.jsonl my_knowledge --model ...
     torchrun --nproc_per_node 2 examples/embed_corpus.py ...                       # two processes on CPUs
+    accelerate launch --num_processes 4 examples/embed_corpus.py ... --model http://localhost:8000/v1#NAME
 
 Every process takes its share of the passages; the first one joins the shares. Finished work is kept in the folder
-`<output>.staging`: the same command run again goes on where it was stopped.
+`<output>.staging`: the same command run again goes on where it was stopped. After the first passages it says how long
+all of them will take, and what they need of disk and memory. The encoder may be behind a server with `/v1/embeddings`
+(vLLM, TEI, Ollama, OpenAI), for passages with texts.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from pathlib import Path
 
@@ -27,7 +31,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("source", type=Path, help=f"a file ({', '.join(READERS)}) or a folder of images and texts")
     parser.add_argument("output", type=Path, help="the folder for the knowledge base")
     parser.add_argument(
-        "--model", required=True, help="folder or Hub id: RavlmModel, CLIP, SigLIP, BERT, MiniLM, E5, ..."
+        "--model",
+        required=True,
+        help="folder or Hub id: RavlmModel, CLIP, SigLIP, BERT, MiniLM, E5, ..., or a server's address",
     )
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "int8"], help="default: as stored")
     parser.add_argument("--batch_size", type=int, default=64, help="images encoded at once (default: 64)")
@@ -38,6 +44,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hf_ravlm").setLevel(logging.WARNING if rank else logging.INFO)
     read = KnowledgeBase.from_folder if arguments.source.is_dir() else READERS[arguments.source.suffix]
     knowledge_base = read(arguments.source)
     encoder = load_encoder(arguments.model, dtype=arguments.dtype)
@@ -50,7 +59,6 @@ def main() -> None:
         shard_rows=arguments.shard_rows,
         timeout_seconds=arguments.timeout,
     )
-    rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if num_processes > 1:
         print(f"Process {rank + 1} of {num_processes} is done.")
     if rank != 0:

@@ -15,9 +15,10 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
+from transformers import pipeline
 
 from reading_world import assert_same_weights, colour_retriever, rows
-from tiny import tiny_model, tiny_processor
+from tiny import picture, tiny_model, tiny_processor
 
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,8 @@ def launcher_arguments(name: str):
 
 
 def test_every_file_says_whether_it_is_tested():
-    assert set(FILES) == {"one_process", "two_cpu_processes", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"}
+    on_gpus = {"one_gpu", "eight_gpus", "deepspeed_zero2", "deepspeed_zero3"}
+    assert set(FILES) == {"one_process", "two_cpu_processes", "fsdp2", *on_gpus}
     for path in FILES.values():
         head = path.read_text().split("compute_environment")[0]
         assert "tested" in head.lower(), path
@@ -43,6 +45,9 @@ def test_files_start_what_they_say():
     assert launcher_arguments("one_process").num_processes == 1
     two = launcher_arguments("two_cpu_processes")
     assert (two.multi_gpu, two.use_cpu, two.num_processes) == (True, True, 2)  # so that it starts them itself
+    one, eight = launcher_arguments("one_gpu"), launcher_arguments("eight_gpus")
+    assert (one.multi_gpu, one.num_processes, one.mixed_precision) == (False, 1, "bf16")
+    assert (eight.multi_gpu, eight.num_processes, eight.mixed_precision) == (True, 8, "bf16")
     sharded = prepare_multi_gpu_env(launcher_arguments("fsdp2"))
     assert (sharded["ACCELERATE_USE_FSDP"], sharded["FSDP_VERSION"]) == ("true", "2")
     for stage in (2, 3):
@@ -84,14 +89,14 @@ def alone(options, tmp_path_factory) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def launch(name: str, options: list[str], folder: Path, *more: str) -> Path:
+def launch(name: str, options: list[str], folder: Path, *more: str, script: Path = PROGRAM) -> Path:
     """Trains with a configuration file, with half of the batch in each process, and returns the folder."""
     program = [str(ROOT / "tests" / "sharded_on_cpu.py")] if name == "fsdp2" else []
     launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", str(FILES[name])]
     own = ["--per_device_train_batch_size=2", f"--output_dir={folder}", "--activation_checkpointing"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
-    command = [*launcher, *program, str(PROGRAM), *options, *own, *more]
+    command = [*launcher, *program, str(script), *options, *own, *more]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
@@ -123,3 +128,17 @@ def test_two_processes_resume_where_they_stopped(options, together, tmp_path):
     middle = load_file(together / "checkpoint-2" / "model.safetensors")
     assert_same_weights(found, expected, atol=1e-5)
     assert any(not torch.equal(tensor, middle[weight]) for weight, tensor in expected.items())
+
+
+@pytest.mark.slow
+def test_two_processes_train_reader_and_retriever_together_through_adapters(options, tmp_path):
+    model = ["--model", options[1], *options[2:6]]
+    steps = ["--max_steps", "2", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no"]
+    joint = ["--use_lora", "--lora_rank", "2", "--side", "passage", "--tokens_at_once", "64", "--refresh_every", "1"]
+    script = ROOT / "examples" / "train_joint.py"
+    folder = launch("two_cpu_processes", [*model, *steps, *joint], tmp_path / "out", script=script)
+    adapters = load_file(folder / "adapters" / "adapter_model.safetensors")
+    assert {"language_model" in name for name in adapters} == {True, False}
+    pipe = pipeline("image-to-text", model=str(folder), max_new_tokens=2)  # refuses an index of other towers
+    (answer,) = pipe(picture(0), question="kite ?")
+    assert answer["evidence"]

@@ -16,6 +16,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from hf_ravlm.saving.arrays import open_arrays
+from stub_server import StubServer, send
 from tiny import WIDTHS, tiny_tokenizer
 
 
@@ -108,6 +109,48 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(world, alone):
     assert result.returncode == 0, result.stderr
     assert vectors_of(world, "killed") == alone
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
+
+
+def served(limit: float):
+    """A server that embeds texts by their letters until it has done so many, and the texts that it has embedded."""
+    done = []
+
+    def behave(handler, body):
+        if len(done) >= limit:
+            send(handler, 400, {"error": {"message": "no credit is left"}})
+            return
+        done.extend(body["input"])
+        vectors = [[text.count(letter) + 1.0 for letter in "w01"] for text in body["input"]]
+        data = [{"index": place, "embedding": vector} for place, vector in enumerate(vectors)]
+        send(handler, 200, {"object": "list", "data": data, "model": body["model"]})
+
+    return StubServer(behave), done
+
+
+def test_two_processes_embed_by_a_server_say_first_what_it_costs_and_go_on_where_it_refused(world):
+    stub, first = served(limit=200)
+    launcher, extra = LAUNCHERS["accelerate"]
+    source = str(world / "passages.jsonl")
+
+    def start(address):
+        options = ["--model", address, "--batch_size", "1", "--shard_rows", "50", "--timeout", "120"]
+        command = [sys.executable, *launcher, SCRIPT, source, str(world / "remote"), *options]
+        return subprocess.run(command, env=environment(**extra), capture_output=True, text=True, timeout=300)
+
+    with stub:
+        refused = start(stub.address + "#stub")
+        assert refused.returncode != 0
+        assert "no credit is left" in refused.stderr
+    again, rest = served(limit=float("inf"))
+    with again:
+        finished = start(again.address + "#stub")
+    assert finished.returncode == 0, finished.stderr
+    assert "passages: about" in refused.stderr + finished.stderr  # told after the first call of the first process
+    num_kept = len(list((world / "remote.staging").glob("*/shard-*.json"))) * 50
+    assert set(first) | set(rest) >= {json.loads(line)["text"] for line in open(source)}
+    assert len(rest) < NUM_PASSAGES - 50  # what was finished is not asked for again
+    assert num_kept >= NUM_PASSAGES
+    assert f"{NUM_PASSAGES} passages in 3 dimensions" in finished.stdout
 
 
 def test_the_help_says_how_to_launch_it():

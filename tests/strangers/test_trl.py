@@ -7,8 +7,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForImageTextToText
 
+from hf_ravlm import from_backbones
 from tiny import picture, tiny_model, tiny_processor
-from tiny_backbones import multimodal_model, with_towers
+from tiny_backbones import causal_model, causal_tokenizer, multimodal_model, with_towers
 
 
 trl = pytest.importorskip("trl", reason='needs trl: pip install -e ".[dev]"')
@@ -45,6 +46,8 @@ def by_preferences(model, processor, folder):
 
 def by_rewards(model, processor, folder):
     rows = [{"image": picture(n), "prompt": [{"role": "user", "content": "red or white ?"}]} for n in range(4)]
+    if processor.layout != "marks" and processor.generator_processor is None:  # it reads words alone
+        rows = [{"prompt": row["prompt"]} for row in rows]
     args = trl.GRPOConfig(output_dir=folder, num_generations=2, max_completion_length=4, **SETTINGS)
 
     def reward(completions, **_):
@@ -58,6 +61,12 @@ def saved_reader(kind: str, folder) -> tuple:
     """A reader from a folder, as trl loads it once more to compare with."""
     if kind == "text":
         model, processor = tiny_model(), tiny_processor()
+    elif kind in ("words", "sees"):  # without towers: the encoder stands beside it
+        if kind == "words":
+            parts = {"generator": causal_model("llama"), "tokenizer": causal_tokenizer()}
+        else:
+            parts = dict(zip(("generator", "generator_processor"), multimodal_model("llava"), strict=True))
+        model, processor = from_backbones(**parts)
     else:
         model, processor = with_towers(*multimodal_model(kind), projection_dim=16)
     model.save_pretrained(folder)
@@ -67,7 +76,7 @@ def saved_reader(kind: str, folder) -> tuple:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("kind", ["text", "llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("kind", ["text", "words", "sees", "llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("trained", [by_examples, by_preferences, by_rewards])
 def test_every_trainer_takes_two_steps(tmp_path, trained, kind):
     model, processor = saved_reader(kind, tmp_path / "reader")
