@@ -23,12 +23,27 @@ has learned to read words for ten minutes.
 
 {figures}
 
-What they have in common is `hf_ravlm.model.fusions.tokens`: beside the text encoder's states a fusion gets the
-language model's own embedding of every token of a passage, at the place where it stands, so that a name can be copied.
+{missing}What fusions have in common is `hf_ravlm.model.fusions.tokens`: beside the text encoder's states a fusion gets
+the language model's own embedding of every token of a passage, at the place where it stands, so that a name can be
+copied.
 `attention` and `gated` point: each of their memory tokens chooses a token of the passage, or goes on behind the one
 before. `product` has one token for a passage, a mean, which does not know in what order tokens stood: it tells what a
 passage is about and cannot spell a name, and that is its ceiling.
 """
+
+
+FUSIONS = ("concat", "cross_attention", "attention", "gated", "product")
+
+
+def missing_line(rows: Iterable[dict]) -> str:
+    r"""Says which fusions have not been run.
+
+    >>> missing_line([{"fusion": name} for name in ("concat", "product", "in_context")])
+    'Not run yet: `cross_attention`, `attention`, `gated`.\n\n'
+    """
+    there = {row["fusion"] for row in rows}
+    missing = [f"`{name}`" for name in FUSIONS if name not in there]
+    return f"Not run yet: {', '.join(missing)}.\n\n" if missing else ""
 
 
 def figure_lines(rows: Iterable[dict]) -> list[str]:
@@ -86,7 +101,7 @@ def main() -> None:
     parser.add_argument("card", type=Path, help="the card to write; a picture of its name comes beside it")
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.reports.read_text(encoding="utf-8").splitlines()]
-    text = TEXT.format(tasks=rows[0]["tasks"], figures="\n".join(figure_lines(rows)))
+    text = TEXT.format(tasks=rows[0]["tasks"], figures="\n".join(figure_lines(rows)), missing=missing_line(rows))
     if curve := curve_lines(rows):
         picture = arguments.card.with_suffix(".png")
         draw(rows, picture)
