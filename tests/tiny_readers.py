@@ -152,7 +152,7 @@ MINICPM = Family(
         "image_id_start_token": "<image_id>",
         "image_id_end_token": "</image_id>",
     },
-    config={**HYBRID, "vision_config": {"insert_layer_id": 0}, "image_token_id": "id:<|image_pad|>"},
+    config={**HYBRID, "insert_layer_id": 0, "image_token_id": "id:<|image_pad|>"},
 )
 OMNI = replace(
     QWEN,
@@ -267,7 +267,7 @@ FAMILIES: dict[str, Family] = {
         config={"high_res_vision_config": {"image_size": 64, "global_attn_indexes": [1]}},
     ),
     "dots3_note": Family(
-        PATCHES,
+        {**PATCHES, "temporal_patch_size": 1},
         ("<|imgpad|>", "<|video_pad|>", "<|audio_comp_pad|>"),
         config={
             "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32, "mlp_layer_types": ["dense", "sparse"]},
@@ -552,23 +552,16 @@ REFUSED = {
     **dict.fromkeys(("fast_vlm", "gemma3n"), "timm"),
     **dict.fromkeys(("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop"), "encoder-decoder"),
     **dict.fromkeys(("vision-encoder-decoder",), "encoder-decoder"),
-    **dict.fromkeys(("blip", "kosmos-2"), "its answer depends on the padding beside it"),
+    **dict.fromkeys(
+        ("blip", "emu3", "hunyuan_vl", "kosmos-2"), "its answer depends on what stands beside it in a batch"
+    ),
     **dict.fromkeys(("idefics", "kosmos-2.5"), "has no chat template"),
     **dict.fromkeys(("fuyu", "got_ocr2"), "does not take prompts with [1] images"),
     **dict.fromkeys(("diffusion_gemma", "pi0"), "does not write token by token"),
     **dict.fromkeys(("evolla", "instructblipvideo", "mistral4"), "reads no images"),
+    "git": "its logits have other places than its prompt",
     "shieldgemma2": "it fails on a plain image",
     "instructblip": "reads every question a second time",
-}
-
-
-# What is taken, and is not right yet.
-NOT_RIGHT = {
-    "dots3_note": "not made small: its vision and its text disagree about widths",
-    "emu3": "a batch is not answered as its rows are",
-    "git": "a batch is not answered as its rows are; hidden passages fail",
-    "minicpmv4_6": "a batch is not answered as its rows are",
-    "minicpmv4_7": "a batch is not answered as its rows are",
 }
 
 

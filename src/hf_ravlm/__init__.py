@@ -102,11 +102,13 @@ def register() -> None:
     from .hub.registration import (
         register_addresses,
         register_auto_classes,
+        register_loader,
         register_pipelines,
         register_with_server,
     )
 
     register_addresses()
+    register_loader()
     register_auto_classes()
     register_pipelines()
     register_with_server()

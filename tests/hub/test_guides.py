@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from hf_ravlm.commands.command_line import make_parser
 from pdf_files import manual
+from stub_server import StubServer
 from tiny import picture
 from tiny_backbones import causal_tokenizer, multimodal_model, text_model
 from tiny_detectors import tiny_detector
@@ -69,6 +72,64 @@ def test_the_python_lines_of_a_guide_run(hub, client, published, tmp_path, name)
     fill(tmp_path)
     program = "\n".join(blocks(GUIDES / name, "python"))
     client.do(f"import os\nos.chdir({str(tmp_path)!r})\nexec(compile({program!r}, {name!r}, 'exec'), {{}})")
+
+
+def test_the_lines_about_servers_run(hub, client, published, tmp_path):
+    for part, folder in published.items():
+        hub.put(part, folder)
+    fill(tmp_path)
+    program = "\n".join(blocks(GUIDES / "servers.md", "py"))
+    with StubServer(models=["Qwen/Qwen3-VL-8B-Instruct"]) as stub:
+        program = program.replace("http://localhost:8000/v1", stub.address)
+        client.do(f"import os\nos.chdir({str(tmp_path)!r})\nexec(compile({program!r}, 'servers.md', 'exec'), {{}})")
+    assert len(stub.asked) == 2
+
+
+def test_the_commands_about_own_photographs_run(hub, client, published, tmp_path):
+    for part, folder in published.items():
+        hub.put(part, folder)
+    fill(tmp_path)
+    lines = [line for line in commands(GUIDES / "own_photographs.md") if line.startswith("hf-ravlm ask")]
+    client.do(f"import os\nfrom hf_ravlm.cli import main\nos.chdir({str(tmp_path)!r})")
+    for line in lines:
+        assert client.do(f"result = main({[*shlex.split(line)[1:], '--quiet', '--max_new_tokens', '4']!r})") == 0, line
+    assert len(lines) == 3
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page's console blocks, one by one."""
+    lines = "".join(blocks(page, "console")).replace("\\\n", " ").splitlines()
+    return [one.strip() for line in lines for one in re.split(r"&&|\|\|", re.sub(r"\s#.*", "", line)) if one.strip()]
+
+
+ROOT = GUIDES.parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(GUIDES.glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_the_documents_is_one(page):
+    """What is told to be typed has options that are there, scripts that are there, extras that are there."""
+    text, extras = page.read_text(encoding="utf-8"), (ROOT / "setup.py").read_text(encoding="utf-8")
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for line in commands(page):
+        words = shlex.split(line, posix=True) if line.count("'") % 2 == 0 else line.split()
+        if words[0] == "hf-ravlm":
+            if not line.endswith("{"):
+                make_parser("0").parse_args(words[1:])
+        elif words[:2] == ["pip", "install"]:
+            assert all(f'"{extra}"' in extras for extra in re.findall(r"hf_ravlm\[(\w+)\]", line)), line
+        elif words[0] == "make":
+            assert f"\n{words[1]}:" in targets, line
+        elif words[0] in ("python", "accelerate"):
+            script = next(word for word in words if word.endswith(".py"))
+            assert (ROOT / script).is_file() or f"`{script}`" in text, line
+            options = [word for word in words[words.index(script) :] if word.startswith("--")]
+            source = (ROOT / script).read_text(encoding="utf-8") if options else ""
+            assert all(re.search(rf"\b{option[2:].removeprefix('no_')}\b", source) for option in options), line
+        elif words[0] == "git":
+            continue
+        else:
+            assert words[0] in ("curl", "vllm") or line[0] in "\"{'}", line
 
 
 def test_the_first_lines_of_the_readme_run(hub, client, published, tmp_path):

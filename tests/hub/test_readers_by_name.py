@@ -9,17 +9,14 @@ from pathlib import Path
 import pytest
 
 from reader_checks import CHECKS, Reader, measure
-from tiny_readers import FAMILIES, NOT_RIGHT, REFUSED, TYPES
+from tiny_readers import FAMILIES, REFUSED, TYPES
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "readers.md"
 SMOKE = ("blip-2", "gemma3", "llava_onevision", "llama4", "qwen3_5", "qwen3_vl", "smolvlm")
 
 
-@pytest.mark.parametrize(
-    "model_type",
-    [pytest.param(n, marks=() if n in SMOKE else pytest.mark.slow) for n in TYPES if n not in NOT_RIGHT],
-)
+@pytest.mark.parametrize("model_type", [pytest.param(n, marks=() if n in SMOKE else pytest.mark.slow) for n in TYPES])
 def test_a_reader_passes_every_check_or_says_in_one_line_why_not(hub, running, tmp_path, model_type):
     reason = REFUSED.get(model_type, "")
     if reason in ("timm", "torchvision") and importlib.util.find_spec(reason):
@@ -42,15 +39,13 @@ def test_every_family_is_in_the_page_of_the_documents():
     assert set(TYPES) == {*FAMILIES, *REFUSED}
     lines = ["| family | checks |", "|---|---|"]
     for name in TYPES:
-        if name in FAMILIES and name not in REFUSED and name not in NOT_RIGHT:
+        if name in FAMILIES and name not in REFUSED:
             family = FAMILIES[name]
             limits = "; ".join(f"{check}: refused, {words}" for check, words in family.limits.items())
             lines.append(f"| `{name}` | ok{'; ' * bool(limits)}{limits} |")
     lines += ["", "Refused:", "", "| family | why |", "|---|---|"]
     whys = {name: f"needs {why}" if why in ("timm", "torchvision") else why for name, why in REFUSED.items()}
     lines += [f"| `{name}` | {whys[name]} |" for name in TYPES if name in REFUSED]
-    lines += ["", "Not right yet:", "", "| family | what |", "|---|---|"]
-    lines += [f"| `{name}` | {NOT_RIGHT[name]} |" for name in TYPES if name in NOT_RIGHT]
     head = PAGE.read_text(encoding="utf-8").partition("<!-- table -->")[0]
     page = f"{head}<!-- table -->\n\n" + "\n".join(lines) + "\n"
     if os.environ.get("WRITE_DOCS"):

@@ -5,12 +5,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+from pathlib import Path
 
 from .outcome import one_line
 
 
 CHANNEL_NAMES = ("dense", "bm25", "dense_text", "dense_image")
 _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def path(text: str) -> Path:
+    """A file or folder; `~` is the home folder, also behind the `=` of an option, where a shell leaves it.
+
+    >>> path("~/birds") == Path.home() / "birds"
+    True
+    """
+    return Path(text).expanduser()
 
 
 def positive(text: str) -> int:

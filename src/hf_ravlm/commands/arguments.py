@@ -7,10 +7,9 @@ imports torch, transformers or another folder of the library, so that `--help` a
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from .argument_types import port, positive, torch_device, weights
+from .argument_types import path, port, positive, torch_device, weights
 
 
 INDEX_KINDS = (
@@ -54,7 +53,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "(--knowledge says what these read), or offline",
     },
     "folder": {
-        "type": Path,
+        "type": path,
         "metavar": "FOLDER",
         "help": "the folder of the knowledge base, or of the model it lies beside",
     },

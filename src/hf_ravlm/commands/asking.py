@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..pipelines.knowledge import check_place
 from ..pipelines.opening import check_local, open_pipeline
 from .models import of_server
 from .outcome import Outcome, one_line
@@ -92,8 +93,7 @@ def model_and_knowledge(model: str | None, knowledge: str) -> tuple[str, str | N
     Raises:
         InvalidInputError: No model is named, or there is no such file or folder.
     """
-    if not os.path.exists(os.path.expanduser(knowledge)) and knowledge.count("/") != 1:
-        raise InvalidInputError(f"{knowledge}: there is no such file or folder. Check the path.")
+    check_place(knowledge)
     if model is not None:
         return model, knowledge
     place = Path(knowledge).expanduser()

@@ -6,10 +6,9 @@ Functions are named by strings (`"building.build"`) and imported when they run.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from .argument_types import CHANNEL_NAMES, factors, names, passage_count, positive
+from .argument_types import CHANNEL_NAMES, channels, factors, names, passage_count, path, positive
 from .arguments import (
     BENCHMARKS,
     Commands,
@@ -85,7 +84,7 @@ def _add_ask(commands: Commands) -> None:
     add_argument(group, "--query", "words to search with, if not those of the question", metavar="TEXT")
     add_argument(group, "--where", 'only passages such as \'{"colour": "red"}\'', metavar="JSON")
     ways = f"how to find: {', '.join(CHANNEL_NAMES)}; several, such as dense,bm25, are joined (default: dense)"
-    add_argument(group, "--channels", ways, type=names, metavar="NAMES")
+    add_argument(group, "--channels", ways, type=channels, metavar="NAMES")
     add_argument(group, "--weights")
     group = parser.add_argument_group("answering")
     switch(group, "--cite", "ask for [1] marks in the answer, and check each")
@@ -96,7 +95,7 @@ def _add_ask(commands: Commands) -> None:
         "--save",
         "keep reader, encoder and knowledge as one system, by name where they have one",
         metavar="FOLDER",
-        type=Path,
+        type=path,
     )
 
 
@@ -139,7 +138,7 @@ def _add_evaluate(commands: Commands) -> None:
     add_argument(group, "--encoder")
     add_argument(group, "-k --k")
     add_argument(group, "--policy", "an answer policy, if it is not in that of the model", metavar="FOLDER")
-    add_argument(group, "--channels", "how they are found, such as dense,bm25", type=names, metavar="NAMES")
+    add_argument(group, "--channels", "how they are found, such as dense,bm25", type=channels, metavar="NAMES")
     add_argument(group, "--max_new_tokens", default=32)
     add_argument(group, "--batch_size", "questions answered at once (default: 8)", type=positive, default=8)
     add_argument(group, "--device")
@@ -176,13 +175,13 @@ def _add_fit_policy(commands: Commands) -> None:
         parser, "questions", "JSONL, Parquet, CSV or JSON; the folder of a data set; a Hub id", metavar="QUESTIONS"
     )
     place = "where the policy is saved (default: the folder of the model)"
-    add_argument(parser, "--out", place, type=Path, metavar="FOLDER")
+    add_argument(parser, "--out", place, type=path, metavar="FOLDER")
     _add_questions(parser.add_argument_group("the questions"))
     group = parser.add_argument_group("answering")
     add_argument(group, "--knowledge")
     add_argument(group, "--encoder")
     add_argument(group, "-k --k")
-    add_argument(group, "--channels", "how they are found, such as dense,bm25", type=names, metavar="NAMES")
+    add_argument(group, "--channels", "how they are found, such as dense,bm25", type=channels, metavar="NAMES")
     add_argument(group, "--max_new_tokens", default=32)
     add_argument(group, "--batch_size", "questions answered at once (default: 8)", type=positive, default=8)
     add_argument(group, "--device")
@@ -263,7 +262,7 @@ gave to the answer (posterior, attention, what is lost without it), and which ce
         metavar="FILE",
     )
     add_argument(parser, "--question", "what is asked (default: the model's own question)", metavar="TEXT")
-    add_argument(parser, "--out", "where the figure is written", required=True, metavar="PNG", type=Path)
+    add_argument(parser, "--out", "where the figure is written", required=True, metavar="PNG", type=path)
     group = parser.add_argument_group("answering")
     add_argument(group, "--knowledge")
     add_argument(group, "--encoder")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from .argument_types import CHANNEL_NAMES, bytes_of, channels
+from .argument_types import CHANNEL_NAMES, bytes_of, channels, path
 from .arguments import (
     FORMATS,
     INDEX_KINDS,
@@ -65,7 +64,7 @@ def add_index(commands: Commands) -> None:
     parser = add("remove", "care", "remove passages by their ids")
     add_argument(parser, "folder")
     add_argument(parser, "ids", "ids of passages", metavar="ID", nargs="*")
-    add_argument(parser, "--ids_file", "a file with one id per line; - for the input", type=Path, metavar="FILE")
+    add_argument(parser, "--ids_file", "a file with one id per line; - for the input", type=path, metavar="FILE")
     parser = add("compact", "care", "rewrite a knowledge base without what was removed", _RESUMES)
     add_argument(parser, "folder")
     switch(parser, "--purge", "erase earlier versions, too: nothing removed is left")
@@ -83,7 +82,7 @@ def add_index(commands: Commands) -> None:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     """The source of passages and how it is read."""
-    add_argument(parser, "source", "a file or folder with the passages, see --format", metavar="SOURCE", type=Path)
+    add_argument(parser, "source", "a file or folder with the passages, see --format", metavar="SOURCE", type=path)
     group = parser.add_argument_group("reading the source")
     add_argument(
         group,
@@ -107,7 +106,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         group, "--chunk_overlap --overlap", "repeated from chunk to chunk", type=int, default=0, metavar="LENGTH"
     )
     add_on_error(group)
-    add_argument(group, "--report", "list the items skipped in this file (JSON lines)", type=Path, metavar="FILE")
+    add_argument(group, "--report", "list the items skipped in this file (JSON lines)", type=path, metavar="FILE")
     add_argument(group, "--parts_of_speech", "of WordNet: noun verb adjective adverb", nargs="+", metavar="NAME")
     add_argument(group, "--languages", "of ConceptNet; English by default", nargs="+", metavar="CODE")
     add_argument(group, "--relations", "of ConceptNet, such as IsA UsedFor", nargs="+", metavar="NAME")
@@ -117,7 +116,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 def _add_build_options(parser: argparse.ArgumentParser) -> None:
     _add_source(parser)
-    add_argument(parser, "out", "the folder for the knowledge base; a model's will do", metavar="OUT", type=Path)
+    add_argument(parser, "out", "the folder for the knowledge base; a model's will do", metavar="OUT", type=path)
     add_encoder(parser, required=True)
     group = parser.add_argument_group("building")
     add_argument(group, "--index", "auto: by size, memory and recall (default)", choices=INDEX_KINDS, default="auto")
@@ -131,14 +130,14 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     )
     add_argument(group, "--batch_size")
     staging = "for unfinished work, which is removed at the end (default: in OUT)"
-    add_argument(group, "--staging", staging, type=Path, metavar="FOLDER")
+    add_argument(group, "--staging", staging, type=path, metavar="FOLDER")
     switch(group, "--overwrite", "replace the knowledge base in OUT, in one step")
 
 
 def _add_search_options(parser: argparse.ArgumentParser) -> None:
     add_argument(parser, "folder", "the folder of the knowledge base, or its id on the Hub", type=None)
     add_argument(parser, "text", "the question", metavar="TEXT", nargs="?")
-    add_argument(parser, "--image", "an image to ask with", type=Path, metavar="FILE")
+    add_argument(parser, "--image", "an image to ask with", type=path, metavar="FILE")
     part = "the part of the image to ask with: left edge, upper edge, width and height, in pixels or in shares up to 1"
     add_argument(parser, "--region", part, nargs=4, type=float, metavar="NUMBER")
     add_argument(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import transformers.models.auto.modeling_auto as known_models
 import transformers.pipelines as transformers_pipelines
 from transformers import (
@@ -16,6 +18,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from ..errors import RavlmError
 from ..images import is_address
 from ..model import (
     RavlmConfig,
@@ -27,6 +30,7 @@ from ..model import (
     RavlmModel,
     RavlmProcessor,
 )
+from ..model.loading import loading_errors
 from ..pipelines import (
     RavlmImageClassificationPipeline,
     RavlmImageTextToTextPipeline,
@@ -34,8 +38,9 @@ from ..pipelines import (
     RavlmObjectDetectionPipeline,
     RavlmVisualQuestionAnsweringPipeline,
 )
-from ..pipelines.parts import DetectorLoader, ReaderLoader
+from ..pipelines.parts import READERS, DetectorLoader, ReaderLoader
 from ..pipelines.remote.reader import RemoteReaderConfig
+from ..saving.safe_paths import at_home
 
 
 # Tasks that transformers 5 removed.
@@ -103,12 +108,43 @@ def register_pipelines() -> None:
     transformers_pipelines._resolve_deprecated_task = resolve
 
 
+def register_loader() -> None:
+    """Lets `pipeline` note where a reader came from, and say why one is refused.
+
+    Its own loader goes on from any error to the class that the checkpoint names, and would give a reader without what
+    we note of it, or twenty lines for one.
+    """
+    original = getattr(transformers_pipelines, "load_model", None)
+    if original is None or getattr(original, "keeps_refusals", False):
+        return
+
+    def load(model, config, model_classes=None, task=None, **kwargs):
+        model, is_ours = at_home(model), model_classes == (ReaderLoader,)
+        if isinstance(model, str) and (is_ours or (task == "image-text-to-text" and type(config) in READERS)):
+            try:
+                return ReaderLoader.from_pretrained(model, **kwargs)
+            except (OSError, ValueError, TypeError, RuntimeError) as error:
+                if is_ours and isinstance(error, RavlmError):
+                    raise  # other errors are of what is no reader: perhaps another class takes it
+        return original(model, config, model_classes, task, **kwargs)
+
+    load.keeps_refusals = True
+    transformers_pipelines.load_model = load
+
+
 class ConfigByAddress(AutoConfig):
-    """`AutoConfig` for the function `pipeline`: a reader that is named by the address of its server is on no Hub."""
+    """`AutoConfig` for the function `pipeline`: a reader that is named by the address of its server is on no Hub.
+
+    In a folder, `~` is the home folder, as in every path of ours.
+    """
 
     @classmethod
     def from_pretrained(cls, name, **kwargs):
-        return RemoteReaderConfig() if is_address(name) else AutoConfig.from_pretrained(name, **kwargs)
+        if is_address(name):
+            return RemoteReaderConfig()
+        ours = kwargs.get("_from_pipeline") in SERVED_AGAIN
+        with loading_errors("model", name) if ours else nullcontext():
+            return AutoConfig.from_pretrained(at_home(name), **kwargs)
 
 
 def register_addresses() -> None:
@@ -121,7 +157,10 @@ def register_addresses() -> None:
         return
 
     def find(model: str, *args, **kwargs):
-        return None if is_address(model) else find_adapters(model, *args, **kwargs)
+        try:
+            return None if is_address(model) else find_adapters(at_home(model), *args, **kwargs)
+        except OSError:  # the Hub does not give it: who asks for its config next says so
+            return None
 
     find.knows_addresses = True
     transformers_pipelines.find_adapter_config_file = find

@@ -29,7 +29,7 @@ from transformers import (
 
 from ..errors import InvalidInputError
 from .loading import loading_errors
-from .parts.adapters import adapter_base, has_adapters, merged, with_adapters
+from .parts.adapters import OF_BASE, adapter_base, has_adapters, merged, with_noted_adapters
 from .parts.references import pin_revision, remember
 from .parts.whole_encoder import check_whole_encoder
 
@@ -128,9 +128,9 @@ def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
     """
     if not isinstance(source, nn.Module):
         loading = pin_revision(source, loading)
-        base_revision = loading.pop("base_revision", None)
+        of_base = {name: loading.pop(name) for name in OF_BASE if name in loading}
         with loading_errors("generator", source):
-            found = adapter_base(source, {**loading, "base_revision": base_revision})
+            found = adapter_base(source, {**loading, **of_base})
         if found is not None:
             return _load_adapted(source, *found, loading)
         config = read_config(source, "generator", **loading)
@@ -150,13 +150,8 @@ def load_generator(source: Backbone, **loading: Any) -> PreTrainedModel:
 def _load_adapted(source: Any, base: str, of_base: dict[str, Any], loading: dict[str, Any]) -> PreTrainedModel:
     """The base that adapters name, with these in its weights; it remembers both commits."""
     model = load_generator(base, **of_base)
-    loaded = model.__dict__.pop("loaded_from", None)
     with loading_errors("adapters", source):
-        model = with_adapters(model, source, loading)
-    if loaded is not None:
-        more = {name: value for name, value in loaded.reference.items() if name == "quantization_config"}
-        remember(model, source, loading, base_revision=loaded.reference["revision"], **more)
-    return model
+        return with_noted_adapters(model, source, loading)
 
 
 def _apply_loading(

@@ -13,6 +13,7 @@ import inspect
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, Pr
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from ..errors import InvalidInputError
+from ..saving.safe_paths import at_home
 from .backbones import (
     Backbone,
     check_fusion,
@@ -37,7 +39,7 @@ from .loading import loading_errors
 from .modeling_ravlm import RavlmModel
 from .parts.adapters import home_of
 from .parts.assembling import put_in_place
-from .parts.references import PARTS, pin_revision, remember
+from .parts.references import PARTS, pin_revision, processor_state, remember
 from .parts.whole_encoder import text_settings
 from .processing_ravlm import RavlmProcessor
 from .prompts.chat_processor import load_generator_processor
@@ -131,6 +133,7 @@ def from_backbones(
     ... )  # doctest: +SKIP
     >>> model, processor = from_backbones(generator="Qwen/Qwen3-VL-2B-Instruct")  # doctest: +SKIP
     """
+    vision, text, generator, encoder = map(at_home, (vision, text, generator, encoder))
     sources = {"vision": vision, "text": text, "encoder": encoder, "generator": generator}
     given = sort_settings(settings, sources, dtype, trust_remote_code)
     check_sources(sources, given.config)
@@ -344,6 +347,7 @@ def from_encoder(
 
     >>> model, processor = from_encoder("google/siglip2-base-patch16-224")  # doctest: +SKIP
     """
+    encoder = at_home(encoder)
     named = {f"encoder_{name}" if name in OF_A_REPOSITORY else name: value for name, value in settings.items()}
     given = sort_settings(named, {"encoder": encoder}, dtype, False)
     part = load_whole_encoder(encoder, dtype=given.reader["dtype"], **given.access["encoder"])
@@ -431,7 +435,7 @@ def _load_for(
     load: Any, source: Backbone, argument: str, given: Settings, part: str = "generator", **more: Any
 ) -> Any:
     """What prepares the inputs of a backbone, from where it came from."""
-    folder, access = _folder_of(source, argument), given.access[part]
+    folder, access = _home_of_part(source, argument, given.access[part])
     if argument in FILES_OF:
         with loading_errors(argument.replace("_", " "), folder):
             folder, access = home_of(folder, access, FILES_OF[argument])
@@ -441,6 +445,32 @@ def _load_for(
     if argument != "image_processor":  # which is a few lines of its own
         remember(found, folder, access)
     return found
+
+
+def unless_at_home(given: Any, language_model: Any, argument: str) -> Any:
+    """What prepares the inputs of a reader, or `None` if it is as it lies where the reader came from.
+
+    `pipeline` of transformers loads it beside the reader and notes no commit, and of adapters takes that of the base.
+    Where it is left out, `from_backbones` loads it by the commit of the reader, which a saved system can refer to.
+    """
+    loaded = vars(language_model).get("loaded_from")
+    name = getattr(getattr(given, "tokenizer", given), "name_or_path", None)
+    if given is None or loaded is None or not name:
+        return given
+    homes = [(loaded.reference.get(f"{of}name"), loaded.reference.get(f"{of}revision")) for of in ("", "base_")]
+    if (commit := dict(homes).get(name)) is None:
+        return given
+    is_tokenizer = argument == "tokenizer"
+    load = (
+        AutoTokenizer.from_pretrained
+        if is_tokenizer
+        else partial(load_generator_processor, kind=language_model.config)
+    )
+    try:
+        there = load(name, revision=commit, **loaded.access)
+    except (OSError, ValueError):  # nothing lies there, or it needs code of its own
+        return given
+    return None if processor_state(there) == processor_state(given) else given
 
 
 def _load_image_processor(folder: Any, **access: Any) -> Any:
@@ -472,13 +502,21 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return found
 
 
-def _folder_of(source: Backbone, argument: str) -> Any:
-    """Where a backbone came from, to load what belongs to it; `argument` is what a user gives where there is none."""
+def _home_of_part(source: Backbone, argument: str, access: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Where a backbone came from, and the access to it, to load what belongs to it: of an object as it was loaded.
+
+    Args:
+        argument: what a user gives where there is none.
+    """
     if not isinstance(source, nn.Module):
-        return source
+        return source, access
+    if (loaded := vars(source).get("loaded_from")) is not None:
+        names = ("revision", "subfolder", "base_name", "base_revision")
+        of_repository = {name: loaded.reference[name] for name in names if name in loaded.reference}
+        return loaded.reference["name"], {**access, **loaded.access, **of_repository}
     if not source.name_or_path:
         raise InvalidInputError(
             f"a {type(source).__name__} object that came from no folder does not tell what prepares its inputs; give "
             f"{argument}="
         )
-    return os.fspath(source.name_or_path)
+    return os.fspath(source.name_or_path), access

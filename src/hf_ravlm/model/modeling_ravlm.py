@@ -32,7 +32,7 @@ from .loading import compute_dtype, remember_origin
 from .outputs import RavlmEmbeddingOutput
 from .parts.assembling import load_by_reference, read_references
 from .parts.quantized import sparing_our_parts
-from .parts.references import saved_references, split_weights
+from .parts.references import saved_references, split_weights, write_adapters
 from .parts.whole_encoder import FULLY_PADDED, HALVES, half_of, pooled, scale_of
 
 
@@ -104,6 +104,7 @@ class RavlmPreTrainedModel(PublishMixin, PreTrainedModel):
             if base == "reference":
                 references, own = split_weights(self, kwargs.pop("state_dict", None))
                 self.config.references = saved_references(references) or None
+                write_adapters(self, folder, references)
                 kwargs |= {"state_dict": own, **({"save_original_format": False} if references else {})}
                 if quantizer is not None and "generator" in references:  # what is written here is not quantized
                     aside["quantization_config"] = self.config.__dict__.pop("quantization_config", None)

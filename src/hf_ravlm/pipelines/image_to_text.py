@@ -23,6 +23,7 @@ from ..images import fetch_image, is_address, safe_image
 from ..model.loading import without_adapters
 from ..model.prompts.settings import SETTINGS, split_settings
 from ..saving.folders import PublishMixin, check_base
+from ..saving.safe_paths import at_home
 from ..sequences import is_column
 from .answer import Answer
 from .answering import answer_questions, check_parts
@@ -245,6 +246,7 @@ class RavlmPipelineMixin(NumberedInputs):
             )
         check_base(base)
         self._check_retriever_can_be_saved()
+        save_directory = at_home(save_directory)
         of_model = {"base": base} if isinstance(self.model, PublishMixin) else {}  # else adapters, by peft
         self.model.save_pretrained(save_directory, **of_model, **kwargs)
         self.processor.save_pretrained(save_directory, base=base, **kwargs)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import cached_assets_path
 
 from ..errors import InvalidInputError, KnowledgeBaseNotFoundError
+from ..images import is_address
 from ..saving.durable import replace_file
 
 
@@ -72,8 +73,25 @@ def check_place(knowledge: str | os.PathLike[str]) -> None:
         KnowledgeBaseNotFoundError: With the path.
     """
     path = Path(knowledge).expanduser()
-    if not os.path.lexists(path) and (os.fspath(knowledge).count("/") != 1 or path.suffix in FILES):
+    is_name = os.fspath(knowledge).count("/") == 1 and not os.fspath(knowledge).startswith(("~", "/", "."))
+    if not os.path.lexists(path) and (not is_name or path.suffix in FILES):
+        if "milvus" in (name := os.fspath(knowledge)).lower() or is_address(name):
+            from ..retrieval.indexes.index_types import MILVUS
+
+            raise KnowledgeBaseNotFoundError(f"{name}: this is no file or folder. {MILVUS}")
         raise KnowledgeBaseNotFoundError(f"{path}: there is no such file or folder. Check the path.")
+
+
+def check_encoded(knowledge: Any) -> None:
+    """Refuses a source that nobody has encoded yet; asked where no encoder is named.
+
+    Raises:
+        InvalidInputError: With the encoders that could be.
+    """
+    if isinstance(knowledge, (str, os.PathLike)):
+        path = Path(knowledge).expanduser()
+        if path.exists() and not is_stored(path):
+            _needed(None, f"the source {path}")
 
 
 def is_stored(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from ..model.parts.adapters import adapter_base
 from ..saving.reaching import OFFLINE, check_spelling, hub_or_cache
 from ..servers import Server
 from .image_to_text import RavlmImageToTextPipeline
-from .knowledge import check_place, open_knowledge
+from .knowledge import check_encoded, check_place, open_knowledge
 from .offline_reader import offline_reader
 from .parts import named_encoder
 from .remote.reader import RemoteReader
@@ -62,7 +62,8 @@ def open_pipeline(
             return pipeline("image-to-text", model=reader, **parts | _searched(knowledge, encoder, device, reading))
     name = offline_reader() if os.fspath(model) == OFFLINE else os.path.expanduser(os.fspath(model))
     with hub_or_cache(_asked_for(name, encoder, knowledge)):
-        check_reader(name, knowledge is None, called=os.fspath(model))
+        if not check_reader(name, knowledge is None, called=os.fspath(model)) and encoder is None:
+            check_encoded(knowledge)  # which needs no large reader, either
         parts |= _searched(knowledge, encoder, device, reading)  # a mistyped encoder costs no large reader
         with loading_errors("reader", name):
             return pipeline("image-to-text", model=name, **parts)
@@ -92,8 +93,11 @@ def _asked_for(*places: Any) -> str | None:
     return None
 
 
-def check_reader(name: str, needs_knowledge: bool = True, called: str | None = None) -> None:
+def check_reader(name: str, needs_knowledge: bool = True, called: str | None = None) -> bool:
     """Looks at the settings of a model before its weights are loaded; in messages it is `called` as it was typed.
+
+    Returns:
+        Whether it is a model of ours, which may encode by itself and bring what it reads.
 
     Raises:
         InvalidInputError: There is no model, it is no reader, or, with `needs_knowledge`, it can have none beside it.
@@ -101,20 +105,21 @@ def check_reader(name: str, needs_knowledge: bool = True, called: str | None = N
     """
     if is_address(name):
         Server(name)
-        return
+        return False
     if os.path.isfile(os.path.join(name, "adapter_config.json")):
-        return
+        return False
     with loading_errors("reader", name):
         base, access = adapter_base(name, {}) or (name, {})  # of a repository that holds adapters alone
         config = AutoConfig.from_pretrained(base, trust_remote_code=False, **access)
     if config.model_type == RavlmConfig.model_type:
-        return
+        return True
     reader_kind(config)
     if needs_knowledge:
         raise InvalidInputError(
             f"{called or name}: this is a model of the type {config.model_type!r}, which brings no knowledge base. "
             "Name one: a folder of images and texts, a table, or a stored knowledge base."
         )
+    return False
 
 
 def check_local(name: str | os.PathLike[str], what: str) -> None:

@@ -18,8 +18,11 @@ from ..model import (
     from_backbones,
 )
 from ..model.backbones import load_generator, read_config, reader_kind
+from ..model.from_backbones import unless_at_home
 from ..model.loading import without_adapters
+from ..model.parts.adapters import adapter_base
 from ..model.parts.references import pin_revision, remember
+from ..saving.safe_paths import at_home
 from .remote.messages import RemotePrompts
 from .remote.reader import RemoteReader
 
@@ -72,12 +75,17 @@ class ReaderLoader:
     def from_pretrained(cls, name: str, **loading: Any) -> Any:
         """The model of a folder or repository, as `AutoModelForImageTextToText` or `load_generator` loads it.
 
-        An address gives the reader of the server there.
+        An address gives the reader of the server there; `~` is the home folder.
         """
         if is_address(name):
             return RemoteReader(name)
+        name = at_home(name)
         loading = {key: value for key, value in loading.items() if key not in ("_from_pipeline", "code_revision")}
-        if not os.path.isfile(os.path.join(name, "adapter_config.json")):
+        asked = loading.get("revision")
+        asked = None if asked is None else str(asked)  # the commit that it stands for is one of the base of adapters
+        if adapter_base(name, {**loading, "revision": asked}) is not None:
+            loading["revision"] = asked
+        elif not os.path.isfile(os.path.join(name, "adapter_config.json")):
             config = read_config(name, "model", **loading)
             if RavlmForVisualQuestionAnswering.__name__ in (config.architectures or []):
                 return RavlmForVisualQuestionAnswering.from_pretrained(name, **loading)
@@ -109,12 +117,10 @@ def reader_around(
         InvalidInputError: If the model is no reader, or what prepares its inputs is not known.
     """
     sees = reader_kind(without_adapters(language_model).config) == "image_text"
-    own = (
-        {"generator_processor": processor}
-        if sees
-        else {"tokenizer": tokenizer or getattr(processor, "tokenizer", None)}
-    )
-    return from_backbones(generator=language_model, **{name: part for name, part in own.items() if part is not None})
+    argument = "generator_processor" if sees else "tokenizer"
+    given = processor if sees else tokenizer or getattr(processor, "tokenizer", None)
+    given = unless_at_home(given, language_model, argument)
+    return from_backbones(generator=language_model, **({} if given is None else {argument: given}))
 
 
 def named_encoder(encoder: Any, device: Any = None) -> Encoder | None:

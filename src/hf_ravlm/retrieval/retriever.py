@@ -27,8 +27,9 @@ from .evidence import (
     look_closer,
     parts_of_images,
 )
-from .hub.download import encoder_beside, is_hub_snapshot, store_folder
+from .hub.download import encoder_beside, hub_arguments, is_hub_snapshot, store_folder
 from .hub.upload import publish
+from .indexes.index_types import MILVUS
 from .indexes.vector_index import VectorIndex
 from .knowledge_base import KnowledgeBase, PassageSource, as_knowledge_base, completed
 from .knowledge_channels import KnowledgeChannels
@@ -134,6 +135,7 @@ class RavlmRetriever:
         staging: str | os.PathLike[str] | None = None,
         group_by: str | None = None,
         group_query: QueryPart = "both",
+        **unknown: Any,
     ) -> RavlmRetriever:
         """Encodes all passages and indexes them.
 
@@ -150,12 +152,14 @@ class RavlmRetriever:
                 search then finds the thing first, by `group_query` (`"image"`, `"text"` or `"both"`), and returns
                 passages about it, unless it says otherwise; see `SearchOptions`. Kept with the knowledge base.
             group_query: See `group_by`.
+            **unknown: Refused, with what to do instead.
 
         Raises:
             InvalidInputError: If the encoder returns no vectors of the right number, shape and type, the index is
                 not known, or no passage has what `group_by` names.
             UnsafeInputError: If a vector is zero, NaN or infinite, with the ids of its passages.
         """
+        refuse_unknown("build", unknown)
         check_groups(knowledge_base, group_by, group_query)
         fingerprint = encoder.fingerprint
         vectors = embed_corpus(knowledge_base, encoder, batch_size=batch_size, staging=staging)
@@ -207,6 +211,7 @@ class RavlmRetriever:
                 those they were made for.
             HubUnavailableError: If the Hub cannot be reached, and the knowledge base is not in the cache.
         """
+        refuse_unknown("from_pretrained", {n: hub_kwargs[n] for n in hub_kwargs.keys() - hub_arguments()})
         options = OpenOptions(on_error, verify, allow_foreign_index)
         parts, table = (PARTS, None) if knowledge_base is None else (("vectors",), knowledge_base.table)
         source = at_home(pretrained_model_name_or_path)
@@ -622,6 +627,13 @@ class RavlmRetriever:
         return EncoderRecord(name, self.encoder_fingerprint, probe, reference)
 
 
+def refuse_unknown(call: str, unknown: Mapping[str, Any]) -> None:
+    """Raises `InvalidInputError` for an argument that `call` does not take; of Milvus, with how it is done."""
+    for name, value in unknown.items():
+        hint = f" {MILVUS}" if name == "backend" or "milvus" in f"{name}{value}".lower() else ""
+        raise InvalidInputError(f"RavlmRetriever.{call} takes no {name}={value!r}.{hint or ' Check its spelling.'}")
+
+
 def check_groups(knowledge_base: KnowledgeBase, group_by: str | None, group_query: str) -> None:
     """Raises `InvalidInputError` unless the passages can be grouped so; of an empty knowledge base, all can."""
     check_grouping(group_by, group_query)
@@ -640,4 +652,7 @@ def _encoder_of(
     try:
         return encoder_beside(source, store, hub_kwargs)
     except InvalidInputError as error:
-        raise InvalidInputError(f"{error} The knowledge base was built by {record.name!r}.") from error
+        raise InvalidInputError(
+            f"{source}: the knowledge base was built by {record.name!r}, which it cannot load again. Give it, by "
+            f"encoder=. {error}"
+        ) from error

@@ -2,7 +2,7 @@
 
 A generator that its owner fine-tuned comes as a `PeftModel`, or as a folder or repository that holds adapters alone.
 It is read with the adapters merged into its weights: so it is a plain model, which is saved, quantized and adapted
-again as any other.
+again as any other. A system of references names the base and the adapters; those that are on no Hub lie in it.
 """
 
 from __future__ import annotations
@@ -10,18 +10,28 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, CONFIG_NAME, cached_file, find_adapter_config_file
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    CONFIG_NAME,
+    cached_file,
+    find_adapter_config_file,
+)
 
 from ...errors import InvalidInputError
+from .references import ADAPTERS, Loaded, reference_to, tensor_checksums
 
 
 _SHARED = ("token", "cache_dir", "local_files_only", "force_download")  # access to any repository
 _OF_ONE = ("revision", "subfolder", "variant", "use_safetensors")
+_FILES = (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME)
+OF_BASE = ("base_name", "base_revision")  # of the model under adapters, as a reference names it
 
 
 def adapter_base(source: Any, loading: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -43,13 +53,13 @@ def adapter_base(source: Any, loading: Mapping[str, Any]) -> tuple[str, dict[str
         return None
     with open(place, encoding="utf-8") as file:
         config = json.load(file)
-    base = config.get("base_model_name_or_path")
+    base = loading.get("base_name") or config.get("base_model_name_or_path")
     if not base:
         raise InvalidInputError(
             f"the adapters in {os.fspath(source)!r} do not name their base model: load it, put them on it "
             "(`peft.PeftModel.from_pretrained(base, folder)`), and give that object"
         )
-    rest = {name: value for name, value in loading.items() if name not in (*_OF_ONE, "base_revision")}
+    rest = {name: value for name, value in loading.items() if name not in (*_OF_ONE, *OF_BASE)}
     revision = loading.get("base_revision") or config.get("revision")
     return base, {**rest, **({} if revision is None else {"revision": revision})}
 
@@ -61,7 +71,7 @@ def with_adapters(base: PreTrainedModel, source: Any, loading: Mapping[str, Any]
         `InvalidInputError`: if they do not fit it.
     """
     try:
-        base.load_adapter(os.fspath(source), **_access(loading))
+        base.load_adapter(os.fspath(source), adapter_kwargs=_access(loading))
     except (RuntimeError, ValueError, KeyError) as error:  # of other shapes, layers or kinds
         reason = " ".join(str(error).split())[:300]
         raise InvalidInputError(f"the adapters in {os.fspath(source)!r} do not fit their base: {reason}") from error
@@ -77,6 +87,31 @@ def with_adapters(base: PreTrainedModel, source: Any, loading: Mapping[str, Any]
                 f"the adapters in {os.fspath(source)!r} do not fit their base: it has no {', '.join(strange[:3])}"
             )
     return merged(base)
+
+
+def with_noted_adapters(base: PreTrainedModel, source: Any, loading: Mapping[str, Any]) -> PreTrainedModel:
+    """`with_adapters`; a base from the Hub then remembers the commits of both, or what is on no Hub of the adapters.
+
+    Raises:
+        `InvalidInputError`: if they do not fit it.
+    """
+    loaded = base.__dict__.pop("loaded_from", None)
+    model = with_adapters(base, source, loading)
+    if loaded is None or "base_name" in loaded.reference:
+        return model
+    if (reference := reference_to(source, loading)) is not None:
+        of_base = {f"base_{name}": loaded.reference[name] for name in ("name", "revision")}
+        more = {name: loaded.reference[name] for name in ("quantization_config",) if name in loaded.reference}
+        model.loaded_from = Loaded({**reference, **of_base, **more}, tensor_checksums(model), access=loaded.access)
+    elif None not in (files := {name: _content(source, name, loading) for name in _FILES}).values():
+        known = {**loaded.reference, "adapters": ADAPTERS}
+        model.loaded_from = Loaded(known, tensor_checksums(model), files, loaded.access)
+    return model
+
+
+def _content(source: Any, name: str, loading: Mapping[str, Any]) -> bytes | None:
+    place = cached_file(source, name, **_access(loading), _raise_exceptions_for_missing_entries=False)
+    return None if place is None else Path(place).read_bytes()
 
 
 def has_adapters(model: Any) -> bool:

@@ -15,7 +15,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from ...errors import InvalidInputError
-from ..loading import initialize_new
+from ..loading import initialize_new, loading_errors
+from .adapters import with_noted_adapters
 from .quantized import carry_quantizer
 from .references import ADDED_ROWS, check_reference, load_pinned, parts_of, pin_revision
 
@@ -98,9 +99,8 @@ def load_by_reference(
     for role, path, _ in list(parts_of(model)):
         if role in references:
             loading = _part_loading(role, kwargs, config, hasattr(model, "language_model"))
-            parts[path] = load_part(
-                role, references[role], {"dtype": config.dtype or "auto", **loading}, loaders[role]
-            )
+            loading = {"dtype": config.dtype or "auto", **loading}
+            parts[path] = load_part(role, references[role], loading, loaders[role], (source, kwargs))
     place = next((part.device for part in parts.values()), None)  # the first is the generator, if it is there
     put_in_place(model, {path: part if part.device == place else part.to(place) for path, part in parts.items()})
     report = fill_in(model, own, tuple(parts))
@@ -111,13 +111,31 @@ def load_by_reference(
 
 
 def load_part(
-    role: str, reference: Any, loading: dict[str, Any], loader: Callable[..., PreTrainedModel]
+    role: str,
+    reference: Any,
+    loading: dict[str, Any],
+    loader: Callable[..., PreTrainedModel],
+    home: tuple[Any, Mapping[str, Any]],
 ) -> PreTrainedModel:
-    """A part from its repository, as it was loaded when the reference was written, unless `loading` says otherwise."""
+    """A part from its repository, as it was loaded when the reference was written, unless `loading` says otherwise.
+
+    Args:
+        home: folder or name of what refers to it, and the access there: adapters that are on no Hub lie there.
+    """
     given = check_reference(role, reference)
+    adapters = given.pop("adapters", None)
     if "quantization_config" in given:
         given["quantization_config"] = AutoQuantizationConfig.from_dict(dict(given["quantization_config"]))
-    return load_pinned(loader, given.pop("name"), {**given, **loading})
+    part = load_pinned(loader, given.pop("name"), {**given, **loading})
+    if adapters is None:
+        return part
+    source, given = home
+    access = {name: given[name] for name in (*HUB_ACCESS, "revision") if given.get(name) is not None}
+    place = os.path.join(given.get("subfolder") or "", adapters)
+    with loading_errors("adapters", source):
+        if os.path.isdir(source):
+            return with_noted_adapters(part, os.path.join(source, place), access)
+        return with_noted_adapters(part, source, {**access, "subfolder": place})
 
 
 def _part_loading(role: str, kwargs: Mapping[str, Any], config: PreTrainedConfig, has_reader: bool) -> dict[str, Any]:

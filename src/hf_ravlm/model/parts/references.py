@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,8 +34,9 @@ PARTS = {
     "text": "model.text_encoder",
     "detector": "detector",
 }
+ADAPTERS = "reader_adapters"  # a folder of a saved system, for adapters that are on no Hub
 ADDED_ROWS = "added_rows."  # before the name of a tensor: of a vocabulary that grew, what is behind the old rows
-_OF_A_REFERENCE = ("name", "revision", "subfolder", "kind", "base_revision")
+_OF_A_REFERENCE = ("name", "revision", "subfolder", "kind", "base_name", "base_revision", "adapters")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -45,6 +47,11 @@ class Loaded:
 
     reference: dict[str, Any]  # name, revision, perhaps subfolder and quantization_config: arguments to load it again
     checksums: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)  # of adapters in it that are on no Hub
+    access: dict[str, Any] = field(default_factory=dict, repr=False)  # `token`, ..., in memory alone
+
+    def __reduce__(self):
+        return Loaded, (self.reference, self.checksums, self.files)
 
 
 def pin_revision(source: Any, access: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +82,12 @@ def remember(part: Any, source: Any, access: Mapping[str, Any], **more: Any) -> 
     reference = reference_to(source, access)
     if reference is not None:
         checksums = tensor_checksums(part) if isinstance(part, nn.Module) else {}
-        part.loaded_from = Loaded({**reference, **more}, checksums)
+        part.loaded_from = Loaded({**reference, **more}, checksums, access=hub_access(access))
+
+
+def hub_access(access: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the arguments of loading those that say how repositories are reached."""
+    return {name: access[name] for name in ("token", "cache_dir", "local_files_only") if access.get(name) is not None}
 
 
 def tensor_checksums(part: nn.Module) -> dict[str, tuple]:
@@ -159,6 +171,15 @@ def split_weights(
     return references, own
 
 
+def write_adapters(model: nn.Module, folder: str | os.PathLike[str], roles: Collection[str]) -> None:
+    """Writes adapters that are on no Hub into a saved folder, beside the references to their bases."""
+    for role, _, part in parts_of(model):
+        for name, content in part.loaded_from.files.items() if role in roles else ():
+            place = Path(folder, ADAPTERS, name)
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(content)
+
+
 def saved_references(references: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """References as they stand in a configuration: JSON values alone."""
 
@@ -180,14 +201,17 @@ def check_reference(role: str, reference: Any, roles: Collection[str] = PARTS) -
     if not all(isinstance(text, str) for text in texts) or ".." in "".join(texts):
         raise InvalidInputError(f"the reference to the {role} is {reference!r}: expected name and revision on the Hub")
     name, revision, *_ = texts
-    if role not in roles or not _HUB_ID.fullmatch(name) or not _COMMIT.fullmatch(revision):
+    names = [name, *([reference["base_name"]] if "base_name" in reference else [])]
+    commits = [revision, *([reference["base_revision"]] if "base_revision" in reference else [])]
+    fitting = all(map(_HUB_ID.fullmatch, names)) and all(map(_COMMIT.fullmatch, commits))
+    if role not in roles or not fitting or reference.get("adapters", ADAPTERS) != ADAPTERS:
         raise InvalidInputError(
-            f"the reference to the {role} names {name!r} at {revision!r}: expected one of {', '.join(roles)}, a name "
-            "on the Hub, and a commit of 40 hexadecimal digits"
+            f"the reference to the {role} names {' with '.join(map(repr, names))} at {revision!r}: expected one of "
+            f"{', '.join(roles)}, a name on the Hub, and a commit of 40 hexadecimal digits"
         )
-    if os.path.exists(name):
+    if any(os.path.exists(beside := place) for place in names):
         raise InvalidInputError(
-            f"the {role} is {name!r} on the Hub, and something of this name lies in the working directory, which "
+            f"the {role} is {beside!r} on the Hub, and something of this name lies in the working directory, which "
             "would be read instead: work in another directory"
         )
     return {**reference, "name": name}
@@ -208,18 +232,18 @@ def note_states(processors: Iterable[Any]) -> None:
     for processor in processors:
         loaded = getattr(processor, "loaded_from", None)
         if loaded is not None and not loaded.checksums:
-            loaded.checksums = {"state": _processor_state(processor)}
+            loaded.checksums = {"state": processor_state(processor)}
 
 
 def unchanged_reference(processor: Any) -> dict[str, Any] | None:
     """Where a tokenizer or processor came from, if it is as it was then."""
     loaded = getattr(processor, "loaded_from", None)
-    if loaded is None or loaded.checksums != {"state": _processor_state(processor)}:
+    if loaded is None or loaded.checksums != {"state": processor_state(processor)}:
         return None
     return loaded.reference
 
 
-def _processor_state(processor: Any) -> str:
+def processor_state(processor: Any) -> str:
     """A digest of the settings of a processor, and of all in a tokenizer that can be changed: its words cannot."""
     tokenizer = getattr(processor, "tokenizer", processor)
     backend = getattr(tokenizer, "backend_tokenizer", None)

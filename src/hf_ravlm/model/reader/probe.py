@@ -69,8 +69,8 @@ def probe_language_model(language_model: PreTrainedModel) -> None:
 def probe_multimodal(model: Any, processor: Any) -> None:
     """Refuses an image-text-to-text reader that does not read what its processor writes; no weight is changed.
 
-    A question about a small image must be answered, and as beside a longer one in the same batch. Passages that are
-    hidden are no part of the prompt.
+    A question about a small image must be answered, and as beside a longer one about a larger image in the same batch.
+    Passages that are hidden are no part of the prompt.
 
     Args:
         model ([`RavlmForConditionalGeneration`]), processor ([`RavlmProcessor`]): of an image-text-to-text generator.
@@ -84,7 +84,7 @@ def probe_multimodal(model: Any, processor: Any) -> None:
     image, training = Image.new("RGB", (64, 48), "grey"), generator.training
     try:
         generator.eval()
-        fault = _fault(lambda: _depends_on_padding(model, processor, image))
+        fault = _fault(lambda: _depends_on_its_batch(model, processor, image))
     finally:
         generator.train(training)
     if fault is not None:
@@ -95,19 +95,28 @@ def probe_multimodal(model: Any, processor: Any) -> None:
         )
 
 
-def _depends_on_padding(model: Any, processor: Any, image: Image.Image) -> str | None:
-    """Whether an answer depends on the padding that a longer prompt in its batch brings."""
-    questions = ["What is this?", "What is this, and what is it there for?"]
+def _depends_on_its_batch(model: Any, processor: Any, image: Image.Image) -> str | None:
+    """Whether an answer depends on what stands beside it in a batch, where the others are longer and larger.
+
+    The row that is looked at comes last: what is packed or padded in front of it would move it.
+    """
+    questions, images = ["What is this? " * 4, "What is this?"], [image.resize((128, 32)), image]
     greedy = {"do_sample": False, "num_beams": 1, "max_new_tokens": 2, "min_new_tokens": 2}
     logits = []
-    for number in (1, 2):
-        inputs = processor(images=[image] * number, text=questions[:number], prompt={"max_length": 1 << 20})
-        told = model.generate(**inputs.to(model.device), **greedy, return_dict_in_generate=True, output_logits=True)
-        logits.append([step[0] for step in told.logits])
+    for rows in (slice(1, 2), slice(2)):
+        inputs = processor(images=images[rows], text=questions[rows], prompt={"max_length": 1 << 20}).to(model.device)
+        told = model.generate(**inputs, **greedy, return_dict_in_generate=True, output_logits=True)
+        logits.append([step[-1] for step in told.logits])
     found = _difference(model.language_model, logits[0][0], logits[1][0])
     if found is None and logits[0][0].argmax() == logits[1][0].argmax():
         found = _difference(model.language_model, logits[0][1], logits[1][1])
-    return f"its answer depends on the padding beside it ({found})" if found else None
+    if found:
+        return f"its answer depends on what stands beside it in a batch ({found})"
+    scored, length = model(**inputs).logits, inputs["input_ids"].shape[1]
+    if scored.shape[1] != length:
+        return f"its logits have other places than its prompt ({scored.shape[1]}, and {length})"
+    found = _difference(model.language_model, logits[1][0], scored[-1, -1])
+    return f"it scores otherwise than it writes ({found})" if found else None
 
 
 def _fault(ask: Callable[[], str | None]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -69,6 +70,13 @@ def store_folder(
         raise KnowledgeBaseNotFoundError(
             f"{source}: there is no such folder, and it is not the id of a Hub repository either. Check the path."
         ) from error
+
+
+def hub_arguments() -> set[str]:
+    """The names of the arguments of `from_pretrained` that say how the Hub is reached."""
+    from huggingface_hub import snapshot_download
+
+    return {*inspect.signature(snapshot_download).parameters} - {"repo_id", "repo_type", "allow_patterns"}
 
 
 def _download(

@@ -71,6 +71,10 @@ INDEX_TYPES: dict[str, IndexType] = {
     # One bit per number: on which side of the middle it lies, after a rotation. All are compared, 64 bits at once.
     "binary": IndexType("LSHrt", "candidates", lambda dim: dim / 8, _CANDIDATES_OF_BITS, ("IndexLSH",)),
 }
+MILVUS = (  # how what FAISS is not for is done
+    "Passages in Milvus: hf_ravlm.integrations.milvus.MilvusRetriever.build(knowledge_base, encoder, uri=..., "
+    "collection=...), or .open(uri, collection), given to pipelines as retriever=."
+)
 INDEX_KINDS = ("flat", *INDEX_TYPES, "auto")
 
 
@@ -81,8 +85,14 @@ def index_type(kind: str) -> IndexType:
         InvalidInputError: If there is no such kind.
     """
     if kind not in INDEX_TYPES:
-        raise InvalidInputError(f"The index kind {kind!r} is not known. Choose one of {', '.join(INDEX_KINDS)}.")
+        raise unknown_kind(kind)
     return INDEX_TYPES[kind]
+
+
+def unknown_kind(kind: Any) -> InvalidInputError:
+    """What is said of a kind that there is not."""
+    hint = f" {MILVUS}" if "milvus" in str(kind).lower() else ""
+    return InvalidInputError(f"The index kind {kind!r} is not known. Choose one of {', '.join(INDEX_KINDS)}.{hint}")
 
 
 def num_lists(num_vectors: int) -> int:

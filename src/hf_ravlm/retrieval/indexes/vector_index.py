@@ -20,7 +20,14 @@ from .faiss_settings import import_faiss, thread_limit
 from .index_building import add_rows, own_copy, read_faiss_index, trained_index
 from .index_choice import check_budget, check_recall, estimate_index, suitable_kinds
 from .index_tuning import TUNED_K, EffortTable, tune
-from .index_types import INDEX_KINDS, factory_string, index_type, inverted_lists, search_parameters
+from .index_types import (
+    INDEX_KINDS,
+    factory_string,
+    index_type,
+    inverted_lists,
+    search_parameters,
+    unknown_kind,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -267,7 +274,7 @@ def build_index(
     [[7]]
     """
     if kind not in INDEX_KINDS:
-        raise InvalidInputError(f"The index kind {kind!r} is not known. Choose one of {', '.join(INDEX_KINDS)}.")
+        raise unknown_kind(kind)
     check_recall(recall)
     checked = check_unit_vectors(vectors, "passage vectors")
     num_rows, dim = checked.shape
