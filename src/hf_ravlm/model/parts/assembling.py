@@ -129,9 +129,9 @@ def load_part(
     part = load_pinned(loader, given.pop("name"), {**given, **loading})
     if adapters is None:
         return part
-    source, given = home
-    access = {name: given[name] for name in (*HUB_ACCESS, "revision") if given.get(name) is not None}
-    place = os.path.join(given.get("subfolder") or "", adapters)
+    source, asked = home
+    access = {name: asked[name] for name in (*HUB_ACCESS, "revision") if asked.get(name) is not None}
+    place = os.path.join(asked.get("subfolder") or "", adapters)
     with loading_errors("adapters", source):
         if os.path.isdir(source):
             return with_noted_adapters(part, os.path.join(source, place), access)
