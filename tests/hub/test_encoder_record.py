@@ -86,6 +86,22 @@ def test_the_encoder_of_a_knowledge_base_is_loaded_again_at_its_commit(hub, ask,
     assert "\n" not in error
 
 
+def test_a_collection_of_milvus_loads_the_encoder_that_it_records(hub, ask, published, tmp_path):
+    pytest.importorskip("milvus_lite", reason='pip install "hf_ravlm[test]"')
+    hub.put("org/clip", published / "first")
+    found = ask.do(
+        f"""
+from hf_ravlm.integrations.milvus import MilvusRetriever
+place = {{"uri": {str(tmp_path / "birds.db")!r}, "collection": "birds"}}
+made = MilvusRetriever.build(KnowledgeBase.from_dicts(ROWS), load_encoder("org/clip", query_prompt="see "), **place)
+again = MilvusRetriever.open(**place)
+result = [again.encoder.reference["query_prompt"], first(made), first(again)]
+"""
+    )
+    assert found[0] == "see "
+    assert found[1] == found[2]
+
+
 def test_a_command_names_the_encoder_and_needs_no_model(hub, ask, published):
     commit = hub.put("org/clip", published / "first")
     found = ask.do("result = first(build('org/clip'))")[0][0]
