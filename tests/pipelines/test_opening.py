@@ -7,10 +7,11 @@ import pytest
 from huggingface_hub import constants
 
 from hf_ravlm.cli import main
-from hf_ravlm.errors import HubUnavailableError, InvalidInputError
+from hf_ravlm.errors import HubUnavailableError, InvalidInputError, KnowledgeBaseNotFoundError
 from hf_ravlm.pipelines.opening import open_pipeline
 from hf_ravlm.retrieval import load_encoder
 from tiny import picture
+from tiny_backbones import causal_model
 from tiny_folder import save_everything
 
 
@@ -74,3 +75,17 @@ def test_a_place_that_is_not_there_is_told_before_models_are_loaded(monkeypatch,
     words = ["explain", "org/reader", "--image", __file__, "--out", "a.png", "--knowledge", "kein/solcher/Ordner"]
     assert main([*words, "--quiet"]) == 2
     assert "kein/solcher/Ordner: there is no such file or folder" in capsys.readouterr().err
+
+
+def test_a_missing_encoder_and_an_unknown_channel_are_told_before_models_are_loaded(
+    mine, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr("hf_ravlm.pipelines.opening.pipeline", lambda *args, **kwargs: pytest.fail("it was loaded"))
+    causal_model("llama").config.save_pretrained(tmp_path / "reader")
+    with pytest.raises(InvalidInputError, match="has to be encoded: name an encoder"):
+        open_pipeline(tmp_path / "reader", mine, device="cpu")
+    with pytest.raises(KnowledgeBaseNotFoundError, match="there is no such file or folder"):
+        open_pipeline(tmp_path / "reader", "~/no_such_folder", device="cpu")
+    with pytest.raises(SystemExit):
+        main(["ask", str(mine), "what ?", "--model", "offline", "--encoder", "offline", "--channels", "smell"])
+    assert "there is no smell; choose from dense, bm25" in capsys.readouterr().err
