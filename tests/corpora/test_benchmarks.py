@@ -19,9 +19,9 @@ from hf_ravlm.corpora import (
     from_viquae,
 )
 from hf_ravlm.corpora.benchmarks.files import json_entries
-from hf_ravlm.evaluation import Evaluator, Question, questions_from
+from hf_ravlm.evaluation import Evaluator, Question, Reply, questions_from
 from hf_ravlm.evaluation.arms import _known_as, _parts_of
-from hf_ravlm.evaluation.scoring import ANSWER_METRICS
+from hf_ravlm.evaluation.scoring import ANSWER_METRICS, retrieval_scores
 from hf_ravlm.retrieval import Chunking
 from tiny import picture
 
@@ -165,6 +165,20 @@ def test_the_knowledge_of_encyclopedic_vqa_is_read_section_by_section(encycloped
     assert _known_as(cut[f"{LANDMARK}#1-1"], {LANDMARK}) == LANDMARK
     assert _known_as(cut[f"{LANDMARK}#1-1"], {BIRD}) == f"{LANDMARK}#1-1"
     assert _parts_of(LANDMARK, base) == [f"{LANDMARK}#0", f"{LANDMARK}#1"]
+
+
+def test_an_article_is_found_by_any_of_its_sections_and_counts_once(encyclopedic):
+    rows = benchmark_questions("encyclopedic_vqa", encyclopedic / "test.csv", images=encyclopedic / "images")
+    questions = list(questions_from(rows))
+    found = (f"{LANDMARK}#0", f"{LANDMARK}#0-1", "https://en.wikipedia.org/wiki/Elsewhere#4")
+    figures = retrieval_scores([Reply("", evidence_ids=found)] * 4, questions, ks=(1, 2))
+    assert figures["hit@3"].tolist() == [0, 0, 0, 1]  # the section with the evidence
+    assert figures["article_hit@1"].tolist() == figures["article_hit@3"].tolist() == [1, 1, 0, 1]
+    assert figures["article_recall@2"].tolist() == [1, 1, 0, 0.5]
+    figures = retrieval_scores([Reply("", evidence_ids=("b", f"{BIRD}#0"))] * 4, questions)
+    assert figures["article_hit@2"].tolist() == [0, 0, 1, 1]
+    plain = retrieval_scores([Reply("", evidence_ids=("a",))], [Question("1", "?", ("b",), gold_ids=("a",))])
+    assert not [name for name in plain if name.startswith("article")]
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": 1', '{"a" 1}', '{"a": {"b": ', "{1: 2}", '{"a": 1,'])

@@ -7,6 +7,7 @@ Chinese and Thai.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -37,6 +38,9 @@ from ..metrics import (
 )
 from ..metrics.captions import References, Tokens
 from .questions import Question, Reply
+
+
+_SECTION = re.compile(r"#\d+(-\d+)*$")  # of an article, perhaps cut into pieces
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ def retrieval_scores(
 
     With `gold_ids` for every question: `hit@k`, `recall@k`, `mrr@k`, `map@k` and `ndcg@k`, with k up to the longest
     list of evidence. With texts of the evidence: `pseudo_recall@k`, which asks whether any accepted answer stands in
-    them.
+    them. Where gold ids name sections (`ARTICLE#3`, as those of Encyclopedic-VQA), also `article_hit@k` and
+    `article_recall@k`, as published figures count.
 
     Example:
 
@@ -122,12 +127,34 @@ def retrieval_scores(
         gold = [set(question.gold_ids) for question in questions]
         relevant = relevance_from_ids([list(dict.fromkeys(reply.evidence_ids)) for reply in replies], gold)
         found = ranking_figures(relevant, [len(ids) for ids in gold], depths)
+        if any(_SECTION.search(wanted) for ids in gold for wanted in ids):
+            found |= _article_figures(replies, gold, depths)
     if any(reply.evidence_texts for reply in replies):
         relevant = relevance_from_answers(
             [reply.evidence_texts for reply in replies], [question.answers for question in questions]
         )
         found |= {f"pseudo_recall@{k}": hit_at_k(relevant, k) for k in depths}
     return found
+
+
+def _article_figures(
+    replies: Sequence[Reply], gold: Sequence[set[str]], ks: Sequence[int]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Hit and recall among the first k articles, each counted once, whichever of their sections were found."""
+    articles = [list(dict.fromkeys(map(_article_of, reply.evidence_ids))) for reply in replies]
+    wanted = [set(map(_article_of, ids)) for ids in gold]
+    relevant = relevance_from_ids(articles, wanted)
+    found = {f"article_hit@{k}": hit_at_k(relevant, k) for k in ks}
+    return found | {f"article_recall@{k}": recall_at_k(relevant, list(map(len, wanted)), k) for k in ks}
+
+
+def _article_of(passage_id: str) -> str:
+    """The article of a section, or of a piece of one.
+
+    >>> _article_of("https://en.wikipedia.org/wiki/Wren#3-1"), _article_of("manual.pdf#page=12-0")
+    ('https://en.wikipedia.org/wiki/Wren', 'manual.pdf#page=12-0')
+    """
+    return _SECTION.sub("", passage_id)
 
 
 def ranking_figures(
