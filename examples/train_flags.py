@@ -3,14 +3,15 @@
     accelerate launch examples/train_flags.py --out runs/flags
 
 Three stages (`examples/flags/recipe.py` says why): the picture tower learns to match drawings across styles, the text
-tower to find the passage that answers, the reader to copy the answer out of passages. Then the knowledge base is
-indexed, everything is saved to one folder, and the dev countries are measured. What is shipped is made so. Any option
-of a stage scales with its number of steps, 0 skips it; `--start_from FOLDER` goes on from what another run wrote, with
-the same result as one run of all stages; `--leave_out STYLE` keeps one drawing style out of training altogether.
+tower to find the passage that answers, whatever the words of the question, the reader to copy the answer out of
+passages. Then the knowledge base is indexed, everything is saved to one folder, and the dev countries are measured.
+What is shipped is made so. Any option of a stage scales with its number of steps, 0 skips it; `--start_from FOLDER`
+goes on from what another run wrote, with the same result as one run of all stages; `--leave_out STYLE` keeps one
+drawing style out of training altogether.
 
-There is more to choose: `--whole_steps` teaches the reader, in a fourth stage, to choose among all that is known of a
-country, asked in any words of `flags.wordings`, and with `--by_country` a search finds the country by its picture
-first, and `num_passages` of what is known of it are read.
+There is more to choose: `--whole_steps` teaches the reader, in a fourth stage, the many wordings, too, and to choose
+among passages; with `--by_country` a search finds the country by its picture first, and all that is known of it is
+read. What both are worth stands in `model_cards/flags_training.md`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Options:
     matching_steps: int = field(default=1300, metadata={"help": "stage 1: batches of about 208 drawings"})
     text_steps: int = field(default=1200, metadata={"help": "stage 2: batches of 24 questions"})
     reading_steps: int = field(default=1800, metadata={"help": "stage 3: batches of about 2048 tokens; 0 skips it"})
-    whole_steps: int = field(default=0, metadata={"help": "stage 4: batches of about 3072 tokens; 0 skips it"})
+    whole_steps: int = field(default=0, metadata={"help": "stage 4: batches of about 2048 tokens; 0 skips it"})
     by_country: bool = field(default=False, metadata={"help": "find the country first, and read all that is known"})
     start_from: str | None = field(default=None, metadata={"help": "folder of an earlier run to go on from"})
     leave_out: str | None = field(default=None, metadata={"help": "a drawing style never to train on"})
@@ -113,11 +114,9 @@ def train_reading(model, processor, world, views, options: Options) -> None:
 
 
 def train_whole_countries(model, processor, world, views, options: Options) -> None:
-    """Stage 4: the reader once more, on all that is known of a country in any order, asked in any words."""
+    """Stage 4: the reader once more, asked in any words: on what a search brings, and on all that is known."""
     freeze(model.model, *copying_parts(model.language_model))
-    batches = ReadingBatches(
-        processor, world, world.train, views, tokens_per_batch=3072, seed=options.seed, whole=True
-    )
+    batches = ReadingBatches(processor, world, world.train, views, seed=options.seed, whole=True)
     arguments = stage(options, "whole", options.whole_steps, learning_rate=4e-4, adam_beta2=0.98)
     fit(ReadingTrainer, model, arguments, batches)
 

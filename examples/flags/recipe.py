@@ -3,7 +3,7 @@
 1. Matching: a small ResNet learns from scratch which drawings show the same flag, whatever the style.
 2. Asking: a small BERT learns which passage answers which question; the picture tower stays as it is.
 3. Reading: a small Llama learns to copy the answer out of passages; the dual encoder stays as it is.
-4. Whole countries, if asked for: it learns to choose among all that is known of one, in any order, in any words.
+4. Whole countries, if asked for: in any words, it learns to choose among what a search brings, or all that is known.
 
 Everything is small because the task is: the demo answers in seconds on a laptop, and no pretrained part is needed.
 """

@@ -22,6 +22,7 @@ UNKNOWN = "unknown"  # the answer where no passage has one
 CLOSED_BOOK_SHARE = 0.02
 ANSWERED_FIRST_SHARE = 0.88
 WHOLE_SHARE, RIVALS_SHARE, MOST_PASSAGES = 0.75, 0.2, 9  # of `whole_example`
+FOUND_SHARE, FOUND_FIRST_SHARE, MISSED_SHARE = 0.85, 0.7, 0.1  # of `whole_example`, too
 LEFT_OUT = {"facts": 0.65, "background": 0.75}  # shares; any other passage is missing less often
 ASKED_BY_PASSAGE = {**{kind: kind for kind in (*SHORT_KINDS, "meaning")}, "flag": "describe"}
 _LESSER_FIELDS = ("demonym", "calling", "area", "independence", "national_symbol", "national_colors")
@@ -126,12 +127,15 @@ class ShuffledCountries:
     def whole_example(self) -> Example:
         """Passages of one country in any order, and many questions on them, in the wordings of `flags.wordings`.
 
-        Most are all that is known of the country, as a search by group brings it; some are a few of them, and behind
-        some stand passages about other countries. What no passage of the country answers is asked for, too.
+        Most are what a search for one passage brings, see `_found_example`. Of the others most are all that is known
+        of the country, as a search by group brings it; some are a few of them, and behind some stand passages about
+        other countries. What no passage of the country answers is asked for, too.
         """
         rng = self.rng
         if rng.random() < CLOSED_BOOK_SHARE:
             return self._closed_book()
+        if rng.random() < FOUND_SHARE:
+            return self._found_example()
         row = self.country()
         shown = [one for one in self.passages_of(row) if rng.random() >= LEFT_OUT.get(one.kind, 0.06)]
         shown = shown or self.passages_of(row)
@@ -211,6 +215,33 @@ class ShuffledCountries:
         if first.kind != "flag":  # a description needs the country's own meaning near
             self.rng.shuffle(rest)
         return [first, *rest][:6]
+
+    def _found_example(self) -> Example:
+        """A passage that answers, most times the first of a few, and questions on it in several wordings.
+
+        Seldom the search missed it, and then the answer is not known. Behind it stand passages of the country and, in
+        some examples, such as answer the same question about others.
+        """
+        rng = self.rng
+        passages = [one for one in self.passages_of(self.country()) if rng.random() >= LEFT_OUT.get(one.kind, 0)]
+        rng.shuffle(passages)
+        gold = next(one for one in passages if one.kind in ASKED_BY_PASSAGE)
+        kind = ASKED_BY_PASSAGE[gold.kind]
+        rest = [one for one in passages if one is not gold]
+        if gold.kind == "flag":  # a description needs the meaning near
+            rest.sort(key=lambda one: one.kind != "meaning")
+        rest = rest[: rng.choice([0, 1, 1, 1, 2, 3])]
+        missed = bool(rest) and kind != "name" and rng.random() < MISSED_SHARE
+        first = missed or rng.random() < FOUND_FIRST_SHARE
+        shown = rest if missed else [gold, *rest] if first else rng.sample([gold, *rest], len(rest) + 1)
+        answers = answers_from(shown)
+        if rng.random() < RIVALS_SHARE:
+            rivals = self.passages_of(self.country())
+            shown = shown + ([one for one in rivals if one.kind == gold.kind] or rivals[:1])
+        kinds = [kind] * (1 if kind in ("meaning", "describe") else 3)
+        kinds += [one.kind for one in rest if one.kind in SHORT_KINDS and rng.random() < 0.5]
+        turns = [(kind, ask_anyhow(kind, rng), answers[kind]) for kind in kinds]
+        return Example([passage.text for passage in shown], turns)
 
     def _kinds_to_ask(self, answers: Mapping[str, str], num_passages: int) -> list[str]:
         rng = self.rng

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from flags import shuffled
 from flags.questions import BACKGROUND, KINDS, NAMED, OFFICIAL, PARAPHRASES, SHORT_KINDS, UNSEEN, ask
 from flags.shuffled import UNKNOWN, ShuffledCountries
 from flags.texts import answer_values, fact_fields
@@ -196,10 +197,21 @@ def test_rows_without_any_value_of_a_field_are_refused(rows):
 # --- Whole countries
 
 
+def examples_to_choose_in(rows, found_share: float) -> list:
+    countries = ShuffledCountries(rows, seed=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shuffled, "FOUND_SHARE", found_share)
+        return [example for example in (countries.whole_example() for _ in range(600)) if example.passages]
+
+
 @pytest.fixture(scope="module")
 def whole_examples(rows):
-    countries = ShuffledCountries(rows, seed=8)
-    return [example for example in (countries.whole_example() for _ in range(600)) if example.passages]
+    return examples_to_choose_in(rows, 0.0)
+
+
+@pytest.fixture(scope="module")
+def found_examples(rows):
+    return examples_to_choose_in(rows, 1.0)
 
 
 def test_the_passage_that_answers_stands_anywhere(whole_examples):
@@ -211,10 +223,27 @@ def test_the_passage_that_answers_stands_anywhere(whole_examples):
     assert min(counts) > 0.5 * max(counts)
 
 
-def test_every_answer_is_of_the_first_passages_country(whole_examples):
+def test_what_a_search_brings_begins_with_the_passage_that_answers_most_times_and_is_asked_about_in_many_words(
+    found_examples,
+):
+    first, asked = [], set()
+    for passages, turns, _ in found_examples:
+        assert len(passages) <= 6
+        kind, _, answer = turns[0]
+        kinds = [read_back(passage)[0] for passage in passages]
+        first.append(kinds[0] == ("flag" if kind == "describe" else kind) and answer != UNKNOWN)
+        asked |= {question for _, question, _ in turns}
+        if kind not in ("meaning", "describe"):
+            assert [told for _, _, told in turns[:3]] == [answer] * 3
+    assert 0.7 < sum(first) / len(first) < 0.9
+    assert len(asked) > 1000
+
+
+@pytest.mark.parametrize("examples", ["whole_examples", "found_examples"])
+def test_every_answer_is_of_the_first_passages_country(examples, request):
     """What only a passage about another country tells is not known."""
     missing = 0
-    for passages, turns, _ in whole_examples:
+    for passages, turns, _ in request.getfixturevalue(examples):
         name = read_back(passages[0])[1]
         own = {kind: said for kind, of, said in map(read_back, passages) if of == name}
         for kind, _, answer in turns:
