@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ports import on_a_free_port
+
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "examples" / "flags" / "checkpoint"
@@ -61,28 +63,40 @@ class RunningDemo:
 @contextlib.contextmanager
 def running_demo(folder: Path, model: Path = CHECKPOINT, *options: str) -> Iterator[RunningDemo]:
     """Serves the page of a model until the block ends; without the network, as a user without settings of gradio."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     calls, messages = folder / "calls.txt", folder / "messages.txt"
     calls.touch()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GRADIO_")}
     environment |= {"PYTHONPATH": str(ROOT / "src"), "GRADIO_TEMP_DIR": str(folder / "gradio")}
     environment.pop("HF_HUB_OFFLINE", None)  # a user has no such setting either
-    command = [sys.executable, "-c", GUARDED, str(calls), "demo", str(model), "--port", str(port), *options]
-    with messages.open("w") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment, cwd=folder)
+
+    def start(port: int) -> tuple[int, subprocess.Popen]:
+        command = [sys.executable, "-c", GUARDED, str(calls), "demo", str(model), "--port", str(port), *options]
+        with messages.open("w") as sink:
+            process = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment, cwd=folder)
+        try:
+            _wait_for(process, port, messages)
+        except BaseException as error:
+            _end(process)
+            if "cannot be used" in messages.read_text():  # somebody else was faster
+                raise OSError(messages.read_text()) from error
+            raise
+        return port, process
+
+    port, process = on_a_free_port(start)
     try:
-        _wait_for(process, port, messages)
         yield RunningDemo(f"http://127.0.0.1:{port}/", calls, messages, process)
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        _end(process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _wait_for(process: subprocess.Popen, port: int, messages: Path) -> None:

@@ -463,7 +463,7 @@ def test_a_process_writes_one_document_and_resumes_after_ctrl_c(tmp_path, text_m
     while len(list(staging.glob("*/shard-*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "Stopped. Finished work is kept: the same command goes on where it stopped."
     process = start(*words)

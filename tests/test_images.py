@@ -5,7 +5,6 @@ import io
 import os
 import struct
 import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -103,6 +102,8 @@ def test_an_image_may_come_as_text():
     text = base64.b64encode(buffer.getvalue()).decode()
     image = safe_image(f"data:image/png;base64,{text}")
     assert (image.size, image.getpixel((0, 0))) == ((5, 3), (0, 255, 0))
+    lines = "\r\n".join(text[start : start + 20] for start in range(0, len(text), 20))
+    assert safe_image(f"data:image/png;base64,{lines}\n").size == (5, 3)
     refused = {
         f"data:image/png;base64,{text[:-2]}?!": "cannot be decoded",
         f"data:image/png,{text}": "expected data:image/png;base64",
@@ -137,10 +138,8 @@ def test_a_bomb_is_refused_before_a_pixel_is_decoded(width, height, message, mon
         raise AssertionError("the pixels were decoded")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
-    start = time.perf_counter()
     with pytest.raises(UnsafeInputError, match=message):
         safe_image(png_header(width, height))
-    assert time.perf_counter() - start < 0.5
 
 
 def test_limits_are_arguments_and_named_in_the_message():

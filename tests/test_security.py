@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import base64
+import inspect
 import io
 import os
 import re
+import socket
 import struct
 import zipfile
 import zlib
@@ -26,6 +28,7 @@ from hf_ravlm.saving.safe_paths import resolve_inside
 from hf_ravlm.servers import Server
 from stub_server import StubServer, send
 from tiny import tiny_tokenizer
+from tiny_folder import save_everything
 
 
 ROOT = Path(__file__).parents[1]
@@ -257,6 +260,35 @@ def test_line_17_a_server_cannot_hold_or_lead_the_program(monkeypatch):
         with pytest.raises(InvalidInputError, match="has moved"):
             Server(stub.address).ask("/chat/completions", {})
         assert other.asked == []
+
+
+def test_page_and_server_listen_on_this_machine_alone(guards):
+    from hf_ravlm.commands.command_line import make_parser
+
+    parser = make_parser("0")
+    assert parser.parse_args(["demo", "model"]).host == "127.0.0.1"
+    assert parser.parse_args(["serve", "model"]).host in ("127.0.0.1", "localhost")
+    source = inspect.getsource(guards.serve_page)
+    assert inspect.signature(guards.serve_page).parameters["host"].default == "127.0.0.1"
+    assert "share=False" in source
+    assert "enable_monitoring=False" in source
+
+
+def test_the_network_is_not_called_unasked(tmp_path, monkeypatch):
+    """Building, saving, opening, searching, answering, as a user without settings of the Hub."""
+    from huggingface_hub import constants
+    from transformers import pipeline
+
+    def call(*arguments, **_):
+        pytest.fail(f"the network was called: {arguments[:2]}")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for owner, name in ((socket, "getaddrinfo"), (socket, "create_connection"), (socket.socket, "connect")):
+        monkeypatch.setattr(owner, name, call)
+    save_everything(tmp_path)
+    pipe = pipeline("image-to-text", model=str(tmp_path))
+    assert len(pipe(Image.new("RGB", (8, 8), "lime"), question="what ?", max_new_tokens=2)[0]["evidence"]) > 0
 
 
 def test_lower_bounds_are_those_of_the_table():

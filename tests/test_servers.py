@@ -82,7 +82,7 @@ def test_a_slow_server_is_not_waited_for_longer_than_said(drips):
     def behave(handler, _):
         handler.send_response(200)
         handler.end_headers()
-        for _ in range(100):
+        for _ in range(1200):  # a minute
             time.sleep(0.05)
             if drips:
                 handler.wfile.write(b" ")
@@ -92,7 +92,7 @@ def test_a_slow_server_is_not_waited_for_longer_than_said(drips):
     error, _ = asked(behave, timeout=0.3)
     assert isinstance(error, RemoteServerError)
     assert "within 0.3 s" in str(error)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.model.prompts.literal import framed_literal_ids
 from hf_ravlm.retrieval.evidence import checked_queries
 from hf_ravlm.retrieval.metadata import metadata_table
-from hf_ravlm.text import clean_text, plain_json, plain_text, whole_characters
+from hf_ravlm.text import clean_text, plain_json, plain_text, whole_characters, without_controls
 
 
 SCOTLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
@@ -52,7 +52,7 @@ def test_what_carries_meaning_stays(same):
         ("so\u00adft", "soft"),
         ("a\u200db \u200cc", "ab c"),
         ("a\x1fb\x85c\u2028d", "a b c d"),  # separators are blanks
-        ("\x1f\x00 \u200b", ""),
+        ("\x1f \u200b", ""),
         ("\u3164\u2800", ""),
         ("x\U000e0041\U000e0042", "x"),  # letters that nobody sees
         ("y\ufe0f\ufe01\ufe02", "y\ufe0f"),
@@ -70,13 +70,14 @@ def test_lines_stay_lines():
 
 def test_passing_twice_changes_nothing():
     draw = random.Random(0)
-    odd = [ord(char) for char in "\u200b\u200c\u200d\ufeff\u00ad\u0301\u0327\ufe0f\ufe0e\u2800♂ \n\r\x1c\x1f\x00é"]
+    odd = [ord(char) for char in "\u200b\u200c\u200d\ufeff\u00ad\u0301\u0327\ufe0f\ufe0e\u2800♂ \n\r\x1c\x1fé"]
     odd += [
         ord(char) for char in SCOTLAND + "👩🚀🏽میـَक्ष്ന\u180eᠠ가각\u1100\u1161\u11a8\u1160\u3164\u034f\U000e0101葛ﬡﬁΩ"
     ]
     for _ in range(20_000):
         picked = [draw.choice(odd) if draw.random() < 0.9 else draw.randrange(0xE000, 0x110000) for _ in range(8)]
         text = "".join(map(chr, picked))
+        text = without_controls(text)
         for gate in (clean_text, plain_text):
             assert gate(gate(text)) == gate(text), ascii(text)
         assert unicodedata.is_normalized("NFC", clean_text(text))
@@ -107,6 +108,55 @@ def test_no_half_pair_enters_a_knowledge_base(row):
     assert len(kept.skipped) == 1
 
 
+CONTROLS = ["\x00", "\x01", "\x08", "\x0e", "\x1b", "\x7f", "\x80", "\x9f"]
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_control_characters_are_refused_with_their_place_and_never_dropped(control):
+    text = f"kite{control}s"
+    told = f"control character U\\+{ord(control):04X} at position 4"
+    for gate in (clean_text, plain_text, plain_json, lambda text: plain_json({text: 1})):
+        with pytest.raises(InvalidInputError, match=told):
+            gate(text)
+    with pytest.raises(InvalidInputError, match=told):
+        checked_queries(None, text)
+    assert clean_text(without_controls(text)) == "kite s"
+    for gate in (clean_text, plain_text):
+        assert gate("a\tb") in ("a b", "a\tb")
+        assert gate("a\nb\x0cc\x85d") in ("a b c d", "a\nb\nc\nd")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "o\x00wl", "text": "owl"},
+        {"id": "owl", "text": "o\x00wl"},
+        {"id": "owl", "text": "owl", "title": "\x1b[31mowl"},
+        {"id": "owl", "text": "owl", "place": ["a", {"b": "c\x7f"}]},
+        {"id": "owl", "text": "owl", "pla\x00ce": 3},
+    ],
+)
+def test_no_control_character_enters_a_knowledge_base(row, tmp_path):
+    """Two ids that differ by one would become the same, and so would two keys."""
+    rows = [row, {"id": "wren", "text": "wren"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    for read, source in ((KnowledgeBase.from_dicts, rows), (KnowledgeBase.from_jsonl, path)):
+        with pytest.raises(InvalidInputError, match="control character"):
+            read(source)
+        kept = read(source, on_error="skip")
+        assert (kept.ids, len(kept.skipped)) == (["wren"], 1)
+
+
+def test_a_file_name_with_a_control_character_is_named(tmp_path):
+    (tmp_path / "o\x01wl.txt").write_text("owl")
+    (tmp_path / "wren.txt").write_text("wren")
+    with pytest.raises(InvalidInputError, match="control character U\\+0001"):
+        KnowledgeBase.from_folder(tmp_path)
+    kept = KnowledgeBase.from_folder(tmp_path, on_error="skip")
+    assert (len(kept), len(kept.skipped)) == (1, 1)
+
+
 def test_a_knowledge_base_holds_one_spelling():
     knowledge_base = KnowledgeBase.from_dicts(
         [
@@ -124,7 +174,7 @@ def test_a_knowledge_base_holds_one_spelling():
     assert "Cafe\u0301" in knowledge_base
 
 
-@pytest.mark.parametrize("unseen", ["\u200b", "\ufeff\u2060", "\u3164", " \x00", "\u00ad"])
+@pytest.mark.parametrize("unseen", ["\u200b", "\ufeff\u2060", "\u3164", " \x1f", "\u00ad"])
 def test_what_nobody_sees_is_empty(unseen):
     with pytest.raises(InvalidInputError, match="neither text nor image"):
         KnowledgeBase.from_dicts([{"id": "a", "text": unseen}])

@@ -21,6 +21,7 @@ from .errors import (
     KnowledgeBaseNotFoundError,
     RavlmError,
     RemoteServerError,
+    StorageError,
     UnsafeInputError,
 )
 
@@ -169,6 +170,7 @@ __all__ = [
     "RemoteServerError",
     "RetrievalCollator",
     "RowsWithNeighbors",
+    "StorageError",
     "UnsafeInputError",
     "embed_corpus",
     "from_backbones",

@@ -31,6 +31,7 @@ from .errors import (
     KnowledgeBaseMismatchError,
     RavlmError,
     UnsafeInputError,
+    storage_advice,
 )
 
 
@@ -102,7 +103,7 @@ def _message_of(error: Exception) -> str:
     if isinstance(error, (RavlmError, ImportError)):
         return str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}."
+        return f"{os.fsdecode(error.filename)}: {error.strerror}. {storage_advice(error)}".rstrip()
     if isinstance(error, (OSError, MemoryError)):
         return str(error) or type(error).__name__
     return (

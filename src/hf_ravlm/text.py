@@ -2,10 +2,10 @@ r"""Text of any origin, made one thing: the gate that every string passes on its
 
 Questions, passages, answers, ids, metadata and file names come from keyboards, web pages, PDF files and other
 programs, so one word reaches us in several spellings that look alike. Here it gets one: the composed normal form
-(NFC), no control characters, and no character that nobody can see, except where it carries meaning: joiners in emoji,
-Persian and Indic words, the tags of a flag such as Scotland's, one variation selector behind a character. What passed
-the gate passes it again unchanged. Half of a character pair (`"\ud83d"`: an emoji cut in two, or bytes decoded
-wrongly) stands for no character at all and is refused.
+(NFC), and no character that nobody can see, except where it carries meaning: joiners in emoji, Persian and Indic
+words, the tags of a flag such as Scotland's, one variation selector behind a character. What passed the gate passes it
+again unchanged. What no writing holds is refused, with its place: half of a character pair (`"\ud83d"`: an emoji cut
+in two, or bytes decoded wrongly), and control characters other than blanks and ends of lines (NUL, escape sequences).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from .errors import InvalidInputError
 
 
 _ENDS_OF_LINES = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]")
-# Nobody sees these: controls, soft hyphen, marks of direction, fillers, byte order mark, annotations, tags, and what
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
+# Nobody sees these: soft hyphen, marks of direction, fillers, byte order mark, annotations, tags, and what
 # Unicode reserves as no character. Signs such as the Arabic number sign are "format" characters, too, but are seen.
 _UNSEEN = (
-    "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u17b4\u17b5\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
+    "\u00ad\u034f\u061c\u17b4\u17b5\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
     "\u3164\ufdd0-\ufdef\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
 )
@@ -31,7 +32,7 @@ _FLAG = "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f" 
 _DROPPED = re.compile(f"({_FLAG})|[{_UNSEEN}]+|(?<=[{_SELECTORS}])[{_SELECTORS}]+|(?<!\\S)[{_SELECTORS}]+")
 _JOINERS = re.compile("[\u180e\u200c\u200d]")
 _SUSPECT = re.compile(
-    f"[{_UNSEEN}{_SELECTORS}\r\x0b\x0c\x1c-\x1f\x85\u180e\u200c\u200d\u2028\u2029\u2800\ud800-\udfff]"
+    f"[{_UNSEEN}{_SELECTORS}\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\r\x0b\x0c\x1c-\x1f\x85\u180e\u200c\u200d\u2028\u2029\u2800\ud800-\udfff]"
 )
 # Most of most texts: a table drops it fifty times as fast as an expression reads it.
 _PLAIN_ASCII = bytes(code for code in range(128) if not _SUSPECT.match(chr(code)))
@@ -53,9 +54,9 @@ def clean_text(text: str, name: str = "the text") -> str:
         name (`str`): What it is, for the message.
 
     Raises:
-        InvalidInputError: If it holds half of a character pair.
+        InvalidInputError: If it holds half of a character pair, or a control character.
 
-    >>> clean_text("Caf" + "e\u0301\u200b  \n au lait\x00")
+    >>> clean_text("Caf" + "e\u0301\u200b  \n au lait")
     'Café au lait'
     >>> clean_text("\u200b \ufeff")
     ''
@@ -77,6 +78,11 @@ def plain_text(text: str, name: str = "the text") -> str:
     if _SUSPECT.search(rest) is None and unicodedata.is_normalized("NFC", text):
         return text  # nearly all texts
     text = whole_characters(text, name)
+    if found := _CONTROLS.search(text):
+        raise InvalidInputError(
+            f"{name} holds the control character U+{ord(found[0]):04X} at position {found.start()}, which no writing "
+            "has: it may be no text, or decoded wrongly. Take it out (`hf_ravlm.text.without_controls` does)."
+        )
     text = _ENDS_OF_LINES.sub("\n", text).replace("\u2800", " ")  # the blank of Braille
     before = None
     while before != text:  # what is dropped may have parted a letter and its accent; twice is seldom needed
@@ -84,6 +90,15 @@ def plain_text(text: str, name: str = "the text") -> str:
         text = _DROPPED.sub(lambda found: found.group(1) or "", unicodedata.normalize("NFC", text))
         text = _JOINERS.sub(_kept_joiner, text)
     return text
+
+
+def without_controls(text: str) -> str:
+    r"""The text with a blank for every control character, as of what a model wrote or a PDF file holds.
+
+    >>> without_controls("a\x00b\nc")
+    'a b\nc'
+    """
+    return _CONTROLS.sub(" ", text)
 
 
 def whole_characters(text: str, name: str = "the text") -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import socket
 
 import pytest
 from PIL import Image
 
 from hf_ravlm.demo.answering import MOST_PIXELS, WITHOUT, answer_for_page
 from hf_ravlm.errors import UnsafeInputError
+from ports import on_a_free_port
 
 
 pytest.importorskip("gradio", reason='pip install "hf_ravlm[demo]"')
@@ -59,11 +59,8 @@ def site(folder, asked):
         return PageAnswer(closed_book=f"seen: {image}")
 
     patch.setattr(page, "answer_for_page", answer)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     built = build_page(NoModel, None, None)
-    address = serve_page(built, port=port)
+    address = on_a_free_port(lambda port: serve_page(built, port=port))
     yield address.rstrip("/")
     built.close()
     patch.undo()

@@ -14,7 +14,7 @@ from hf_ravlm import RavlmForConditionalGeneration, RavlmProcessor
 from hf_ravlm.errors import RavlmError
 from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
 from hf_ravlm.saving.checksums import MANIFEST
-from tiny import assert_same_weights, tiny_model, tiny_processor
+from tiny import assert_same_weights, picture, tiny_model, tiny_processor
 
 
 FREE = ("README.md", "ravlm_hub.py")
@@ -64,8 +64,15 @@ def test_damaged_models_without_a_manifest(tmp_path):
         if any(not (path.is_file() or path.is_dir()) and path.exists() for path in place.rglob("*")):
             return  # a pipe or device in place of a file is for the reader of the file, transformers
         try:
-            load_all(place)
-        except Exception:
+            model, processor, _ = load_all(place)
+            batch = processor(
+                images=[picture(0)], text=["what is it ?"], evidence=[["a red kite"]], return_tensors="pt"
+            )
+        except (RavlmError, OSError, ValueError):
+            return
+        try:
+            model.generate(**batch, max_new_tokens=2)
+        except (RavlmError, ValueError):  # a setting that no other says is wrong
             return
 
     run_cases("test_damaged_models_without_a_manifest", case, 15, tmp_path)

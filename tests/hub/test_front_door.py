@@ -254,15 +254,14 @@ def test_a_reader_and_what_it_reads_are_served_by_name(ask):
     pytest.importorskip("uvicorn")
     served = ask.do(
         """
-import json, socket, time, urllib.request
+import json, time, urllib.request
 from hf_ravlm.integrations.transformers_serve import serve
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-server = serve("org/llama", knowledge=folder, encoder="org/clip", host="127.0.0.1", port=port, device="cpu", k=1,
+server = serve("org/llama", knowledge=folder, encoder="org/clip", host="127.0.0.1", port=0, device="cpu", k=1,
                non_blocking=True)
-while not server.server.started:
+until = time.monotonic() + 300
+while not server.server.started and time.monotonic() < until:
     time.sleep(0.05)
+port = server.server.servers[0].sockets[0].getsockname()[1]
 messages = [{"role": "system", "content": "be quick"}, {"role": "user", "content": "the capital of Chad is big"}]
 body = {"model": "org/llama", "messages": messages, "max_tokens": 3}
 request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(),

@@ -22,6 +22,7 @@ from hf_ravlm import (
     RavlmProcessor,
     UnsafeInputError,
 )
+from hf_ravlm.errors import StorageError
 from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
 from hf_ravlm.saving import checksums, folders
 from hf_ravlm.saving.bounds import check_sizes, check_tokenizer
@@ -233,7 +234,7 @@ def test_a_full_disk_leaves_the_old_model(folder):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(StorageError, match="File too large.*Make room"):
             tiny_model(seed=9).save_pretrained(folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
@@ -385,6 +386,95 @@ def test_a_model_without_its_config_is_not_one_of_defaults(folder, content):
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(UnsafeInputError, match=r"config\.json"):
         RavlmForConditionalGeneration.from_pretrained(folder)
+
+
+def _edited(path: Path, edit) -> None:
+    settings = json.loads(path.read_text())
+    edit(settings)
+    path.write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "edit"),
+    [
+        (RavlmProcessor, "tokenizer.json", lambda settings: settings.update(post_processor=1)),
+        (RavlmProcessor, "tokenizer.json", lambda settings: settings.update(added_tokens=7)),
+        (RavlmProcessor, "tokenizer.json", lambda settings: settings["model"].pop("merges")),
+        (RavlmProcessor, "text_tokenizer/tokenizer_config.json", lambda settings: settings.update(eos_token=[[]])),
+        (RavlmProcessor, "tokenizer_config.json", lambda settings: settings.update(tokenizer_class=1.5)),
+        (RavlmProcessor, "tokenizer_config.json", lambda settings: settings.update(extra_special_tokens=3)),
+        (RavlmForConditionalGeneration, "config.json", lambda settings: settings.update(num_memory_tokens=[])),
+        (RavlmForConditionalGeneration, "config.json", lambda settings: settings["text_config"].pop("vocab_size")),
+        (
+            RavlmForConditionalGeneration,
+            "config.json",
+            lambda settings: settings["text_config"].update(hidden_act="no"),
+        ),
+        (RavlmForConditionalGeneration, "generation_config.json", lambda settings: settings.update(pad_token_id="x")),
+        (
+            RavlmForConditionalGeneration,
+            "generation_config.json",
+            lambda settings: settings.update(eos_token_id=[2, 1e9]),
+        ),
+        (
+            RavlmForConditionalGeneration,
+            "generation_config.json",
+            lambda settings: settings.update(output_scores="no"),
+        ),
+        (
+            RavlmProcessor,
+            "processor_config.json",
+            lambda settings: settings["image_processor"].update(rescale_factor=""),
+        ),
+        (
+            RavlmProcessor,
+            "processor_config.json",
+            lambda settings: settings["image_processor"].update(image_std=["x"]),
+        ),
+        (
+            RavlmProcessor,
+            "processor_config.json",
+            lambda settings: settings["image_processor"]["size"].update(width="x"),
+        ),
+        (RavlmProcessor, "tokenizer_config.json", lambda settings: settings.update(model_max_length={})),
+    ],
+)
+def test_without_a_manifest_a_damaged_file_is_told_in_one_line(folder, reader, name, edit):
+    (folder / MANIFEST).unlink()
+    _edited(folder / name, edit)
+    with pytest.raises(UnsafeInputError, match="damaged, or was edited|Take it from a copy") as caught:
+        reader.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "tokenizer.json", "chat_template.jinja", "config.json"])
+@pytest.mark.parametrize("harm", [lambda data: data[: len(data) // 2], lambda data: b"\xff" + data])
+def test_without_a_manifest_a_cut_file_is_told_in_one_line(folder, name, harm):
+    (folder / MANIFEST).unlink()
+    (folder / name).write_bytes(harm((folder / name).read_bytes()))
+    if name == "chat_template.jinja" and harm(b"ab") == b"a":
+        pytest.skip("half a template may be one")
+    with pytest.raises(UnsafeInputError) as caught:
+        (RavlmForConditionalGeneration if name == "config.json" else RavlmProcessor).from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_has_lost_its_marks_is_told(folder):
+    (folder / MANIFEST).unlink()
+    _edited(folder / "tokenizer_config.json", lambda settings: settings.update(bos_token="no such token"))
+    model, processor = RavlmForConditionalGeneration.from_pretrained(folder), RavlmProcessor.from_pretrained(folder)
+    with pytest.raises(InvalidInputError, match="the processor is that of another model"):
+        model.generate(**processor(text=["what ?"], evidence=[["red"]], return_tensors="pt"), max_new_tokens=2)
+    _edited(
+        folder / "tokenizer_config.json", lambda settings: [settings.pop(name) for name in ("pad_token", "eos_token")]
+    )
+    with pytest.raises(InvalidInputError, match="neither a pad_token nor an eos_token"):
+        RavlmProcessor.from_pretrained(folder)
+
+
+def test_a_wrong_argument_is_still_a_wrong_argument(folder):
+    with pytest.raises(TypeError, match="no_such_argument"):
+        RavlmForConditionalGeneration.from_pretrained(folder, no_such_argument=1)
 
 
 def test_what_lies_beside_a_model_is_looked_for_where_it_was_loaded(folder, tmp_path, monkeypatch):

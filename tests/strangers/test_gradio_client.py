@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from transformers import pipeline
+
+from ports import on_a_free_port
 
 
 pytest.importorskip("gradio", reason='needs gradio: pip install "hf_ravlm[demo]"')
@@ -25,10 +26,7 @@ def client(tmp_path_factory):
 
     ask = pipeline("image-to-text", model=str(FLAGS / "checkpoint"))
     page = build_page(ask.model, ask.processor, ask.retriever)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = serve_page(page, port=port)
+    address = on_a_free_port(lambda port: serve_page(page, port=port))
     downloads = tmp_path_factory.mktemp("downloads")
     client = client_library.Client(address, verbose=False, download_files=downloads, analytics_enabled=False)
     yield client

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 
-from ..errors import InvalidInputError
 from ..hub.export import export_towers
 from ..model import RavlmModel, RavlmProcessor
+from ..model.loading import loading_errors
 from .outcome import Outcome, size
 
 
@@ -17,11 +17,9 @@ def export(arguments: argparse.Namespace) -> Outcome:
     Raises:
         InvalidInputError: The model cannot be loaded.
     """
-    try:
+    with loading_errors("model", arguments.model):
         model = RavlmModel.from_pretrained(arguments.model)
         processor = RavlmProcessor.from_pretrained(arguments.model)
-    except (OSError, ValueError) as error:  # as transformers reports what is wrong with a model
-        raise InvalidInputError(f"{arguments.model}: it cannot be loaded: {str(error)[:500]}") from error
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, of which nothing here needs any
     files = export_towers(model, processor, arguments.folder)
     sizes = {str(file): file.stat().st_size for file in files}

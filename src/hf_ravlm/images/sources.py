@@ -75,7 +75,7 @@ def _read_data_url(source: str, max_bytes: int) -> tuple[bytes, str]:
     if not head.lower().endswith(";base64"):
         raise UnsafeInputError(f"{label}: expected data:image/png;base64,... with the encoded image after the comma.")
     try:
-        return base64.b64decode(text, validate=True), label
+        return base64.b64decode("".join(text.split()), validate=True), label  # mail breaks its lines
     except (binascii.Error, ValueError) as error:
         raise UnsafeInputError(f"{label}: the base64 text cannot be decoded ({error}). Encode it again.") from error
 

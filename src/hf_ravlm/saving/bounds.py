@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,39 @@ _LIMITS = (
 _MAX_CONFIG_BYTES = 10_000_000
 _MAX_TOKEN_ID = 2**24
 _MAX_TOKENIZER_BYTES = 500_000_000
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _are(value: Any, is_right: Callable[[Any], bool]) -> bool:
+    """Whether a value, or each of a list, is right."""
+    return all(map(is_right, value)) if isinstance(value, list) else is_right(value)
+
+
+def _is_token_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -1 <= value <= _MAX_TOKEN_ID
+
+
+def _is_size(value: Any) -> bool:
+    sides = list(value.values()) if isinstance(value, Mapping) else value
+    return _are(sides, lambda side: side is None or (isinstance(side, int) and 0 <= side <= 2**31))
+
+
+_SETTINGS_FILES = (
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer_config.json",
+)
+_SETTING_TYPES: tuple[tuple[re.Pattern[str], str, Callable[[Any], bool]], ...] = (
+    (re.compile("^(do|use|output)_|^return_dict"), "true or false", lambda value: value in (True, False)),
+    (re.compile("_token_id$"), "the number of a token", lambda value: _are(value, _is_token_id)),
+    (re.compile("^(rescale_factor|model_max_length)$"), "a number", _is_number),
+    (re.compile("^image_(mean|std)$"), "numbers", lambda value: _are(value, _is_number)),
+    (re.compile("^(size|crop_size|pad_size)$"), "whole numbers", _is_size),
+)
 
 
 def check_sizes(config: Any, name: str = "") -> None:
@@ -67,6 +100,37 @@ def check_settings_file(source: Any, subfolder: str | None = None) -> None:
         raise UnsafeInputError(f"{folder}: its config.json cannot be read ({reason}). Take it from a copy.") from error
     if not isinstance(settings, dict) or not settings:
         raise UnsafeInputError(f"{folder}: its config.json is no object of JSON. Take it from a copy.")
+
+
+def check_setting_types(folder: Path) -> None:
+    """Refuses settings of generation, images and tokens that have another type than any has, in a folder and below.
+
+    The libraries that read them take them all, and fail when they are used.
+
+    Raises:
+        UnsafeInputError: A setting is named.
+    """
+    for pattern in ("{}", "*/{}"):
+        for name in _SETTINGS_FILES:
+            for path in folder.glob(pattern.format(name)):
+                try:
+                    settings = json.loads(read_regular(path, _MAX_CONFIG_BYTES))
+                except (OSError, ValueError, RecursionError):  # who reads it says what is wrong
+                    continue
+                _check_types(settings, path)
+
+
+def _check_types(settings: Any, path: Path) -> None:
+    if not isinstance(settings, Mapping):
+        return
+    for key, value in settings.items():
+        for pattern, kind, is_right in _SETTING_TYPES:
+            if value is not None and pattern.search(str(key)) and not is_right(value):
+                raise UnsafeInputError(
+                    f"{path}: {key}={str(value)[:40]!r}: expected {kind}. The file is damaged, or was edited; take it "
+                    "from a copy."
+                )
+        _check_types(value, path)
 
 
 def check_tokenizer(path: Path) -> None:

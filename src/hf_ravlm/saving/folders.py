@@ -22,10 +22,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from ..errors import InvalidInputError, UnsafeInputError
-from .bounds import check_tokenizer
+from ..errors import InvalidInputError, RavlmError, UnsafeInputError, storage_errors
+from .bounds import check_setting_types, check_tokenizer
 from .cards import card_of_folder, first_card, with_tags
 from .checksums import MANIFEST, check_files, entries_of, manifest_text, read_entries
 from .commit import Destination, commit_files
@@ -241,28 +242,32 @@ def written_whole(target: Path, part: str) -> Iterator[Path]:
     Args:
         target: Created if missing; what lies there under other names stays.
         part: Whose files they are, for the manifest: `"model"`, `"config"`, `"processor"`, `"policy"`.
+
+    Raises:
+        StorageError: If the disk refuses; what lies there is as it was.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    finish_save(target)
-    for leftover in target.glob(f"{STAGING_PREFIX}*"):  # of a save that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target))
-    try:
-        with disk_errors(target):
-            yield staging
-        _complete(staging, target, part)
-        descriptor = _open_folder(staging)
+    with storage_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+        finish_save(target)
+        for leftover in target.glob(f"{STAGING_PREFIX}*"):  # of a save that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target))
         try:
-            if descriptor is not None:
-                try_lock(descriptor)
-            os.rename(staging, target / SAVED)  # from here on it counts
-            sync_folder(target)
-            _move_into(target)
+            with disk_errors(target):
+                yield staging
+            _complete(staging, target, part)
+            descriptor = _open_folder(staging)
+            try:
+                if descriptor is not None:
+                    try_lock(descriptor)
+                os.rename(staging, target / SAVED)  # from here on it counts
+                sync_folder(target)
+                _move_into(target)
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
         finally:
-            if descriptor is not None:
-                os.close(descriptor)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _complete(staging: Path, target: Path, part: str) -> None:
@@ -341,6 +346,39 @@ def _move_into(target: Path) -> None:
     sync_folder(target)
 
 
+# What transformers and tokenizers raise over a setting or a file that is not what it should be, besides OSError and
+# ValueError; the last are their own kinds.
+_DAMAGE = (KeyError, AttributeError, IndexError, RecursionError, ArithmeticError, AssertionError)
+_DAMAGED_CONTENT = (UnicodeError, json.JSONDecodeError, StrictDataclassError)
+_DAMAGED_WORDS = ("ignore_mismatched_sizes", "not a valid JSON")
+
+
+@contextmanager
+def _damage_in_words(source: Any) -> Iterator[None]:
+    """Says in one line that files of a folder are not what they should be, whatever a library makes of them.
+
+    Raises:
+        UnsafeInputError: In place of errors that no argument of the caller can have caused.
+    """
+    try:
+        yield
+    except RavlmError:
+        raise
+    except Exception as error:
+        is_damage = isinstance(error, (*_DAMAGE, *_DAMAGED_CONTENT)) or type(error) is Exception  # of tokenizers
+        is_damage |= isinstance(error, TypeError) and "keyword argument" not in str(error)
+        is_damage |= any(words in str(error) for words in _DAMAGED_WORDS)
+        if not is_damage:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        if "ignore_mismatched_sizes" in reason:
+            reason = "the weights have other shapes than the config says"
+        raise UnsafeInputError(
+            f"{source}: a file there is damaged, or was edited, and cannot be read ({type(error).__name__}: {reason})."
+            " Take it from a copy, or save it again."
+        ) from error
+
+
 def load_checked(
     source: Any, parts: Sequence[str], kwargs: dict[str, Any], load: Callable[[bool], _Loaded]
 ) -> _Loaded:
@@ -355,18 +393,25 @@ def load_checked(
             Called again if somebody else saved to the folder meanwhile.
 
     Raises:
-        UnsafeInputError: If a file is missing, or is not as it was written; it is named.
+        UnsafeInputError: If a file is missing, not as it was written, or cannot be read; it is named where known.
     """
     verify, subfolder, variant = kwargs.pop("verify", True), kwargs.get("subfolder") or "", kwargs.get("variant")
     if source is None:
         return load(False)
-    if not os.path.isdir(source):
-        return _load_from_hub(source, parts, kwargs, load) if verify else load(False)
-    folder = absolute_folder(Path(source, subfolder))
+    with _damage_in_words(source):
+        if not os.path.isdir(source):
+            return _load_from_hub(source, parts, kwargs, load) if verify else load(False)
+        return _load_from_folder(absolute_folder(Path(source, subfolder)), parts, variant, load, verify)
+
+
+def _load_from_folder(
+    folder: Path, parts: Sequence[str], variant: str | None, load: Callable[[bool], _Loaded], verify: bool
+) -> _Loaded:
     for attempt in range(_NUM_ATTEMPTS):
         was_finished = finish_save(folder)
         for place in [folder / "tokenizer.json", *folder.glob("*/tokenizer.json")]:
             check_tokenizer(place)
+        check_setting_types(folder)
         if not verify:
             break
         before = read_entries(folder)

@@ -310,8 +310,12 @@ def test_columns_of_a_table_are_lists():
 
 def test_words_of_a_passage_have_several_names():
     processor = tiny_processor()
-    for key in ("content", "page_content", "caption", "contents"):
+    for key in ("content", "page_content", "caption", "contents", "Text", "CONTENT"):
         assert "Oslo" in shown(processor, evidence=[[{key: "Oslo"}]])[0]
+        assert "Oslo" in shown(processor, evidence=[[{key: "Oslo", "title": "Norway", "place": "north"}]])[0]
+    assert "Norway" in shown(processor, evidence=[[{"title": "Norway", "id": "n", "score": 0.5}]])[0]
+    with pytest.raises(InvalidInputError, match="has the keys 'title', 'chunk', and none that holds its words"):
+        processor(text="red ?", evidence=[[{"title": "Norway", "chunk": "Oslo"}]])
     with pytest.raises(InvalidInputError, match="has the keys 'txt', 'score', and none that holds its words"):
         processor(text="red ?", evidence=[[{"txt": "Oslo", "score": 1.0}]])
     with pytest.raises(InvalidInputError, match="score='high' of a passage: expected a finite number"):

@@ -97,11 +97,11 @@ def test_the_last_user_of_matrix_products_restores_the_threshold():
     def hold():
         with matrix_products():
             inside.set()
-            leave.wait(10)
+            leave.wait(60)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    inside.wait(10)
+    assert inside.wait(60)
     with matrix_products():
         assert faiss.cvar.distance_compute_blas_threshold == 1
     assert faiss.cvar.distance_compute_blas_threshold == 1

@@ -10,6 +10,7 @@ from decimal import Decimal
 from uuid import UUID
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -259,3 +260,11 @@ def test_names_of_classes_stay(tmp_path):
     dataset = datasets.Dataset.from_dict({"id": ["a"], "text": ["t"], "kind": [1], "kinds": [[0, 1]]}, features)
     for source in (dataset, dataset.to_iterable_dataset()):
         assert KnowledgeBase.from_dataset(source)[0].metadata == {"kind": "wren", "kinds": ["robin", "wren"]}
+
+
+def test_an_empty_number_is_left_out_and_an_infinite_one_refused():
+    row = {"id": "a", "text": "a kite", "price": float("nan")}
+    assert KnowledgeBase.from_dicts([row])["a"].metadata == {}
+    for infinite in (float("inf"), -np.float32("inf")):
+        with pytest.raises(InvalidInputError, match="row 0.*the metadata cannot be written as JSON"):
+            KnowledgeBase.from_dicts([{**row, "price": infinite}])

@@ -15,7 +15,7 @@ import pytest
 
 from hash_encoder import HashEncoder, built, numbered
 from hf_ravlm.cli import main
-from hf_ravlm.errors import InvalidInputError, KnowledgeBaseCorruptError, KnowledgeBaseNotFoundError
+from hf_ravlm.errors import InvalidInputError, KnowledgeBaseCorruptError, KnowledgeBaseNotFoundError, StorageError
 from hf_ravlm.pipelines.model_folder import _has_knowledge
 from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever, embed_corpus
 from hf_ravlm.retrieval.store import current as current_knowledge
@@ -232,7 +232,7 @@ def test_a_killed_process_leaves_nothing_in_the_temporary_folder(tmp_path):
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=False)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while list(tmp_path.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert list(tmp_path.iterdir()) == []
@@ -263,3 +263,87 @@ def test_a_mistyped_name_is_no_failure_of_the_hub(capsys):
         opened("my_foldr")
     assert main(["index", "search", "my_foldr", "x", "--channels", "bm25"]) == 2
     assert "my_foldr: there is no such folder here" in capsys.readouterr().err
+
+
+# --- What the disk refuses
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """A folder in which nothing can be written from now on, for want of rights or of room."""
+
+    def refuse(folder, number: int) -> None:
+        opened_before, made_before = os.open, os.mkdir
+
+        def checked(function, is_change):
+            def call(path, *arguments, **options):
+                inside = isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(str(folder))
+                has_room = number == errno.ENOSPC and os.path.basename(path) == "LOCK"  # which is there already
+                if inside and is_change(*arguments) and not has_room:
+                    raise OSError(number, os.strerror(number), os.fspath(path))
+                return function(path, *arguments, **options)
+
+            return call
+
+        changes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+        monkeypatch.setattr(os, "open", checked(opened_before, lambda flags, *_: bool(flags & changes)))
+        monkeypatch.setattr(os, "mkdir", checked(made_before, lambda *_: True))
+
+    return refuse
+
+
+REFUSALS = {errno.EACCES: "Ask its owner", errno.EROFS: "Ask its owner", errno.ENOSPC: "Make room on this disk"}
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_a_disk_that_refuses_is_told_in_one_line_and_nothing_changes(tmp_path, refusing, number, capsys):
+    folder = tmp_path / "base"
+    built(numbered(range(9)), HashEncoder()).save_pretrained(folder)
+    retriever = opened(folder)
+    refusing(folder, number)
+    changes = [
+        lambda: retriever.add(numbered([20])),
+        lambda: retriever.update(numbered([3], tag="other")),
+        lambda: retriever.remove(["3"]),
+        lambda: retriever.save_pretrained(folder),
+        lambda: retriever.save_pretrained(folder / "deep" / "below"),
+    ]
+    for change in changes:
+        with pytest.raises(StorageError, match=f"{os.strerror(number)}.*{REFUSALS[number]}") as caught:
+            change()
+        assert "\n" not in str(caught.value)
+        assert caught.value.errno == number
+    for words in (["remove", str(folder), "3"], ["compact", str(folder)], ["compact", str(folder), "--purge"]):
+        if number == errno.ENOSPC and "compact" in words:
+            continue  # which has nothing to write here
+        capsys.readouterr()
+        assert main(["index", *words]) == 1
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert REFUSALS[number] in said[0]
+    assert len(opened(folder)) == 9
+    assert main(["index", "verify", str(folder)]) == 0
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_what_may_not_be_read_is_told_in_one_line(tmp_path, monkeypatch, number, capsys):
+    built(numbered(range(9)), HashEncoder()).save_pretrained(tmp_path)
+
+    def refuse(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(StorageError, match="CURRENT.*Ask its owner"):
+        opened(tmp_path)
+    for command in ("info", "verify", "repair"):
+        assert main(["index", command, str(tmp_path)]) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    for source in (tmp_path / "file", str(tmp_path / "file")):
+        with pytest.raises(KnowledgeBaseNotFoundError, match="this is a file. Expected the folder"):
+            opened(source)
+    assert main(["index", "info", str(tmp_path / "file")]) == 2
+    assert "this is a file" in capsys.readouterr().err

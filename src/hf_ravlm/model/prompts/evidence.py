@@ -12,11 +12,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import InvalidInputError
 from ...sequences import listed
-from ...text import clean_text
+from ...text import clean_text, without_controls
 from .layout import Prompt
 
 
 TEXT_KEYS = ("text", "content", "page_content", "contents", "passage", "caption", "body")  # the first that is there
+# Other words of a dictionary that has no text are not dropped for the sake of its title.
+_FIELDS = {"id", "title", "image", "score", "source", "licence", "license", "url", "revision"}
 
 
 class EvidenceItem(NamedTuple):
@@ -72,7 +74,7 @@ def _read_item(item: Any) -> EvidenceItem:
     if isinstance(item, str):
         return EvidenceItem(item)
     if isinstance(item, Mapping):
-        values: Mapping[str, Any] = item
+        values: Mapping[str, Any] = {**{str(name).lower(): value for name, value in item.items()}, **item}
     elif _has_text(item):
         values = {name: getattr(item, name, None) for name in (*TEXT_KEYS[:3], "title", "score", "image")}
     else:
@@ -81,9 +83,12 @@ def _read_item(item: Any) -> EvidenceItem:
         )
     text = next((values[name] for name in TEXT_KEYS if values.get(name) is not None), None)
     title, image = values.get("title"), values.get("image")
-    if text is None and title is None and image is None and not any(name in values for name in TEXT_KEYS):
+    has_words_elsewhere = isinstance(item, Mapping) and any(
+        isinstance(item[name], str) for name in item.keys() - _FIELDS
+    )
+    if text is image is None and (title is None or has_words_elsewhere) and values.keys().isdisjoint(TEXT_KEYS):
         raise InvalidInputError(
-            f"a passage has the keys {', '.join(map(repr, values)) or 'of an empty dictionary'}, and none that holds "
+            f"a passage has the keys {', '.join(map(repr, item)) or 'of an empty dictionary'}, and none that holds "
             f"its words; expected 'text' (or {', '.join(map(repr, TEXT_KEYS[1:]))}), and 'image' if it has one"
         )
     for name, words in (("text", text), ("title", title)):
@@ -116,7 +121,7 @@ def chosen_passages(
     chosen, seen = [], set()
     for place, item in enumerate(passages):
         image = with_images and item.image is not None
-        words = clean_text(item.words(with_titles)).casefold()
+        words = clean_text(without_controls(item.words(with_titles))).casefold()
         if not image and (not words or (drop_duplicates and words in seen)):
             continue
         seen.add(words)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from ...text import clean_text
+from ...text import clean_text, without_controls
 from ...tokenization import tokenize
 from .layout import SPECIAL_TOKENS
 
@@ -62,7 +62,7 @@ def literal_tokens(
     starts = "".join(sorted({re.escape(word[0]) for word in control if len(word) > 1}))
     # Cut before what stands behind the first character of a control word.
     cut = re.compile(f"(?<=[{starts}])(?={'|'.join(long)})") if long else None
-    cleaned = [lead + clean_text(text) for text in texts]
+    cleaned = [lead + clean_text(without_controls(text)) for text in texts]
     pieces = [cut.split(text) if cut else [text] for text in cleaned]
     flat = [piece for row in pieces for piece in row]
     if not flat:

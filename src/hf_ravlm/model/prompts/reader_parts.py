@@ -44,6 +44,11 @@ def prepare_tokenizer(tokenizer: Any, layout: str, generator_processor: Any) -> 
     elif layout == "marks":
         add_marks(tokenizer)
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InvalidInputError(
+                "the tokenizer has neither a pad_token nor an eos_token: name the one that ends an answer, "
+                'tokenizer.eos_token = "..."; if it had one, its tokenizer_config.json was edited'
+            )
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"  # where pipelines that are not ours pad batches of rows that we made
 

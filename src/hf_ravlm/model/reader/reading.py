@@ -8,6 +8,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from ...errors import InvalidInputError
 from ..outputs import RavlmCausalLMOutputWithPast
 from .inputs import EncodedInputs, get_memory
 from .placing import (
@@ -163,6 +164,18 @@ def read_states(
     return outputs
 
 
+def _embeddings(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    table = model.get_input_embeddings()
+    try:
+        return table(input_ids)
+    except IndexError as error:
+        raise InvalidInputError(
+            f"the prompt holds the token {int(input_ids.max())}, and the language model knows {len(table.weight)}: "
+            "the processor is that of another model, or its tokenizer was changed; load both from one folder, or "
+            "`resize_token_embeddings(len(tokenizer))`"
+        ) from error
+
+
 def embed_prompt(
     model: Any, inputs: EncodedInputs, prompt: PromptTensors, embeds: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -170,7 +183,7 @@ def embed_prompt(
     input_ids, token_passages, config = prompt.input_ids, prompt.token_passages, model.config
     image_states = memory = None
     if embeds is None:
-        embeds = model.get_input_embeddings()(input_ids)
+        embeds = _embeddings(model, input_ids)
     elif all(part is None for part in (inputs.image_patches, inputs.evidence_patches, inputs.evidence_states)):
         return embeds, None, None
     else:

@@ -22,7 +22,7 @@ from ...model.prompts.chat import WORD, message_parts
 from ...model.prompts.chat_inputs import CITE, PASSAGE, QUESTION
 from ...model.prompts.evidence import EvidenceItem, chosen_passages
 from ...model.prompts.settings import MAX_IMAGE_PIXELS, MAX_PASSAGE_IMAGE_PIXELS, PromptSettings
-from ...text import clean_text
+from ...text import clean_text, without_controls
 
 
 _MARKS = "/?(?:s|img|think|tool_call|tool_response)|pad|unk|bos|eos|mask|image|video|audio"
@@ -128,7 +128,7 @@ def without_control_tokens(text: str) -> str:
 
 
 def _literal(text: str, name: str) -> str:
-    return without_control_tokens(clean_text(text, name))
+    return without_control_tokens(clean_text(without_controls(text), name))
 
 
 def _passages(

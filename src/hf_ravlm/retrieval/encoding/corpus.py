@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, storage_errors
 from ..passage import input_digest, passages_at
 from ..row_spool import release_rows
 from .corpus_shards import MERGED, EmbeddingPlan, StagingFolder, shard_name
@@ -97,7 +98,8 @@ def embed_corpus(
         return np.zeros((0, 0), np.float32)
     before = counts_of(encoder)
     try:
-        return _embed(table, encoder, batch_size, staging, shard_rows, process, timeout_seconds)
+        with nullcontext() if staging is None else storage_errors(staging):
+            return _embed(table, encoder, batch_size, staging, shard_rows, process, timeout_seconds)
     finally:
         warn_of_passages(encoder, before)
 

@@ -57,6 +57,8 @@ def store_folder(
     def wanted(file: StoredFile) -> bool:
         return file.role in roles and (file.role != "index" or allow_foreign_index or is_trusted(file.sha256))
 
+    if os.path.isfile(source):
+        raise KnowledgeBaseNotFoundError(f"{source}: this is a file. Expected the folder of a knowledge base.")
     if "/" not in os.fspath(source):
         raise KnowledgeBaseNotFoundError(
             f"{source}: there is no such folder here, and it is no Hub id, which has the form owner/name. Check the "

@@ -244,11 +244,11 @@ def _checked_string(value: Any, name: str, where: str) -> str | None:
 
 
 def _metadata_json(metadata: Mapping[str, Any], where: str) -> str | None:
-    # Not-a-number is how tables say that a cell is empty; JSON has no word for it, nor for infinity.
+    # Not-a-number is how tables say that a cell is empty. JSON has no word for it, nor for infinity, which is refused.
     kept = {
         key: value
         for key, value in metadata.items()
-        if not isinstance(value, (float, np.floating)) or np.isfinite(value)
+        if not isinstance(value, (float, np.floating)) or not np.isnan(value)
     }
     if not kept:
         return None

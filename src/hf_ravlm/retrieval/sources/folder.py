@@ -18,7 +18,7 @@ from PIL import Image
 from ...errors import InvalidInputError, UnsafeInputError
 from ...images import HEIF_SUFFIXES, IMAGE_FORMATS
 from ...saving.safe_paths import at_home
-from ...text import clean_text, plain_text
+from ...text import clean_text, plain_text, without_controls
 from .checked_rows import SourceFault, SourceItem, SourceNote, SourceRow
 from .chunking import Chunking
 from .columns import Record, find_column
@@ -266,7 +266,7 @@ def _is_text(name: str) -> bool:
 
 
 def _plain_name(name: str) -> str:
-    return plain_text(name) if _is_text(name) else name
+    return plain_text(name) if _is_text(name) and without_controls(name) == name else name
 
 
 def _suffix(name: str) -> str:

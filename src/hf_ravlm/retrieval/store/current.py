@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ...errors import storage_errors
 from ..encoding.corpus_shards import remove_leftovers
 from ..encoding.encoder_probe import EncoderRecord
 from ..passage import input_digest
@@ -85,7 +86,7 @@ class CurrentKnowledge:
     def save(self, folder: Path, encoder: EncoderRecord) -> None:
         """Writes all files of the state (the newest one of the same folder) anew, and commits later changes there."""
         folder = folder.absolute()
-        with self._lock:
+        with self._lock, storage_errors(folder):
             store = None if self.stored is None else self.stored.version.folder
             is_same = store is not None and (folder / "CURRENT").exists() and store.exists() and folder.samefile(store)
             if self.stored is not None and is_same:

@@ -77,6 +77,8 @@ def find_store(folder: str | os.PathLike[str], subfolder: str) -> Path:
                 f"{store}: the build of this knowledge base was stopped {stopped}, and nothing can be read yet. Run "
                 "the same command again: it goes on where it stopped."
             )
+    if root.is_file():
+        raise KnowledgeBaseNotFoundError(f"{root}: this is a file. Expected the folder of a knowledge base.")
     raise KnowledgeBaseNotFoundError(
         f"{root}: there is no knowledge base here (no {subfolder}/CURRENT). Expected a folder written by "
         "`RavlmRetriever.save_pretrained`; build one with `RavlmRetriever.build(knowledge_base, encoder)`."

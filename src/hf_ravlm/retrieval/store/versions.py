@@ -21,14 +21,16 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from ...errors import (
     KnowledgeBaseCorruptError,
     KnowledgeBaseIncompleteError,
     KnowledgeBaseLockedError,
     KnowledgeBaseNotFoundError,
+    storage_errors,
 )
 from ...saving.durable import (
     TEMPORARY_SUFFIX,
@@ -65,6 +67,7 @@ _STRANGE = (errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.ENOTDIR)  # circles of
 _LEASE_POLL_SECONDS = 0.05
 
 _Loaded = TypeVar("_Loaded")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class NewFile(NamedTuple):
@@ -92,6 +95,18 @@ class Commit(NamedTuple):
     files: Sequence[AnyFile]
 
 
+def _naming_the_folder(function: _Function) -> _Function:
+    """A function of a folder, which is its first argument, that says in words what the disk refuses."""
+
+    @wraps(function)
+    def named(folder: str | os.PathLike[str], *arguments: Any, **options: Any) -> Any:
+        with storage_errors(folder):
+            return function(folder, *arguments, **options)
+
+    return cast(_Function, named)
+
+
+@_naming_the_folder
 def write_version(
     folder: str | os.PathLike[str],
     fields: Mapping[str, Any],
@@ -112,7 +127,7 @@ def write_version(
     Raises:
         KnowledgeBaseLockedError: If another process goes on writing.
         KnowledgeBaseCorruptError: If the folder holds a knowledge base whose state cannot be read.
-        OSError: If the disk refuses; the previous version is then still the current one.
+        StorageError: If the disk refuses; the previous version is then still the current one.
     """
     root = absolute_folder(folder)
     make_folder(root)
@@ -124,6 +139,7 @@ def write_version(
         return _commit(root, parent, Commit(fields, files))
 
 
+@_naming_the_folder
 def update_version(folder: str | os.PathLike[str], plan: Callable[[Version], Commit | None]) -> Version:
     """Stores a version that is made of the current one; no other writer can come between the two.
 
@@ -196,6 +212,7 @@ def _manifests(root: Path) -> list[Path]:
 StoreState = Literal["none", "whole", "unfinished", "broken"]
 
 
+@_naming_the_folder
 def store_state(folder: str | os.PathLike[str]) -> StoreState:
     """What lies in the folder of a knowledge base, as far as names tell; nothing is verified.
 
@@ -211,11 +228,13 @@ def store_state(folder: str | os.PathLike[str]) -> StoreState:
     return "unfinished" if any((root / "staging").glob("*/*/plan.json")) else "none"
 
 
+@_naming_the_folder
 def version_names(folder: str | os.PathLike[str]) -> list[str]:
     """The versions that lie in a folder, oldest first."""
     return [path.stem for path in _manifests(Path(folder))] if (Path(folder) / "manifests").is_dir() else []
 
 
+@_naming_the_folder
 def point_to_version(folder: str | os.PathLike[str], name: str) -> Version:
     """Makes a version the current one that lies in a folder already; nothing is removed.
 
@@ -228,6 +247,7 @@ def point_to_version(folder: str | os.PathLike[str], name: str) -> Version:
     return version
 
 
+@_naming_the_folder
 def remove_old_versions(folder: str | os.PathLike[str], timeout_seconds: float) -> None:
     """Removes every version but the current one, with every file that only they hold.
 
@@ -272,11 +292,13 @@ def _object_names(manifests: Iterable[Path]) -> set[str]:
     return {entry["name"] for manifest in read for entry in manifest["files"]}
 
 
+@_naming_the_folder
 def current_version_name(folder: str | os.PathLike[str]) -> str:
     """The version that CURRENT names, such as `"gen-00000002"`; errors as `read_version`."""
     return _read_pointer(Path(folder))[0]
 
 
+@_naming_the_folder
 def read_version(folder: str | os.PathLike[str], name: str | None = None) -> Version:
     """Reads a manifest and keeps its files from being removed; the files are not verified, see `verify_file`.
 
@@ -305,6 +327,7 @@ def read_version(folder: str | os.PathLike[str], name: str | None = None) -> Ver
     return version_of(path, data, lease)
 
 
+@_naming_the_folder
 def load_version(folder: str | os.PathLike[str], load: Callable[[Version], _Loaded]) -> _Loaded:
     """Reads the current version, again if a writer has replaced and removed it in the meantime.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from ....text import without_controls
 from ..chunking import Chunking, split_text
 from .document import SOFT_HYPHEN, Bookmark, Box, Line, joined_box
 
@@ -228,7 +229,7 @@ def joined_lines(lines: Sequence[Line]) -> tuple[str, list[int]]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.replace(SOFT_HYPHEN, "").replace("\ufffe", "").split())
+    return " ".join(without_controls(text.replace(SOFT_HYPHEN, "").replace("\ufffe", "")).split())
 
 
 def _between(first: Line, second: Line, widest: float) -> str:
