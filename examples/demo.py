@@ -3,9 +3,8 @@
     python examples/demo.py
 
 Loads the folder that `examples/train_flags.py` wrote (model, processor, knowledge base, vectors), asks about pictures
-of countries that were kept out of training, in drawing styles that were kept out, too, some of them in words that
-were kept out and one in Chinese, and asks once where the knowledge has been taken away: the policy says so. Draws
-`demo.png`, and prints exact match closed-book, with retrieval, and with the gold passage. Needs no network.
+of countries that were kept out of training, in drawing styles that were kept out, too, draws `demo.png`, and prints
+exact match closed-book, with retrieval, and with the gold passage. Needs no network.
 """
 
 from __future__ import annotations
@@ -25,20 +24,9 @@ from flags.questions import OFFICIAL, SHORT_KINDS
 from flags.unseen_styles import unseen_pictures
 from flags.world import load_world
 from hf_ravlm.explain import answer_sheet
-from hf_ravlm.pipelines import AnswerPolicy
 
 
 CHECKPOINT = Path(__file__).parent / "flags" / "checkpoint"
-POLICY = Path(__file__).parent / "flags" / "policy"
-# What is asked, and for the sheet, whose letters are Latin, what it means.
-ASKED = (
-    (None, None),
-    (OFFICIAL["capital"], None),
-    ("With which currency do people pay here?", None),
-    ("I need the official language of this country for my homework.", None),
-    ("请问它处在哪个地区呢?", "(in Chinese) In which region does it lie?"),
-    (OFFICIAL["name"], None),
-)
 
 
 def main() -> None:
@@ -61,23 +49,18 @@ def main() -> None:
 
 def show_answers(ask, world, options) -> None:
     """Asks about a few unseen pictures, prints every passage used, and draws the sheet."""
+    kinds = ["describe", "capital", "currency", "language", "subregion", "name"]
     pictures = random.Random(options.seed).sample(unseen_pictures(), options.questions)
     images, questions, records, captions = [], [], [], []
     for place, (entity, style, path) in enumerate(pictures):
+        kind = kinds[place % len(kinds)]
         with Image.open(path) as picture:
             images.append(picture.convert("RGB"))
-        question, meaning = ASKED[place % len(ASKED)]
+        question = None if kind == "describe" else OFFICIAL[kind]
         records.append(ask(images[-1], question=question)[0])
-        questions.append(meaning or question or ask.model.config.default_prompt)
+        questions.append(question or ask.model.config.default_prompt)
         captions.append(f"{style}: {world.entities[entity]['name']}")
-        print_answer(captions[-1], question or questions[-1], records[-1])
-    entity, style, path = pictures[-1]
-    gap = {"where": {"entity": {"not": entity}}, "policy": AnswerPolicy.from_pretrained(POLICY)}
-    images.append(images[-1])
-    questions.append(OFFICIAL["capital"])
-    records.append(ask(images[-1], question=questions[-1], **gap)[0])
-    captions.append(f"{style}: {world.entities[entity]['name']}, of which nothing is known")
-    print_answer(captions[-1], questions[-1], records[-1])
+        print_answer(captions[-1], questions[-1], records[-1])
     answer_sheet(images, questions, records, captions).save(options.sheet)
     print(f"drew {options.sheet}\n")
 
@@ -85,8 +68,6 @@ def show_answers(ask, world, options) -> None:
 def print_answer(caption: str, question: str, record: dict) -> None:
     """One answer with the passages behind it."""
     print(f"[{caption}]  {question}\n  -> {record['generated_text']}")
-    if record.get("abstained"):
-        print(f"     (sure by {record['confidence']:.2f} only; it would have said: {record['withheld']})")
     for passage, posterior in zip(record["evidence"], record["posterior"], strict=True):
         text = passage["text"] if len(passage["text"]) <= 90 else passage["text"][:87] + "..."
         print(f"     {passage['score']:.2f} (posterior {posterior:.2f}) {passage['id']}: {text}")
