@@ -38,7 +38,30 @@ def write_card(folder: Path) -> None:
         gains = [gain(found["runs"], place) for place in range(len(ticks))]
         told = ", ".join(f"{value:+.1f} ({tick})" for value, tick in zip(gains, ticks, strict=True))
         lines += ["", f"Head + neighbours against the best of zero-shot, linear probe and neighbours, points: {told}."]
+    lines += ["", *why(report)]
     (folder / "few_shot.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def why(report: dict) -> list[str]:
+    """Why both together are no better than a head alone, in the figures of the report."""
+    told = []
+    for name, found in report["sets"].items():
+        place = found["shots"].index(4)
+        ways = ("zero-shot", "neighbours", "head")
+        zero, near, head = (spread(found["runs"], place, way, "top1")[0] for way in ways)
+        held = found["sizes"]["validation"]
+        told.append(f"{name}: zero-shot {zero:.3f}, neighbours {near:.3f}, head {head:.3f}, set on {held} images")
+    return [
+        "## Why both together gain little here",
+        "",
+        f"At 4 images of each class: {'; '.join(told)}. Tip-Adapter's gain is that of two sources that err apart: a "
+        "strong zero-shot head, trained on image-text pairs, and images. Lite0 and MiniLM never learned together, "
+        "so names say nearly nothing here; and a head that was trained on the very images that are the entries, over "
+        "the same frozen vectors, has read what the neighbours say. What `α`, `β` and `γ` are set by is a few dozen "
+        "images, on which an accuracy is known to some points only. Entries keep what a head lacks: classes that come "
+        "and go without training, and evidence. With a dual encoder that was trained on pairs (CLIP, SigLIP) begin "
+        "with the names, as `train_classifier.py` does.",
+    ]
 
 
 def spread(runs: list, place: int, way: str, measure: str) -> tuple[float, float, float]:

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         AnswerCollator,
         ClassificationCollator,
         ClosedAnswerCollator,
+        DetectionCollator,
         EvidenceMix,
         JointSettings,
         MemoryTraining,
@@ -80,9 +81,9 @@ _LAZY = {
     "RavlmModel RavlmPreTrainedModel RavlmProcessor from_backbones from_encoder",
     "pipelines": "RemoteReader offline_reader",
     "retrieval": "Chunking Evidence KnowledgeBase Passage RavlmEncoder RavlmRetriever embed_corpus load_encoder",
-    "training": "AnswerCollator ClassificationCollator ClosedAnswerCollator EvidenceMix JointSettings "
-    "MemoryTraining MineNegativesCallback RavlmJointTrainer RavlmPreTrainer RavlmPreTrainingArguments RavlmTrainer "
-    "RetrievalCollator RowsWithNeighbors mine_hard_negatives",
+    "training": "AnswerCollator ClassificationCollator ClosedAnswerCollator DetectionCollator EvidenceMix "
+    "JointSettings MemoryTraining MineNegativesCallback RavlmJointTrainer RavlmPreTrainer RavlmPreTrainingArguments "
+    "RavlmTrainer RetrievalCollator RowsWithNeighbors mine_hard_negatives",
 }
 _ROOM_OF = {name: room for room, names in _LAZY.items() for name in names.split()}
 
@@ -135,6 +136,7 @@ __all__ = [
     "ClassificationCollator",
     "ClosedAnswerCollator",
     "ConflictAwareLogitsProcessor",
+    "DetectionCollator",
     "Evidence",
     "EvidenceMix",
     "HubUnavailableError",

@@ -9,17 +9,20 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, pipeline
+from transformers import AutoModelForImageTextToText, AutoModelForObjectDetection, pipeline
 
 import hf_ravlm
+from hf_ravlm.model.heads.object_detection import BoxFit
 from labelled_world import KNOWN, coloured
 from reading_world import COLOURS, THINGS, colour_retriever, rows
 from tiny import picture, tiny_model, tiny_processor
 from tiny_backbones import causal_model, causal_tokenizer, multimodal_model
+from tiny_detectors import scene, tiny_detector
 from tiny_encoders import FAMILIES, save
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+FIT = BoxFit(1.0, 5.0, 0.0, -2.0, 1.0)
 TRAINING = ["--use_cpu", "--max_steps", "2", "--save_strategy", "no"]
 QUIET = [*TRAINING, "--report_to", "none", "--disable_tqdm", "true"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by that name
@@ -299,3 +302,43 @@ def test_a_closed_set_is_trained_measured_and_opens(options, model_folder, quest
     found = ask(picture(0), "kite ?")
     assert {row["answer"] for row in found} == set(COLOURS)
     assert (ask.model.answer_head is None) == ("--no_head" in options)
+
+
+def test_a_detector_learns_composed_scenes_and_is_measured(model_folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pycocotools", reason='pip install "hf_ravlm[detection]"')
+    out = tmp_path / "out"
+    sizes = ["--num_scenes", "4", "--num_tests", "8", "--num_base", "3", "--num_novel", "2"]
+    monkeypatch.setattr("hf_ravlm.RavlmForObjectDetection.fit_neighbors", lambda *_, **__: FIT)
+    monkeypatch.setattr("hf_ravlm.pipelines.object_detection.MIN_OVERLAP", 0.0)
+    batch = ["--per_device_train_batch_size", "2", "--output_dir", str(out)]
+    run(monkeypatch, "train_detector.py", *sizes, "--encoder", model_folder, *batch, *QUIET)
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["arms"]) == {"detector alone", "with entries"}
+    assert report["arms"]["detector alone"]["novel"]["map50"] == 0
+    assert (report["base"], report["novel"], report["steps"]) == (3, 2, 2)
+    assert (out / "boxes.png").is_file()
+
+
+def test_a_pretrained_detector_learns_annotated_images_and_opens(model_folder, tmp_path, monkeypatch):
+    detector, processor = tiny_detector("detr")
+    for part in (detector, processor):
+        part.save_pretrained(tmp_path / "detector")
+    (tmp_path / "images").mkdir()
+    lines = []
+    for number in range(4):
+        scene("red", "white", number).save(tmp_path / "images" / f"{number}.png")
+        objects = {"bbox": [[8, 8, 24, 24], [48, 8, 24, 24]], "category": ["red", "white"]}
+        lines.append(json.dumps({"file_name": f"{number}.png", "objects": objects}))
+    (tmp_path / "images" / "metadata.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr("hf_ravlm.RavlmForObjectDetection.fit_neighbors", lambda *_, **__: FIT)
+    monkeypatch.setattr("hf_ravlm.pipelines.object_detection.MIN_OVERLAP", 0.0)
+    named = ["--detector", str(tmp_path / "detector"), "--dataset", str(tmp_path / "images"), "--use_lora"]
+    where = ["--encoder", model_folder, "--held_out", "3", "--output_dir", str(tmp_path / "out")]
+    run(monkeypatch, "train_detector.py", *named, *where, "--per_device_train_batch_size", "2", *QUIET)
+    loaded = AutoModelForObjectDetection.from_pretrained(tmp_path / "out")
+    assert loaded.config.id2label == {0: "red", 1: "white"}
+    before = detector.state_dict()
+    after = {name.removeprefix("detector."): one for name, one in loaded.state_dict().items()}
+    changed = [name for name, one in before.items() if name in after and not one.equal(after[name])]
+    assert any("q_proj" in name for name in changed)
+    assert not any("backbone" in name or "fc1" in name for name in changed)

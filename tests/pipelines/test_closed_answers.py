@@ -94,3 +94,8 @@ def test_a_model_of_a_closed_set_opens_from_its_folder(head, tmp_path):
 def test_what_cannot_be_applied_is_refused(ask, options, message):
     with pytest.raises(InvalidInputError, match=message):
         ask(picture(1), QUESTION, **options)
+
+
+def test_what_is_of_written_answers_is_refused_when_a_pipeline_of_a_closed_set_is_made(folder):
+    with pytest.raises(InvalidInputError, match="max_new_tokens= is of answers that are written"):
+        pipeline("visual-question-answering", model=folder, allowed_answers=ANSWERS, max_new_tokens=4)

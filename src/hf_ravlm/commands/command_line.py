@@ -115,6 +115,7 @@ def _add_evaluate(commands: Commands) -> None:
   hf-ravlm evaluate http://localhost:8000/v1 questions.jsonl reports/server --knowledge birds
   hf-ravlm evaluate my_model questions.jsonl reports/growing --distractors /usr/share/wordnet --factors 1,10
   hf-ravlm evaluate my_classifier labelled.jsonl reports/classes --task image-classification
+  hf-ravlm evaluate my_detector annotated_images reports/boxes --task object-detection
 """,
         "Stopped. Replies are kept: the same command goes on where it stopped.",
     )
@@ -122,8 +123,9 @@ def _add_evaluate(commands: Commands) -> None:
     data = "JSONL, Parquet, CSV or JSON; the folder of a data set; a Hub id; the files of a benchmark, or their folder"
     add_argument(parser, "data", data, metavar="DATA")
     add_argument(parser, "output", "the folder for reports and replies", metavar="OUTPUT")
-    tasks = "DATA are questions (default), or images with the label of their class"
-    add_argument(parser, "--task", tasks, choices=("questions", "image-classification"), default="questions")
+    tasks = "DATA are questions (default), images with the label of their class, or images with boxes"
+    choices = ("questions", "image-classification", "object-detection")
+    add_argument(parser, "--task", tasks, choices=choices, default="questions")
     group = parser.add_argument_group("the questions")
     _add_questions(group)
     broken = "of a question whose image cannot be used: stop, or count it as answered wrongly (default: raise)"

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InvalidInputError
-from ..evaluation.classifier_evaluation import evaluate_classifier
+from ..evaluation.classifier_evaluation import ClassifierEvaluation, evaluate_classifier
+from ..evaluation.detector_evaluation import DetectorEvaluation, evaluate_detector
 from ..evaluation.model_evaluation import evaluate_model
 from .models import of_server
 from .outcome import Outcome, written
@@ -31,8 +32,8 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     Raises:
         InvalidInputError: A column is not `NAME=COLUMN`, or there is no reader.
     """
-    if arguments.task == "image-classification":
-        return _evaluate_classifier(arguments)
+    if arguments.task != "questions":
+        return _evaluate_on_images(arguments)
     options = {name: getattr(arguments, name) for name in _OPTIONS}
     options |= of_server(arguments)
     options["columns"] = column_names(arguments.columns)
@@ -47,11 +48,19 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     return Outcome(record, "\n".join([*tables, written(record["files"])]))
 
 
-def _evaluate_classifier(arguments: argparse.Namespace) -> Outcome:
+def _evaluate_on_images(arguments: argparse.Namespace) -> Outcome:
+    """A classifier or a detector, on images whose classes are known."""
     if idle := [name for name in _OF_QUESTIONS if getattr(arguments, name)]:
-        raise InvalidInputError(f"--{idle[0]} is of questions; a classifier is shown labelled images alone.")
+        what = "a classifier" if arguments.task == "image-classification" else "a detector"
+        raise InvalidInputError(f"--{idle[0]} is of questions; {what} is shown labelled images alone.")
     options = {name: getattr(arguments, name) for name in _OF_CLASSIFIERS}
-    found = evaluate_classifier(arguments.model, arguments.data, arguments.output, **options)
+    places = (arguments.model, arguments.data, arguments.output)
+    found: ClassifierEvaluation | DetectorEvaluation
+    if arguments.task == "image-classification":
+        found = evaluate_classifier(*places, **options)
+    else:
+        del options["seed"]  # of intervals, which COCO's measures have none of
+        found = evaluate_detector(*places, **options)
     files = [str(path) for path in found.files]
     return Outcome({"report": found.report, "files": files}, "\n".join([found.to_markdown(), "", written(files)]))
 

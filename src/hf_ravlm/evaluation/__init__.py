@@ -17,6 +17,7 @@ from ..metrics import *  # noqa: F403
 if TYPE_CHECKING:
     from .arms import growing_arm, model_arms
     from .classifier_evaluation import evaluate_classifier
+    from .detector_evaluation import evaluate_detector
     from .evaluator import Evaluator
     from .growth import measure_growth, without_answers
     from .model_evaluation import evaluate_model
@@ -27,6 +28,7 @@ METRIC_SCRIPT = str(Path(__file__).with_name("loadable_metrics.py"))
 _LAZY = {
     "arms": "growing_arm model_arms",
     "classifier_evaluation": "evaluate_classifier",
+    "detector_evaluation": "evaluate_detector",
     "evaluator": "Evaluator",
     "growth": "measure_growth without_answers",
     "model_evaluation": "evaluate_model",
@@ -50,6 +52,7 @@ __all__ = [
     "Question",
     "Reply",
     "evaluate_classifier",
+    "evaluate_detector",
     "evaluate_model",
     "growing_arm",
     "measure_growth",

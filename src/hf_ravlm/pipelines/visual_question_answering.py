@@ -63,6 +63,11 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
             )
         return Pipeline.__new__(cls)
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if "choice" in self._forward_params and (idle := [*getattr(self, "_generate_kwargs", {})]):
+            raise InvalidInputError(f"{idle[0]}= is of answers that are written, and these are chosen of a closed set")
+
     def __call__(self, image=None, question=None, **kwargs):
         """See the class."""
         return super().__call__(with_questions(image, question), **kwargs)

@@ -6,6 +6,7 @@ from ..retrieval.sources.image_files import undecoded
 from .arguments import RavlmPreTrainingArguments
 from .batches.classification import ClassificationCollator, ClosedAnswerCollator, RowsWithNeighbors
 from .batches.collators import AnswerCollator, RetrievalCollator
+from .batches.detection import DetectionCollator
 from .batches.evidence_mixing import EvidenceMix
 from .callbacks import MineNegativesCallback
 from .joint_trainer import JointSettings, RavlmJointTrainer
@@ -21,6 +22,7 @@ __all__ = [
     "AnswerCollator",
     "ClassificationCollator",
     "ClosedAnswerCollator",
+    "DetectionCollator",
     "EvidenceMix",
     "FittedPolicy",
     "HardNegatives",

@@ -1,0 +1,25 @@
+"""The cards of reports are what their programs write of the reports that lie beside them."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[2]
+CARDS = ["few_shot"]
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_says_what_its_report_says(name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    shutil.copy(ROOT / "examples" / name / "report.json", tmp_path)
+    import_module(f"{name}.card").write_card(tmp_path)
+    written = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+    assert written == (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8")
+    for line in written.splitlines():
+        if line.startswith("!["):
+            assert (ROOT / "model_cards" / line.split("](")[1].rstrip(")")).is_file()
