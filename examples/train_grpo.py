@@ -1,6 +1,6 @@
 """Reinforcement: a reader learns by rewards when to search and when to answer at once (trl's GRPO).
 
-    python examples/train_grpo.py --output_dir runs/grpo  # the shipped model, on flags: some ten minutes on one core
+    python examples/train_grpo.py --output_dir runs/grpo  # the shipped model, on flags: a few minutes on one core
     python examples/train_grpo.py --model Qwen/Qwen3-VL-2B-Instruct --encoder google/siglip2-base-patch16-224 \
         --knowledge_base my_folder --dataset questions.jsonl --eval_dataset more.jsonl --use_lora
         # not run here: it needs a GPU
@@ -55,18 +55,16 @@ class Options:
     output_dir: str = field(default="runs/grpo", metadata={"help": "folder to write"})
     use_lora: bool = field(default=False, metadata={"help": "train adapters of the language model, not all of it"})
     lora_rank: int = field(default=16, metadata={"help": "of the adapters"})
-    train_questions: int = field(
-        default=160, metadata={"help": "to learn from, by chance of those with short answers"}
-    )
-    test_questions: int = field(default=120, metadata={"help": "that nothing is trained on"})
+    train_questions: int = field(default=96, metadata={"help": "to learn from, by chance of those with short answers"})
+    test_questions: int = field(default=80, metadata={"help": "that nothing is trained on"})
     searches_at_first: float = field(default=0.8, metadata={"help": "share of `search` in the first lessons"})
-    first_steps: int = field(default=30, metadata={"help": "steps of the first lessons"})
+    first_steps: int = field(default=60, metadata={"help": "steps of the first lessons"})
     steps: int = field(default=40, metadata={"help": "steps by rewards"})
     search_cost: float = field(default=0.2, metadata={"help": "what a search takes from the reward"})
     generations: int = field(default=8, metadata={"help": "answers to each question, which are compared"})
-    batch: int = field(default=32, metadata={"help": "answers in a step"})
+    batch: int = field(default=16, metadata={"help": "answers in a step"})
     learning_rate: float = field(default=4e-5, metadata={"help": "of the steps by rewards"})
-    save_steps: int = field(default=10, metadata={"help": "steps that a kill can cost"})
+    save_steps: int = field(default=4, metadata={"help": "steps that a kill can cost"})
     seed: int = 0
 
 
