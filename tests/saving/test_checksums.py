@@ -442,7 +442,7 @@ def _edited(path: Path, edit) -> None:
 def test_without_a_manifest_a_damaged_file_is_told_in_one_line(folder, reader, name, edit):
     (folder / MANIFEST).unlink()
     _edited(folder / name, edit)
-    with pytest.raises(UnsafeInputError, match="damaged, or was edited|Take it from a copy") as caught:
+    with pytest.raises(UnsafeInputError, match="(?i)take it from a copy") as caught:
         reader.from_pretrained(folder)
     assert "\n" not in str(caught.value)
 

@@ -358,7 +358,7 @@ def _damage_in_words(source: Any) -> Iterator[None]:
     """Says in one line that files of a folder are not what they should be, whatever a library makes of them.
 
     Raises:
-        UnsafeInputError: In place of errors that no argument of the caller can have caused.
+        UnsafeInputError: In place of errors that say nothing to whom they meet.
     """
     try:
         yield
@@ -374,8 +374,8 @@ def _damage_in_words(source: Any) -> Iterator[None]:
         if "ignore_mismatched_sizes" in reason:
             reason = "the weights have other shapes than the config says"
         raise UnsafeInputError(
-            f"{source}: a file there is damaged, or was edited, and cannot be read ({type(error).__name__}: {reason})."
-            " Take it from a copy, or save it again."
+            f"{source}: a file there is damaged or was edited, or an argument does not fit ({type(error).__name__}: "
+            f"{reason}). Take it from a copy, or save it again."
         ) from error
 
 
