@@ -1,7 +1,7 @@
 """Fine-tune a reader: it learns to answer from the passages that a retriever finds.
 
     accelerate launch examples/train.py  # the shipped model, on flags
-    accelerate launch examples/train.py --model DIR --use_lora --dataset questions.jsonl --answer_column answer \
+    accelerate launch examples/train.py --model DIR --use_lora --dataset questions.jsonl \
         --eval_dataset more.jsonl --knowledge_base DIR --output_dir runs/reader --report_to tensorboard
 
     accelerate launch --num_processes 8 --mixed_precision bf16 examples/train.py --model Qwen/Qwen3-VL-2B-Instruct \

@@ -1,7 +1,7 @@
 """Train a reader to choose among a closed set of answers, and measure it: closed-book, retrieved, gold passage.
 
     accelerate launch examples/train_vqa.py  # the shipped model, on flags
-    accelerate launch examples/train_vqa.py --model DIR --use_lora --dataset questions.jsonl --answer_column answer \
+    accelerate launch examples/train_vqa.py --model DIR --use_lora --dataset questions.jsonl \
         --eval_dataset more.jsonl --output_dir runs/vqa
 
 A head over the last state of the prompt is trained to tell the answers that the rows have; with `--use_lora` the

@@ -38,7 +38,9 @@ class DataOptions:
     max_rows: int | None = field(default=None, metadata={"help": "take so many rows of each"})
     image_column: str = field(default="image", metadata={"help": "images"})
     question_column: str = field(default="question", metadata={"help": "questions; none for captioning"})
-    answer_column: str = field(default="answers", metadata={"help": "an answer, a caption or several answers"})
+    answer_column: str | None = field(
+        default=None, metadata={"help": "an answer, a caption or several answers; by default 'answers', or 'answer'"}
+    )
     gold_column: str = field(default="gold_ids", metadata={"help": "ids of the passages that hold the answer"})
     negatives: str | None = field(
         default=None, metadata={"help": "what mine_hard_negatives.py wrote for these rows; train.py: see distractors"}
@@ -70,10 +72,11 @@ def read_rows(name: str, split: str, options: DataOptions) -> Dataset:
     """Rows with the columns `image` (encoded), `question`, `answers` and `gold_ids`, as far as there are such, and
     `row_number`, by which messages call them."""
     rows = flag_rows(split) if name == "flags" else undecoded(open_dataset(name, split, options.image_column))
+    usual = "answer" if "answers" not in rows.column_names and "answer" in rows.column_names else "answers"
     wanted = {
         options.image_column: "image",
         options.question_column: "question",
-        options.answer_column: "answers",
+        options.answer_column or usual: "answers",
         options.gold_column: "gold_ids",
     }
     unknown = [column for column, key in wanted.items() if column != key and column not in rows.column_names]

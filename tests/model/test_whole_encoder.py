@@ -134,3 +134,8 @@ def test_the_halves_and_the_width_are_those_of_the_encoder():
         "clip_vision_model",
         True,
     )
+
+
+def test_the_offline_encoder_is_no_part_and_nobody_asks_the_hub_for_it():
+    with pytest.raises(InvalidInputError, match="stands beside one, `load_encoder"):
+        from_encoder("offline")

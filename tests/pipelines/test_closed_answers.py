@@ -86,6 +86,7 @@ def test_a_model_of_a_closed_set_opens_from_its_folder(head, tmp_path):
         ({"allowed_answers": "Oslo"}, "allowed_answers came as str"),
         ({"allowed_answers": ANSWERS, "top_k": 0}, "top_k=0"),
         ({"allowed_answers": ANSWERS, "threshold": 2}, "threshold=2"),
+        ({"allowed_answers": ANSWERS, "threshold": "0.3"}, "threshold='0.3': expected a number from 0 to 1"),
         ({"allowed_answers": ANSWERS, "max_new_tokens": 3}, "max_new_tokens= is of answers that are written"),
         ({"allowed_answers": ANSWERS, "with_posterior": True}, "with_posterior= is of answers that are written"),
         ({"threshold": 0.5}, "threshold= is of a closed set"),

@@ -78,6 +78,12 @@ def test_how_many_passages(ask):
     assert [len(found(ask([shown("wren")], k=k))) for k in (0, 1, 3)] == [0, 1, 3]
 
 
+@pytest.mark.parametrize("k", ["3", -1, 2.5, True])
+def test_a_number_of_passages_that_is_none_is_told(ask, k):
+    with pytest.raises(InvalidInputError, match=f"^k={k!r}: expected a whole number of at least 0 passages"):
+        ask([shown("wren")], k=k)
+
+
 def test_which_passages(ask):
     assert found(ask([shown("wren")], where={"source": ["robins", "swans"]}, k=4)) == ["robin", "swan"]
     assert found(ask([shown("wren")], where={"year": {"min": 3, "max": 3}})) == ["raven"]

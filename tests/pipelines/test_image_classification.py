@@ -126,7 +126,9 @@ def test_conditions_leave_out_what_has_no_label(classify, parts):
     ("options", "message"),
     [
         ({"topk": 3}, "takes no topk="),
-        ({"top_k": 0}, "top_k=0: expected at least 1"),
+        ({"top_k": 0}, "top_k=0: expected a whole number of at least 1"),
+        ({"top_k": "2"}, "top_k='2': expected a whole number of at least 1"),
+        ({"k": "3"}, "k='3': expected a whole number of at least 0"),
         ({"function_to_apply": "relu"}, "function_to_apply='relu'"),
         ({"label_key": "species"}, "has 'species' in its metadata"),
     ],

@@ -191,7 +191,7 @@ def test_an_index_without_labels_is_refused(encoder, rows, message):
     [
         ({"thresh": 0.3}, "takes no thresh="),
         ({"threshold": 1.5}, "threshold=1.5: expected a number from 0 to 1"),
-        ({"k": -1}, "k=-1: expected at least 0"),
+        ({"k": -1}, "k=-1: expected a whole number of at least 0"),
         ({"where": {"label": "nobody"}}, "No labelled entry is left"),
     ],
 )

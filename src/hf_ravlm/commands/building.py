@@ -48,7 +48,7 @@ def build(arguments: argparse.Namespace) -> Outcome:
     grouping = (arguments.group_by, arguments.group_query)
     options = IndexOptions(arguments.index, arguments.memory_budget, arguments.recall, *grouping)
     retriever = RavlmRetriever(knowledge_base, encoder, vectors, fingerprint, options)
-    retriever.save_pretrained(arguments.out, SUBFOLDER)
+    retriever.save_pretrained(arguments.out, SUBFOLDER, overwrite=arguments.overwrite)
     dim, spec = retriever.index.dim, {**retriever.index.spec}
     record |= {"passages": len(knowledge_base), "skipped": len(knowledge_base.skipped), "dim": dim, "index": spec}
     record["encoder"] = {"name": encoder.name, "fingerprint": fingerprint}

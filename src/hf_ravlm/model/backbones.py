@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from ..errors import InvalidInputError
+from ..saving.reaching import OFFLINE
 from .loading import loading_errors
 from .parts.adapters import OF_BASE, adapter_base, has_adapters, merged, with_noted_adapters
 from .parts.references import pin_revision, remember
@@ -220,6 +221,11 @@ def read_config(source: Backbone, role: str = "backbone", **loading: Any) -> Pre
     """
     if isinstance(source, nn.Module):
         return source.config
+    if os.fspath(source) == OFFLINE and not os.path.isdir(source):
+        raise InvalidInputError(
+            f"{source!r} is no {role} that can be a part of a model: it is what stands beside one, "
+            "`load_encoder('offline')`, and a reader, `hf_ravlm.offline_reader()`. Name a folder or a Hub id."
+        )
     access = {name: loading[name] for name in (*OF_ANY_SOURCE, "revision", "subfolder") if name in loading}
     with loading_errors(role, source):
         found = adapter_base(source, access) if role == "generator" else None

@@ -15,6 +15,7 @@ from ..model.loading import without_adapters
 from ..model.prompts.settings import split_settings
 from ..model.reader.attribution import attribute_prompts
 from ..model.reader.latent_passages import NEUTRAL_SCALE, passages_are_latent
+from ..numbers_given import check_whole
 from .answer import Answer, answer_of, parted
 from .policy.steps import answer_by_policy
 from .policy.token_confidence import TokenConfidence
@@ -92,8 +93,7 @@ def answer_questions(
     weighing = {"with_posterior": with_posterior, "with_leave_one_out": with_leave_one_out}
     generate_kwargs = _fitting(model, generate_kwargs, policy=policy, encoded_knowledge=encoded_knowledge, **weighing)
     k = model.config.num_passages if k is None else k
-    if k < 0:
-        raise InvalidInputError(f"k={k}: expected 0 (closed-book) or more passages")
+    check_whole("k", k, lowest=0, meaning=" passages, 0 for closed-book")
     if not questions:
         return []
     check_parts(retriever=retriever, policy=policy, encoded_knowledge=encoded_knowledge)

@@ -11,6 +11,7 @@ import torch
 from ..errors import InvalidInputError
 from ..model.loading import without_adapters
 from ..model.reader.candidates import AnswerSet, score_candidates, shortlist
+from ..numbers_given import check_between, check_whole
 from .answer import passage_record
 from .answering import for_model, greedy_unless_asked, was_read
 from .searching import find_evidence, search_words
@@ -48,10 +49,8 @@ class Choice:
     calibrator: Callable[[Any], Any] | None = field(default=None, repr=False)
 
     def __post_init__(self):
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1:
-            raise InvalidInputError(f"top_k={self.top_k!r}: expected a whole number of at least 1")
-        if not 0 <= self.threshold <= 1:
-            raise InvalidInputError(f"threshold={self.threshold!r}: expected a number from 0 to 1")
+        check_whole("top_k", self.top_k, lowest=1)
+        check_between("threshold", self.threshold, 0, 1)
         if isinstance(self.answers, str) or not isinstance(self.answers, Sequence):
             raise InvalidInputError(f"allowed_answers came as {type(self.answers).__name__}: expected a list of texts")
 

@@ -17,6 +17,7 @@ from ..images import safe_image
 from ..model import RavlmForImageClassification
 from ..model.heads.neighbors import NO_NEIGHBOR, JoinFit
 from ..model.loading import without_adapters
+from ..numbers_given import check_whole
 from .answer import passage_record
 from .image_to_text import RavlmPipelineMixin, opened
 from .numbered_inputs import check_on_error, still_encoded
@@ -100,8 +101,10 @@ class RavlmImageClassificationPipeline(RavlmPipelineMixin, ImageClassificationPi
             raise InvalidInputError(
                 f"function_to_apply={function_to_apply!r}: expected one of {', '.join(['default', *APPLIED])}"
             )
-        if top_k is not None and top_k < 1:
-            raise InvalidInputError(f"top_k={top_k}: expected at least 1")
+        if top_k is not None:
+            check_whole("top_k", top_k, lowest=1)
+        if forward.get("k") is not None:
+            check_whole("k", forward["k"], lowest=0)
         after = {"top_k": top_k, "function_to_apply": function_to_apply}
         before = {"timeout": timeout, "on_error": on_error}
         before = {name: value for name, value in before.items() if value is not None}

@@ -20,6 +20,7 @@ from ..model import RavlmForObjectDetection
 from ..model.heads.neighbors import NO_NEIGHBOR
 from ..model.heads.object_detection import BoxFit
 from ..model.loading import loading_errors, origin_of, source_of, without_adapters
+from ..numbers_given import check_between, check_whole
 from .answer import passage_record
 from .image_classification import LABEL_KEY, known_classes, labelled, neighbor_tensors
 from .image_to_text import RavlmPipelineMixin, opened
@@ -97,12 +98,11 @@ class RavlmObjectDetectionPipeline(RavlmPipelineMixin, ObjectDetectionPipeline):
                 + ", ".join(("on_error", *SEARCH_KEYS))
             )
         if threshold is not None:
-            if not 0 <= threshold <= 1:
-                raise InvalidInputError(f"threshold={threshold}: expected a number from 0 to 1")
+            check_between("threshold", threshold, 0, 1)
             forward["threshold"] = threshold
         for name in ("k", "num_boxes"):
-            if forward.get(name) is not None and forward[name] < 0:
-                raise InvalidInputError(f"{name}={forward[name]}: expected at least 0")
+            if forward.get(name) is not None:
+                check_whole(name, forward[name], lowest=0)
         before = {"timeout": timeout, "on_error": on_error}
         return {name: value for name, value in before.items() if value is not None}, forward, {}
 

@@ -530,7 +530,13 @@ class RavlmRetriever:
             )
         return embed_corpus(knowledge_base, self.encoder, batch_size=batch_size, staging=staging, process=(0, 1))
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], subfolder: str = "knowledge_base") -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        subfolder: str = "knowledge_base",
+        *,
+        overwrite: bool = True,
+    ) -> None:
         """Stores the knowledge base in a sub-folder, beside the files of a model; later changes are committed there.
 
         An existing knowledge base is replaced in one step: whatever interrupts the save leaves the previous one. The
@@ -539,12 +545,16 @@ class RavlmRetriever:
         Args:
             save_directory: The folder of the model; created if needed.
             subfolder: The name of the knowledge base in it.
+            overwrite: Whether another knowledge base that is there may be replaced, also one that somebody else has
+                saved there meanwhile.
 
         Raises:
+            InvalidInputError: If there is another one, and it may not.
             KnowledgeBaseLockedError: If another process is writing there.
             OSError: If the disk refuses.
         """
-        self._current.save(Path(at_home(save_directory)) / safe_relpath(subfolder), self._encoder_record())
+        folder = Path(at_home(save_directory)) / safe_relpath(subfolder)
+        self._current.save(folder, self._encoder_record(), overwrite)
 
     def push_to_hub(
         self,

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from hf_ravlm.errors import (
+    InvalidInputError,
     KnowledgeBaseCorruptError,
     KnowledgeBaseLockedError,
     KnowledgeBaseNotFoundError,
@@ -251,6 +252,15 @@ def test_everything_is_flushed_before_it_is_referred_to(retriever, tmp_path):
             continue
         until = len(disk.log) if n == commit else commit
         assert ("fsync", str(Path(target).parent)) in disk.log[n:until], f"{target} is not flushed in its folder"
+
+
+def test_of_two_that_save_into_one_new_folder_the_second_is_told(tmp_path):
+    assert write(tmp_path, "first", overwrite=False) == "gen-00000001"
+    with pytest.raises(InvalidInputError, match=r"another knowledge base has been saved here .*overwrite=True"):
+        write(tmp_path, "second", overwrite=False)
+    assert read(tmp_path) == "first"
+    write(tmp_path, "third")
+    assert read(tmp_path) == "third"
 
 
 KILL_DRIVER = """

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...errors import InvalidInputError, KnowledgeBaseCorruptError
+from ...numbers_given import check_whole
 from ..unit_vectors import check_unit_vectors, unit_vectors
 from .approximate_search import FilledIndex, approximate_search, exact_is_cheaper
 from .exact_search import best_first, exact_search
@@ -349,8 +350,7 @@ def _tuned_index(
 def _checked_search(
     index: FlatIndex | ApproximateIndex, queries: Any, k: int, allowed: np.ndarray | None
 ) -> tuple[np.ndarray, int, np.ndarray | None]:
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise InvalidInputError(f"k={k!r}: expected a whole number of at least 1 passages per query.")
+    check_whole("k", k, lowest=1, meaning=" passages per query")
     if allowed is not None:
         allowed = np.asarray(allowed)
         if allowed.shape != (len(index),) or allowed.dtype != np.bool_:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ...errors import InvalidInputError
+from ...numbers_given import check_between, check_whole
 from .channels import QueryPart
 from .fusion import Normalisation
 from .rerank import Reranker
@@ -59,16 +58,12 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         for name in ("k", "num_candidates", "max_per_source", "num_groups"):
-            value = getattr(self, name)
-            optional = name == "max_per_source" and value is None
-            if not optional and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
-                raise InvalidInputError(f"{name}={value!r}: expected a whole number of at least 1.")
-        if isinstance(self.expand, bool) or not isinstance(self.expand, (int, np.integer)) or self.expand < 0:
-            raise InvalidInputError(f"expand={self.expand!r}: expected a whole number, 0 for no related passages.")
+            if name != "max_per_source" or self.max_per_source is not None:
+                check_whole(name, getattr(self, name), lowest=1)
+        check_whole("expand", self.expand, lowest=0, meaning=" related passages")
         for name, lowest in {"rerank_mix": 0, "near_duplicate_threshold": -1, "mmr_lambda": 0}.items():
-            value = getattr(self, name)
-            if value is not None and not lowest <= value <= 1:
-                raise InvalidInputError(f"{name}={value!r}: expected a number from {lowest} to 1.")
+            if getattr(self, name) is not None:
+                check_between(name, getattr(self, name), lowest, 1)
         if isinstance(self.channels, str) or not self.channels or len(set(self.channels)) != len(self.channels):
             raise InvalidInputError(f'channels={self.channels!r}: expected different names, as in ("dense", "bm25").')
         if self.weights is not None and set(self.weights) != set(self.channels):

@@ -83,8 +83,12 @@ class CurrentKnowledge:
             if self.stored is None or state.version.number > self.stored.version.number:
                 self._adopt(state)
 
-    def save(self, folder: Path, encoder: EncoderRecord) -> None:
-        """Writes all files of the state (the newest one of the same folder) anew, and commits later changes there."""
+    def save(self, folder: Path, encoder: EncoderRecord, overwrite: bool = True) -> None:
+        """Writes all files of the state (the newest one of the same folder) anew, and commits later changes there.
+
+        Raises:
+            InvalidInputError: If there is another knowledge base, and `overwrite` is not.
+        """
         folder = folder.absolute()
         with self._lock, storage_errors(folder):
             store = None if self.stored is None else self.stored.version.folder
@@ -93,7 +97,7 @@ class CurrentKnowledge:
                 self.stored = replace(self.stored, encoder=encoder)
                 self.change(lambda knowledge: knowledge.renewed())
             else:
-                self._adopt(write_state(folder, self.knowledge, encoder))
+                self._adopt(write_state(folder, self.knowledge, encoder, overwrite=overwrite))
                 remove_leftovers(folder / STAGING)
 
     def replace(self, knowledge: KnowledgeState, encoder: EncoderRecord) -> bool:

@@ -90,6 +90,8 @@ def write_state(
     knowledge: KnowledgeState,
     encoder: EncoderRecord,
     parts: Sequence[str] | None = None,
+    *,
+    overwrite: bool = True,
 ) -> SavedState:
     """Stores the passages that are alive as the next version of a folder, whatever it held.
 
@@ -98,9 +100,10 @@ def write_state(
         knowledge: The state.
         encoder: Who made the vectors.
         parts: Which of `PARTS` are published; `None` for a state that stays here.
+        overwrite: See `write_version`.
 
     Raises:
-        KnowledgeBaseLockedError, KnowledgeBaseCorruptError, OSError: See `write_version`.
+        InvalidInputError, KnowledgeBaseLockedError, KnowledgeBaseCorruptError, OSError: See `write_version`.
     """
     knowledge = knowledge.compacted()
     fields, files = _fields(knowledge, encoder), _all_files(knowledge, encoder)
@@ -110,7 +113,7 @@ def write_state(
         files = [file for file in files if file.role in roles]
         if "vectors" not in roles:
             del fields["encoder"], fields["index"]
-    version = write_version(folder, fields, files)
+    version = write_version(folder, fields, files, overwrite=overwrite)
     return SavedState(version, knowledge, encoder, trust_indexes(version))
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from ...errors import (
+    InvalidInputError,
     KnowledgeBaseCorruptError,
     KnowledgeBaseIncompleteError,
     KnowledgeBaseLockedError,
@@ -112,6 +113,7 @@ def write_version(
     fields: Mapping[str, Any],
     files: Sequence[AnyFile],
     lock_timeout_seconds: float = _LOCK_TIMEOUT_SECONDS,
+    overwrite: bool = True,
 ) -> Version:
     """Stores files as the next version of a knowledge base and makes it the current one, whatever was there.
 
@@ -123,8 +125,10 @@ def write_version(
         fields: JSON values of the manifest, beside its list of files.
         files: What to store, or to keep of the previous version.
         lock_timeout_seconds: How long to wait for another writer.
+        overwrite: Whether a knowledge base that is there may be replaced.
 
     Raises:
+        InvalidInputError: If there is one, and it may not.
         KnowledgeBaseLockedError: If another process goes on writing.
         KnowledgeBaseCorruptError: If the folder holds a knowledge base whose state cannot be read.
         StorageError: If the disk refuses; the previous version is then still the current one.
@@ -135,6 +139,11 @@ def write_version(
         # A damaged pointer stops here: its objects may still be worth a rescue, and a commit would remove them.
         # A first manifest alone may be of a save that was killed just before it wrote its pointer.
         is_new = not os.path.lexists(root / "CURRENT") and version_names(root) in ([], ["gen-00000001"])
+        if not is_new and not overwrite:
+            raise InvalidInputError(
+                f"{root}: another knowledge base has been saved here meanwhile. Save into another folder, or "
+                "replace it with overwrite=True."
+            )
         parent = None if is_new else _read_pointer(root)[0]
         return _commit(root, parent, Commit(fields, files))
 
