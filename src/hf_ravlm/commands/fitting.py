@@ -11,7 +11,7 @@ from ..errors import InvalidInputError
 from ..evaluation.model_evaluation import read_questions
 from ..pipelines.opening import open_pipeline
 from ..pipelines.policy.answer_policy import NUMBERS_FILE, SETTINGS_FILE
-from ..training.own_questions import fit_policy
+from ..training.own_questions import check_enough, fit_policy
 from .evaluating import column_names
 from .outcome import Outcome, written
 
@@ -33,6 +33,7 @@ def fit(arguments: argparse.Namespace) -> Outcome:
     questions = read_questions(arguments.questions, column_names(arguments.columns), arguments.split)
     if arguments.limit is not None:
         questions = questions.first(arguments.limit)
+    check_enough(questions)  # before a large model is loaded
     options = {name: getattr(arguments, name) for name in _OPTIONS}
     pipe = open_pipeline(arguments.model, arguments.knowledge, arguments.encoder, arguments.device)
     fitted = fit_policy(pipe, questions, **options)

@@ -43,6 +43,19 @@ class FittedPolicy:
     report: EvaluationReport
 
 
+def check_enough(questions: Sequence[Question]) -> None:
+    """Refuses questions that no policy can be fitted to, before anything is loaded or asked.
+
+    Raises:
+        InvalidInputError: They are too few, or one is wrong.
+    """
+    check_questions(questions)
+    if len(questions) < FEWEST:
+        raise InvalidInputError(
+            f"{len(questions)} questions are too few to fit a policy: expected {FEWEST} at least, better hundreds."
+        )
+
+
 def fit_policy(
     pipe: Any,
     questions: Sequence[Question],
@@ -84,11 +97,7 @@ def fit_policy(
         raise InvalidInputError("There is no knowledge base, and a policy judges what is found. Give knowledge=.")
     if not 0 < measured_share < 1:
         raise InvalidInputError(f"measured_share={measured_share}: expected a share between 0 and 1, such as 0.25.")
-    check_questions(questions)
-    if len(questions) < FEWEST:
-        raise InvalidInputError(
-            f"{len(questions)} questions are too few to fit a policy: expected {FEWEST} at least, better hundreds."
-        )
+    check_enough(questions)
     k = pipe.model.config.num_passages if k is None else k
     searching: dict[str, Any] = {} if channels is None else {"channels": list(channels)}
     fitted, measured = split_questions(questions, measured_share, seed)
