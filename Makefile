@@ -33,7 +33,8 @@ demo: $(VENV)/.demo-installed  ## answer questions about flags with the shipped 
 test: lint  ## lint, types, floors, then all tests and doctests
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto $(ARGS)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$(QUANTIZATION) $(BIN)/python -m pytest -q -k quantized \
-		tests/model/test_good_citizen.py tests/model/test_quantized.py tests/training/test_lora.py
+		tests/hub/test_compressing.py tests/model/test_good_citizen.py tests/model/test_quantized.py \
+		tests/training/test_lora.py
 
 # What is computed may differ in its last bits from processor to processor; what the tests say of it may not.
 kernels: $(VENV)/.test-installed  ## the quick tests that compute, once more with other kernels of PyTorch and MKL (KERNELS)

@@ -11,6 +11,7 @@ from typing import Any
 from .argument_types import CHANNEL_NAMES, channels, factors, names, passage_count, path, positive
 from .arguments import (
     BENCHMARKS,
+    INDEX_KINDS,
     Commands,
     add_argument,
     add_columns,
@@ -39,6 +40,7 @@ def make_parser(version: str) -> argparse.ArgumentParser:
         _add_explain,
         _add_demo,
         _add_serve,
+        _add_compress,
         _add_export,
     ):
         add(commands)
@@ -114,6 +116,7 @@ def _add_evaluate(commands: Commands) -> None:
       --encoder google/siglip2-base-patch16-224
   hf-ravlm evaluate http://localhost:8000/v1 questions.jsonl reports/server --knowledge birds
   hf-ravlm evaluate my_model questions.jsonl reports/growing --distractors /usr/share/wordnet --factors 1,10
+  hf-ravlm evaluate my_model questions.jsonl reports/closed --task visual-question-answering
   hf-ravlm evaluate my_classifier labelled.jsonl reports/classes --task image-classification
   hf-ravlm evaluate my_detector annotated_images reports/boxes --task object-detection
 """,
@@ -123,11 +126,16 @@ def _add_evaluate(commands: Commands) -> None:
     data = "JSONL, Parquet, CSV or JSON; the folder of a data set; a Hub id; the files of a benchmark, or their folder"
     add_argument(parser, "data", data, metavar="DATA")
     add_argument(parser, "output", "the folder for reports and replies", metavar="OUTPUT")
-    tasks = "DATA are questions (default), images with the label of their class, or images with boxes"
-    choices = ("questions", "image-classification", "object-detection")
+    tasks = (
+        "DATA are questions (default), questions whose answers the model chooses of a closed set, images with the "
+        "label of their class, or images with boxes"
+    )
+    choices = ("questions", "visual-question-answering", "image-classification", "object-detection")
     add_argument(parser, "--task", tasks, choices=choices, default="questions")
     group = parser.add_argument_group("the questions")
     _add_questions(group)
+    closed = "a text file with the closed set, one answer a line (default: that of the model, else all of DATA)"
+    add_argument(group, "--allowed_answers", closed, metavar="FILE")
     broken = "of a question whose image cannot be used: stop, or count it as answered wrongly (default: raise)"
     add_argument(group, "--on_error", broken, choices=("raise", "skip"), default="raise")
     add_argument(group, "--benchmark", "whose official files DATA are; its own metric decides", choices=BENCHMARKS)
@@ -334,6 +342,31 @@ Then ask it as you would ask any such server, with images as data:image/png;base
     add_server(parser)
     add_argument(parser, "-k --k", type=passage_count)
     add_argument(parser, "--device")
+
+
+def _add_compress(commands: Commands) -> None:
+    parser = commands.add(
+        "compress",
+        "compressing.run",
+        "write a smaller copy of a saved system: pruned, quantized, without near-duplicates",
+        "Writes a smaller copy of a saved system, which opens as the system did. Nothing is trained.",
+        """examples:
+  hf-ravlm compress my_model my_small_model --quantize int8
+  hf-ravlm compress my_model my_small_model --prune 0.3 --quantize int4
+  hf-ravlm compress my_model my_small_model --drop_duplicates 0.98 --index binary
+
+Pruned weights are zeros: they take as much memory as others, but where kernels for 2:4 sparsity are. Measure what is
+lost: hf-ravlm evaluate my_small_model questions.jsonl reports/small. Eight bits need torchao, four bitsandbytes.
+""",
+        "Stopped. The folder is not whole: delete it and run the same command again.",
+    )
+    add_argument(parser, "model")
+    add_argument(parser, "out", "the folder to write, which must be new or empty", metavar="OUT")
+    add_argument(parser, "--quantize", "the weights of the reader's linear layers", choices=("int8", "int4"))
+    add_argument(parser, "--prune", "the share of each layer's smallest weights that become zeros, or 2:4")
+    duplicates = "of passages whose vectors are at least so alike (a cosine, such as 0.98) the first stays"
+    add_argument(parser, "--drop_duplicates", duplicates, type=float, metavar="COSINE")
+    add_argument(parser, "--index", "another kind of vector index, such as binary", choices=INDEX_KINDS)
 
 
 def _add_export(commands: Commands) -> None:

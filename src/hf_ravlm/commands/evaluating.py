@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
 from ..evaluation.classifier_evaluation import ClassifierEvaluation, evaluate_classifier
+from ..evaluation.closed_set import answers_of_model
 from ..evaluation.detector_evaluation import DetectorEvaluation, evaluate_detector
-from ..evaluation.model_evaluation import evaluate_model
+from ..evaluation.model_evaluation import evaluate_model, read_questions
 from .models import of_server
 from .outcome import Outcome, written
 
@@ -32,11 +34,16 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     Raises:
         InvalidInputError: A column is not `NAME=COLUMN`, or there is no reader.
     """
-    if arguments.task != "questions":
+    closed = arguments.task == "visual-question-answering"
+    if not closed and arguments.allowed_answers is not None:
+        raise InvalidInputError("--allowed_answers is of --task visual-question-answering.")
+    if arguments.task not in ("questions", "visual-question-answering"):
         return _evaluate_on_images(arguments)
     options = {name: getattr(arguments, name) for name in _OPTIONS}
     options |= of_server(arguments)
     options["columns"] = column_names(arguments.columns)
+    if closed:
+        options["allowed_answers"] = closed_set(arguments, options["columns"])
     found = evaluate_model(arguments.model, arguments.data, arguments.output, **options)
     growth = found.growth
     record: dict[str, Any] = {
@@ -63,6 +70,27 @@ def _evaluate_on_images(arguments: argparse.Namespace) -> Outcome:
         found = evaluate_detector(*places, **options)
     files = [str(path) for path in found.files]
     return Outcome({"report": found.report, "files": files}, "\n".join([found.to_markdown(), "", written(files)]))
+
+
+def closed_set(arguments: argparse.Namespace, columns: Mapping[str, str] | None) -> list[str]:
+    """The answers to choose among: of a file, else of the model, else all that the questions have.
+
+    Raises:
+        InvalidInputError: The file cannot be read or is empty.
+    """
+    if arguments.allowed_answers is not None:
+        try:
+            lines = Path(arguments.allowed_answers).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInputError(f"--allowed_answers {arguments.allowed_answers}: it cannot be read.") from error
+        found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        if not found:
+            raise InvalidInputError(f"--allowed_answers {arguments.allowed_answers}: there is no answer in it.")
+        return found
+    if (own := answers_of_model(arguments.model)) is not None:
+        return own
+    questions = read_questions(arguments.data, columns, arguments.split).without_images()
+    return list(dict.fromkeys(question.answers[0] for question in questions if question.answers))
 
 
 def column_names(pairs: Sequence[str]) -> dict[str, str] | None:

@@ -92,16 +92,16 @@ def model_arms(
             if name == "guarded" and retriever is not None:
                 search = SimpleNamespace(retrieve=partial(retriever.retrieve, **searching))
                 return _replies(model, processor, search, questions, images, policy=policy, k=number, **reading)
-            evidence = _evidence(name, questions, images, retriever, number, searching, seed)
+            evidence = evidence_of_arm(name, questions, images, retriever, number, searching, seed)
             num_searches = int(number > 0 and name not in ("closed_book", "gold"))
             return _replies(model, processor, None, questions, images, num_searches, evidence=evidence, **reading)
 
-        return partial(_answer_sound, answer, on_error)
+        return partial(answer_sound, answer, on_error)
 
     return {name: arm(name) for name in arms}
 
 
-def _answer_sound(answer: Any, on_error: OnError, questions: Sequence[Question]) -> list[Reply]:
+def answer_sound(answer: Any, on_error: OnError, questions: Sequence[Question]) -> list[Reply]:
     """The replies of `answer(questions, images)`, where all images can be used or such questions are skipped."""
     images: list[Any] = []
     sound: list[Question] = []
@@ -169,7 +169,7 @@ def growing_arm(
     return arm_among
 
 
-def _evidence(
+def evidence_of_arm(
     name: str,
     questions: Sequence[Question],
     images: Sequence[Any],

@@ -14,6 +14,7 @@ from ..pipelines.numbered_inputs import OnError
 from ..pipelines.remote.reader import RemoteReader
 from ..retrieval.sources.text_files import plain_suffix
 from .arms import growing_arm, model_arms
+from .closed_set import closed_set_arms
 from .evaluator import Evaluator
 from .growth import measure_growth, without_answers
 from .questions import QuestionRows, questions_from
@@ -62,6 +63,7 @@ def evaluate_model(
     on_error: OnError = "raise",
     reader_name: str | None = None,
     sees_images: bool | None = None,
+    allowed_answers: Sequence[str] | None = None,
     **generate_kwargs: Any,
 ) -> ModelEvaluation:
     """Asks a model all questions in all arms, reports, and keeps every reply, so that a killed run goes on.
@@ -90,6 +92,8 @@ def evaluate_model(
         policy: The folder or Hub id of an `AnswerPolicy`, by default that of the model, if there is one there.
         on_error: Of a question whose image cannot be used, see `model_arms`.
         reader_name, sees_images: Of a server, as of `RemoteReader`.
+        allowed_answers (`list[str]`, *optional*): The reader chooses among these instead of writing; see
+            `closed_set_arms`.
         generate_kwargs: Passed to `model.generate`, such as `max_new_tokens` (32 by default).
 
     Raises:
@@ -116,7 +120,15 @@ def evaluate_model(
     }
     if answer_policy is not None and "guarded" in names:
         settings["policy"] = answer_policy.fingerprint
-    named = model_arms(reader, processor, retriever, names, policy=answer_policy, on_error=on_error, **options)
+    if allowed_answers is None:
+        named = model_arms(reader, processor, retriever, names, policy=answer_policy, on_error=on_error, **options)
+    else:
+        if distractors is not None or policy is not None:
+            raise InvalidInputError("distractors and a policy are of answers that are written, not of a closed set")
+        names = [name for name in names if name != "guarded" or "guarded" in (arms or [])]
+        settings["allowed_answers"] = hashlib.sha256("\n".join(allowed_answers).encode()).hexdigest()[:16]
+        choosing = {name: options[name] for name in ("k", "retrieve_options", "seed") if name in options}
+        named = closed_set_arms(reader, processor, retriever, allowed_answers, names, on_error=on_error, **choosing)
     report = Evaluator(named, metrics, batch_size=batch_size, seed=seed, settings=settings).run(questions, output)
     files = report.save(output)
     if distractors is None:

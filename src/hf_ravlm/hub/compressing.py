@@ -1,0 +1,182 @@
+"""A saved system made smaller: its reader pruned and quantized, its knowledge base without what says the same twice.
+
+Pruning is that of `torch.nn.utils.prune`; eight bits are those of torchao, four those of bitsandbytes. transformers
+loads either again by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InvalidInputError
+from ..model.parts.pruning import bytes_of, keep_zeros, prune_layers, share_of_zeros
+from ..pipelines.opening import open_pipeline
+from ..saving.folders import files_in
+
+
+if TYPE_CHECKING:
+    from ..retrieval import RavlmRetriever
+
+PACKAGES = {"int8": "torchao", "int4": "bitsandbytes"}
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What became smaller, from what to what.
+
+    Attributes:
+        weights: Bytes of the model in memory, before and after.
+        zeros: The share of zeros in the linear layers of the reader.
+        passages: How many there were, and are.
+        index: Bytes of the vector index in memory, before and after.
+        folder: Bytes of what was written.
+    """
+
+    weights: tuple[int, int]
+    zeros: float
+    passages: tuple[int, int]
+    index: tuple[int, int]
+    folder: int
+
+    def to_record(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def compress(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    prune: float | str | None = None,
+    quantize: str | None = None,
+    drop_duplicates: float | None = None,
+    index: str | None = None,
+) -> Compression:
+    """Writes a smaller copy of a saved system.
+
+    Args:
+        model: A folder or Hub id of a saved system.
+        out: The folder to write.
+        prune: The share of the smallest weights in each linear layer of the reader that become zeros, or `"2:4"`.
+        quantize: `"int8"` or `"int4"`: the weights of the reader's linear layers, by torchao or bitsandbytes.
+        drop_duplicates: From 0 to 1: of passages whose vectors are at least so alike (cosine), the first stays.
+        index: Another kind of vector index, such as `"binary"` (one bit a number, ranked again by whole vectors) or
+            `"ivf_sq8"`.
+
+    Returns:
+        What became smaller.
+
+    Raises:
+        InvalidInputError: Nothing is asked for, a setting is out of range, a package is missing, or the system cannot
+            be compressed so.
+    """
+    if all(part is None for part in (prune, quantize, drop_duplicates, index)):
+        raise InvalidInputError("there is nothing to do: give prune, quantize, drop_duplicates or index")
+    if quantize is not None and quantize not in PACKAGES:
+        raise InvalidInputError(f"quantize={quantize!r}: expected one of {', '.join(PACKAGES)}")
+    if drop_duplicates is not None and not 0 < drop_duplicates <= 1:
+        raise InvalidInputError(f"drop_duplicates={drop_duplicates}: expected a cosine above 0 and at most 1")
+    if quantize is not None:
+        check_installed(quantize)
+    if Path(out).exists() and any(Path(out).iterdir()):
+        raise InvalidInputError(f"{os.fspath(out)}: something lies there; name a new folder")
+    pipe = open_pipeline(os.fspath(model), device="cpu")
+    reader, retriever = pipe.model, pipe.retriever
+    if retriever is None and (drop_duplicates is not None or index is not None):
+        raise InvalidInputError(f"{os.fspath(model)}: there is no knowledge base beside this model")
+    before = (memory_of(reader), 0 if retriever is None else len(retriever), index_memory(retriever))
+    if prune is not None:
+        prune_layers(reader.language_model, prune)
+        keep_zeros(reader.language_model)
+    zeros = share_of_zeros(reader.language_model)
+    if quantize is not None:
+        pipe.model = quantized(reader, quantize)
+    if drop_duplicates is not None:
+        retriever.remove(alike(retriever, drop_duplicates))
+        retriever.compact()
+    if index is not None:
+        pipe.retriever = retriever = reindexed(retriever, index)
+    pipe.save_pretrained(out)
+    passages = 0 if retriever is None else len(retriever)
+    written = sum(path.stat().st_size for path in files_in(out).values())
+    weights = (before[0], memory_of(pipe.model))
+    return Compression(weights, zeros, (before[1], passages), (before[2], index_memory(retriever)), written)
+
+
+def check_installed(kind: str) -> None:
+    """Refuses a number of bits whose package is not here.
+
+    Raises:
+        InvalidInputError: With the package.
+    """
+    if find_spec(PACKAGES[kind]) is None:
+        raise InvalidInputError(f"quantizing to {kind} needs {PACKAGES[kind]}: pip install {PACKAGES[kind]}")
+
+
+def quantized(reader: Any, kind: str) -> Any:
+    """The same reader with quantized weights, which are made while it is loaded."""
+    import torch
+    from transformers import BitsAndBytesConfig, TorchAoConfig
+
+    settings: Any
+    if kind == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        settings = TorchAoConfig(Int8WeightOnlyConfig())
+    else:  # torchao packs four bits for GPUs alone
+        computing = {"bnb_4bit_compute_dtype": reader.dtype, "bnb_4bit_quant_type": "nf4"}
+        settings = BitsAndBytesConfig(load_in_4bit=True, **computing)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        reader.save_pretrained(folder)
+        return type(reader).from_pretrained(folder, quantization_config=settings)
+
+
+def alike(retriever: RavlmRetriever, least: float) -> list[str]:
+    """The ids of passages that are as good as said by one before them."""
+    vectors, ids = np.asarray(retriever.vectors, np.float32), retriever.knowledge_base.ids
+    kept: list[int] = []
+    gone: list[str] = []
+    for start in range(0, len(vectors), _BLOCK):
+        rows = range(start, min(start + _BLOCK, len(vectors)))
+        earlier = vectors[rows.start : rows.stop] @ vectors[kept].T if kept else np.zeros((len(rows), 0), np.float32)
+        among = vectors[rows.start : rows.stop] @ vectors[rows.start : rows.stop].T
+        new: list[int] = []
+        for place, row in enumerate(rows):
+            if (earlier[place] >= least).any() or (among[place, [n - start for n in new]] >= least).any():
+                gone.append(ids[row])
+            else:
+                new.append(row)
+        kept += new
+    return gone
+
+
+def reindexed(retriever: RavlmRetriever, kind: str) -> RavlmRetriever:
+    """The same passages and vectors under another index."""
+    from ..retrieval import IndexOptions, RavlmRetriever
+
+    encoder, options = retriever.encoder, retriever.options
+    chosen = IndexOptions(kind, options.memory_budget, options.recall, options.group_by, options.group_query)
+    return RavlmRetriever(retriever.knowledge_base, encoder, retriever.vectors, encoder.fingerprint, chosen)
+
+
+def memory_of(model: Any) -> int:
+    """Bytes of all weights; shared ones count once."""
+    return sum(bytes_of(weight) for weight in model.parameters())
+
+
+def index_memory(retriever: RavlmRetriever | None) -> int:
+    """Bytes that searching a knowledge base takes, beside its passages."""
+    if retriever is None:
+        return 0
+    from ..retrieval.indexes.index_choice import estimate_index
+
+    spec = retriever.index.spec
+    return int(estimate_index(len(retriever), retriever.index.dim, spec["kind"]).ram_bytes)
