@@ -1,4 +1,4 @@
-"""A detector small enough to learn on a processor: an RT-DETR of half a million weights."""
+"""A detector small enough to learn on a processor: an RT-DETR of narrow layers."""
 
 from __future__ import annotations
 

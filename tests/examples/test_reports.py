@@ -10,7 +10,7 @@ import pytest
 
 
 ROOT = Path(__file__).parents[2]
-CARDS = ["few_shot"]
+CARDS = ["detection", "few_shot"]
 
 
 @pytest.mark.parametrize("name", CARDS)
