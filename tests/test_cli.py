@@ -273,6 +273,23 @@ def test_damage_is_found_and_repaired(built, record_of, run):
     assert "made gen-00000001 the current version" in record["actions"]
 
 
+def test_where_vectors_alone_are_damaged_it_is_told_how_the_passages_are_kept(
+    built, run, text_model, tmp_path, monkeypatch
+):
+    (vectors,) = (file.path for file in read_version(built / "knowledge_base").files_of("vectors"))
+    vectors.write_bytes(vectors.read_bytes()[:-10])
+    monkeypatch.chdir(built.parent)  # paths in a report begin in the knowledge base, however it is named
+    for action in ("verify", "repair"):
+        code, out, _ = run(action, built.name)
+        assert code == 1
+        assert "damaged vectors: objects/" in out
+        assert f"`hf-ravlm index build {built.name} NEW_FOLDER --model NAME` encodes them anew" in out
+        assert "RavlmRetriever" not in out
+        assert str(tmp_path) not in out
+    assert run("build", built.name, "new", "--model", text_model)[0] == 0
+    assert run("verify", "new")[0] == 0
+
+
 def test_passages_without_a_licence_are_not_pushed(tmp_path, text_model, run):
     (tmp_path / "a.jsonl").write_text('{"id": "owl", "text": "big eyes"}\n')
     assert run("build", tmp_path / "a.jsonl", tmp_path / "out", "--model", text_model)[0] == 0

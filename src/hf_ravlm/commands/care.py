@@ -16,7 +16,7 @@ from ..retrieval.store.loading import OpenOptions, open_state
 from ..retrieval.store.saving import find_store
 from ..saving.commit import Destination
 from .building import SUBFOLDER, passages_now
-from .outcome import Outcome, size
+from .outcome import Outcome, in_words_of_the_command_line, size
 
 
 def info(arguments: argparse.Namespace) -> Outcome:
@@ -45,17 +45,17 @@ def info(arguments: argparse.Namespace) -> Outcome:
 
 def verify(arguments: argparse.Namespace) -> Outcome:
     """`index verify`: reads every byte; the exit code says whether all are right."""
-    return _verdict(verify_store(find_store(arguments.folder, SUBFOLDER)))
+    return _verdict(verify_store(find_store(arguments.folder, SUBFOLDER)), arguments.folder)
 
 
 def repair(arguments: argparse.Namespace) -> Outcome:
     """`index repair`: makes a damaged knowledge base usable again."""
     places = [place for place in (arguments.folder / SUBFOLDER, arguments.folder) if (place / "manifests").is_dir()]
     store = places[0] if places else find_store(arguments.folder, SUBFOLDER)
-    return _verdict(repair_store(store, to=arguments.to, drop_damaged=arguments.drop_damaged))
+    return _verdict(repair_store(store, to=arguments.to, drop_damaged=arguments.drop_damaged), arguments.folder)
 
 
-def _verdict(record: dict[str, Any]) -> Outcome:
+def _verdict(record: dict[str, Any], folder: Path) -> Outcome:
     damaged = [file for file in record["files"] if file["problem"] is not None]
     lines = [*record.get("actions", []), *record["problems"]]
     lines += [f"damaged {file['role']}: {file['problem']}" for file in damaged]
@@ -63,8 +63,11 @@ def _verdict(record: dict[str, Any]) -> Outcome:
         lines.append(f"All {len(record['files'])} files of {record['passages']:,} passages are as they were written.")
     else:
         missing = f"; {record['missing']:,} are lost" if record["missing"] else ""
-        lines.append(f"{record['passages']:,} passages can be read{missing}. See `hf-ravlm index repair --help`.")
-    return Outcome(record, "\n".join(lines), exit_code=0 if record["ok"] else 1)
+        lines.append(f"{record['passages']:,} passages can be searched{missing}. See `hf-ravlm index repair --help`.")
+        if damaged and not any(file["role"] in ("passages", "tombstones") for file in damaged):
+            again = f"`hf-ravlm index build {folder} NEW_FOLDER --model NAME`"
+            lines.append(f"The passages themselves are whole: {again} encodes them anew.")
+    return Outcome(record, in_words_of_the_command_line("\n".join(lines)), exit_code=0 if record["ok"] else 1)
 
 
 def remove(arguments: argparse.Namespace) -> Outcome:

@@ -206,4 +206,7 @@ def _problems_of(version: Version) -> dict[Path, Exception]:
 
 def _relative(error: Exception, folder: str | os.PathLike[str]) -> str:
     """A message without the place of the folder on this machine."""
-    return str(error).replace(f"{os.fspath(folder)}{os.sep}", "").replace(os.fspath(folder), ".")
+    message = str(error)
+    for place in (os.path.abspath(folder), os.fspath(folder)):
+        message = message.replace(f"{place}{os.sep}", "").replace(place, ".")
+    return message
