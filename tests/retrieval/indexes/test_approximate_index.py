@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -242,3 +243,25 @@ def test_what_it_needs_is_logged_before_and_what_it_finds_after(caplog):
     assert "3000 vectors" in first
     assert "of memory" in first
     assert "exact 10 best" in second
+
+
+class _Blind:
+    """A FAISS index that never finds some vectors, as a large graph may."""
+
+    def __init__(self, index, unseen):
+        self.index, self.unseen = index, unseen
+
+    def search(self, queries, count, params=None):
+        scores, rows = self.index.search(queries, count, params=params)
+        return scores, np.where(np.isin(rows, self.unseen), -1, rows)
+
+
+def test_an_index_that_misses_single_vectors_belongs_to_its_vectors_all_the_same():
+    vectors = clustered(600, seed=5)
+    index = build_index(vectors, "hnsw_sq8", num_threads=1)
+    assert index.finds_itself()
+    whole = index._filled
+    index._filled = replace(whole, index=_Blind(whole.index, [300, 0]))
+    assert index.finds_itself()
+    index._filled = replace(whole, index=_Blind(whole.index, np.arange(600)))
+    assert not index.finds_itself()

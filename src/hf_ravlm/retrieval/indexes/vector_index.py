@@ -40,6 +40,7 @@ _MIN_BESIDE, _MAX_SHARE_BESIDE = 1_000, 0.005
 # Fewer vectors give an index nothing to learn from.
 _MIN_ROWS = 100
 _PROBE_CANDIDATES = 20
+_MOST_PROBES = 8
 _RECALL_TOLERANCE = 0.01
 _MAX_CHOICES = 2
 
@@ -197,11 +198,17 @@ class ApproximateIndex(VectorIndex):
         return best_first(*together, k)
 
     def finds_itself(self) -> bool:
-        """Whether the vector in the middle is found at its own row, with the least effort."""
-        # A single row: every further one reads all centres of a mapped index again.
-        row = len(self) // 2
+        """Whether the vector in the middle is found at its own row, or else most of a few others."""
+        # Nearly always the first is, with the least effort; every further one reads all centres of a mapped index
+        # again. But of a large graph some vectors are never found.
+        middle, effort = len(self) // 2, self._table.efforts[0]
+        others = np.linspace(0, len(self) - 1, _MOST_PROBES, dtype=int).tolist()
+        return self._finds(middle, 1) or 2 * sum(self._finds(row, effort) for row in others) > len(others)
+
+    def _finds(self, row: int, effort: int) -> bool:
         probe = np.ascontiguousarray(self.vectors[row : row + 1])
-        found = self._filled.index.search(probe, _PROBE_CANDIDATES, params=search_parameters(self.kind, 1, None))[1][0]
+        parameters = search_parameters(self.kind, effort, None)
+        found = self._filled.index.search(probe, _PROBE_CANDIDATES, params=parameters)[1][0]
         # There may be more equal vectors than candidates.
         first = found[0] if 0 <= found[0] < len(self) else row
         return row in found or bool(first != row and (self.vectors[first] == probe[0]).all())
