@@ -3,8 +3,9 @@
     python examples/demo.py
 
 Loads the folder that `examples/train_flags.py` wrote (model, processor, knowledge base, vectors), asks about pictures
-of countries that were kept out of training, in drawing styles that were kept out, too, draws `demo.png`, and prints
-exact match closed-book, with retrieval, and with the gold passage. Needs no network.
+of countries that were kept out of training, in drawing styles that were kept out, too, some of them in words that
+were kept out and one in Chinese, draws `demo.png`, and prints exact match closed-book, with retrieval, and with the
+gold passage. Needs no network.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ from hf_ravlm.explain import answer_sheet
 
 
 CHECKPOINT = Path(__file__).parent / "flags" / "checkpoint"
+# What is asked, and for the sheet, whose letters are Latin, what it means.
+ASKED = (
+    (None, None),
+    (OFFICIAL["capital"], None),
+    ("With which currency do people pay here?", None),
+    ("I need the official language of this country for my homework.", None),
+    ("请问它处在哪个地区呢?", "(in Chinese) In which region does it lie?"),
+    (OFFICIAL["name"], None),
+)
 
 
 def main() -> None:
@@ -49,18 +59,16 @@ def main() -> None:
 
 def show_answers(ask, world, options) -> None:
     """Asks about a few unseen pictures, prints every passage used, and draws the sheet."""
-    kinds = ["describe", "capital", "currency", "language", "subregion", "name"]
     pictures = random.Random(options.seed).sample(unseen_pictures(), options.questions)
     images, questions, records, captions = [], [], [], []
     for place, (entity, style, path) in enumerate(pictures):
-        kind = kinds[place % len(kinds)]
         with Image.open(path) as picture:
             images.append(picture.convert("RGB"))
-        question = None if kind == "describe" else OFFICIAL[kind]
+        question, meaning = ASKED[place % len(ASKED)]
         records.append(ask(images[-1], question=question)[0])
-        questions.append(question or ask.model.config.default_prompt)
+        questions.append(meaning or question or ask.model.config.default_prompt)
         captions.append(f"{style}: {world.entities[entity]['name']}")
-        print_answer(captions[-1], questions[-1], records[-1])
+        print_answer(captions[-1], question or questions[-1], records[-1])
     answer_sheet(images, questions, records, captions).save(options.sheet)
     print(f"drew {options.sheet}\n")
 

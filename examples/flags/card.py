@@ -44,15 +44,18 @@ ask("flag.png", question="What is the capital of the country that uses this flag
 
 ## How it was made
 
-`{command}`, in about half an hour on two CPU cores (stage 1 was run first and gone on from with `--start_from`).
+`{command}`, in about three quarters of an hour on two CPU cores. Stages 1 and 3 are those of an earlier version, and
+stage 2 (1,200 steps) went on from them with `--start_from`. An uninterrupted run begins with other random numbers in a
+few places and makes a model like this one, not the very same.
 
 Three stages (`examples/flags/recipe.py`): a ResNet of three stages learns on 64-pixel pictures which drawings show the
 same flag, from the drawings of 150 countries in seven styles, altered and invented flags, all redrawn at random; a
 two-layer BERT learns which passage answers which question, asked in thousands of wordings, English and Chinese, with
 idle talk around some of them (`flags/wordings.py`); a four-layer Llama, started as a copier, learns to copy the answer
-out of passages about countries that do not exist. Why from scratch: features of pretrained image models did not
-carry over to drawing styles that they never saw, a pretrained language model of useful size would take minutes where
-this one takes seconds, and what answers is the knowledge, not the model's memory.
+out of passages about countries that do not exist. It reads the one passage that the search puts first. Why from
+scratch: features of pretrained image models did not carry over to drawing styles that they never saw, a pretrained
+language model of useful size would take minutes where this one takes seconds, and what answers is the knowledge, not
+the model's memory.
 
 ## Figures
 
@@ -94,8 +97,9 @@ blue ensigns), simplified drawings most of all. Long answers break off early, de
 how often. A currency that begins like its country ("Fijian dollar") is sometimes cut to the country's name. It answers
 from its passages even where they are about another country; with the policy of `examples/flags/policy` it weighs them
 and may say nothing (`model_cards/flags_do_no_harm.md`). Search by words alone follows the kind of question, not yet
-the country's name. Questions in wordings far from those of the training are understood less well. The facts are as old
-as their sources.
+the country's name. Questions in wordings far from those of the training are understood less well: the search finds the
+right passage for most of them, and the reader, which was taught few wordings, trips over some ("Answer as a geography
+teacher would: ..."). The facts are as old as their sources.
 
 ## Knowledge, drawings and licences
 
