@@ -99,16 +99,15 @@ def evaluate_model(
     Raises:
         InvalidInputError: Whatever is wrong with data, columns, arms or metrics; see `Evaluator`.
     """
+    if allowed_answers is not None and (distractors is not None or policy is not None):
+        raise InvalidInputError("distractors and a policy are of answers that are written, not of a closed set")
     output, questions = Path(output), _questions(data, columns, split, benchmark, images)
     metrics = metrics or (BENCHMARKS[benchmark].metrics if benchmark else ("exact_match", "token_f1"))
     if limit is not None:
         questions = questions.first(limit)
     of_server = {"reader_name": reader_name, "sees_images": sees_images}
     reader, processor, retriever, answer_policy = _load(model, knowledge, encoder, policy, device, of_server)
-    if distractors is not None and retriever is None:
-        raise InvalidInputError(f"There is no knowledge base in {model} that could grow. Pass `knowledge`.")
-    if isinstance(distractors, (str, os.PathLike)) and not Path(distractors).exists():
-        raise InvalidInputError(f"{distractors}: there are no distractors. Expected WordNet or a JSONL file.")
+    _check_distractors(distractors, model, retriever)
     names = _arm_names(arms, questions, retriever is not None, answer_policy is not None)
     options: dict[str, Any] = {"k": k, "seed": seed, "max_new_tokens": 32, **generate_kwargs}
     if channels is not None:
@@ -120,25 +119,31 @@ def evaluate_model(
     }
     if answer_policy is not None and "guarded" in names:
         settings["policy"] = answer_policy.fingerprint
+    system = (reader, processor, retriever)
     if allowed_answers is None:
-        named = model_arms(reader, processor, retriever, names, policy=answer_policy, on_error=on_error, **options)
+        named = model_arms(*system, names, policy=answer_policy, on_error=on_error, **options)
     else:
-        if distractors is not None or policy is not None:
-            raise InvalidInputError("distractors and a policy are of answers that are written, not of a closed set")
         names = [name for name in names if name != "guarded" or "guarded" in (arms or [])]
         settings["allowed_answers"] = hashlib.sha256("\n".join(allowed_answers).encode()).hexdigest()[:16]
         choosing = {name: options[name] for name in ("k", "retrieve_options", "seed") if name in options}
-        named = closed_set_arms(reader, processor, retriever, allowed_answers, names, on_error=on_error, **choosing)
+        named = closed_set_arms(*system, allowed_answers, names, on_error=on_error, **choosing)
     report = Evaluator(named, metrics, batch_size=batch_size, seed=seed, settings=settings).run(questions, output)
     files = report.save(output)
     if distractors is None:
         return ModelEvaluation(report, None, files)
     others = without_answers(_passages(distractors), questions.without_images())
     settings["distractors"] = Path(distractors).name if isinstance(distractors, (str, os.PathLike)) else None
-    grown = growing_arm(reader, processor, retriever, others, on_error=on_error, **options)
+    grown = growing_arm(*system, others, on_error=on_error, **options)
     measured = (len(retriever), factors, output / "growth", metrics[:1], batch_size, settings)
     growth = measure_growth(questions, named["closed_book"], grown, *measured)
     return ModelEvaluation(report, growth, files + growth.save(output))
+
+
+def _check_distractors(distractors: Any, model: Any, retriever: RavlmRetriever | None) -> None:
+    if distractors is not None and retriever is None:
+        raise InvalidInputError(f"There is no knowledge base in {model} that could grow. Pass `knowledge`.")
+    if isinstance(distractors, (str, os.PathLike)) and not Path(distractors).exists():
+        raise InvalidInputError(f"{distractors}: there are no distractors. Expected WordNet or a JSONL file.")
 
 
 def _questions(
