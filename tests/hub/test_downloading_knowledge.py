@@ -110,8 +110,9 @@ def test_a_branch_that_moves_between_two_downloads_does_not_mix_versions(hub, cl
     push(client, number=41)
     hub.repository("me/birds").refs["main"], new = old, hub.repository("me/birds").refs["main"]
     client.do(
-        "import huggingface_hub\n"
+        "import functools, huggingface_hub\n"
         "plain = huggingface_hub.snapshot_download\n"
+        "@functools.wraps(plain)\n"
         "def moved(*arguments, **options):\n"
         f"    import urllib.request; urllib.request.urlopen(urllib.request.Request({hub.url!r} + '/move/{new}'))\n"
         "    return plain(*arguments, **options)\n"
