@@ -466,8 +466,8 @@ def ask_anyhow(kind: str, rng: random.Random) -> str:
     Example:
 
     ```python
-    >>> ask_anyhow("capital", random.Random(6))
-    'Where is the parliament of this country?'
+    >>> ask_anyhow("capital", random.Random(5))
+    'Which city is the most important one politically?'
 
     ```
     """
@@ -492,7 +492,7 @@ def ask_kept_out(family: str, kind: str, rng: random.Random) -> str:
 
     ```python
     >>> ask_kept_out("quiz", "currency", random.Random(0))
-    'For ten points: what is the cash of the country with this flag?'
+    'For ten points: what is the local money of the country with this flag?'
 
     ```
     """

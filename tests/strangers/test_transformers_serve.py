@@ -108,7 +108,7 @@ def text_of(completion) -> str:
 def test_it_answers_with_the_knowledge_of_its_folder(ask):
     completion = ask(messages(image_part()))
     assert text_of(completion) == "Reykjavik"
-    best, _ = completion.choices[0].message.evidence
+    (best,) = completion.choices[0].message.evidence
     assert (best["id"], best["rank"]) == ("is/capital", 1)
     assert best["source"]
     assert best["licence"]

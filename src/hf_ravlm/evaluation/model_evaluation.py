@@ -103,23 +103,16 @@ def evaluate_model(
         raise InvalidInputError("distractors and a policy are of answers that are written, not of a closed set")
     output, questions = Path(output), _questions(data, columns, split, benchmark, images)
     metrics = metrics or (BENCHMARKS[benchmark].metrics if benchmark else ("exact_match", "token_f1"))
-    if limit is not None:
-        questions = questions.first(limit)
+    questions = questions if limit is None else questions.first(limit)
     of_server = {"reader_name": reader_name, "sees_images": sees_images}
     reader, processor, retriever, answer_policy = _load(model, knowledge, encoder, policy, device, of_server)
+    system = (reader, processor, retriever)
     _check_distractors(distractors, model, retriever)
     names = _arm_names(arms, questions, retriever is not None, answer_policy is not None)
     options: dict[str, Any] = {"k": k, "seed": seed, "max_new_tokens": 32, **generate_kwargs}
     if channels is not None:
         options["retrieve_options"] = {"channels": list(channels)}
-    settings: dict[str, Any] = {
-        "model": _weights_digest(reader),
-        "knowledge": None if retriever is None else _knowledge_digest(retriever),
-        "options": {name: value for name, value in sorted(options.items()) if value is not None},
-    }
-    if answer_policy is not None and "guarded" in names:
-        settings["policy"] = answer_policy.fingerprint
-    system = (reader, processor, retriever)
+    settings = _settings(reader, retriever, options, answer_policy if "guarded" in names else None)
     if allowed_answers is None:
         named = model_arms(*system, names, policy=answer_policy, on_error=on_error, **options)
     else:
@@ -137,6 +130,18 @@ def evaluate_model(
     measured = (len(retriever), factors, output / "growth", metrics[:1], batch_size, settings)
     growth = measure_growth(questions, named["closed_book"], grown, *measured)
     return ModelEvaluation(report, growth, files + growth.save(output))
+
+
+def _settings(
+    reader: Any, retriever: RavlmRetriever | None, options: Mapping[str, Any], policy: AnswerPolicy | None
+) -> dict[str, Any]:
+    """What decides replies, and is kept beside them: a run of others is not mixed in."""
+    settings: dict[str, Any] = {
+        "model": _weights_digest(reader),
+        "knowledge": None if retriever is None else _knowledge_digest(retriever),
+        "options": {name: value for name, value in sorted(options.items()) if value is not None},
+    }
+    return settings if policy is None else settings | {"policy": policy.fingerprint}
 
 
 def _check_distractors(distractors: Any, model: Any, retriever: RavlmRetriever | None) -> None:

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForPreTraining,
     AutoModelForVisualQuestionAnswering,
     AutoProcessor,
+    VisionEncoderDecoderConfig,
 )
 
 from ..errors import RavlmError
@@ -124,7 +125,8 @@ def register_loader() -> None:
             try:
                 return ReaderLoader.from_pretrained(model, **kwargs)
             except (OSError, ValueError, TypeError, RuntimeError) as error:
-                if is_ours and isinstance(error, RavlmError):
+                captions = isinstance(config, VisionEncoderDecoderConfig)  # which is no reader
+                if is_ours and isinstance(error, RavlmError) and not captions:
                     raise  # other errors are of what is no reader: perhaps another class takes it
         return original(model, config, model_classes, task, **kwargs)
 
