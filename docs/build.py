@@ -27,7 +27,7 @@ LINK, SCRIPT = re.compile(r'href="([^"]*)"'), re.compile(r"<script.*?</script>",
 # A package names its modules, too; of constructors that Python wrote itself pdoc does not know the module, nor where
 # the keys of a `TypedDict` that extends another come from: at run time both are plain dictionaries.
 NO_FAULT = re.compile(
-    r"has already been added|type annotation .* for [\w.]+\.__init__\.|where [\w.]+Options\.\w+ is taken"
+    r"has already been added|type annotation .* for [\w.]+\.__init__\.|where [\w.]+(Options|Kwargs)\.\w+ is taken"
 )
 
 

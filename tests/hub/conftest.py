@@ -50,7 +50,6 @@ class HubClient:
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.do(WORLD)
 
     def do(self, code: str):
         """Returns what the code left in `result`."""
@@ -95,7 +94,8 @@ def hub(running):
 
 @pytest.fixture
 def client(running, hub, tmp_path):
-    """The client, with an empty download cache."""
+    """The client, with an empty download cache; the tests before it may have given the names of WORLD away."""
     _, client = running
+    client.do(WORLD)
     client.do(f"cache = {str(tmp_path / 'cache')!r}")
     return client

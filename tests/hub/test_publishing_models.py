@@ -29,13 +29,9 @@ def asked(revision=None, **options):
 OTHER = '[{**row, "text": row["text"] + " indeed"} for row in PASSAGES]'
 
 
-@pytest.fixture(scope="module")
-def world(running):
-    running[1].do(PARTS)
-
-
 @pytest.fixture
-def ask(hub, client, world):
+def ask(hub, client):
+    client.do(PARTS)
     return client
 
 
