@@ -7,6 +7,7 @@ Detectors without knowledge get the built-in class itself, untouched.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,8 @@ from ..numbers_given import check_between, check_whole
 from .answer import passage_record
 from .image_classification import LABEL_KEY, known_classes, labelled, neighbor_tensors
 from .image_to_text import RavlmPipelineMixin, opened
-from .numbered_inputs import check_on_error, still_encoded
+from .looking import images_of_call, is_empty, look_at_sound, read_image, unread_image
+from .numbered_inputs import check_on_error
 from .parts import is_ours
 
 
@@ -108,31 +110,14 @@ class RavlmObjectDetectionPipeline(RavlmPipelineMixin, ObjectDetectionPipeline):
 
     def __call__(self, inputs=None, **kwargs):
         """See the class."""
-        inputs = kwargs.pop("images", inputs) if inputs is None else inputs
-        if inputs is None:
-            raise InvalidInputError("nothing to look at: call the pipeline with an image, a list or a dataset")
-        if isinstance(inputs, list) and not inputs:
-            return []
-        if hasattr(inputs, "column_names"):  # a `datasets.Dataset`, which no pipeline takes for one
-            inputs = (row["image"] for row in still_encoded(inputs))
-        return super().__call__(inputs, **kwargs)
+        inputs = images_of_call(inputs, kwargs, "look at")
+        return [] if is_empty(inputs) else super().__call__(inputs, **kwargs)
 
-    def read_input(self, image, timeout=None):
-        """One image, decoded."""
-        return {"image": safe_image(opened(image, timeout)), "error": None}
-
-    def unread_input(self, image, error):
-        """Stands for an image that cannot be used."""
-        return {"image": None, "error": error}
+    read_input = staticmethod(read_image)
+    unread_input = staticmethod(unread_image)
 
     def _forward(self, model_inputs, **search):
-        batched = isinstance(model_inputs["image"], list)  # with `batch_size`
-        columns = [model_inputs[name] for name in ("image", "error")]
-        rows = list(zip(*columns, strict=True)) if batched else [tuple(columns)]
-        sound = [image for image, error in rows if error is None]
-        given = iter(self._detect(sound, **search) if sound else [])
-        found = [next(given) if error is None else unfound(error) for _, error in rows]
-        return {"found": found if batched else found[0]}
+        return look_at_sound(model_inputs, partial(self._detect, **search), unfound)
 
     def postprocess(self, model_outputs):
         found = model_outputs["found"]
