@@ -70,11 +70,10 @@ class WithPassages:
         if () in self.gold_ids:
             raise SystemExit(f"row {self.gold_ids.index(())} has no gold passage: expected an id in --gold_column")
         self.rows, self.knowledge_base, self.num_negatives = rows, knowledge_base, num_negatives
-        self.row_of = {name: row for row, name in enumerate(knowledge_base.ids)}
         mined = (
             {name for ids in rows["negative_ids"] for name in ids} if "negative_ids" in rows.column_names else set()
         )
-        if unknown := sorted(mined - self.row_of.keys()):
+        if unknown := sorted(name for name in mined if name not in knowledge_base):
             raise SystemExit(f"--negatives: {len(unknown)} ids, such as {unknown[:3]}, are not in the knowledge base")
 
     def __len__(self) -> int:
@@ -83,7 +82,7 @@ class WithPassages:
     def __getitem__(self, number: int) -> dict[str, Any]:
         row = self.rows[number]
         names = [self.gold_ids[number][0], *(row.get("negative_ids") or [])[: self.num_negatives]]
-        passages = self.knowledge_base.passages([self.row_of[name] for name in names])
+        passages = [self.knowledge_base[name] for name in names]
         negatives = [{"text": passage.text, "image": passage.image} for passage in passages[1:]]
         return {
             **row,

@@ -235,7 +235,10 @@ def _weights_digest(model: RavlmForConditionalGeneration | RemoteReader) -> str:
 
 def _knowledge_digest(retriever: RavlmRetriever) -> str:
     """Of all ids, the encoder, and up to a few thousand of the vectors, which stand for what the passages say."""
-    digest = hashlib.sha256("\n".join([retriever.encoder_fingerprint, *retriever.knowledge_base.ids]).encode())
+    from ..retrieval.passage import ids_digest
+
+    known = f"{retriever.encoder_fingerprint} {ids_digest(retriever.knowledge_base.table)}"
+    digest = hashlib.sha256(known.encode())
     digest.update(retriever.vectors[:: max(1, len(retriever) // _SAMPLED_VECTORS)].tobytes())
     return digest.hexdigest()[:16]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from ..errors import InvalidInputError
 from ..model.parts.pruning import bytes_of, keep_zeros, prune_layers, share_of_zeros
@@ -141,9 +142,9 @@ def quantized(reader: Any, kind: str) -> Any:
 
 def alike(retriever: RavlmRetriever, least: float) -> list[str]:
     """The ids of passages that are as good as said by one before them."""
-    vectors, ids = np.asarray(retriever.vectors, np.float32), retriever.knowledge_base.ids
+    vectors = np.asarray(retriever.vectors, np.float32)
     kept: list[int] = []
-    gone: list[str] = []
+    gone: list[int] = []
     for start in range(0, len(vectors), _BLOCK):
         rows = range(start, min(start + _BLOCK, len(vectors)))
         earlier = vectors[rows.start : rows.stop] @ vectors[kept].T if kept else np.zeros((len(rows), 0), np.float32)
@@ -151,11 +152,11 @@ def alike(retriever: RavlmRetriever, least: float) -> list[str]:
         new: list[int] = []
         for place, row in enumerate(rows):
             if (earlier[place] >= least).any() or (among[place, [n - start for n in new]] >= least).any():
-                gone.append(ids[row])
+                gone.append(row)
             else:
                 new.append(row)
         kept += new
-    return gone
+    return list(retriever.knowledge_base.table["id"].take(pa.array(gone, pa.int64())).to_pylist())
 
 
 def reindexed(retriever: RavlmRetriever, kind: str) -> RavlmRetriever:

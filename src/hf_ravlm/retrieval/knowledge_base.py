@@ -295,11 +295,11 @@ class KnowledgeBase:
             yield from map(passage_from_row, batch.to_pylist())
 
     def __contains__(self, passage_id: object) -> bool:
-        return isinstance(passage_id, str) and self._row(passage_id) is not None
+        return isinstance(passage_id, str) and self.row_of(passage_id) is not None
 
     def __getitem__(self, key: int | str) -> Passage:
         if isinstance(key, str):
-            row = self._row(key)
+            row = self.row_of(key)
             if row is None:
                 raise KeyError(f"No passage has the id {key!r}; the knowledge base holds {len(self)} passages.")
             key = row
@@ -307,8 +307,8 @@ class KnowledgeBase:
             raise IndexError(f"Position {key} is out of range; the knowledge base holds {len(self)} passages.")
         return self.passages([key % len(self)])[0]
 
-    def _row(self, passage_id: str) -> int | None:
-        """The row of an id, also where it is spelled in another Unicode form."""
+    def row_of(self, passage_id: str) -> int | None:
+        """The position of the passage with an id, in whatever Unicode form it is spelled; `None` if there is none."""
         row = self._places.row_of(passage_id)
         is_plain = row is not None or passage_id.isascii()
         return row if is_plain else self._places.row_of(plain_text(passage_id, "the id"))

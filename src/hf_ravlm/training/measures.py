@@ -153,9 +153,9 @@ def answer(
 def _ranking_sums(
     batches: ReaderBatches, rows: Sequence[TrainingRow], found: Sequence[Sequence[int]]
 ) -> dict[str, float]:
-    ids = batches.require_view().ids
+    view = batches.require_view()
     marked = [at for at, row in enumerate(rows) if row.gold_ids]
-    ranked = [[ids[place] for place in found[at]] for at in marked]
+    ranked = [view.ids(found[at]) for at in marked]
     relevant = relevance_from_ids(ranked, [set(rows[at].gold_ids) for at in marked])
     cutoffs = sorted({1, max(batches.mix.num_passages, 1)})
     hits = {f"hit@{k}": float(hit_at_k(relevant, k).sum()) if marked else 0.0 for k in cutoffs}

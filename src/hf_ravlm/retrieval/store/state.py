@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from ...errors import InvalidInputError
 from ..indexes.vector_index import VectorIndex, build_index
 from ..metadata import metadata_table
-from ..passage import Passage, first_few, passages_at, rows_at
+from ..passage import Passage, differing_rows, first_few, passages_at
 from ..unit_vectors import check_unit_vectors
 from .growing_array import GrowingArray
 
@@ -86,15 +86,7 @@ class KnowledgeState:
 
     def differs(self, table: pa.Table) -> pa.Array:
         """Which rows of a table say something else than the living passage with their id, or have a new id."""
-        rows = self.rows_of(table["id"])
-        known = np.flatnonzero(rows >= 0)
-        mine, theirs = rows_at(self.table, rows[known]), rows_at(table, known)
-        differs, equal = np.ones(len(table), bool), np.ones(len(known), bool)
-        for name in table.schema.names:
-            both_missing = pc.and_(pc.is_null(mine[name]), pc.is_null(theirs[name]))
-            equal &= np.asarray(pc.or_(both_missing, pc.fill_null(pc.equal(mine[name], theirs[name]), False)))
-        differs[known] = ~equal
-        return pa.array(differs)
+        return pa.array(differing_rows(self.table, self.rows_of(table["id"]), table))
 
     def continues(self, earlier: KnowledgeState) -> bool:
         """Whether this state was made from another one by adding and removing alone."""

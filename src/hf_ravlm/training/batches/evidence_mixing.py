@@ -103,8 +103,8 @@ def mix_evidence(
         view: The knowledge base.
         rng: Source of all draws.
     """
-    excluded = {view.row_of.get(passage_id, -1) for passage_id in row.exclude_ids}
-    gold = [view.row_of[passage_id] for passage_id in row.gold_ids]
+    excluded = set(view.rows(row.exclude_ids))
+    gold = view.rows(row.gold_ids)
     draws = rng.random(5 + mix.num_passages)  # a fixed number: no share changes the draws of another
     if draws[4] < mix.withheld and row.known:
         excluded, gold = excluded | set(gold), []
@@ -130,15 +130,14 @@ def _distractors(
     row: TrainingRow, view: PassageView, number: int, taken: set[int], rng: np.random.Generator
 ) -> list[int]:
     """Mined negatives of the row in random order; random passages where they do not suffice."""
-    mined = [view.row_of[name] for name in row.negative_ids if name in view.row_of]
-    mined = [place for place in dict.fromkeys(mined) if place not in taken]
+    mined = [place for place in dict.fromkeys(view.rows(row.negative_ids)) if place not in taken]
     chosen = [mined[place] for place in rng.permutation(len(mined))[:number]]
     return chosen + _random_rows(view, number - len(chosen), {*taken, *chosen}, rng)
 
 
 def _random_rows(view: PassageView, number: int, taken: set[int], rng: np.random.Generator) -> list[int]:
     """Rows of the knowledge base that are not taken; fewer if there are no more."""
-    number = min(number, len(view) - len(taken - {-1}))
+    number = min(number, len(view) - len(taken))
     chosen: dict[int, None] = {}
     while len(chosen) < number:
         drawn = rng.integers(len(view), size=2 * number).tolist()

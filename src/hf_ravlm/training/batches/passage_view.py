@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import InvalidInputError
 from ...retrieval import RavlmRetriever
+from ...retrieval.passage import rows_at
 from .leakage import image_hash
 
 
@@ -37,15 +38,14 @@ class PassageView:
     def __len__(self) -> int:
         return len(self.knowledge_base)
 
-    @cached_property
-    def ids(self) -> list[str]:
-        """The id of every row."""
-        return self.knowledge_base.ids
+    def ids(self, rows: Sequence[int]) -> list[str]:
+        """The ids in some rows."""
+        return list(rows_at(self.knowledge_base.table.select(["id"]), rows)["id"].to_pylist())
 
-    @cached_property
-    def row_of(self) -> dict[str, int]:
-        """The row of every id."""
-        return {passage_id: row for row, passage_id in enumerate(self.ids)}
+    def rows(self, ids: Sequence[str]) -> list[int]:
+        """The rows of some ids, in their order, without those that are not there."""
+        found = map(self.knowledge_base.row_of, ids)
+        return [row for row in found if row is not None]
 
     @cached_property
     def modality(self) -> np.ndarray:
@@ -59,11 +59,13 @@ class PassageView:
         table = self.knowledge_base.table
         if self.entity.startswith("metadata."):
             key = self.entity.removeprefix("metadata.")
-            values = [json.loads(text).get(key) if text else None for text in table["metadata"].to_pylist()]
+            texts = (text.as_py() for text in table["metadata"])
+            values = (json.loads(text).get(key) if text else None for text in texts)
         else:
-            values = table[self.entity].to_pylist()
+            values = (value.as_py() for value in table[self.entity])
         numbers: dict[str, int] = {}
-        return np.array([-1 if value is None else numbers.setdefault(str(value), len(numbers)) for value in values])
+        found = (-1 if value is None else numbers.setdefault(str(value), len(numbers)) for value in values)
+        return np.fromiter(found, np.int64, len(table))
 
     @cached_property
     def rows_of_entity(self) -> dict[int, np.ndarray]:
@@ -76,7 +78,7 @@ class PassageView:
 
     def texts(self, rows: Sequence[int]) -> list[str | None]:
         """The texts in some rows."""
-        return self.knowledge_base.table["text"].take(list(rows)).to_pylist()
+        return list(rows_at(self.knowledge_base.table.select(["text"]), rows)["text"].to_pylist())
 
     def image_hashes(self, rows: Sequence[int]) -> list[int | None]:
         """`image_hash` of the images in some rows, `None` where there is none; each is decoded once."""

@@ -30,7 +30,7 @@ from ...errors import InvalidInputError, UnsafeInputError
 from ...images import safe_image
 from ...retrieval import RavlmRetriever
 from ...retrieval.indexes.exact_search import exact_search
-from ...retrieval.passage import input_digest
+from ...retrieval.passage import ids_digest, input_digest
 from ...retrieval.ranking.channels import encode_queries
 from ..batches.leakage import differing_bits, holds_answer, image_hash
 from ..batches.passage_view import PassageView
@@ -174,7 +174,7 @@ class _Miner:
             "vectors_by": self.view.retriever.encoder_fingerprint,
             "queries_by": self.view.retriever.encoder.fingerprint,
             "passages": input_digest(self.view.knowledge_base.table),
-            "ids": self.view.ids,
+            "ids": ids_digest(self.view.knowledge_base.table),
         }
 
     def mine(self, rows: Sequence[TrainingRow], first: int) -> list[HardNegatives]:
@@ -204,7 +204,7 @@ class _Miner:
             fill = self._allowed(query, some[~np.isin(some, list(chosen))])
             chosen |= dict.fromkeys(fill[: self.num_negatives - len(chosen)], "random")
         scores = self.view.vectors[list(chosen)] @ query.vector if chosen else np.zeros(0)
-        return HardNegatives([self.view.ids[row] for row in chosen], [*chosen.values()], scores.astype(float).tolist())
+        return HardNegatives(self.view.ids([*chosen]), [*chosen.values()], scores.astype(float).tolist())
 
     def _allowed(self, query: _Query, rows: np.ndarray) -> list[int]:
         """The candidates that no rule strikes out, in their order."""
@@ -256,8 +256,8 @@ def _queries(rows: Sequence[TrainingRow], view: PassageView) -> list[_Query]:
     vectors = encode_queries(view.retriever.encoder, images, [row.question for row in rows])
     queries = []
     for row, image, vector in zip(rows, images, vectors, strict=True):
-        gold = [view.row_of[name] for name in row.gold_ids]
-        excluded = gold + [view.row_of[name] for name in row.exclude_ids if name in view.row_of]
+        gold = view.rows(row.gold_ids)
+        excluded = gold + view.rows(row.exclude_ids)
         score = float((view.vectors[gold] @ vector).max())
         queries.append(_Query(row, vector, gold, excluded, score, None if image is None else image_hash(image)))
     return queries
@@ -281,7 +281,7 @@ def _lexical(queries: Sequence[_Query], view: PassageView, number: int) -> list[
     if questions:
         evidence = view.retriever.retrieve(texts=list(questions.values()), k=number, channels=("bm25",))
         for place, passages in zip(questions, evidence, strict=True):
-            found[place] = np.array([view.row_of[passage.id] for passage in passages], np.int64)
+            found[place] = np.array(view.rows([passage.id for passage in passages]), np.int64)
     return found
 
 
