@@ -10,7 +10,9 @@ With `--json` stdout holds exactly one JSON document, also after an error: `{"er
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = None
     try:
-        arguments = make_parser(__version__).parse_args(argv)
+        arguments = _read(argv)
         # Whatever a library prints is no result.
         with _messages(arguments.quiet), contextlib.redirect_stdout(sys.stderr):
             run = _imported(arguments.run, arguments.interrupted)
@@ -77,6 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         is_damage = isinstance(error, KnowledgeBaseCorruptError)
         return 2 if isinstance(error, _BAD_INPUT) and not is_damage else 1
     return outcome.exit_code
+
+
+def _read(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of a command; one that it does not know is told with the command's own usage."""
+    arguments, unknown = make_parser(__version__).parse_known_args(argv)
+    if unknown:
+        typed = unknown[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)  # our names have no other dashes
+        near = difflib.get_close_matches(typed, arguments.parser._option_string_actions, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return arguments
 
 
 def _imported(run: str, interrupted: str) -> Callable[[Any], Outcome]:

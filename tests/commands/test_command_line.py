@@ -100,3 +100,11 @@ def test_ctrl_c_while_libraries_are_imported_is_no_traceback(monkeypatch, capsys
     monkeypatch.setattr(cli, "import_module", stop)
     assert cli.main(["index", "info", "folder"]) == 130
     assert capsys.readouterr().err.startswith("Stopped.")
+
+
+def test_an_unknown_option_is_told_with_the_usage_of_its_command(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["evaluate", "model", "questions.csv", "out", "--max-new-tokens", "9"])
+    told = capsys.readouterr().err
+    assert told.startswith("usage: hf-ravlm evaluate ")
+    assert "unrecognized arguments: --max-new-tokens 9 (did you mean --max_new_tokens?)" in told

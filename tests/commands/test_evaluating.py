@@ -46,6 +46,15 @@ def test_tables_and_files_are_those_of_the_library(world, tmp_path, capsys):
     assert out.splitlines()[-3:] == [f"  {path}" for path in again.files]
 
 
+def test_what_the_reader_is_told_first_reaches_it(world, tmp_path, capsys):
+    words = ("--limit", "1", "--arms", "closed_book", "--json", "--quiet")
+    assert main(command(world, tmp_path / "out", *words, "--system_message", "One word.")) == 0
+    report = json.loads(capsys.readouterr().out)["report"]
+    assert report["settings"]["options"]["prompt"] == {"system_message": "One word."}
+    classes = ("--task", "image-classification", "--system_message", "One word.")
+    assert main(command(world, tmp_path / "out", *words, *classes)) == 2
+
+
 def test_a_policy_adds_its_arm(world, tmp_path, capsys):
     AnswerPolicy(answer_threshold=1.1).save_pretrained(tmp_path / "policy")
     words = ("--limit", "2", "--policy", str(tmp_path / "policy"), "--json", "--quiet")

@@ -48,6 +48,16 @@ def arms(**changes):
     return {"closed_book": Oracle(range(6)), "retrieved": Oracle(range(3, 12), confidence=0.9), **changes}
 
 
+def test_a_reader_that_answers_in_sentences_is_told_of(caplog):
+    def chatty(questions):
+        return [Reply(f"I think that it is {question.answers[0]}, is it not?") for question in questions]
+
+    Evaluator(arms(chatty=chatty), ["exact_match", "token_f1"]).run(QUESTIONS)
+    (told,) = caplog.messages  # of that arm alone
+    assert told.startswith("chatty: 12 of 12 replies hold an accepted answer and count as wrong by exact_match. ")
+    assert "Ask the reader for the answer alone (system_message" in told
+
+
 def test_figures_by_hand():
     report = Evaluator(arms(), ["exact_match"], batch_size=5).run(QUESTIONS)
     retrieved = report.arms["retrieved"]

@@ -6,6 +6,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from hash_encoder import HashEncoder
 from hf_ravlm.cli import main
 from hf_ravlm.errors import HubUnavailableError, InvalidInputError, KnowledgeBaseNotFoundError
 from hf_ravlm.pipelines.opening import open_pipeline
@@ -86,6 +87,9 @@ def test_a_missing_encoder_and_an_unknown_channel_are_told_before_models_are_loa
         open_pipeline(tmp_path / "reader", mine, device="cpu")
     with pytest.raises(KnowledgeBaseNotFoundError, match="there is no such file or folder"):
         open_pipeline(tmp_path / "reader", "~/no_such_folder", device="cpu")
+    (mine / "empty.txt").touch()
+    with pytest.raises(InvalidInputError, match=r"empty\.txt"):
+        open_pipeline(tmp_path / "reader", mine, HashEncoder(), device="cpu")
     with pytest.raises(SystemExit):
         main(["ask", str(mine), "what ?", "--model", "offline", "--encoder", "offline", "--channels", "smell"])
     assert "there is no smell; choose from dense, bm25" in capsys.readouterr().err

@@ -78,6 +78,10 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "which model of the server reads, where the model is an address such as http://localhost:8000/v1",
     },
+    "--system_message": {
+        "metavar": "TEXT",
+        "help": "what the reader is told first, such as 'Answer in one or two words.'",
+    },
     "-k --k": {"type": positive, "help": "passages per question (default: as the model says)"},
     "--port": {"type": port},
     "--max_new_tokens": {"type": positive, "help": "the longest answer (default: %(default)s)"},
@@ -162,5 +166,5 @@ class Commands:
             epilog=examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.set_defaults(run=run, interrupted=interrupted)
+        parser.set_defaults(run=run, interrupted=interrupted, parser=parser)
         return parser

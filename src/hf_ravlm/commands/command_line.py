@@ -90,7 +90,7 @@ def _add_ask(commands: Commands) -> None:
     add_argument(group, "--weights")
     group = parser.add_argument_group("answering")
     switch(group, "--cite", "ask for [1] marks in the answer, and check each")
-    add_argument(group, "--system_message", "what the reader is told first", metavar="TEXT")
+    add_argument(group, "--system_message")
     add_argument(group, "--max_new_tokens", default=256)
     add_argument(
         group,
@@ -149,6 +149,7 @@ def _add_evaluate(commands: Commands) -> None:
     add_argument(group, "-k --k")
     add_argument(group, "--policy", "an answer policy, if it is not in that of the model", metavar="FOLDER")
     add_argument(group, "--channels", "how they are found, such as dense,bm25", type=channels, metavar="NAMES")
+    add_argument(group, "--system_message")
     add_argument(group, "--max_new_tokens", default=32)
     add_argument(group, "--batch_size", "questions answered at once (default: 8)", type=positive, default=8)
     add_argument(group, "--device")
@@ -192,6 +193,7 @@ def _add_fit_policy(commands: Commands) -> None:
     add_argument(group, "--encoder")
     add_argument(group, "-k --k")
     add_argument(group, "--channels", "how they are found, such as dense,bm25", type=channels, metavar="NAMES")
+    add_argument(group, "--system_message")
     add_argument(group, "--max_new_tokens", default=32)
     add_argument(group, "--batch_size", "questions answered at once (default: 8)", type=positive, default=8)
     add_argument(group, "--device")

@@ -25,7 +25,7 @@ _OPTIONS = (
 
 
 _OF_CLASSIFIERS = ("limit", "split", "k", "batch_size", "device", "seed")
-_OF_QUESTIONS = ("arms", "knowledge", "encoder", "policy", "channels", "distractors", "columns")
+_OF_QUESTIONS = ("arms", "knowledge", "encoder", "policy", "channels", "distractors", "columns", "system_message")
 
 
 def evaluate(arguments: argparse.Namespace) -> Outcome:
@@ -37,11 +37,15 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     closed = arguments.task == "visual-question-answering"
     if not closed and arguments.allowed_answers is not None:
         raise InvalidInputError("--allowed_answers is of --task visual-question-answering.")
+    if closed and arguments.system_message is not None:
+        raise InvalidInputError("--system_message is of answers that are written, not of a closed set.")
     if arguments.task not in ("questions", "visual-question-answering"):
         return _evaluate_on_images(arguments)
     options = {name: getattr(arguments, name) for name in _OPTIONS}
     options |= of_server(arguments)
     options["columns"] = column_names(arguments.columns)
+    if arguments.system_message is not None:
+        options["prompt"] = {"system_message": arguments.system_message}
     if closed:
         options["allowed_answers"] = closed_set(arguments, options["columns"])
     found = evaluate_model(arguments.model, arguments.data, arguments.output, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidInputError, KnowledgeBaseLockedError
+from ..metrics.answers import normalize_answer
 from ..metrics.calibration import auroc, expected_calibration_error, reliability_bins
 from ..metrics.decisions import abstention
 from ..metrics.intervals import Interval, bootstrap_interval
@@ -26,8 +28,11 @@ from .report import ArmReport, Calibration, Cost, Effect, EvaluationReport, Poli
 from .scoring import ANSWER_METRICS, AnswerMetric, Scores, retrieval_scores, score_answers
 
 
+logger = logging.getLogger(__name__)
+
 REPLIES_FILE = "replies.jsonl"
 _RIGHT = 0.5  # from this score on an answer counts as right
+_MANY = 0.1  # of the replies: more than these is said
 
 
 @dataclass
@@ -104,6 +109,9 @@ class Evaluator:
         scores = {name: self._score([item.reply for item in of_arm], asked) for name, of_arm in items.items()}
         accuracy = next(iter(scores[self.baseline]))
         baseline = scores[self.baseline][accuracy]
+        for name, of_arm in scores.items():
+            texts = [item.reply.text for item in items[name]]
+            _tell_of_sentences(name, accuracy, texts, asked, of_arm[accuracy].per_question)
         values = np.concatenate([of_arm[accuracy].per_question for of_arm in scores.values()])
         if ((values < 0) | (values > 1)).any():
             raise InvalidInputError(
@@ -176,6 +184,25 @@ class Evaluator:
             ),
             num_broken=sum(reply.error is not None for reply in replies),
             policy=_policy_effect(replies, if_all_said, None if baseline is None else baseline.per_question),
+        )
+
+
+def _tell_of_sentences(
+    arm: str, metric: str, texts: Sequence[str], questions: Sequence[Question], values: npt.NDArray[np.float64]
+) -> None:
+    """Warns where replies count as wrong and hold an accepted answer: a reader that answers in sentences."""
+
+    def holds(text: str, question: Question) -> bool:
+        words = f" {normalize_answer(text)} "
+        return any(f" {answer} " in words for answer in filter(None, map(normalize_answer, question.answers)))
+
+    pairs = zip(texts, questions, values, strict=True)
+    number = sum(value < _RIGHT and holds(text, question) for text, question, value in pairs)
+    if number > _MANY * len(texts):
+        logger.warning(
+            "%s: %d of %d replies hold an accepted answer and count as wrong by %s. Ask the reader for the answer "
+            "alone (system_message, --system_message), or decide by token_f1.",
+            *(arm, number, len(texts), metric),
         )
 
 

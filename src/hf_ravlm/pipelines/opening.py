@@ -70,9 +70,9 @@ def open_pipeline(
 
 
 def _searched(knowledge: Any, encoder: Any, device: str, reading: dict[str, Any]) -> dict[str, Any]:
-    """What a pipeline searches, as its arguments."""
+    """What a pipeline searches, as its arguments; a source is read here, before a large reader comes."""
     encoder = named_encoder(encoder, device)
-    if reading and knowledge is not None:
+    if knowledge is not None and (reading or encoder is not None):
         return {"retriever": open_knowledge(knowledge, encoder, **reading)}
     return {"encoder": encoder, "knowledge": knowledge}
 

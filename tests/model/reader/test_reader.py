@@ -17,6 +17,12 @@ def inputs_for(fusion: str, **more):
     return processor(images=[picture(0), picture(1)], text=["what is ?", "red or"], evidence=EVIDENCE, **more)
 
 
+def checkpoint_activations(model) -> None:
+    """By the newer of two names; the older one warns where both exist."""
+    enable = "activation_checkpointing_enable"
+    getattr(model, enable if hasattr(model, enable) else "gradient_checkpointing_enable")()
+
+
 def test_zero_passages_as_empty_tensors_are_closed_book():
     model = tiny_model(fusion="gated")
     closed = tiny_processor(fusion="gated")(images=[picture(0)], text=["red ?"])
@@ -93,12 +99,31 @@ def test_gradient_checkpointing_gives_the_same_gradients(fusion):
     model(**inputs).loss.backward()
     plain = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    # The first name is the newer one; the second warns where both exist.
-    enable = "activation_checkpointing_enable"
-    getattr(model, enable if hasattr(model, enable) else "gradient_checkpointing_enable")()
+    checkpoint_activations(model)
     model(**inputs, use_cache=False).loss.backward()
     for name, gradient in plain.items():
         torch.testing.assert_close(model.get_parameter(name).grad, gradient)
+
+
+@pytest.mark.parametrize("marginalization", ["none", "sequence", "token"])
+def test_in_training_with_gradient_checkpointing_it_writes_and_scores_the_same(marginalization):
+    model, processor = tiny_model(marginalization=marginalization), tiny_processor()
+    asked = {"images": [picture(0)], "text": ["what is ?"], "evidence": EVIDENCE[:1]}
+    inputs = processor(**asked, passage_prompts=marginalization != "none")
+    labelled = processor(**asked, answers=["Oslo and"], passage_prompts=marginalization != "none")
+
+    def written_and_scored():
+        return model.generate(**inputs, max_new_tokens=4), model.attribute(**labelled).posterior
+
+    sequences, posterior = written_and_scored()
+    checkpoint_activations(model.train())
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    again, its_posterior = written_and_scored()
+    assert torch.equal(again, sequences)
+    torch.testing.assert_close(its_posterior, posterior)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by the old name

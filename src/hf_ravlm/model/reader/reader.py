@@ -30,6 +30,7 @@ from .multimodal import read_multimodal, read_multimodal_states
 from .placing import PromptTensors, moves_hidden
 from .probe import check_state
 from .reading import read, read_states
+from .scoring import keeping_activations
 
 
 class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
@@ -248,7 +249,8 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         `config.marginalization` see `generate_over_passages` for what is generated and the option `decoding`.
         """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        return generate(self, input_ids, *args, **kwargs)
+        with keeping_activations(self):
+            return generate(self, input_ids, *args, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
         """States are read at the prefill alone, and then live in the cache; only layers inside the model go on."""

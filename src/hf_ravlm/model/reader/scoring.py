@@ -8,7 +8,8 @@ behind the answers, so that nothing lies between the common part and the rest.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,20 @@ def common_length(sequences: Sequence[torch.Tensor], at_most: int) -> int:
     return int((rows == rows[:1]).all(dim=0).long().cumprod(dim=0).sum())
 
 
+@contextmanager
+def keeping_activations(model: Any) -> Iterator[None]:
+    """Turns activation checkpointing off: without gradients it saves nothing, and in training mode layers that
+    compute anew take no cache."""
+    parts = [part for part in model.modules() if getattr(part, "gradient_checkpointing", False)]
+    for part in parts:
+        part.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.gradient_checkpointing = True
+
+
 @torch.no_grad()
 def score_prompts(
     language_model: Any,
@@ -88,6 +103,13 @@ def score_prompts(
         common (`dict`, *optional*): what is read there, with its images, if it is not the leading tokens of the first
             prompt alone; the `images` of the prompts are then those behind.
     """
+    with keeping_activations(language_model):
+        return _score_prompts(language_model, prompts, shared, common)
+
+
+def _score_prompts(
+    language_model: Any, prompts: Sequence[AnsweredPrompt], shared: int, common: dict[str, torch.Tensor] | None
+) -> torch.Tensor:
     cache = None
     if shared:
         cache = DynamicCache(config=language_model.config)
