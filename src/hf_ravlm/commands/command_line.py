@@ -193,7 +193,6 @@ def _add_fit_policy(commands: Commands) -> None:
     add_argument(group, "--encoder")
     add_argument(group, "-k --k")
     add_argument(group, "--channels", "how they are found, such as dense,bm25", type=channels, metavar="NAMES")
-    add_argument(group, "--system_message")
     add_argument(group, "--max_new_tokens", default=32)
     add_argument(group, "--batch_size", "questions answered at once (default: 8)", type=positive, default=8)
     add_argument(group, "--device")
