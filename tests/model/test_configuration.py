@@ -23,6 +23,7 @@ def test_unknown_fusion_lists_the_choices():
         ("num_passages", 0, "num_passages=0"),
         ("fusion_heads", 5, "does not divide"),
         ("projection_dim", "wide", "projection_dim"),
+        ("content_free_weight", 1.5, "content_free_weight=1.5: expected a number from 0 to 1"),
     ],
 )
 def test_wrong_values_are_named(field, value, message):

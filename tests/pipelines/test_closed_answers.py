@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import pipeline
 
 from hf_ravlm import InvalidInputError, RavlmForVisualQuestionAnswering
@@ -52,6 +53,33 @@ def test_batches_and_settings_of_the_pipeline_say_the_same(folder, ask):
     assert len(ask(question=QUESTION, allowed_answers=ANSWERS)) == 1
 
 
+class Biased:
+    """Says of every answer what it holds of it anyway, and a little more of the one that is asked for."""
+
+    habits = {"often": -0.5, "seldom": -4.0}
+
+    def score(self, reader, processor, image, question, evidence, candidates, prompt=None):
+        habits = [self.habits[answer] for answer in candidates.answers]
+        asked = [1.0 if answer in question else 0.0 for answer in candidates.answers]
+        sums = [(habit + more) for habit, more in zip(habits, asked, strict=True)]
+        return torch.tensor(sums) * torch.tensor([len(ids) for ids in candidates.ids])
+
+
+def test_an_answer_that_is_frequent_anyway_does_not_win(ask, monkeypatch):
+    monkeypatch.setattr("hf_ravlm.pipelines.closed_answers.score_candidates", Biased().score)
+    answers = {"allowed_answers": ["often", "seldom"]}
+    best = lambda **options: ask(question="is it seldom ?", **answers, **options)[0]["answer"]  # noqa: E731
+    assert best(content_free_weight=0.0) == "often"
+    assert best(content_free_weight=1.0) == "seldom"
+    monkeypatch.setattr(ask.model.config, "content_free_weight", 1.0)
+    assert best() == "seldom"
+    assert ask(question="is it often ?", **answers)[0]["answer"] == "often"
+    both = ask(question="nothing", **answers, top_k=2)
+    assert [row["score"] for row in both] == pytest.approx([0.5, 0.5])  # the question says nothing about them
+    monkeypatch.setattr(Biased, "habits", {"often": -4.0, "seldom": -0.5})  # as if it had learned
+    assert ask(question="is it often ?", **answers)[0]["answer"] == "often"
+
+
 def test_very_many_are_searched_for_a_shortlist_first(ask, monkeypatch):
     whole = ask(picture(1), QUESTION, allowed_answers=ANSWERS, top_k=2)
     monkeypatch.setattr("hf_ravlm.pipelines.closed_answers.SCORED_WHOLE", 2)
@@ -75,6 +103,8 @@ def test_a_model_of_a_closed_set_opens_from_its_folder(head, tmp_path):
         assert sum(row["score"] for row in found) == pytest.approx(1, abs=1e-4)
         with pytest.raises(InvalidInputError, match="'Lima' is none of the 4 that the head was trained for"):
             again(picture(0), QUESTION, allowed_answers=["Oslo", "Lima"])
+        with pytest.raises(InvalidInputError, match="this model has a head"):
+            again(picture(0), QUESTION, content_free_weight=0.5)
     else:
         assert again(picture(0), QUESTION, allowed_answers=["Lima", "Oslo"])[0]["answer"] in ("Lima", "Oslo")
 
@@ -87,6 +117,10 @@ def test_a_model_of_a_closed_set_opens_from_its_folder(head, tmp_path):
         ({"allowed_answers": ANSWERS, "top_k": 0}, "top_k=0"),
         ({"allowed_answers": ANSWERS, "threshold": 2}, "threshold=2"),
         ({"allowed_answers": ANSWERS, "threshold": "0.3"}, "threshold='0.3': expected a number from 0 to 1"),
+        (
+            {"allowed_answers": ANSWERS, "content_free_weight": 2},
+            "content_free_weight=2: expected a number from 0 to 1",
+        ),
         ({"allowed_answers": ANSWERS, "max_new_tokens": 3}, "max_new_tokens= is of answers that are written"),
         ({"allowed_answers": ANSWERS, "with_posterior": True}, "with_posterior= is of answers that are written"),
         ({"threshold": 0.5}, "threshold= is of a closed set"),

@@ -64,6 +64,9 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
             of a classifier whose classes are known by their names: the words around a name, with `{}` in its place.
         answer_head (`bool`, *optional*, defaults to `False`):
             of [`RavlmForVisualQuestionAnswering`]: whether a head chooses among the answers of `id2label`.
+        content_free_weight (`float`, *optional*, defaults to 0.5):
+            where answers of a closed set are compared, how much of what the reader holds of an answer before anything
+            is asked is taken from it, from 0 to 1; it keeps answers that are frequent anyway from winning.
         references (`dict`, *optional*):
             of a folder saved with `base="reference"`: the pretrained parts that are not in it, each by the name and
             the revision of its repository on the Hub.
@@ -111,6 +114,7 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
     default_prompt: str = DESCRIBE_PROMPT
     class_prompt: str | None = None
     answer_head: bool = False
+    content_free_weight: float = 0.5
     references: dict | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
@@ -191,6 +195,11 @@ class RavlmConfig(PublishMixin, PreTrainedConfig):
         """Raises `ValueError` for a weight without a logarithm, which is what is learned."""
         if self.text_weight_init <= 0:
             raise ValueError(f"text_weight_init={self.text_weight_init}: expected a positive number")
+
+    def validate_content_free_weight(self):
+        """Raises `ValueError` for a weight that is no share."""
+        if not 0 <= self.content_free_weight <= 1:
+            raise ValueError(f"content_free_weight={self.content_free_weight}: expected a number from 0 to 1")
 
     def validate_class_prompt(self):
         """Raises `ValueError` if there is no place for the name of a class."""

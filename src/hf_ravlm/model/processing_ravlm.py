@@ -346,12 +346,15 @@ class RavlmProcessor(PublishedProcessor):
         return WordsProcessor(self.tokenizer, plain=self.layout == "plain")
 
     def answer_ids(self, answers: Sequence[str], prompt: Mapping[str, Any] | None = None) -> list[list[int]]:
-        """The ids that stand behind a prompt for each answer, with those that close it; as `__call__` writes them."""
+        """The ids by which answers are compared, as `__call__` writes them behind a prompt.
+
+        With `"marks"` the one that closes an answer is among them: such a reader was trained to end there. Others
+        would go on with a sentence, and how unlikely they are to stop says nothing about an answer.
+        """
         if self.layout == "marks" and self.generator_processor is None:
             return [[*ids, self.markers.eos] for ids in self.encode_text(list(answers))]
         writer = self.prompt_writer(self.prompt_settings.changed(prompt or {}))
-        lead, end = writer.answer_frame
-        return [[*ids, *end] for ids in literal_ids(writer.processor.tokenizer, list(answers), lead=lead)]
+        return literal_ids(writer.processor.tokenizer, list(answers), lead=writer.answer_frame[0])
 
     def decode_answers(self, sequences: Any, prompt: Mapping[str, Any] | None = None) -> list[tuple[str, str | None]]:
         """Generated tokens, without their prompts, as answers and the thoughts before them (`None` for none).

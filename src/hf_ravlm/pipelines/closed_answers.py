@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import torch
 
 from ..errors import InvalidInputError
 from ..model.loading import without_adapters
-from ..model.reader.candidates import AnswerSet, score_candidates, shortlist
+from ..model.reader.candidates import AnswerSet, likeliest_candidates, score_candidates, shortlist
 from ..numbers_given import check_between, check_whole
 from .answer import passage_record
 from .answering import for_model, greedy_unless_asked, was_read
@@ -20,8 +21,9 @@ from .searching import find_evidence, search_words
 if TYPE_CHECKING:
     from ..retrieval import Evidence, RavlmRetriever
 
-SCORED_WHOLE = 64  # larger sets are searched for a shortlist first
+SCORED_WHOLE = 32  # larger sets are searched for the likeliest first
 NUM_BEAMS = 8
+CONTENT_FREE = "N/A"  # a question that asks nothing, of Zhao et al. 2021 (arXiv 2102.09690)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Choice:
         length_normalized (`bool`):
             whether answers are ranked by the mean log-probability of their tokens, which is fair to long ones; else by
             their sum.
+        content_free_weight (`float`, *optional*):
+            how much of what the reader holds of an answer anyway is taken from it, from 0 to 1: its log-probability
+            behind a question without content ("N/A"), without image and passages. 1 is PMI-DC of Holtzman et al.
+            2021 (arXiv 2104.08315); by default that of the model's config.
         calibrator (callable, *optional*):
             turns scores `(n,)` into probabilities of being right, such as `metrics.fit_isotonic(scores, right)`.
 
@@ -46,11 +52,14 @@ class Choice:
     top_k: int = 1
     threshold: float = 0.0
     length_normalized: bool = True
+    content_free_weight: float | None = None
     calibrator: Callable[[Any], Any] | None = field(default=None, repr=False)
 
     def __post_init__(self):
         check_whole("top_k", self.top_k, lowest=1)
         check_between("threshold", self.threshold, 0, 1)
+        if self.content_free_weight is not None:
+            check_between("content_free_weight", self.content_free_weight, 0, 1)
         if isinstance(self.answers, str) or not isinstance(self.answers, Sequence):
             raise InvalidInputError(f"allowed_answers came as {type(self.answers).__name__}: expected a list of texts")
 
@@ -79,8 +88,8 @@ def choose_answers(
         search: `where`, `channels` and the others of `RavlmRetriever.retrieve`.
 
     Returns:
-        Per question a list of dictionaries with `answer`, `score` (from 0 to 1: with a head the softmax; else the mean
-        probability of the answer's tokens, or the probability of the whole), `evidence` that was read and `unread`.
+        Per question a list of dictionaries with `answer`, `score` (from 0 to 1: with a head the softmax; else see
+        `answer_score`), `evidence` that was read and `unread`.
 
     Raises:
         `InvalidInputError`: if the set is empty, the head does not know an answer, or two are the same to the reader.
@@ -93,14 +102,15 @@ def choose_answers(
             evidence = find_evidence(retriever, images, search_words(questions, queries), k, **search)
     inputs = processor(images=images, text=list(questions), evidence=evidence, prompt=prompt)
     read = was_read(inputs, evidence)
-    inputs = for_model(inputs, model, evidence, None)
     if getattr(reader, "answer_head", None) is not None:
+        if choice.content_free_weight is not None:
+            raise InvalidInputError("content_free_weight= is of answers that are compared, and this model has a head")
         places = _places_in_head(reader, choice.answers)
-        values = model(**inputs).logits.softmax(dim=-1)[:, places]  # (B, C)
+        values = model(**for_model(inputs, model, evidence, None)).logits.softmax(dim=-1)[:, places]  # (B, C)
         found = [dict(enumerate(row)) for row in values.tolist()]
     else:
         candidates = candidates or AnswerSet.of(processor, choice.answers, prompt)
-        found = _by_likelihood(model, processor, images, questions, evidence, inputs, candidates, choice, prompt)
+        found = _by_likelihood(model, processor, images, questions, evidence, candidates, choice, prompt)
     return [_ranked(scores, choice, list(row), kept) for scores, row, kept in zip(found, evidence, read, strict=True)]
 
 
@@ -110,27 +120,82 @@ def _by_likelihood(
     images: Sequence[Any] | None,
     questions: Sequence[str],
     evidence: Sequence[Sequence[Any]],
-    inputs: Mapping[str, Any],
     candidates: AnswerSet,
     choice: Choice,
     prompt: Mapping[str, Any] | None,
 ) -> list[dict[int, float]]:
     """Scores of all candidates, or of the likeliest of many, by their places."""
-    reader, every = without_adapters(model), list(range(len(candidates)))
-    chosen = [every for _ in questions]
-    if len(candidates) > SCORED_WHOLE:
-        greedy = {**inputs, **greedy_unless_asked(model, {})}
-        greedy.pop("do_sample")
-        chosen = shortlist(model, greedy, candidates, max(NUM_BEAMS, choice.top_k))
+    reader, width, many = without_adapters(model), max(NUM_BEAMS, choice.top_k), len(candidates) > SCORED_WHOLE
+    held: list[dict[int, float]] = []
+    for row, question in enumerate(questions):
+        asked = (reader, processor, None if images is None else images[row], question, evidence[row])
+        likely = likeliest_candidates(*asked, candidates, prompt, width) if many else None
+        if likely is None:
+            places = range(len(candidates))
+            if many:
+                places = _written(model, processor, *asked[2:], candidates, prompt, width)
+            likely = _scored(*asked, candidates, places, prompt)
+        held.append(likely)
+    weight = reader.config.content_free_weight if choice.content_free_weight is None else choice.content_free_weight
+    if weight:
+        unknown = sorted({place for likely in held for place in likely} - candidates.priors.keys())
+        nothing = (reader, processor, None, CONTENT_FREE, [])
+        candidates.priors |= _scored(*nothing, candidates, unknown, prompt) if unknown else {}
     found = []
-    for row, (question, places) in enumerate(zip(questions, chosen, strict=True)):
-        some = AnswerSet([candidates.answers[n] for n in places], [candidates.ids[n] for n in places])
-        image = None if images is None else images[row]
-        sums = score_candidates(reader, processor, image, question, evidence[row], some, prompt)
-        lengths = torch.tensor([len(ids) for ids in some.ids], device=sums.device)
-        values = (sums / lengths if choice.length_normalized else sums).exp()
-        found.append(dict(zip(places, values.tolist(), strict=True)))
+    for likely in held:
+        lengths = {place: len(candidates.ids[place]) if choice.length_normalized else 1 for place in likely}
+        priors = candidates.priors if weight else dict.fromkeys(likely, 0.0)
+        found.append({
+            place: answer_score(value / lengths[place], priors[place] / lengths[place], weight)
+            for place, value in likely.items()
+        })  # fmt: skip
     return found
+
+
+def answer_score(log_prob: float, prior: float, weight: float) -> float:
+    """How well an answer fits, from 0 to 1.
+
+    Without a weight its probability; else `p / (p + q**weight)` with the probability `q` that it has anyway: one half
+    where the question and what was found say nothing.
+
+    >>> answer_score(math.log(0.5), 0.0, 0.0), round(answer_score(math.log(0.2), math.log(0.2), 1.0), 4)
+    (0.5, 0.5)
+    """
+    return math.exp(log_prob) if not weight else 1 / (1 + math.exp(weight * prior - log_prob))
+
+
+def _scored(
+    reader: Any,
+    processor: Any,
+    image: Any,
+    question: str,
+    evidence: Sequence[Any],
+    candidates: AnswerSet,
+    places: Sequence[int],
+    prompt: Mapping[str, Any] | None,
+) -> dict[int, float]:
+    """`log p` of the candidates at some places."""
+    sums = score_candidates(reader, processor, image, question, evidence, candidates.some(places), prompt)
+    return dict(zip(places, sums.tolist(), strict=True))
+
+
+def _written(
+    model: Any,
+    processor: Any,
+    image: Any,
+    question: str,
+    evidence: Sequence[Any],
+    candidates: AnswerSet,
+    prompt: Mapping[str, Any] | None,
+    width: int,
+) -> list[int]:
+    """The places of likely candidates, of a reader that takes no prompt in pieces."""
+    inputs = processor(
+        images=None if image is None else [image], text=[question], evidence=[list(evidence)], prompt=prompt
+    )
+    greedy = greedy_unless_asked(model, {})
+    greedy.pop("do_sample")
+    return shortlist(model, {**for_model(inputs, model, [evidence], None), **greedy}, candidates, width)[0]
 
 
 def _ranked(

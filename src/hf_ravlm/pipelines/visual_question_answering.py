@@ -23,7 +23,7 @@ from .numbered_inputs import still_encoded
 from .parts import brings_evidence
 
 
-CHOICE_KEYS = ("allowed_answers", "top_k", "threshold", "length_normalized", "calibrator")
+CHOICE_KEYS = ("allowed_answers", "top_k", "threshold", "length_normalized", "content_free_weight", "calibrator")
 _SEARCH = ("k", "where", "channels", "weights", "group_by", "group_query", "region", "crops")
 OF_A_CHOICE = (*_SEARCH, "retriever", "prompt", "choice")  # of what `_forward` takes
 
@@ -46,8 +46,8 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
       be added, but to a head only what it was trained for.
     - **top_k** (`int`, *optional*, defaults to 1) -- so many answers, best first.
     - **threshold** (`float`, *optional*, defaults to 0) -- answers with a lower score are left out.
-    - **length_normalized** (`bool`, *optional*, defaults to `True`), **calibrator** (*optional*) -- see
-      [`hf_ravlm.pipelines.closed_answers.Choice`].
+    - **length_normalized** (`bool`, *optional*, defaults to `True`), **content_free_weight** (`float`, *optional*),
+      **calibrator** (*optional*) -- see [`hf_ravlm.pipelines.closed_answers.Choice`].
 
     Each question then gives a list of dictionaries with `answer`, `score` (from 0 to 1), `evidence` and `unread`.
     """
@@ -70,6 +70,8 @@ class RavlmVisualQuestionAnsweringPipeline(RavlmImageToTextPipeline):
 
     def __call__(self, image=None, question=None, **kwargs):
         """See the class."""
+        if "_kept_set" in vars(self):
+            self._kept_set[1].priors.clear()  # the reader may have learned, or wear another adapter
         return super().__call__(with_questions(image, question), **kwargs)
 
     @property
