@@ -131,7 +131,7 @@ def _by_likelihood(
         asked = (reader, processor, None if images is None else images[row], question, evidence[row])
         likely = likeliest_candidates(*asked, candidates, prompt, width) if many else None
         if likely is None:
-            places = range(len(candidates))
+            places: Sequence[int] = range(len(candidates))
             if many:
                 places = _written(model, processor, *asked[2:], candidates, prompt, width)
             likely = _scored(*asked, candidates, places, prompt)
@@ -139,8 +139,8 @@ def _by_likelihood(
     weight = reader.config.content_free_weight if choice.content_free_weight is None else choice.content_free_weight
     if weight:
         unknown = sorted({place for likely in held for place in likely} - candidates.priors.keys())
-        nothing = (reader, processor, None, CONTENT_FREE, [])
-        candidates.priors |= _scored(*nothing, candidates, unknown, prompt) if unknown else {}
+        if unknown:
+            candidates.priors |= _scored(reader, processor, None, CONTENT_FREE, [], candidates, unknown, prompt)
     found = []
     for likely in held:
         lengths = {place: len(candidates.ids[place]) if choice.length_normalized else 1 for place in likely}
@@ -155,13 +155,16 @@ def _by_likelihood(
 def answer_score(log_prob: float, prior: float, weight: float) -> float:
     """How well an answer fits, from 0 to 1.
 
-    Without a weight its probability; else `p / (p + q**weight)` with the probability `q` that it has anyway: one half
-    where the question and what was found say nothing.
+    Without a weight its probability; else `p / (p + q**weight)` with the probability `q` that it has anyway: with the
+    whole weight one half where the question and what was found say nothing.
 
     >>> answer_score(math.log(0.5), 0.0, 0.0), round(answer_score(math.log(0.2), math.log(0.2), 1.0), 4)
     (0.5, 0.5)
     """
-    return math.exp(log_prob) if not weight else 1 / (1 + math.exp(weight * prior - log_prob))
+    if not weight:
+        return math.exp(log_prob)
+    more = log_prob - weight * prior
+    return 1 / (1 + math.exp(-more)) if more > 0 else math.exp(more) / (1 + math.exp(more))
 
 
 def _scored(

@@ -152,7 +152,8 @@ def likeliest_candidates(
     if not asked.in_pieces:
         return None
     place_of = {tuple(ids): place for place, ids in enumerate(candidates.ids)}
-    cache, finished = DynamicCache(config=model.language_model.config), {}
+    cache = DynamicCache(config=model.language_model.config)
+    finished: dict[int, float] = {}
     told = _next_log_probs(model, {**asked.before, **asked.written.images}, asked.length, cache)
     beams: list[tuple[list[int], float]] = [([], 0.0)]
     while beams:
