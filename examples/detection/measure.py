@@ -14,7 +14,7 @@ from hf_ravlm.saving.drawing import INK, canvas, write
 
 
 ARMS = {"detector alone": {"k": 0}, "with entries": {}}
-THRESHOLD, SURE = 0.01, 0.05  # of what is counted, and of what is drawn
+THRESHOLD = 0.01  # of what is counted
 SHOWN, PLACE, CROP = 6, 320, 64
 
 
@@ -42,7 +42,7 @@ def boxes_picture(rows: list[dict], found: list[list[dict]], detect: Any, things
         left, top = 24 + number % 3 * (PLACE + 24), 24 + number // 3 * (PLACE + CROP + 64)
         scale = PLACE / row["image"].width
         sheet.paste(row["image"].resize((PLACE, PLACE)), (left, top))
-        for place, one in enumerate([one for one in detections if one["score"] > SURE][:3]):
+        for place, one in enumerate(surest(detections)):
             colour = "#1a7f37" if one["label"] in things.novel else "#0969da"
             corners = [round(one["box"][edge] * scale) for edge in ("xmin", "ymin", "xmax", "ymax")]
             pen.rectangle(
@@ -64,3 +64,13 @@ def boxes_picture(rows: list[dict], found: list[list[dict]], detect: Any, things
         INK,
     )
     return sheet
+
+
+def surest(detections: list[dict]) -> list[dict]:
+    """At most three boxes of a scene, none less than half as sure as the first.
+
+    >>> [one["score"] for one in surest([{"score": 0.2}, {"score": 0.5}, {"score": 0.3}])]
+    [0.5, 0.3]
+    """
+    best = sorted(detections, key=lambda one: -one["score"])[:3]
+    return [one for one in best if one["score"] >= best[0]["score"] / 2]
