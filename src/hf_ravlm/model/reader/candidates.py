@@ -20,7 +20,15 @@ from .inputs import encode_inputs, split_inputs
 from .latent_passages import passages_are_latent
 from .placing import PromptTensors, hide_passages
 from .reading import embed_prompt, evidence_memory
-from .scoring import SPLIT_TOKENS, TOKEN_TYPES, AnsweredPrompt, can_continue, columns_of, score_prompts
+from .scoring import (
+    SPLIT_TOKENS,
+    TOKEN_TYPES,
+    AnsweredPrompt,
+    can_continue,
+    columns_of,
+    keeping_activations,
+    score_prompts,
+)
 from .writing import write_answered
 
 
@@ -154,23 +162,24 @@ def likeliest_candidates(
     place_of = {tuple(ids): place for place, ids in enumerate(candidates.ids)}
     cache = DynamicCache(config=model.language_model.config)
     finished: dict[int, float] = {}
-    told = _next_log_probs(model, {**asked.before, **asked.written.images}, asked.length, cache)
     beams: list[tuple[list[int], float]] = [([], 0.0)]
-    while beams:
-        longer = []
-        for row, (ids, score) in enumerate(beams):
-            tokens = candidates.allowed(ids)
-            chances = told[row, torch.tensor(tokens, device=told.device)].tolist()
-            longer += [(score + chance, row, [*ids, token]) for token, chance in zip(tokens, chances, strict=True)]
-        finished |= {place_of[tuple(ids)]: score for score, _, ids in longer if tuple(ids) in place_of}
-        unfinished = [one for one in longer if candidates.allowed(one[2])]
-        unfinished = sorted(unfinished, key=lambda one: (-one[0], one[2]))[:num_beams]
-        beams = [(ids, score) for score, _, ids in unfinished]
-        if beams:
-            rows = [row for _, row, _ in unfinished]
-            if rows != list(range(len(told))):
-                cache.reorder_cache(torch.tensor(rows, device=told.device))
-            told = _next_log_probs(model, _row_tokens(model, asked, beams), asked.length + len(beams[0][0]), cache)
+    with keeping_activations(model.language_model):
+        told = _next_log_probs(model, {**asked.before, **asked.written.images}, asked.length, cache)
+        while beams:
+            longer = []
+            for row, (ids, score) in enumerate(beams):
+                tokens = candidates.allowed(ids)
+                chances = told[row, torch.tensor(tokens, device=told.device)].tolist()
+                longer += [(score + chance, row, [*ids, token]) for token, chance in zip(tokens, chances, strict=True)]
+            finished |= {place_of[tuple(ids)]: score for score, _, ids in longer if tuple(ids) in place_of}
+            unfinished = [one for one in longer if candidates.allowed(one[2])]
+            unfinished = sorted(unfinished, key=lambda one: (-one[0], one[2]))[:num_beams]
+            beams = [(ids, score) for score, _, ids in unfinished]
+            if beams:
+                rows = [row for _, row, _ in unfinished]
+                if rows != list(range(len(told))):
+                    cache.reorder_cache(torch.tensor(rows, device=told.device))
+                told = _next_log_probs(model, _row_tokens(model, asked, beams), asked.length + len(beams[0][0]), cache)
     return dict(sorted(finished.items(), key=lambda one: (-one[1], one[0])))
 
 
