@@ -12,6 +12,7 @@ from hf_ravlm.cli import main
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.hub.compressing import compress
 from hf_ravlm.model.parts.pruning import keep_zeros, prunable, prune_layers, share_of_zeros
+from hf_ravlm.training.recovering import Recovery
 from tiny import picture, tiny_model
 from tiny_folder import PASSAGES, save_everything
 
@@ -63,6 +64,43 @@ def test_what_is_said_twice_goes_and_the_index_is_another(folder, tmp_path):
     assert sorted(opened.retriever.knowledge_base.ids) == ["0", "1", "2"]
 
 
+def write_questions(path, questions):
+    picture(0).save(path.parent / "flag.png")
+    rows = [{"id": str(n), "image": "flag.png", **row} for n, row in enumerate(questions)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_a_pruned_reader_learns_again_and_what_is_gone_stays_gone(folder, tmp_path):
+    data = write_questions(tmp_path / "train.jsonl", [{"question": "what ?", "answers": ["Oslo"]}] * 4)
+    command = ["compress", str(folder), "--prune", "2:4", "--json"]
+    assert main([*command[:2], str(tmp_path / "plain"), *command[2:]]) == 0
+    learned = ["--recover", str(data), "--epochs", "2"]
+    assert main([*command[:2], str(tmp_path / "learned"), *command[2:], *learned]) == 0
+    plain, again = (pipeline("image-to-text", model=str(tmp_path / name)).model for name in ("plain", "learned"))
+    changed = 0
+    for (name, before), (_, after) in zip(prunable(plain.language_model), prunable(again.language_model), strict=True):
+        assert torch.equal(before.weight == 0, after.weight == 0), name
+        changed += int(not torch.equal(before.weight, after.weight))
+    assert changed > 0
+    for name, weight in plain.model.state_dict().items():  # the towers made the index
+        assert torch.equal(weight, again.model.state_dict()[name]), name
+
+
+def test_passages_that_are_read_for_no_question_go(folder, tmp_path):
+    opened = pipeline("image-to-text", model=str(folder))
+    opened.model.config.num_passages = 1
+    opened.save_pretrained(tmp_path / "one")
+    (first,) = opened.retriever.retrieve(images=[picture(0)], texts=["what ?"], k=1)[0]
+    gold = next(id for id in opened.retriever.knowledge_base.ids if id != first.id)
+    data = write_questions(
+        tmp_path / "asked.jsonl", [{"question": "what ?", "answers": ["Oslo"], "gold_ids": [gold]}] * 2
+    )
+    assert main(["compress", str(tmp_path / "one"), str(tmp_path / "out"), "--questions", str(data)]) == 0
+    kept = pipeline("image-to-text", model=str(tmp_path / "out")).retriever.knowledge_base.ids
+    assert sorted(kept) == sorted({first.id, gold})
+
+
 @pytest.mark.parametrize("bits", ["int8", "int4"])
 def test_a_quantized_copy_is_smaller_and_answers(folder, tmp_path, bits):
     pytest.importorskip("torchao" if bits == "int8" else "bitsandbytes")
@@ -81,6 +119,9 @@ def test_a_quantized_copy_is_smaller_and_answers(folder, tmp_path, bits):
         ({"prune": "1:4"}, "or '2:4'"),
         ({"quantize": "int3"}, "expected one of int8, int4"),
         ({"drop_duplicates": 2.0}, "expected a cosine above 0"),
+        ({"quantize": "int8", "recover": Recovery("nowhere.jsonl")}, "recover is of pruned weights"),
+        ({"prune": 0.3, "recover": Recovery("nowhere.jsonl")}, "nowhere.jsonl"),
+        ({"questions": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_is_written(folder, tmp_path, options, message):

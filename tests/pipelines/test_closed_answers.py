@@ -80,6 +80,20 @@ def test_an_answer_that_is_frequent_anyway_does_not_win(ask, monkeypatch):
     assert ask(question="is it often ?", **answers)[0]["answer"] == "often"
 
 
+def test_a_reader_that_needs_an_image_is_shown_a_grey_one(ask, monkeypatch):
+    seen = []
+
+    def score(reader, processor, image, question, evidence, candidates, prompt=None):
+        if image is None:
+            raise InvalidInputError("does not take prompts with [0] images")
+        seen.append(question)
+        return torch.zeros(len(candidates))
+
+    monkeypatch.setattr("hf_ravlm.pipelines.closed_answers.score_candidates", score)
+    assert len(ask(picture(1), QUESTION, allowed_answers=ANSWERS, top_k=4)) == 4
+    assert seen == [QUESTION, "N/A"]
+
+
 def test_very_many_are_searched_for_a_shortlist_first(ask, monkeypatch):
     whole = ask(picture(1), QUESTION, allowed_answers=ANSWERS, top_k=2)
     monkeypatch.setattr("hf_ravlm.pipelines.closed_answers.SCORED_WHOLE", 2)

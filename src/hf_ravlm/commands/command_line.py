@@ -350,11 +350,13 @@ def _add_compress(commands: Commands) -> None:
         "compress",
         "compressing.run",
         "write a smaller copy of a saved system: pruned, quantized, without near-duplicates",
-        "Writes a smaller copy of a saved system, which opens as the system did. Nothing is trained.",
+        "Writes a smaller copy of a saved system, which opens as the system did. Only --recover trains.",
         """examples:
   hf-ravlm compress my_model my_small_model --quantize int8
   hf-ravlm compress my_model my_small_model --prune 0.3 --quantize int4
+  hf-ravlm compress my_model my_small_model --prune 2:4 --recover train.jsonl --epochs 2
   hf-ravlm compress my_model my_small_model --drop_duplicates 0.98 --index binary
+  hf-ravlm compress my_model my_small_model --questions asked.jsonl
 
 Pruned weights are zeros: they take as much memory as others, but where kernels for 2:4 sparsity are. Measure what is
 lost: hf-ravlm evaluate my_small_model questions.jsonl reports/small. Eight bits need torchao, four bitsandbytes.
@@ -365,8 +367,14 @@ lost: hf-ravlm evaluate my_small_model questions.jsonl reports/small. Eight bits
     add_argument(parser, "out", "the folder to write, which must be new or empty", metavar="OUT")
     add_argument(parser, "--quantize", "the weights of the reader's linear layers", choices=("int8", "int4"))
     add_argument(parser, "--prune", "the share of each layer's smallest weights that become zeros, or 2:4")
+    add_argument(
+        parser, "--recover", "questions with answers that the pruned reader learns from again", metavar="DATA"
+    )
+    add_argument(parser, "--epochs", "passes over the data of --recover", type=float, default=1.0)
     duplicates = "of passages whose vectors are at least so alike (a cosine, such as 0.98) the first stays"
     add_argument(parser, "--drop_duplicates", duplicates, type=float, metavar="COSINE")
+    log = "what was asked so far: passages that are read for none of these questions go"
+    add_argument(parser, "--questions", log, metavar="FILE")
     add_argument(parser, "--index", "another kind of vector index, such as binary", choices=INDEX_KINDS)
 
 

@@ -10,17 +10,26 @@ from .outcome import Outcome, size
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """`compress`: prunes, quantizes, drops what says the same twice.
+    """`compress`: prunes, trains again, quantizes, drops passages that nobody needs.
 
     Raises:
         InvalidInputError: See `compress`.
     """
+    recover = None
+    if arguments.recover is not None:
+        from ..training.recovering import Recovery
+
+        recover = Recovery(arguments.recover, epochs=arguments.epochs)
+    elif arguments.epochs != 1:
+        raise InvalidInputError("--epochs is of --recover DATA")
     found = compress(
         arguments.model,
         arguments.out,
         prune=share_or_pattern(arguments.prune),
         quantize=arguments.quantize,
+        recover=recover,
         drop_duplicates=arguments.drop_duplicates,
+        questions=arguments.questions,
         index=arguments.index,
     )
     lines = [

@@ -1,4 +1,4 @@
-"""A saved system made smaller: its reader pruned and quantized, its knowledge base without what says the same twice.
+"""A saved system made smaller: its reader pruned and quantized, its knowledge base without what nobody needs.
 
 Pruning is that of `torch.nn.utils.prune`; eight bits are those of torchao, four those of bitsandbytes. transformers
 loads either again by itself.
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from ..errors import InvalidInputError
+from ..evaluation.model_evaluation import read_questions
+from ..evaluation.questions import Question
 from ..model.parts.pruning import bytes_of, keep_zeros, prune_layers, share_of_zeros
 from ..pipelines.opening import open_pipeline
+from ..pipelines.searching import find_evidence
 from ..saving.folders import files_in
 
 
@@ -27,6 +31,17 @@ if TYPE_CHECKING:
 
 PACKAGES = {"int8": "torchao", "int4": "bitsandbytes"}
 _BLOCK = 1024
+_BATCH = 32
+
+
+class Recovers(Protocol):
+    """What trains a reader whose weights are masked: `hf_ravlm.training.recovering.Recovery`."""
+
+    def rows(self) -> Any:
+        """What there is to learn from, or an error."""
+
+    def train(self, system: Any) -> None:
+        """Trains the reader of a pipeline."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,9 @@ def compress(
     *,
     prune: float | str | None = None,
     quantize: str | None = None,
+    recover: Recovers | None = None,
     drop_duplicates: float | None = None,
+    questions: str | os.PathLike[str] | None = None,
     index: str | None = None,
 ) -> Compression:
     """Writes a smaller copy of a saved system.
@@ -68,7 +85,10 @@ def compress(
         out: The folder to write.
         prune: The share of the smallest weights in each linear layer of the reader that become zeros, or `"2:4"`.
         quantize: `"int8"` or `"int4"`: the weights of the reader's linear layers, by torchao or bitsandbytes.
+        recover: Trains the pruned reader before it is quantized, such as `Recovery("questions.jsonl")`.
         drop_duplicates: From 0 to 1: of passages whose vectors are at least so alike (cosine), the first stays.
+        questions: A log of what is asked, as `hf-ravlm evaluate` reads questions: passages that a reader gets for none
+            of them go. Give many, and of the kind that is to come: what nobody asked so far is forgotten.
         index: Another kind of vector index, such as `"binary"` (one bit a number, ranked again by whole vectors) or
             `"ivf_sq8"`.
 
@@ -79,8 +99,10 @@ def compress(
         InvalidInputError: Nothing is asked for, a setting is out of range, a package is missing, or the system cannot
             be compressed so.
     """
-    if all(part is None for part in (prune, quantize, drop_duplicates, index)):
-        raise InvalidInputError("there is nothing to do: give prune, quantize, drop_duplicates or index")
+    if all(part is None for part in (prune, quantize, drop_duplicates, questions, index)):
+        raise InvalidInputError("there is nothing to do: give prune, quantize, drop_duplicates, questions or index")
+    if recover is not None and prune is None:
+        raise InvalidInputError("recover is of pruned weights: give prune, too")
     if quantize is not None and quantize not in PACKAGES:
         raise InvalidInputError(f"quantize={quantize!r}: expected one of {', '.join(PACKAGES)}")
     if drop_duplicates is not None and not 0 < drop_duplicates <= 1:
@@ -89,19 +111,28 @@ def compress(
         check_installed(quantize)
     if Path(out).exists() and any(Path(out).iterdir()):
         raise InvalidInputError(f"{os.fspath(out)}: something lies there; name a new folder")
+    asked = None if questions is None else list(read_questions(questions))
+    if recover is not None:
+        recover.rows()
     pipe = open_pipeline(os.fspath(model), device="cpu")
     reader, retriever = pipe.model, pipe.retriever
-    if retriever is None and (drop_duplicates is not None or index is not None):
+    if retriever is None and any(part is not None for part in (drop_duplicates, asked, index)):
         raise InvalidInputError(f"{os.fspath(model)}: there is no knowledge base beside this model")
     before = (memory_of(reader), 0 if retriever is None else len(retriever), index_memory(retriever))
     if prune is not None:
         prune_layers(reader.language_model, prune)
+        if recover is not None:
+            recover.train(pipe)
         keep_zeros(reader.language_model)
     zeros = share_of_zeros(reader.language_model)
     if quantize is not None:
         pipe.model = quantized(reader, quantize)
+    gone = [] if asked is None else never_read(retriever, asked, reader.config.num_passages)
+    if gone:
+        retriever.remove(gone)
     if drop_duplicates is not None:
         retriever.remove(alike(retriever, drop_duplicates))
+    if gone or drop_duplicates is not None:
         retriever.compact()
     if index is not None:
         pipe.retriever = retriever = reindexed(retriever, index)
@@ -138,6 +169,23 @@ def quantized(reader: Any, kind: str) -> Any:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         reader.save_pretrained(folder)
         return type(reader).from_pretrained(folder, quantization_config=settings)
+
+
+def never_read(retriever: RavlmRetriever, questions: Sequence[Question], k: int) -> list[str]:
+    """The ids of passages that are among the first `k` of no question, and that none names as its own.
+
+    Raises:
+        InvalidInputError: There is no question, or an image cannot be used.
+    """
+    if not questions:
+        raise InvalidInputError("there is no question among those that say what is read: give what was asked so far")
+    read = {name for question in questions for name in question.gold_ids}
+    for start in range(0, len(questions), _BATCH):
+        batch = questions[start : start + _BATCH]
+        words = [question.question for question in batch]
+        found = find_evidence(retriever, [question.image for question in batch], words, k)
+        read |= {passage.id for row in found for passage in row}
+    return [name for name in retriever.knowledge_base.ids if name not in read]
 
 
 def alike(retriever: RavlmRetriever, least: float) -> list[str]:

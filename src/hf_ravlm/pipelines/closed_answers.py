@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 from ..errors import InvalidInputError
 from ..model.loading import without_adapters
@@ -140,7 +141,7 @@ def _by_likelihood(
     if weight:
         unknown = sorted({place for likely in held for place in likely} - candidates.priors.keys())
         if unknown:
-            candidates.priors |= _scored(reader, processor, None, CONTENT_FREE, [], candidates, unknown, prompt)
+            candidates.priors |= _held_anyway(reader, processor, candidates, unknown, prompt)
     found = []
     for likely in held:
         lengths = {place: len(candidates.ids[place]) if choice.length_normalized else 1 for place in likely}
@@ -150,6 +151,17 @@ def _by_likelihood(
             for place, value in likely.items()
         })  # fmt: skip
     return found
+
+
+def _held_anyway(
+    reader: Any, processor: Any, candidates: AnswerSet, places: Sequence[int], prompt: Mapping[str, Any] | None
+) -> dict[int, float]:
+    """`log p` of candidates where nothing is asked; a reader that takes no prompt without an image sees a grey one."""
+    try:
+        return _scored(reader, processor, None, CONTENT_FREE, [], candidates, places, prompt)
+    except InvalidInputError:
+        grey = Image.new("RGB", (224, 224), "grey")
+        return _scored(reader, processor, grey, CONTENT_FREE, [], candidates, places, prompt)
 
 
 def answer_score(log_prob: float, prior: float, weight: float) -> float:
