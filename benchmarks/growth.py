@@ -1,6 +1,6 @@
 """What a knowledge base of ten thousand to ten million passages takes: to build, to open, to search and to add to.
 
-    python benchmarks/growth.py --folder /data/scratch --rows 10000 100000 1000000 10000000 --plot growth.svg
+    python benchmarks/growth.py --folder /data/scratch --rows 10000 100000 1000000 10000000 --plot growth.png
 
 Vectors are made up: around as many centres as a corpus has topics, of width 64, on the disk from the beginning; so are
 the passages, one short text each. `index="auto"`. Each size is opened in a fresh process, which asks single queries
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -36,11 +37,13 @@ from hf_ravlm.retrieval import KnowledgeBase, RavlmRetriever
 from hf_ravlm.retrieval.indexes.exact_search import exact_search
 from hf_ravlm.retrieval.indexes.index_tuning import found_share
 from hf_ravlm.retrieval.passage import SCHEMA
+from hf_ravlm.saving.drawing import BLUE, FAINT, GREEN, GREY, INK, LINE, RED, canvas, write
 from large_files import own_bytes
 
 
 DIM, K, NUM_QUERIES, NUM_ADDED, BLOCK = 64, 10, 200, 100, 100_000
 ROWS_PER_TOPIC, SPREAD = 200, 0.6
+SIZE, LEFT, TOP, WIDTH, HEIGHT = (700, 380), 70, 24, 420, 300  # of the plot, in pixels
 COLUMNS = {
     "build_s": "build, CPU s",
     "store_mb": "on disk, MB",
@@ -167,21 +170,35 @@ def markdown(records: list[dict[str, Any]]) -> str:
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
     """Growth against the number of passages, both by powers of ten."""
-    import matplotlib
+    shown = {"build_s": ("build (CPU s)", GREY), "open_full_s": ("open and verify (s)", FAINT),
+             "first_add_s": ("first add of 100 (CPU s)", RED), "search_ms": ("search (CPU ms)", BLUE),
+             "retrieve_ms": ("with passages (CPU ms)", GREEN)}  # fmt: skip
+    xs = [math.log10(row["rows"]) for row in records]
+    ys = {name: [math.log10(row[name]) for row in records] for name in shown}
+    lowest, highest = math.floor(min(map(min, ys.values()))), math.ceil(max(map(max, ys.values())))
+    first, last = math.floor(min(xs)), math.ceil(max(xs))
+    image, sheet = canvas(*SIZE)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            LEFT + WIDTH * (x - first) / max(last - first, 1),
+            TOP + HEIGHT * (highest - y) / max(highest - lowest, 1),
+        )
 
-    shown = {"build_s": "build (CPU s)", "open_s": "open (s)", "first_add_s": "first add of 100 (CPU s)",
-             "search_ms": "search (CPU ms)", "retrieve_ms": "search with passages (CPU ms)"}  # fmt: skip
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for name, label in shown.items():
-        axes.loglog([row["rows"] for row in records], [row[name] for row in records], "o-", label=label)
-    axes.set_xlabel("passages")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path)
+    for power in range(lowest, highest + 1):
+        sheet.line([place(first, power), place(last, power)], fill=LINE)
+        write(sheet, 8, round(place(first, power)[1]) - 7, f"{10.0**power:g}", 12, FAINT)
+    for power in range(first, last + 1):
+        sheet.line([place(power, lowest), place(power, highest)], fill=LINE)
+        write(sheet, round(place(power, lowest)[0]) - 20, TOP + HEIGHT + 6, f"{10**power:,}", 12, FAINT)
+    write(sheet, LEFT, TOP + HEIGHT + 24, "passages", 13, INK)
+    for number, (name, (label, colour)) in enumerate(shown.items()):
+        points = [place(x, y) for x, y in zip(xs, ys[name], strict=True)]
+        sheet.line(points, fill=colour, width=2)
+        for x, y in points:
+            sheet.ellipse([x - 3, y - 3, x + 3, y + 3], fill=colour)
+        write(sheet, LEFT + WIDTH + 24, TOP + 22 * number, label, 13, colour)
+    image.save(path)
 
 
 def main() -> None:

@@ -413,10 +413,13 @@ class RavlmRetriever:
         """
         self.refresh()
         new = as_knowledge_base(passages)
-        self._knowledge.check_new(new.table["id"])  # before time is spent on encoding; and again when it is stored
+        seen = self._knowledge
+        seen.check_new(new.table["id"])  # before time is spent on encoding; and again if others have written meanwhile
         with self._current.staging(new.table) as staging:
             vectors = self._encode(new, batch_size, staging)
-            self._current.change(lambda knowledge: knowledge.added(new.table, vectors))
+            self._current.change(
+                lambda knowledge: (knowledge.appended if knowledge is seen else knowledge.added)(new.table, vectors)
+            )
 
     def update(self, passages: PassageSource, batch_size: int = 64) -> None:
         """Changes passages that have the same ids, and adds the others; arguments and errors as `add`.
