@@ -13,8 +13,10 @@ from .faiss_settings import import_faiss
 from .index_types import index_type, search_parameters
 
 
-# Codes of few bits need many candidates; the scores in float64 are for those that may be among the best.
+# Codes of few bits need many candidates; the scores in float64 are for those that may be among the best. Of one or two
+# queries all candidates get them at once: what FAISS would save is less than a call of it costs.
 _FEW = 4
+_MOST_SCORED_AT_ONCE = 160
 
 # Costs are counted in comparisons of exact search, one vector after the other. The constants are measured with FAISS
 # 1.15 on vectors of width 384 (a comparison takes a tenth of a microsecond), and good to half as much again.
@@ -66,7 +68,7 @@ def approximate_search(
     selector = None if allowed is None else import_faiss().IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
     parameters = search_parameters(filled.kind, effort, selector)
     _, rows = filled.index.search(queries, count, params=parameters)  # (n, count)
-    if rows.max(initial=-1) >= len(vectors) or rows.min(initial=0) < -1:  # -1 where nothing was found
+    if (rows + 1).view(np.uint64).max(initial=0) > len(vectors):  # -1 where nothing was found; -2 is huge here
         raise KnowledgeBaseCorruptError(
             f"The index returned a row outside 0..{len(vectors) - 1}: it is damaged or belongs to other vectors. "
             "Build it again with `build_index`."
@@ -74,10 +76,12 @@ def approximate_search(
     if allowed is not None and not knows_filters:
         rows = np.where((rows >= 0) & allowed[np.maximum(rows, 0)], rows, -1)
         rows = np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), axis=1)  # nothing at the end
-    if count > k + _FEW:
+    if count > k + _FEW and rows.size > _MOST_SCORED_AT_ONCE:
         rows = _nearest(queries, vectors, rows, k + _FEW)
     scores = exact_scores(queries, vectors, rows)
-    scores[rows < 0] = -np.inf
+    missing = rows < 0
+    if missing.any():
+        scores[missing] = -np.inf
     return best_first(scores, rows, k)
 
 

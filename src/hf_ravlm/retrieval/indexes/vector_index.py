@@ -178,8 +178,8 @@ class ApproximateIndex(VectorIndex):
             effort = effort if self._num_lists is None else min(effort, self._num_lists)
             some = allowed if num_allowed < len(self) else None
             scores, rows = self._search_both(checked, k, effort, some)
-            short = np.flatnonzero(rows[:, -1] < 0)
-            if len(short):
+            short = rows[:, -1] < 0
+            if short.any():
                 scores[short], rows[short] = exact_search(checked[short], self.vectors, k, allowed)
             return scores, rows
 
