@@ -3,17 +3,19 @@
     python examples/flags/harm_experiment.py --output harm
 
 Fits an `AnswerPolicy` (critic, confidence, calibration, thresholds) on countries that nothing was trained on, and asks
-about the dev countries in a clean world and in worlds where knowledge goes wrong (`wrong_knowledge.py`), each drawn
-with several seeds. Writes the policy, the tables (`harm.md`, `harm.json`) and the curve of accuracy over coverage.
+about the dev countries in a clean world, in other words, and in worlds where knowledge goes wrong
+(`wrong_knowledge.py`), each drawn with several seeds. Writes the policy, the tables (`harm.md`, `harm.json`) and the
+curve of accuracy over coverage. A run that was stopped goes on: what was fitted and told is kept in the folder.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from flags.harm_report import figures, mean_of_seeds, outcome, write_report
 from flags.measure import BATCH, Task, tasks_of
 from flags.questions import SHORT_KINDS
 from flags.redrawn import redrawn_tasks
+from flags.wordings import KEPT_OUT, ask_anyhow, ask_kept_out
 from flags.world import ENTRY_VIEW, VIEWS, load_world
 from flags.wrong_knowledge import (
     FlagKnowledge,
@@ -39,15 +42,17 @@ from flags.wrong_knowledge import (
     rows_with_twins,
     true_rows,
 )
-from hf_ravlm.evaluation import exact_match
+from hf_ravlm.evaluation import exact_match, withholding_threshold
 from hf_ravlm.pipelines.answering import answer_questions
 from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
 from hf_ravlm.training.policy_fitting import JudgedQuestion, fit_answer_policy
 
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-WORLDS = ("clean", "strangers", "twins", "swaps", "forgeries", "half gone", "all gone")
-FEARED = ("clean", "strangers", "twins", "swaps", "half gone")  # what the policy is fitted on
+WORLDS = ("clean", "reworded", "strangers", "twins", "swaps", "forgeries", "half gone", "all gone")
+FEARED = ("clean", "reworded", "strangers", "twins", "swaps", "half gone")  # what the policy is fitted on
+GAPS = "half gone"  # whose answers set how sure an answer has to be
+ONE_SEED = ("clean", "reworded", "all gone")
 FIT_SEED = 1000
 HIDDEN_DIM = 4  # a passage may be far below the best or name something else, but not both
 
@@ -60,8 +65,9 @@ class Options:
     output: str = field(default="harm", metadata={"help": "Folder for tables, curve and policy."})
     num_questions: int = field(default=200, metadata={"help": "About the dev countries, drawn once for all worlds."})
     num_candidates: int = field(default=16, metadata={"help": "Passages that the critic sees."})
-    # Of 0.25, 0.5, 1 and 2 the highest at which nine of ten abstentions on the countries of the fit spared an error.
-    wrong_cost: float = field(default=0.25, metadata={"help": "What a wrong answer costs; a right one earns 1."})
+    precision: float = field(
+        default=0.97, metadata={"help": "How many withheld answers must be wrong where half is gone."}
+    )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Of what goes wrong."})
 
 
@@ -126,39 +132,68 @@ class Flags:
             for task, picture, row in zip(tasks, self.asked(tasks)[0], found, strict=True)
         ]
 
-    def fit(self, wrong_cost: float) -> AnswerPolicy:
+    def fit(self, precision: float) -> AnswerPolicy:
         tasks, pictures = redrawn_tasks(self.world)
         self.pictures |= pictures
-        judged = []
+        judged, rng = [], random.Random(FIT_SEED)
         for name in FEARED:
-            judged += self.judged(tasks, self.find(tasks, self.world.held_out, name, FIT_SEED))
+            asked = [replace(t, question=ask_anyhow(t.kind, rng)) for t in tasks] if name == "reworded" else tasks
+            judged += self.judged(asked, self.find(asked, self.world.held_out, name, FIT_SEED))
         parts = (self.ask.model, self.ask.processor, judged)
-        return fit_answer_policy(*parts, wrong_cost=wrong_cost, hidden_dim=HIDDEN_DIM, max_new_tokens=32)
+        policy = fit_answer_policy(*parts, wrong_cost=0.0, hidden_dim=HIDDEN_DIM, max_new_tokens=32)
+        found = self.find(tasks, self.world.held_out, GAPS, FIT_SEED + 1)
+        answers = self.answer(tasks, found, policy)
+        told = outcome(tasks, found, answers, answers)
+        return replace(policy, answer_threshold=withholding_threshold(told["sure"], told["said"], precision))
 
 
 def main(options: Options) -> None:
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    started, output = time.perf_counter(), Path(options.output)
+    output = Path(options.output)
     flags = Flags(options)
-    policy = flags.fit(options.wrong_cost)
-    policy.save_pretrained(output / "policy")
-    fitted = time.perf_counter() - started
-    print(f"fitted in {fitted:.0f} s: {policy}".partition(", common_words")[0])
+    seconds = {"fit": _timed(output / "fit.json", lambda: _fitted(flags, options.precision, output / "policy"))["s"]}
+    policy = AnswerPolicy.from_pretrained(output / "policy")
     every = tasks_of(flags.world, flags.world.dev, [view for view in VIEWS if view != ENTRY_VIEW], SHORT_KINDS)
     tasks = random.Random(0).sample(every, min(options.num_questions, len(every)))
     pooled: dict[str, dict[str, list]] = {}
     table: dict[str, list[dict]] = {}
     for name in WORLDS:
-        for seed in options.seeds[: 1 if name in ("clean", "all gone") else None]:
-            found = flags.find(tasks, flags.world.dev, name, seed)
-            told = outcome(
-                tasks, found, flags.answer(tasks, found, AnswerPolicy()), flags.answer(tasks, found, policy)
-            )
+        for seed in options.seeds[: 1 if name in ONE_SEED else None]:
+            kept = _timed(output / f"{name} {seed}.json", lambda n=name, s=seed: told_in(flags, tasks, n, s, policy))
+            told, seconds[f"{name} {seed}"] = kept["found"], kept["s"]
             table.setdefault(name, []).append(figures(told))
             pooled[name] = {key: pooled.get(name, {}).get(key, []) + values for key, values in told.items()}
         print(name, {key: mean_of_seeds(table[name], key) for key in table[name][0]}, flush=True)
-    write_report(output, table, pooled, {"questions": len(tasks), "fit": fitted, "all": time.perf_counter() - started})
+    told_seconds = {"questions": len(tasks), "fit": seconds["fit"], "all": sum(seconds.values())}
+    write_report(output, table, pooled, told_seconds)
+
+
+def told_in(flags: Flags, tasks: Sequence[Task], name: str, seed: int, policy: AnswerPolicy) -> dict[str, list]:
+    """What both systems say in one world; in `reworded` the questions are of wordings kept out of all training."""
+    if name == "reworded":
+        rng = random.Random(seed)
+        tasks = [
+            replace(t, question=ask_kept_out(KEPT_OUT[i % len(KEPT_OUT)], t.kind, rng)) for i, t in enumerate(tasks)
+        ]
+    found = flags.find(tasks, flags.world.dev, name, seed)
+    return outcome(tasks, found, flags.answer(tasks, found, AnswerPolicy()), flags.answer(tasks, found, policy))
+
+
+def _fitted(flags: Flags, precision: float, folder: Path) -> None:
+    policy = flags.fit(precision)
+    policy.save_pretrained(folder)
+    print(f"fitted: {policy}".partition(", common_words")[0], flush=True)
+
+
+def _timed(path: Path, make: Callable[[], Any]) -> dict[str, Any]:
+    """What `make` gave (`found`) and the seconds it took (`s`), kept in a file."""
+    if not path.exists():
+        started = time.perf_counter()
+        kept = {"found": make(), "s": time.perf_counter() - started}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(kept), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ LEVELS = (0.5, 0.8)  # of a calibrated confidence: where a wrong answer costs 1 
 
 COLUMNS = (
     ("could be found", "no policy", "read", "given"),
-    ("coverage", "right of given", "abstention precision", "abstention recall"),
+    ("coverage", "answerable given", "right of given", "abstention precision", "abstention recall"),
     ("AUROC before", "AUROC", "ECE before", "ECE", "AURC before", "AURC"),
 )
 
@@ -44,6 +44,7 @@ def outcome(tasks: Sequence[Task], found: Sequence[Sequence], plain: Sequence, g
 def figures(told: dict[str, list]) -> dict[str, float | None]:
     """One world's figures; exact match counts a withheld answer as wrong, "read" as if it had been given."""
     said, answered = np.array(told["said"]), np.array(told["answered"])
+    answerable = np.array(told["answerable"])
     held = abstention(answered, said >= 0.5)
     return {
         "could be found": float(np.mean(told["answerable"])),
@@ -51,6 +52,7 @@ def figures(told: dict[str, list]) -> dict[str, float | None]:
         "read": float(said.mean()),
         "given": float((said * answered).mean()),
         "coverage": held.coverage,
+        "answerable given": float(answered[answerable].mean()) if answerable.any() else None,
         "right of given": held.accuracy,
         "abstention precision": held.precision,
         "abstention recall": held.recall,

@@ -41,3 +41,11 @@ def test_maps_lie_on_images_of_at_most_a_million_pixels():
     seen = seen_image(Processor, Image.new("RGB", (4000, 1000), "lime"))
     assert seen.size == (2000, 500)
     assert heat_overlay(seen, [[0.0, 1.0]]).size == (2000, 500)
+
+
+def test_letters_that_the_font_lacks_are_written_without_accents_and_not_as_boxes():
+    def sheet(text):
+        return answer_sheet([Image.new("RGB", (3, 2))], [text], [{"generated_text": text, "evidence": []}], [text])
+
+    assert sheet("Åland: Asunción, Færøerne").tobytes() == sheet("Aland: Asuncion, Faeroerne").tobytes()
+    assert sheet("首都 Łódź").tobytes() == sheet("?? Lodz").tobytes()

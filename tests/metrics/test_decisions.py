@@ -12,6 +12,7 @@ from hf_ravlm.metrics import (
     accuracy_by_coverage,
     area_under_risk_coverage,
     best_threshold,
+    withholding_threshold,
 )
 
 
@@ -73,3 +74,19 @@ def test_risk_is_what_is_missing_of_the_accuracy():
 def test_errors_say_what_came(call, message):
     with pytest.raises(InvalidInputError, match=message):
         call()
+
+
+def test_as_much_is_withheld_as_a_share_of_wrong_answers_allows():
+    rng = np.random.default_rng(0)
+    sure = rng.random(400).round(2)
+    right = rng.random(400) < sure
+    for precision in (0.95, 0.8, 0.6):
+        least = withholding_threshold(sure, right, precision)
+        assert (~right[sure < least]).mean() >= precision
+        for higher in np.unique(sure[sure >= least]):  # one level more would be too many
+            assert (~right[sure <= higher]).mean() < precision
+    assert withholding_threshold([0.2, 0.3], [True, True], 0.9) == 0.0
+    assert withholding_threshold([0.2, 1.0], [False, False], 0.9) > 1.0
+    for call in (([], [], 0.5), ([0.1], [True, True], 0.5), ([0.1], [True], 1.5)):
+        with pytest.raises(InvalidInputError):
+            withholding_threshold(*call)

@@ -18,7 +18,7 @@ from .calibration import (
 from .caption_tokens import caption_tokens
 from .captions import CaptionScore, bleu, cider_d, rouge_l
 from .classification import macro_recall, top_k_accuracy
-from .decisions import Abstention, Threshold, abstention, best_threshold
+from .decisions import Abstention, Threshold, abstention, best_threshold, withholding_threshold
 from .intervals import Interval, bootstrap_interval
 from .multilingual import normalize_unicode_answer, unicode_tokens
 from .pseudo_relevance import relevance_from_answers
@@ -89,4 +89,5 @@ __all__ = [
     "top_k_accuracy",
     "unicode_tokens",
     "vqa_accuracy",
+    "withholding_threshold",
 ]

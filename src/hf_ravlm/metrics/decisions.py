@@ -80,6 +80,38 @@ def best_threshold(scores: npt.ArrayLike, value_of_yes: npt.ArrayLike, value_of_
     return Threshold(float(cuts[best]), float((from_level_on[best] + base.sum()) / len(values)))
 
 
+def withholding_threshold(confidences: npt.ArrayLike, correct: npt.ArrayLike, precision: float) -> float:
+    """The highest threshold below which at least this share of the answers is wrong; 0, which withholds none, if none.
+
+    Args:
+        confidences (`np.ndarray` of shape `(Q,)`): In 0..1.
+        correct (`np.ndarray` of shape `(Q,)`): Whether each answer is right.
+        precision (`float`): In 0..1.
+
+    Raises:
+        InvalidInputError: There is no question, the shapes differ, or the precision is no share.
+
+    Example: two of three withheld answers are wrong.
+
+    >>> withholding_threshold([0.1, 0.2, 0.3, 0.9], [False, False, True, True], precision=0.6)
+    0.6
+    """
+    values, right = np.asarray(confidences, np.float64), np.asarray(correct, bool)
+    if values.ndim != 1 or values.shape != right.shape or values.size == 0:
+        raise InvalidInputError(
+            f"Expected a confidence and a mark for each question; came {values.shape} and {right.shape}."
+        )
+    if not 0 <= precision <= 1:
+        raise InvalidInputError(f"precision={precision}: expected a share in 0..1.")
+    levels, places = np.unique(values, return_inverse=True)
+    wrong = np.bincount(places, ~right).cumsum() / np.bincount(places).cumsum()
+    fitting = np.flatnonzero(wrong >= precision)
+    if not len(fitting):
+        return 0.0
+    cuts = np.append((levels[:-1] + levels[1:]) / 2, 1.1)
+    return float(cuts[fitting[-1]])
+
+
 def abstention(answered: npt.ArrayLike, correct: npt.ArrayLike) -> Abstention:
     """Coverage, accuracy of what was answered, and precision and recall of the abstentions.
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
+from functools import lru_cache
+
 from PIL import Image, ImageDraw, ImageFont
 
 
 INK, FAINT, LINE, PAPER = "#1b1f24", "#6a737d", "#d0d7de", "#ffffff"
 BLUE, GREEN, RED, GREY = "#2f81f7", "#1a7f37", "#cf222e", "#8c959f"
 THUMB = (150, 100)
+# The font that Pillow carries has few letters beyond ASCII; these have no parts to fall back on.
+_PLAIN = {"ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ß": "ss", "đ": "d", "ł": "l", "Ł": "L"}
+_PLAIN |= {"ı": "i", "–": "-", "—": "-", "→": "->", "≈": "~", "✓": "+", "✗": "x"}
 
 
 def canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -17,8 +23,8 @@ def canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def write(draw: ImageDraw.ImageDraw, left: int, top: int, text: str, size: int, colour: str) -> None:
-    """Writes one line."""
-    draw.text((left, top), text, font=ImageFont.load_default(size), fill=colour)
+    """Writes one line, in the letters that there are."""
+    draw.text((left, top), drawable(text), font=ImageFont.load_default(size), fill=colour)
 
 
 def write_lines(
@@ -27,7 +33,7 @@ def write_lines(
     """Writes at most `lines` wrapped lines and returns their height in pixels."""
     font = ImageFont.load_default(size)
     wrapped: list[str] = []
-    for word in text.split():
+    for word in drawable(text).split():
         trial = f"{wrapped[-1]} {word}" if wrapped else word
         if wrapped and draw.textlength(trial, font=font) <= width:
             wrapped[-1] = trial
@@ -38,6 +44,29 @@ def write_lines(
     for place, line in enumerate(wrapped):
         write(draw, left, top + place * (size + 4), line, size, colour)
     return len(wrapped) * (size + 4)
+
+
+def drawable(text: str) -> str:
+    """The text in letters that the font has: others lose their accents, or become a question mark.
+
+    >>> drawable("Asunción, Ōsaka: 首都?")
+    'Asuncion, Osaka: ???'
+    """
+    return "".join(letter if letter.isascii() or _has_glyph(letter) else _plainer(letter) for letter in text)
+
+
+def _plainer(letter: str) -> str:
+    base = "".join(part for part in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(part))
+    plain = _PLAIN.get(letter, base)
+    return plain if plain.isascii() else "?"
+
+
+@lru_cache(maxsize=4096)
+def _has_glyph(letter: str) -> bool:
+    """Whether the font draws anything but the box that stands for what it lacks."""
+    font = ImageFont.load_default(20)
+    found, lacking = font.getmask(letter), font.getmask("\uffff")
+    return found.size != lacking.size or bytes(found) != bytes(lacking)
 
 
 def dashed_line(draw: ImageDraw.ImageDraw, start: tuple[int, int], end: tuple[int, int], colour: str = FAINT) -> None:

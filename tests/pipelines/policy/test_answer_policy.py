@@ -16,7 +16,12 @@ from hf_ravlm.evaluation import IsotonicCalibrator, TemperatureCalibrator
 from hf_ravlm.pipelines.answering import answer_questions
 from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
 from hf_ravlm.pipelines.policy.decision_heads import ANSWER_FEATURES, DRAFT_FEATURES, DecisionHead, UncertaintyRule
-from hf_ravlm.pipelines.policy.features import passage_agreement, passage_features, word_shares
+from hf_ravlm.pipelines.policy.features import (
+    evidence_features,
+    passage_agreement,
+    passage_features,
+    word_shares,
+)
 from hf_ravlm.retrieval import Evidence
 from hf_ravlm.saving.checksums import accept_changes
 from tiny import picture, tiny_model, tiny_processor
@@ -182,6 +187,15 @@ def test_agreement_counts_pairs_of_passages():
 def test_features_need_scores():
     with pytest.raises(InvalidInputError, match="judges passages by their scores"):
         passage_features([SimpleNamespace(text="a")], {})
+
+
+def test_the_lead_of_the_best_and_the_widest_step_between_neighbours_whatever_the_order():
+    for scores in ((0.95, 0.9, 0.5), (0.5, 0.95, 0.9)):
+        told = evidence_features(passage_features(found(*scores), {}), [1.0] * 3, [0])
+        assert told["score_lead"] == pytest.approx(0.05)
+        assert told["widest_step"] == pytest.approx(0.4)
+    alone = evidence_features(passage_features(found(0.9), {}), [1.0], [0])
+    assert (alone["score_lead"], alone["widest_step"]) == (0.0, 0.0)
 
 
 def test_features_of_a_passage_compare_it_with_its_rivals():

@@ -25,9 +25,13 @@ DRAFT_FEATURES = ("mean_probability", "min_probability", "entropy", "margin", "f
 # with it, in 0..1, and that as a share of the most that any passage reaches.
 PASSAGE_FEATURES = ("score", "below_best", "above_last", "agreement", "relative_agreement")
 # Of the passages that were read: the best cosine, what the critic said of the first and at most, the agreement of the
-# first. Of all that were found: by how much the last one's cosine is lower than the best, and the share that was kept.
+# first. Of all that were found: by how much the last one's cosine is lower than the best, and the second's (which fact
+# it is), the widest step between neighbours (which thing it is about), and the share that was kept.
 # Whether the answer stands in a passage that was read, and the share of the kept passages in which it stands.
-EVIDENCE_FEATURES = ("best_score", "first_critic", "best_critic", "first_agreement", "score_drop", "share_kept")
+EVIDENCE_FEATURES = (
+    *("best_score", "first_critic", "best_critic", "first_agreement"),
+    *("score_drop", "score_lead", "widest_step", "share_kept"),
+)
 ANSWER_FEATURES = (*DRAFT_FEATURES, *EVIDENCE_FEATURES, "is_quoted", "share_quoting")
 
 UNCERTAINTY_RULES = ("max_probability", "entropy", "margin")

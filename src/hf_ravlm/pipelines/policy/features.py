@@ -109,12 +109,16 @@ def evidence_features(
     if not beliefs:
         return dict.fromkeys(EVIDENCE_FEATURES, 0.0)
     scores = features["score"]
+    ranked = scores.sort(descending=True).values
+    steps = ranked[:-1] - ranked[1:] if len(ranked) > 1 else torch.zeros(1)
     return {
-        "best_score": float(scores.max()),
+        "best_score": float(ranked[0]),
         "first_critic": beliefs[kept[0]] if kept else 0.0,
         "best_critic": max(beliefs),
         "first_agreement": float(features["agreement"][kept[0]]) if kept else 0.0,
-        "score_drop": float(scores.max() - scores[-1]),
+        "score_drop": float(ranked[0] - scores[-1]),
+        "score_lead": float(steps[0]),
+        "widest_step": float(steps.max()),
         "share_kept": len(kept) / len(beliefs),
     }
 
