@@ -4,7 +4,7 @@
 
 Loads the folder that `examples/train_flags.py` wrote (model, processor, knowledge base, vectors) and asks about
 pictures of the 40 countries that were kept out of training, in drawing styles that were kept out, too: each country
-one of six questions in turn, some in words that were kept out and one in Chinese. One picture of every seventh country
+one of six questions in turn, some in words that were kept out and one in Chinese. One picture of every fifth country
 is shown, in the next style each time, with the passage behind the answer and whether it is right (by chance, if the
 passage is about another country); right ones come first, and how many are right of all stands below. Then the same
 where every passage about the country is taken away: how many answers a policy withholds, and the first of them. Draws
@@ -44,7 +44,7 @@ ASKED = (
     ("describe", OFFICIAL["describe"], None),
     ("name", OFFICIAL["name"], None),
 )
-EVERY, STYLES, BATCH = 7, 3, 16
+EVERY, STYLES, BATCH = 5, 3, 16
 MARKS = {"right": "✓", "right by chance": "≈", "withheld": "–", "wrong": "✗"}
 
 
@@ -121,7 +121,7 @@ def asked_in_turn(world: World) -> list[Task]:
 
 
 def is_shown(world: World, task: Task) -> bool:
-    """Whether a picture is of those shown: of every seventh country one, in the next style each time."""
+    """Whether a picture is of those shown: of every fifth country one, in the next style each time."""
     turn, rest = divmod(world.dev.index(task.entity), EVERY)
     styles = [style for _, style, _ in unseen_pictures()[:STYLES]]
     return rest == 0 and task.view == styles[turn % STYLES]

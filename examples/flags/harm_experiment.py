@@ -42,7 +42,7 @@ from flags.wrong_knowledge import (
     rows_with_twins,
     true_rows,
 )
-from hf_ravlm.evaluation import exact_match, withholding_threshold
+from hf_ravlm.evaluation import exact_match
 from hf_ravlm.pipelines.answering import answer_questions
 from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
 from hf_ravlm.training.policy_fitting import JudgedQuestion, fit_answer_policy
@@ -51,7 +51,6 @@ from hf_ravlm.training.policy_fitting import JudgedQuestion, fit_answer_policy
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 WORLDS = ("clean", "reworded", "strangers", "twins", "swaps", "forgeries", "half gone", "all gone")
 FEARED = ("clean", "reworded", "strangers", "twins", "swaps", "half gone")  # what the policy is fitted on
-GAPS = "half gone"  # whose answers set how sure an answer has to be
 ONE_SEED = ("clean", "reworded", "all gone")
 FIT_SEED = 1000
 HIDDEN_DIM = 4  # a passage may be far below the best or name something else, but not both
@@ -65,9 +64,7 @@ class Options:
     output: str = field(default="harm", metadata={"help": "Folder for tables, curve and policy."})
     num_questions: int = field(default=200, metadata={"help": "About the dev countries, drawn once for all worlds."})
     num_candidates: int = field(default=16, metadata={"help": "Passages that the critic sees."})
-    precision: float = field(
-        default=0.97, metadata={"help": "How many withheld answers must be wrong where half is gone."}
-    )
+    precision: float = field(default=0.97, metadata={"help": "How many withheld answers of the fit must be wrong."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Of what goes wrong."})
 
 
@@ -140,11 +137,7 @@ class Flags:
             asked = [replace(t, question=ask_anyhow(t.kind, rng)) for t in tasks] if name == "reworded" else tasks
             judged += self.judged(asked, self.find(asked, self.world.held_out, name, FIT_SEED))
         parts = (self.ask.model, self.ask.processor, judged)
-        policy = fit_answer_policy(*parts, wrong_cost=0.0, hidden_dim=HIDDEN_DIM, max_new_tokens=32)
-        found = self.find(tasks, self.world.held_out, GAPS, FIT_SEED + 1)
-        answers = self.answer(tasks, found, policy)
-        told = outcome(tasks, found, answers, answers)
-        return replace(policy, answer_threshold=withholding_threshold(told["sure"], told["said"], precision))
+        return fit_answer_policy(*parts, abstention_precision=precision, hidden_dim=HIDDEN_DIM, max_new_tokens=32)
 
 
 def main(options: Options) -> None:

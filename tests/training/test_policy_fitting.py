@@ -105,6 +105,17 @@ def test_critic_and_abstention_do_no_harm(fit):
     assert auroc(confident, right) > 0.95
 
 
+def test_as_much_is_withheld_as_a_share_of_wrong_answers_allows(fit):
+    questions, held = world(150, 1), {}
+    for precision in (0.95, 0.7, 0.0):
+        answers = ask(fit(abstention_precision=precision), questions)
+        held[precision] = [answer for answer in answers if answer.decision.abstained]
+        assert share(answer.decision.withheld == "wrong" for answer in held[precision]) > precision - 0.1
+    assert 20 < len(held[0.95]) <= len(held[0.7]) < len(held[0.0]) == len(questions)
+    with pytest.raises(InvalidInputError, match=r"precision=1.5: expected a share"):
+        fit(abstention_precision=1.5)
+
+
 def test_the_gate_saves_searches_at_equal_accuracy(fit):
     questions = world(150, 2)
     always, gated = ask(fit(wrong_cost=0.0), questions), ask(fit(wrong_cost=0.0, search_cost=0.02), questions)

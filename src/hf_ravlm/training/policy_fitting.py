@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from ..errors import InvalidInputError
 from ..metrics.calibration import auroc, fit_isotonic, fit_temperature
-from ..metrics.decisions import best_threshold
+from ..metrics.decisions import best_threshold, withholding_threshold
 from ..pipelines.answering import read_with_confidence
 from ..pipelines.policy.answer_policy import AnswerPolicy
 from ..pipelines.policy.decision_heads import (
@@ -161,6 +161,7 @@ def fit_answer_policy(
     k: int | None = None,
     search_cost: float | None = None,
     wrong_cost: float = 1.0,
+    abstention_precision: float | None = None,
     keep_weight: float = 3.0,
     calibration: Literal["isotonic", "temperature"] = "isotonic",
     num_folds: int = 5,
@@ -185,6 +186,8 @@ def fit_answer_policy(
         search_cost (`float`, *optional*): What a search costs, where a right answer is worth 1. `None` fits no gate:
             every question is searched for.
         wrong_cost (`float`): What a wrong answer costs. 0 never abstains; 1 answers from even odds on; 9 from 90 %.
+        abstention_precision (`float`, *optional*): In the place of `wrong_cost`, how many of the withheld answers must
+            have been wrong, in 0..1: as many are withheld as that allows.
         keep_weight (`float`): What losing a relevant passage costs, where keeping an irrelevant one costs 1.
         calibration (`str`): `"isotonic"` (some hundred questions) or `"temperature"` (fewer).
         num_folds (`int`): At least 2.
@@ -222,7 +225,10 @@ def fit_answer_policy(
     confidence, raw = _cross_fit("confidence", features, right >= 0.5, folds, hidden_dim)
     calibrator = {"isotonic": fit_isotonic, "temperature": fit_temperature}[calibration](raw, right >= 0.5)
     calibrated = calibrator(raw)
-    threshold = _threshold("confidence", calibrated, right >= 0.5, np.where(right >= 0.5, 1.0, -wrong_cost))
+    if abstention_precision is None:
+        threshold = _threshold("confidence", calibrated, right >= 0.5, np.where(right >= 0.5, 1.0, -wrong_cost))
+    else:
+        threshold = withholding_threshold(calibrated, right >= 0.5, abstention_precision)
     return replace(policy, confidence=confidence, calibrator=calibrator, answer_threshold=threshold)
 
 
