@@ -1,19 +1,25 @@
-"""The card of `report.json`: nothing in it is typed by hand."""
+"""The card of what `examples/train_detector.py` measured with one or several seeds; nothing in it is typed by hand.
+
+python examples/detection/card.py runs/detector0 runs/detector1 runs/detector2 --out model_cards
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 
 PARTS = ("base", "novel", "all", "objects")
 
 
-def write_card(folder: Path) -> None:
-    """Writes `detection.md` beside the report, which holds the runs of one or several seeds."""
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    runs: list[dict[str, Any]] = report["runs"]
+def write_card(folders: Sequence[Path], out: Path) -> None:
+    """Writes `detection.md` from the reports in the folders of runs, with the picture of the first."""
+    runs: list[dict[str, Any]] = [json.loads((folder / "report.json").read_text("utf-8")) for folder in folders]
     first, seeds = runs[0], ", ".join(str(run["seed"]) for run in runs)
     scenes = f"{first['scenes']} scenes, {first['base']} base and {first['novel']} novel classes"
     lines = [
@@ -23,7 +29,7 @@ def write_card(folder: Path) -> None:
         f"processor core; the shipped towers look its boxes up. {scenes}; novel countries stand in no training scene "
         f"of the detector or of the towers, and tests are drawn in styles that no entry and no training scene has. "
         f"Seeds: {seeds}. COCO's measures by pycocotools. *Objects*: all classes taken for one. Written by "
-        "`examples/train_detector.py`.",
+        "`examples/detection/card.py`.",
         "",
         "| | classes | mAP | mAP50 | recall |",
         "|---|---|---|---|---|",
@@ -36,7 +42,9 @@ def write_card(folder: Path) -> None:
             lines.append(f"| {arm} | {part} | {' | '.join(cells)} |")
     told = ", ".join(f"{name} {spread([run['fit'][name] for run in runs])}" for name in first["fit"])
     lines += ["", f"Set on base classes alone: {told}."]
-    (folder / "detection.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines += ["", "![Scenes with their surest boxes, and below each the entry that it rests on](detection.png)"]
+    Image.open(folders[0] / "boxes.png").quantize(256).save(out / "detection.png", optimize=True)
+    (out / "detection.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def spread(values: list[float]) -> str:
@@ -47,3 +55,11 @@ def spread(values: list[float]) -> str:
     """
     mean = f"{sum(values) / len(values):.3f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f}-{max(values):.3f})"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="what --output_dir was of each run")
+    parser.add_argument("--out", type=Path, default=Path("model_cards"), help="where the card goes")
+    arguments = parser.parse_args()
+    write_card(arguments.folders, arguments.out)
