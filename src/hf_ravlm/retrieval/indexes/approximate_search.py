@@ -13,10 +13,8 @@ from .faiss_settings import import_faiss
 from .index_types import index_type, search_parameters
 
 
-# Codes of few bits need many candidates; the scores in float64 are for those that may be among the best. Of one or two
-# queries all candidates get them at once: what FAISS would save is less than a call of it costs.
+# Codes of few bits need many candidates; the scores in float64 are for those that may be among the best.
 _FEW = 4
-_MOST_SCORED_AT_ONCE = 160
 
 # Costs are counted in comparisons of exact search, one vector after the other. The constants are measured with FAISS
 # 1.15 on vectors of width 384 (a comparison takes a tenth of a microsecond), and good to half as much again.
@@ -76,7 +74,7 @@ def approximate_search(
     if allowed is not None and not knows_filters:
         rows = np.where((rows >= 0) & allowed[np.maximum(rows, 0)], rows, -1)
         rows = np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), axis=1)  # nothing at the end
-    if count > k + _FEW and rows.size > _MOST_SCORED_AT_ONCE:
+    if count > k + _FEW:
         rows = _nearest(queries, vectors, rows, k + _FEW)
     scores = exact_scores(queries, vectors, rows)
     missing = rows < 0
