@@ -42,6 +42,7 @@ ARMS = ("closed-book", "retrieved", "gold")
 MEASURES = {"exact match": exact_match, "VQA accuracy": lambda said, accepted: vqa_of_one(said, accepted)}
 SEEDS = (0, 1, 2)
 BATCH = 16
+CARD = "flags_closed_set.md"
 GOALS = {"retrieved": 0.93, "gold": 0.98, "added": 0.9}
 
 
@@ -199,7 +200,7 @@ def main() -> None:
         report["kinds"][kind] = [measure(parts, world, kind, seed, options.number) for seed in SEEDS]
         print(kind, report["kinds"][kind], round(time.perf_counter() - began), "s", flush=True)
         (options.out / "closed_set.json").write_text(json.dumps(report, indent=1) + "\n")
-    write_card(report, options.out / "flags_closed_set.md")
+    write_card(report, options.out / CARD)
 
 
 if __name__ == "__main__":

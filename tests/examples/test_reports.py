@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -23,3 +24,11 @@ def test_a_card_says_what_its_report_says(name, tmp_path, monkeypatch):
     for line in written.splitlines():
         if line.startswith("!["):
             assert (ROOT / "model_cards" / line.split("](")[1].rstrip(")")).is_file()
+
+
+@pytest.mark.parametrize("name", ["closed_set"])
+def test_a_card_of_the_flags_says_what_its_report_says(name, tmp_path):
+    module = import_module(f"flags.{name}")
+    report = json.loads((ROOT / "examples" / "flags" / f"{name}.json").read_text())
+    module.write_card(report, tmp_path / module.CARD)
+    assert (tmp_path / module.CARD).read_text("utf-8") == (ROOT / "model_cards" / module.CARD).read_text("utf-8")
