@@ -153,8 +153,11 @@ def came_out(world: World, task: Task, record: dict[str, Any]) -> str:
 def caption(world: World, one: Asked) -> str:
     """Style and country, and what came of it."""
     name = world.entities[one.task.entity]["name"]
-    truth = f" ({one.task.answers[0] if one.task.answers else name})" if one.came_out == "wrong" else ""
-    return f"{one.task.view}: {name}: {one.came_out}{truth}"
+    notes = {
+        "wrong": f" ({one.task.answers[0] if one.task.answers else name})",
+        "withheld": " (nothing is known of it)",
+    }
+    return f"{one.task.view}: {name}: {one.came_out}{notes.get(one.came_out, '')}"
 
 
 def print_answer(world: World, one: Asked) -> None:

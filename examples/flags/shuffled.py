@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from flags.invented import MONEY, InventedNames, exchange_words
 from flags.questions import KINDS, SHORT_KINDS, ask
 from flags.texts import description, fact_fields, facts_text, passage_texts
-from flags.wordings import ask_anyhow
+from flags.wordings import ask_in_noise
 
 
 UNKNOWN = "unknown"  # the answer where no passage has one
 CLOSED_BOOK_SHARE = 0.02
 ANSWERED_FIRST_SHARE = 0.88
 WHOLE_SHARE, RIVALS_SHARE, MOST_PASSAGES = 0.75, 0.2, 9  # of `whole_example`
-FOUND_SHARE, FOUND_FIRST_SHARE, MISSED_SHARE = 0.85, 0.7, 0.1  # of `whole_example`, too
+# Of `whole_example`, too: what a search brings, what stage 3 reads, and of the former whether it stands first, or not
+# at all, and how many are descriptions.
+FOUND_SHARE, USUAL_SHARE, FOUND_FIRST_SHARE, MISSED_SHARE, DESCRIBED_SHARE = 0.55, 0.35, 0.5, 0.06, 0.2
 LEFT_OUT = {"facts": 0.65, "background": 0.75}  # shares; any other passage is missing less often
 ASKED_BY_PASSAGE = {**{kind: kind for kind in (*SHORT_KINDS, "meaning")}, "flag": "describe"}
 _LESSER_FIELDS = ("demonym", "calling", "area", "independence", "national_symbol", "national_colors")
@@ -97,7 +99,7 @@ class ShuffledCountries:
         words = sorted({word for texts in self.texts.values() for text in texts for word in _words(text)})
         self.names = InventedNames(words, self.pools["name"] + self.pools["capital"], self.rng)
 
-    def example(self, short_only: bool = False) -> Example:
+    def example(self, short_only: bool = False, ask: Callable[[str, random.Random], str] = ask) -> Example:
         """The next example.
 
         Most of them ask one question whose passage stands first, as a good retriever puts it; the others ask several,
@@ -105,6 +107,7 @@ class ShuffledCountries:
 
         Args:
             short_only (`bool`): Only contexts of one country, with few passages: what to start with.
+            ask (`Callable[[str, random.Random], str]`): words a question of a kind.
         """
         rng = self.rng
         if rng.random() < CLOSED_BOOK_SHARE:
@@ -127,15 +130,17 @@ class ShuffledCountries:
     def whole_example(self) -> Example:
         """Passages of one country in any order, and many questions on them, in the wordings of `flags.wordings`.
 
-        Most are what a search for one passage brings, see `_found_example`. Of the others most are all that is known
-        of the country, as a search by group brings it; some are a few of them, and behind some stand passages about
-        other countries. What no passage of the country answers is asked for, too.
+        Most are what a search for one passage brings, see `_found_example`, many those of `example` in other words. Of
+        the others most are all that is known of the country, as a search by group brings it; some are a few of them,
+        and behind some stand passages about other countries. What no passage of the country answers is asked for, too.
         """
         rng = self.rng
         if rng.random() < CLOSED_BOOK_SHARE:
             return self._closed_book()
-        if rng.random() < FOUND_SHARE:
+        if (sort := rng.random()) < FOUND_SHARE:
             return self._found_example()
+        if sort < FOUND_SHARE + USUAL_SHARE:
+            return self.example(ask=ask_in_noise)
         row = self.country()
         shown = [one for one in self.passages_of(row) if rng.random() >= LEFT_OUT.get(one.kind, 0.06)]
         shown = shown or self.passages_of(row)
@@ -146,7 +151,7 @@ class ShuffledCountries:
         if rng.random() < RIVALS_SHARE:
             rivals = self.passages_of(self.country())
             shown = (shown + rng.sample(rivals, min(rng.choice([1, 2, 3]), len(rivals))))[:MOST_PASSAGES]
-        turns = [(kind, ask_anyhow(kind, rng), answers[kind]) for kind in self._many_kinds(answers)]
+        turns = [(kind, ask_in_noise(kind, rng), answers[kind]) for kind in self._many_kinds(answers)]
         return Example([passage.text for passage in shown], turns)
 
     def country(self) -> dict:
@@ -226,11 +231,13 @@ class ShuffledCountries:
         passages = [one for one in self.passages_of(self.country()) if rng.random() >= LEFT_OUT.get(one.kind, 0)]
         rng.shuffle(passages)
         gold = next(one for one in passages if one.kind in ASKED_BY_PASSAGE)
+        if rng.random() < DESCRIBED_SHARE:
+            gold = next((one for one in passages if one.kind == "flag"), gold)
         kind = ASKED_BY_PASSAGE[gold.kind]
         rest = [one for one in passages if one is not gold]
         if gold.kind == "flag":  # a description needs the meaning near
             rest.sort(key=lambda one: one.kind != "meaning")
-        rest = rest[: rng.choice([0, 1, 1, 1, 2, 3])]
+        rest = rest[: rng.choice([0, 0, 1, 1, 2, 3])]
         missed = bool(rest) and kind != "name" and rng.random() < MISSED_SHARE
         first = missed or rng.random() < FOUND_FIRST_SHARE
         shown = rest if missed else [gold, *rest] if first else rng.sample([gold, *rest], len(rest) + 1)
@@ -240,7 +247,7 @@ class ShuffledCountries:
             shown = shown + ([one for one in rivals if one.kind == gold.kind] or rivals[:1])
         kinds = [kind] * (1 if kind in ("meaning", "describe") else 3)
         kinds += [one.kind for one in rest if one.kind in SHORT_KINDS and rng.random() < 0.5]
-        turns = [(kind, ask_anyhow(kind, rng), answers[kind]) for kind in kinds]
+        turns = [(kind, ask_in_noise(kind, rng), answers[kind]) for kind in kinds]
         return Example([passage.text for passage in shown], turns)
 
     def _kinds_to_ask(self, answers: Mapping[str, str], num_passages: int) -> list[str]:

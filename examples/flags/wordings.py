@@ -14,6 +14,11 @@ from flags.questions import OFFICIAL, PARAPHRASES, UNSEEN
 
 
 CHINESE_SHARE, OFFICIAL_SHARE, FRAMED_SHARE, CHATTER_SHARE = 0.3, 0.2, 0.55, 0.25
+NOISE_SHARE, STREWN_SHARE, MADE_UP_SHARE = (
+    0.4,
+    0.25,
+    0.5,
+)  # of `ask_in_noise`: of all, of what is framed, of idle words
 
 # What is asked about: a noun that fits into any frame. "describe" and "meaning" are about the flag, the rest about
 # the country.
@@ -453,6 +458,16 @@ _CHINESE_CHATTER = (
 )
 _JOINTS = (" ", ", ", ". ", ": ", " - ", "! ", "; ", "... ")
 _CHINESE_JOINTS = ("", ",", "。", ":", "!", ",", "、")
+# Letters that often stand beside what is asked for, and in no noun for it.
+_CHINESE_LETTERS = sorted(
+    {
+        *"一是在不了有和人这中大上个他以我到时要就会可也你对生能而子那得着下自年过后作里道然事成多么去学如都同现当没动面起看天"
+    }
+    | {
+        *"分还进好小些样心她前开但因只从想实日者无力它与长把机十第此已使情明又关点正外将两间由问很最重物手应向头体相见被利二等"
+    }
+    - {letter for nouns in CHINESE_NOUNS.values() for noun in nouns for letter in noun}
+)
 _CHINESE_GREETINGS = ("你好,", "请问,", "看这面旗。", "问一下:", "您好!")
 
 
@@ -485,6 +500,36 @@ def ask_anyhow(kind: str, rng: random.Random) -> str:
     return _among_chatter(question, rng, is_chinese) if rng.random() < CHATTER_SHARE else question
 
 
+def ask_in_noise(kind: str, rng: random.Random) -> str:
+    """As `ask_anyhow`, but a quarter of the framed questions have no frame, and idle words are any.
+
+    What is asked for then has to be found among words that no frame explains, half of them such as nobody ever said.
+
+    Example:
+
+    ```python
+    >>> ask_in_noise("currency", random.Random(6))
+    'Tu asks mudopa! What is the monetary unit of the pictured country?'
+
+    ```
+    """
+    is_chinese = rng.random() < CHINESE_SHARE
+    if not is_chinese and rng.random() < OFFICIAL_SHARE:
+        question = OFFICIAL[kind]
+    elif rng.random() < FRAMED_SHARE:
+        is_strewn = rng.random() < STREWN_SHARE
+        frames = CHINESE_FRAMES if is_chinese else FRAMES
+        question = _strewn(kind, rng, is_chinese) if is_strewn else _framed(kind, frames, rng, is_chinese)
+    else:
+        sentences = CHINESE_SENTENCES[kind] if is_chinese else (*PARAPHRASES[kind], *SENTENCES[kind])
+        question = rng.choice(sentences)
+    if is_chinese:
+        question = rng.choice(_CHINESE_GREETINGS) + question if rng.random() < 0.08 else question
+    elif question != OFFICIAL[kind]:
+        question = _spoilt(question, rng)
+    return _among_chatter(question, rng, is_chinese, MADE_UP_SHARE) if rng.random() < NOISE_SHARE else question
+
+
 def ask_kept_out(family: str, kind: str, rng: random.Random) -> str:
     """One question of a family that nothing was trained on.
 
@@ -509,22 +554,53 @@ def trained_wordings(kind: str) -> list[str]:
 
 
 def _framed(kind: str, frames: tuple[str, ...], rng: random.Random, is_chinese: bool = False) -> str:
-    about_flag = kind in ("meaning", "describe")
-    if is_chinese:
-        nouns, whose = CHINESE_NOUNS[kind], CHINESE_FLAGS if about_flag else CHINESE_COUNTRIES
-    else:
-        nouns, whose = NOUNS[kind], FLAGS if about_flag else COUNTRIES
+    nouns, whose = _words_for(kind, is_chinese)
     question = rng.choice(frames).format(noun=rng.choice(nouns), whose=rng.choice(whose))
     return question[:1].upper() + question[1:] if rng.random() < 0.8 else question
 
 
-def _among_chatter(question: str, rng: random.Random, is_chinese: bool) -> str:
+def _words_for(kind: str, is_chinese: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Nouns for what is asked, and words for whose it is."""
+    about_flag = kind in ("meaning", "describe")
+    if is_chinese:
+        return CHINESE_NOUNS[kind], CHINESE_FLAGS if about_flag else CHINESE_COUNTRIES
+    return NOUNS[kind], FLAGS if about_flag else COUNTRIES
+
+
+def _strewn(kind: str, rng: random.Random, is_chinese: bool) -> str:
+    """No frame at all: what is asked for and whose it is, in either order, among idle words."""
+    blank, (nouns, whose) = "" if is_chinese else " ", _words_for(kind, is_chinese)
+    noun, owner = rng.choice(nouns), rng.choice(whose)
+    parts = [noun, owner][:: rng.choice((1, 1, -1))] if rng.random() < 0.8 else [noun]
+    words = [
+        _idle_words(rng, is_chinese, 3, MADE_UP_SHARE) if rng.random() < 0.7 else "" for _ in range(len(parts) + 1)
+    ]
+    laid = [words[0], *(one for pair in zip(parts, words[1:], strict=True) for one in pair)]
+    return blank.join(filter(None, laid)) + rng.choice(("", "?", "?", ".", "!", ":"))
+
+
+def _idle_words(rng: random.Random, is_chinese: bool, most: int, made_up: float) -> str:
+    """Words that tell nothing, so large a share of them such as nobody ever said."""
+    number, words = rng.randint(1, most), _CHINESE_CHATTER if is_chinese else _CHATTER
+    if not made_up:
+        chosen = rng.choices(words, k=number)
+    else:
+        chosen = [_made_up(rng, is_chinese) if rng.random() < made_up else rng.choice(words) for _ in range(number)]
+    return ("" if is_chinese else " ").join(chosen)
+
+
+def _made_up(rng: random.Random, is_chinese: bool) -> str:
+    if is_chinese:
+        return rng.choice(_CHINESE_LETTERS)
+    syllables = [rng.choice("bcdfghklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3))]
+    return "".join(syllables)
+
+
+def _among_chatter(question: str, rng: random.Random, is_chinese: bool, made_up: float = 0.0) -> str:
     """The question with words before it, behind it or both that tell nothing."""
-    words, joints = (_CHINESE_CHATTER, _CHINESE_JOINTS) if is_chinese else (_CHATTER, _JOINTS)
+    joints = _CHINESE_JOINTS if is_chinese else _JOINTS
     sides = rng.choice(((1, 0), (0, 1), (1, 1)))
-    before, behind = (
-        ("" if is_chinese else " ").join(rng.choices(words, k=rng.randint(1, 6))) if side else "" for side in sides
-    )
+    before, behind = (_idle_words(rng, is_chinese, 6, made_up) if side else "" for side in sides)
     before = before[:1].upper() + before[1:] + rng.choice(joints) if before else ""
     return f"{before}{question}{rng.choice(joints)}{behind}" if behind else before + question
 

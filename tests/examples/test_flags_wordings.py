@@ -17,6 +17,7 @@ from flags.wordings import (
     KEPT_OUT_SENTENCES,
     SENTENCES,
     ask_anyhow,
+    ask_in_noise,
     ask_kept_out,
 )
 
@@ -26,10 +27,11 @@ def is_chinese(text: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_is_asked_for_in_hundreds_of_wordings_of_two_languages(kind):
+@pytest.mark.parametrize("ask", [ask_anyhow, ask_in_noise])
+def test_a_kind_is_asked_for_in_hundreds_of_wordings_of_two_languages(kind, ask):
     rng, again = random.Random(0), random.Random(0)
-    asked = [ask_anyhow(kind, rng) for _ in range(2000)]
-    assert asked == [ask_anyhow(kind, again) for _ in range(2000)]
+    asked = [ask(kind, rng) for _ in range(2000)]
+    assert asked == [ask(kind, again) for _ in range(2000)]
     assert len(set(asked)) > 800
     assert 0.25 < sum(map(is_chinese, asked)) / len(asked) < 0.35
     assert all(question.strip() and "{" not in question for question in asked)
@@ -58,7 +60,7 @@ def test_nothing_that_is_kept_out_is_trained_on():
     assert not kept & trained
     assert {question for asked in UNSEEN.values() for question in asked} <= kept
     rng = random.Random(2)
-    asked = {ask_anyhow(kind, rng).casefold() for kind in KINDS for _ in range(3000)}
+    asked = {ask(kind, rng).casefold() for kind in KINDS for ask in (ask_anyhow, ask_in_noise) for _ in range(3000)}
     beginnings = [frame.split("{")[0].casefold() for frame in frames if len(frame.split("{")[0]) > 8]
     assert len(beginnings) >= 10
     assert [question for question in asked if question.startswith(tuple(beginnings))] == []
