@@ -201,6 +201,7 @@ def examples_to_choose_in(rows, found_share: float) -> list:
     countries = ShuffledCountries(rows, seed=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shuffled, "FOUND_SHARE", found_share)
+        patch.setattr(shuffled, "USUAL_SHARE", 0.0)
         return [example for example in (countries.whole_example() for _ in range(600)) if example.passages]
 
 
@@ -254,7 +255,7 @@ def test_every_answer_is_of_the_first_passages_country(examples, request):
                 missing += 1
             elif kind != "describe":
                 assert own[kind] == answer or own[kind].startswith((f"{answer}, ", f"{answer} ("))
-    assert missing > 50
+    assert missing > 30
 
 
 def test_whole_countries_are_asked_about_in_many_words(whole_examples):
