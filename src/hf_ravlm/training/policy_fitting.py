@@ -224,12 +224,14 @@ def fit_answer_policy(
     features = columns_of([{name: row[name] for name in ANSWER_FEATURES} for row in answers])
     confidence, raw = _cross_fit("confidence", features, right >= 0.5, folds, hidden_dim)
     calibrator = {"isotonic": fit_isotonic, "temperature": fit_temperature}[calibration](raw, right >= 0.5)
-    calibrated = calibrator(raw)
-    if abstention_precision is None:
-        threshold = _threshold("confidence", calibrated, right >= 0.5, np.where(right >= 0.5, 1.0, -wrong_cost))
-    else:
-        threshold = withholding_threshold(calibrated, right >= 0.5, abstention_precision)
+    threshold = _answer_threshold(calibrator(raw), right >= 0.5, wrong_cost, abstention_precision)
     return replace(policy, confidence=confidence, calibrator=calibrator, answer_threshold=threshold)
+
+
+def _answer_threshold(confidences: np.ndarray, right: np.ndarray, cost: float, precision: float | None) -> float:
+    if precision is not None:
+        return withholding_threshold(confidences, right, precision)
+    return _threshold("confidence", confidences, right, np.where(right, 1.0, -cost))
 
 
 def _fit_critic(policy: AnswerPolicy, questions, folds: np.ndarray, hidden_dim: int, keep_weight: float):
