@@ -26,7 +26,7 @@ def test_a_card_says_what_its_report_says(name, tmp_path, monkeypatch):
             assert (ROOT / "model_cards" / line.split("](")[1].rstrip(")")).is_file()
 
 
-@pytest.mark.parametrize("name", ["closed_set"])
+@pytest.mark.parametrize("name", ["closed_set", "compression"])
 def test_a_card_of_the_flags_says_what_its_report_says(name, tmp_path):
     module = import_module(f"flags.{name}")
     report = json.loads((ROOT / "examples" / "flags" / f"{name}.json").read_text())
