@@ -98,7 +98,8 @@ def write_card(report: dict[str, Any], path: Path) -> None:
         f"weights that are left learned from {report['rows']} questions about other countries (epochs: "
         f"{report['epochs']:g}). One question is {1 / report['questions']:.3f} of exact match: differences smaller "
         "than about five of them are chance. *Written* is all that has numbers, vectors of the knowledge base among "
-        "it; *memory* is of all weights, towers among them; *time* is CPU time for an answer against the dense model of "
+        "it; *memory* is of all weights, towers among them; *time* is CPU time for an answer against the dense model "
+        "of "
         "the same run. Zeros take as much room as other numbers, and are quicker on GPUs with kernels for 2:4 "
         "sparsity alone. Written by `examples/flags/compression.py`.",
         "",
