@@ -17,9 +17,10 @@ from PIL import Image
 PARTS = ("base", "novel", "all", "objects")
 
 
-def write_card(folders: Sequence[Path], out: Path) -> None:
-    """Writes `detection.md` from the reports in the folders of runs, with the picture of the first."""
-    runs: list[dict[str, Any]] = [json.loads((folder / "report.json").read_text("utf-8")) for folder in folders]
+def write_card(folder: Path) -> None:
+    """Writes `detection.md` beside a report, which holds the runs of one or several seeds."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    runs: list[dict[str, Any]] = report["runs"]
     first, seeds = runs[0], ", ".join(str(run["seed"]) for run in runs)
     scenes = f"{first['scenes']} scenes, {first['base']} base and {first['novel']} novel classes"
     lines = [
@@ -43,8 +44,7 @@ def write_card(folders: Sequence[Path], out: Path) -> None:
     told = ", ".join(f"{name} {spread([run['fit'][name] for run in runs])}" for name in first["fit"])
     lines += ["", f"Set on base classes alone: {told}."]
     lines += ["", "![Scenes with their surest boxes, and below each the entry that it rests on](detection.png)"]
-    Image.open(folders[0] / "boxes.png").quantize(256).save(out / "detection.png", optimize=True)
-    (out / "detection.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "detection.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def spread(values: list[float]) -> str:
@@ -57,9 +57,18 @@ def spread(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f}-{max(values):.3f})"
 
 
+def join_runs(folders: Sequence[Path], out: Path) -> None:
+    """Writes one report of several runs, its card, and the picture of the first run."""
+    out.mkdir(parents=True, exist_ok=True)
+    runs = [json.loads((folder / "report.json").read_text(encoding="utf-8")) for folder in folders]
+    (out / "report.json").write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
+    Image.open(folders[0] / "boxes.png").quantize(256).save(out / "detection.png", optimize=True)
+    write_card(out)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="what --output_dir was of each run")
-    parser.add_argument("--out", type=Path, default=Path("model_cards"), help="where the card goes")
+    parser.add_argument("--out", type=Path, default=Path("runs/detection"), help="where report and card go")
     arguments = parser.parse_args()
-    write_card(arguments.folders, arguments.out)
+    join_runs(arguments.folders, arguments.out)

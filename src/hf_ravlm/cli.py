@@ -85,9 +85,12 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of a command; one that it does not know is told with the command's own usage."""
     arguments, unknown = make_parser(__version__).parse_known_args(argv)
     if unknown:
-        typed = unknown[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)  # our names have no other dashes
-        near = difflib.get_close_matches(typed, arguments.parser._option_string_actions, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        known = arguments.parser._option_string_actions
+        typed = [
+            word.partition("=")[0].replace("-", "_").replace("__", "--", 1) for word in unknown if word[:2] == "--"
+        ]
+        near = [name for word in typed for name in difflib.get_close_matches(word, known, 1)]
+        hint = f" (did you mean {', '.join(near)}?)" if near else ""
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return arguments
 

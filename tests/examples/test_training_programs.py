@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoModelForObjectDetection, pipeline
 
 import hf_ravlm
-from detection.card import write_card as write_detection_card
+from detection.card import join_runs
 from hf_ravlm.model.heads.object_detection import BoxFit
 from labelled_world import KNOWN, coloured
 from reading_world import COLOURS, THINGS, colour_retriever, rows
@@ -317,7 +317,7 @@ def test_a_detector_learns_composed_scenes_and_is_measured(model_folder, tmp_pat
     assert set(report["arms"]) == {"detector alone", "with entries"}
     assert report["arms"]["detector alone"]["novel"]["map50"] == 0
     assert (report["base"], report["novel"], report["steps"]) == (3, 2, 2)
-    write_detection_card([out, out], tmp_path)
+    join_runs([out, out], tmp_path)
     told = (tmp_path / "detection.md").read_text()
     assert "| detector alone | novel | 0.000 (0.000-0.000) |" in told
     assert "(detection.png)" in told

@@ -19,8 +19,16 @@ from tiny_folder import PASSAGES, save_everything
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    """A system, which is as it was after all that was made of it."""
     same = [{**PASSAGES[0], "id": "again"}]
-    return save_everything(tmp_path_factory.mktemp("whole"), passages=[*PASSAGES, *same])
+    folder = save_everything(tmp_path_factory.mktemp("whole"), passages=[*PASSAGES, *same])
+    before = content_of(folder)
+    yield folder
+    assert content_of(folder) == before
+
+
+def content_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def answer(place, **options):
@@ -99,6 +107,7 @@ def test_passages_that_are_read_for_no_question_go(folder, tmp_path):
     assert main(["compress", str(tmp_path / "one"), str(tmp_path / "out"), "--questions", str(data)]) == 0
     kept = pipeline("image-to-text", model=str(tmp_path / "out")).retriever.knowledge_base.ids
     assert sorted(kept) == sorted({first.id, gold})
+    assert len(pipeline("image-to-text", model=str(tmp_path / "one")).retriever) == 4
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4"])

@@ -153,7 +153,10 @@ def _add_evaluate(commands: Commands) -> None:
     add_argument(group, "--max_new_tokens", default=32)
     add_argument(group, "--batch_size", "questions answered at once (default: 8)", type=positive, default=8)
     add_argument(group, "--device")
-    group = parser.add_argument_group("the report")
+    _add_report(parser.add_argument_group("the report"))
+
+
+def _add_report(group: Any) -> None:
     deciding = "the first decides what is right (default: exact_match,token_f1, or those of the benchmark)"
     add_argument(group, "--metrics", deciding, type=names, metavar="NAMES")
     add_argument(group, "--seed", "of intervals and of the places of gold passages (default: 0)", type=int, default=0)
@@ -363,7 +366,7 @@ lost: hf-ravlm evaluate my_small_model questions.jsonl reports/small. Eight bits
 """,
         "Stopped. The folder is not whole: delete it and run the same command again.",
     )
-    add_argument(parser, "model")
+    add_argument(parser, "model", "a folder or Hub id of a saved system")
     add_argument(parser, "out", "the folder to write, which must be new or empty", metavar="OUT")
     add_argument(parser, "--quantize", "the weights of the reader's linear layers", choices=("int8", "int4"))
     add_argument(parser, "--prune", "the share of each layer's smallest weights that become zeros, or 2:4")

@@ -6,6 +6,7 @@ loads either again by itself.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import InvalidInputError
 from ..evaluation.model_evaluation import read_questions
 from ..evaluation.questions import Question
-from ..model.parts.pruning import bytes_of, keep_zeros, prune_layers, share_of_zeros
+from ..model.parts.pruning import bytes_of, check_amount, keep_zeros, prune_layers, share_of_zeros
 from ..pipelines.opening import open_pipeline
 from ..pipelines.searching import find_evidence
 from ..saving.folders import files_in
@@ -28,6 +30,8 @@ from ..saving.folders import files_in
 
 if TYPE_CHECKING:
     from ..retrieval import RavlmRetriever
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = {"int8": "torchao", "int4": "bitsandbytes"}
 _BLOCK = 1024
@@ -101,6 +105,8 @@ def compress(
     """
     if all(part is None for part in (prune, quantize, drop_duplicates, questions, index)):
         raise InvalidInputError("there is nothing to do: give prune, quantize, drop_duplicates, questions or index")
+    if prune is not None:
+        check_amount(prune)
     if recover is not None and prune is None:
         raise InvalidInputError("recover is of pruned weights: give prune, too")
     if quantize is not None and quantize not in PACKAGES:
@@ -127,15 +133,13 @@ def compress(
     zeros = share_of_zeros(reader.language_model)
     if quantize is not None:
         pipe.model = quantized(reader, quantize)
-    gone = [] if asked is None else never_read(retriever, asked, reader.config.num_passages)
-    if gone:
-        retriever.remove(gone)
+    if asked is not None:
+        retriever = copied(retriever, never_read(retriever, asked, reader.config.num_passages))
     if drop_duplicates is not None:
-        retriever.remove(alike(retriever, drop_duplicates))
-    if gone or drop_duplicates is not None:
-        retriever.compact()
+        retriever = copied(retriever, alike(retriever, drop_duplicates))
     if index is not None:
-        pipe.retriever = retriever = reindexed(retriever, index)
+        retriever = copied(retriever, kind=index)
+    pipe.retriever = retriever
     pipe.save_pretrained(out)
     passages = 0 if retriever is None else len(retriever)
     written = sum(path.stat().st_size for path in files_in(out).values())
@@ -185,7 +189,10 @@ def never_read(retriever: RavlmRetriever, questions: Sequence[Question], k: int)
         words = [question.question for question in batch]
         found = find_evidence(retriever, [question.image for question in batch], words, k)
         read |= {passage.id for row in found for passage in row}
-    return [name for name in retriever.knowledge_base.ids if name not in read]
+    gone = [name for name in retriever.knowledge_base.ids if name not in read]
+    if len(gone) > len(retriever) / 2:
+        logger.warning("%d questions read few passages: %d of %d go.", len(questions), len(gone), len(retriever))
+    return gone
 
 
 def alike(retriever: RavlmRetriever, least: float) -> list[str]:
@@ -207,13 +214,17 @@ def alike(retriever: RavlmRetriever, least: float) -> list[str]:
     return list(retriever.knowledge_base.table["id"].take(pa.array(gone, pa.int64())).to_pylist())
 
 
-def reindexed(retriever: RavlmRetriever, kind: str) -> RavlmRetriever:
-    """The same passages and vectors under another index."""
-    from ..retrieval import IndexOptions, RavlmRetriever
+def copied(retriever: RavlmRetriever, without: Sequence[str] = (), kind: str | None = None) -> RavlmRetriever:
+    """The same passages, but for some, perhaps under another index; in memory, for what was opened stays as it is."""
+    from ..retrieval import KnowledgeBase, RavlmRetriever
 
-    encoder, options = retriever.encoder, retriever.options
-    chosen = IndexOptions(kind, options.memory_budget, options.recall, options.group_by, options.group_query)
-    return RavlmRetriever(retriever.knowledge_base, encoder, retriever.vectors, encoder.fingerprint, chosen)
+    table, options = retriever.knowledge_base.table, retriever.options
+    kept = ~np.asarray(pc.is_in(table["id"], value_set=pa.array(without, pa.string())))
+    if not kept.any():
+        raise InvalidInputError("no passage would be left")
+    options = options if kind is None else options._replace(kind=kind)
+    parts = (KnowledgeBase(table.filter(pa.array(kept))), retriever.encoder, retriever.vectors[kept])
+    return RavlmRetriever(*parts, retriever.encoder_fingerprint, options)
 
 
 def memory_of(model: Any) -> int:

@@ -23,6 +23,16 @@ def prunable(language_model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
+def check_amount(amount: float | str) -> None:
+    """Refuses what is no amount of `prune_layers`.
+
+    Raises:
+        `InvalidInputError`: with what is expected.
+    """
+    if amount != PATTERN and not (isinstance(amount, float) and 0 < amount < 1):
+        raise InvalidInputError(f"prune={amount!r}: expected a share above 0 and below 1, such as 0.3, or '2:4'")
+
+
 def prune_layers(language_model: nn.Module, amount: float | str) -> None:
     """Masks weights; they stay masked in training, until `keep_zeros`.
 
@@ -39,8 +49,7 @@ def prune_layers(language_model: nn.Module, amount: float | str) -> None:
     >>> prune_layers(layer, "2:4"); keep_zeros(layer); layer[0].weight.tolist()
     [[0.0, -3.0, 2.0, 0.0]]
     """
-    if amount != PATTERN and not (isinstance(amount, float) and 0 < amount < 1):
-        raise InvalidInputError(f"prune={amount!r}: expected a share above 0 and below 1, such as 0.3, or '2:4'")
+    check_amount(amount)
     layers = list(prunable(language_model))
     if not layers:
         raise InvalidInputError("there is no linear layer to prune in the language model")

@@ -202,7 +202,7 @@ def _checked_row(passage_id: str, row: SourceRow) -> dict[str, Any]:
     if text is None and image is None:
         keys = [*(name for name, value in row.values.items() if value is not None), *row.metadata]
         raise InvalidInputError(
-            f"{where}: the passage has neither text nor image. Columns with a value: {keys}. Give it a `text`, an "
+            f"{where}: the passage has neither text nor image. Its columns: {keys}. Give it a `text`, an "
             "`image`, or both."
         )
     try:
