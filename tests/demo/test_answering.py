@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from hf_ravlm import InvalidInputError, KnowledgeBase, RavlmEncoder, RavlmRetriever
-from hf_ravlm.demo.answering import BOTH, TABLE_HEAD, WITH, WITHOUT, answer_for_page
+from hf_ravlm.demo.answering import BOTH, TABLE_HEAD, WITH, WITHOUT, answer_for_page, choose_for_page
 from hf_ravlm.pipelines.answering import answer_questions
+from hf_ravlm.pipelines.closed_answers import Choice, choose_answers
 from tiny import picture, tiny_model, tiny_processor
 
 
@@ -62,3 +63,19 @@ def test_what_is_missing_is_told(parts):
     with pytest.raises(InvalidInputError, match="with retrieval; without retrieval"):
         answer_for_page(*parts, picture(0), QUESTION, "aloud")
     assert answer_for_page(model, processor, None, picture(0), QUESTION, WITHOUT, 2, 8).closed_book
+
+
+def test_among_answers_of_ones_own_the_best_are_shown_with_what_was_read(parts):
+    scores, table = choose_for_page(*parts, picture(0), QUESTION, " Oslo\n\nChad\nred ", 2)
+    (told,) = choose_answers(*parts, [picture(0)], [QUESTION], Choice(["Oslo", "Chad", "red"], top_k=3), k=2)
+    assert list(scores) == [one["answer"] for one in told]
+    assert list(scores.values()) == [pytest.approx(one["score"], abs=1e-4) for one in told]
+    assert {dict(zip(TABLE_HEAD, row, strict=True))["id"] for row in table} == {"a", "b"}
+    assert choose_for_page(*parts, picture(0), "", "Oslo\nChad", 0)[1] == []
+    for answers, said_of_it in (
+        ("\n \n", "empty"),
+        ("Oslo\nOslo", "Oslo"),
+        ("\n".join(map(str, range(1001))), "1,001"),
+    ):
+        with pytest.raises(InvalidInputError, match=said_of_it):
+            choose_for_page(*parts, picture(0), QUESTION, answers, 2)

@@ -296,10 +296,12 @@ def _add_demo(commands: Commands) -> None:
         "demo",
         "serving.demonstrate",
         "open a page on which a model answers questions about images, with its evidence",
-        "Opens a page: an image and a question in; the answer, its evidence and its reasons out.",
+        "Opens a page: an image and a question in; the answer, its evidence and its reasons out, or the best of your\n"
+        "answers. Of a classifier or a detector: an image in; classes or boxes out, with the entries they rest on.",
         """examples:
   hf-ravlm demo my_model
   hf-ravlm demo my_model --knowledge birds --port 7861
+  hf-ravlm demo my_detector
   hf-ravlm demo Qwen/Qwen3-VL-2B-Instruct --knowledge my_folder --encoder google/siglip2-base-patch16-224
 
 The page is served to this machine alone (http://127.0.0.1:7860); nothing is sent anywhere. It needs gradio:

@@ -6,10 +6,11 @@ import argparse
 import logging
 from typing import Any
 
+from ..demo.looking import build_looking_page
 from ..demo.page import build_page
 from ..demo.serving import require_gradio, serve_page
 from ..integrations import transformers_serve
-from ..pipelines.opening import check_local, open_pipeline
+from ..pipelines.opening import check_local, open_looking, open_pipeline
 from ..web import check_port
 from .models import default_device, of_server
 from .outcome import Outcome
@@ -34,8 +35,13 @@ def demonstrate(arguments: argparse.Namespace) -> Outcome:
     check_port(arguments.host, arguments.port)  # before a large model is loaded for nothing
     require_gradio()
     check_local(arguments.model, "the page")
-    reader = open_pipeline(arguments.model, arguments.knowledge, arguments.encoder, arguments.device)
-    page = build_page(reader.model, reader.processor, reader.retriever)
+    parts = (arguments.model, arguments.knowledge, arguments.encoder, arguments.device)
+    look = open_looking(*parts)
+    if look is None:
+        reader = open_pipeline(*parts)
+        page = build_page(reader.model, reader.processor, reader.retriever)
+    else:
+        page = build_looking_page(look)
     address = serve_page(page, arguments.host, arguments.port)
     logger.info("The page is open at %s. Ctrl-C closes it.", address)
     page.block_thread()

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from .looking import build_looking_page
 from .page import build_page
 from .serving import serve_page
 
 
-__all__ = ["build_page", "serve_page"]
+__all__ = ["build_looking_page", "build_page", "serve_page"]

@@ -13,6 +13,7 @@ from ..explain.overlay import SHOWN_PIXELS, heat_overlay
 from ..explain.sheets import explanation_sheet, nats
 from ..images import safe_image, shrunk
 from ..pipelines.answering import answer_questions
+from ..pipelines.closed_answers import Choice, choose_answers
 from ..saving.drawing import FAINT, INK, canvas, write_lines
 
 
@@ -22,6 +23,7 @@ NOTHING_SAID = "(the model said nothing)"
 TABLE_HEAD = ["id", "text", "source", "licence", "score", "posterior", "worth"]
 CARD = (320, 213)
 MOST_PIXELS = 4_000_000  # of the image that is asked about
+MOST_ANSWERS, MOST_SHOWN = 1_000, 10  # of a closed set
 
 Captioned = tuple[Image.Image, str]
 
@@ -71,15 +73,12 @@ def answer_for_page(
         `InvalidInputError`: without an image, without knowledge, for another mode.
         `UnsafeInputError`: for an image that cannot be used.
     """
-    if image is None:
-        raise InvalidInputError("There is no image. Upload one first.")
     if mode not in CHOICES:
         raise InvalidInputError(f"{mode!r} is no way to answer. Choose one of: {'; '.join(CHOICES)}.")
+    image = picture_of(image)
     if retriever is None and mode != WITHOUT:
         raise InvalidInputError("There is no knowledge base to retrieve from. Upload one, or ask without retrieval.")
     question = (question or "").strip() or model.config.default_prompt
-    # Larger ones are read no better, and everything below looks at the image again and again.
-    image = shrunk(safe_image(image), MOST_PIXELS)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
     shown = PageAnswer()
     if mode != WITHOUT:
@@ -96,6 +95,41 @@ def answer_for_page(
         _show(shown, explanation)
     shown.record = {**shown.record, "question": question, "closed_book": shown.closed_book}
     return shown
+
+
+def choose_for_page(
+    model: Any, processor: Any, retriever: Any, image: Any, question: str | None, answers: str, k: int
+) -> tuple[dict[str, float], list[list[Any]]]:
+    """Chooses among answers, one a line: the score of the best, and rows of what was read under `TABLE_HEAD`.
+
+    Raises:
+        `InvalidInputError`: without an image or an answer, for too many answers, or two that are the same.
+        `UnsafeInputError`: for an image that cannot be used.
+    """
+    names = [line.strip() for line in answers.splitlines() if line.strip()]
+    if len(names) > MOST_ANSWERS:
+        raise InvalidInputError(f"There are {len(names):,} answers. Choose among at most {MOST_ANSWERS:,}.")
+    question = (question or "").strip() or model.config.default_prompt
+    choice = Choice(names, top_k=MOST_SHOWN)
+    (told,) = choose_answers(model, processor, retriever, [picture_of(image)], [question], choice, k=k)
+    scores = {one["answer"]: round(one["score"], 4) for one in told}
+    read = told[0]["evidence"] if told else []
+    return scores, [
+        [*(one[name] or "" for name in ("id", "text", "source", "licence")), round(one["score"], 3), "", ""]
+        for one in read
+    ]
+
+
+def picture_of(image: Any) -> Image.Image:
+    """The image that came, decoded: larger ones are read no better, and it is looked at again and again.
+
+    Raises:
+        `InvalidInputError`: without one.
+        `UnsafeInputError`: if it cannot be used.
+    """
+    if image is None:
+        raise InvalidInputError("There is no image. Upload one first.")
+    return shrunk(safe_image(image), MOST_PIXELS)
 
 
 def _show(shown: PageAnswer, explanation: Explanation) -> None:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..errors import InvalidInputError, RavlmError
+from ..errors import InvalidInputError
 from ..retrieval import RavlmEncoder, RavlmRetriever
-from .answering import CHOICES, TABLE_HEAD, WITH, WITHOUT, answer_for_page
+from .answering import CHOICES, MOST_SHOWN, TABLE_HEAD, WITH, WITHOUT, answer_for_page, choose_for_page
+from .parts import DRAWN, FITTED, TITLE, blocks, error_shower, image_part
 from .serving import require_gradio
 from .uploads import READABLE, own_uploads, read_upload
 
 
-TITLE = "Answers with evidence"
 TABLE_WIDTHS = ["14%", "29%", "17%", "10%", "9%", "12%", "9%"]
 MOST_LETTERS, MOST_PASSAGES = 2_000, 10
-STALE_AFTER = 3_600  # seconds until images of answers are removed from the disk
+TABLE = 4  # among the parts of an answer
 
 
 def build_page(model: Any, processor: Any, retriever: Any) -> Any:
@@ -29,33 +26,42 @@ def build_page(model: Any, processor: Any, retriever: Any) -> Any:
 
     Returns:
         `gradio.Blocks`, to be served by `serve_page`. Its endpoints for programs are `/answer` (image, question,
-        mode, passages) and `/use_knowledge` (files), `/drop_knowledge`.
+        mode, passages), `/choose` (and answers, one a line), `/use_knowledge` (files), `/drop_knowledge`.
 
     Raises:
         ImportError: Without gradio.
     """
     gradio = require_gradio()
-    cache = (STALE_AFTER, STALE_AFTER)
-    with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=cache, fill_width=True) as page:
+    with blocks(gradio) as page:
         uploaded = gradio.State(None)  # the visitor's own retriever
         gradio.Markdown(f"# {TITLE}\nEvery answer names the passages it rests on. Check them before you rely on it.")
         with gradio.Row():
             with gradio.Column(scale=2, min_width=300):
                 asked, ask = _question_parts(gradio, model.config, retriever)
+                answers, choose, chosen = _choice_parts(gradio)
                 status, files, use, drop = _knowledge_parts(gradio, retriever)
             with gradio.Column(scale=3, min_width=420):
                 shown = _answer_parts(gradio)
 
-        def answer(own: Any, image: str | None, question: str, mode: str, passages: float) -> tuple:
-            knowledge = retriever if own is None else own
-            image = own_uploads([image])[0] if image else None
+        def checked(own: Any, image: str | None, question: str, passages: float) -> tuple[Any, str | None]:
             if len(question) > MOST_LETTERS or not 0 < passages <= MOST_PASSAGES:
                 raise InvalidInputError(
                     f"Ask with at most {MOST_LETTERS:,} letters and 1 to {MOST_PASSAGES} passages."
                 )
+            return retriever if own is None else own, own_uploads([image])[0] if image else None
+
+        def answer(own: Any, image: str | None, question: str, mode: str, passages: float) -> tuple:
+            knowledge, image = checked(own, image, question, passages)
             found = answer_for_page(model, processor, knowledge, image, question, mode, int(passages))
             texts = (found.retrieved or "", found.closed_book or "")
             return (*texts, found.gallery, found.maps, found.table, found.sheet, found.record)
+
+        def choose_answer(
+            own: Any, image: str | None, question: str, mode: str, passages: float, answers: str
+        ) -> tuple[dict[str, float], list]:
+            knowledge, image = checked(own, image, question, passages)
+            k = 0 if mode == WITHOUT else int(passages)
+            return choose_for_page(model, processor, knowledge, image, question, answers, k)
 
         def use_knowledge(paths: list[str] | None) -> tuple[Any, str]:
             knowledge_base = read_upload(own_uploads(paths or []))
@@ -65,8 +71,9 @@ def build_page(model: Any, processor: Any, retriever: Any) -> Any:
         def drop_knowledge() -> tuple[None, str]:
             return None, _describe(retriever)
 
-        show = _error_shower(gradio)
+        show = error_shower(gradio)
         gradio.on([ask.click, asked[1].submit], show(answer), [uploaded, *asked], shown, api_name="answer")
+        choose.click(show(choose_answer), [uploaded, *asked, answers], [chosen, shown[TABLE]], api_name="choose")
         use.click(show(use_knowledge), [files], [uploaded, status], api_name="use_knowledge")
         drop.click(show(drop_knowledge), None, [uploaded, status], api_name="drop_knowledge")
     return page
@@ -74,16 +81,7 @@ def build_page(model: Any, processor: Any, retriever: Any) -> Any:
 
 def _question_parts(gradio: Any, config: Any, retriever: Any) -> tuple[list[Any], Any]:
     """Image, question, mode and number of passages, in this order; and the button."""
-    image = gradio.Image(
-        label="Image",
-        type="filepath",
-        sources=["upload", "clipboard"],
-        buttons=["fullscreen"],
-        height=260,
-        elem_id="image",
-    )
-    # The image stays the file that came: we decode it ourselves, within limits, and say what is wrong with it.
-    image.preprocess = lambda payload: payload and payload.path
+    image = image_part(gradio)
     question = gradio.Textbox(
         label="Question", placeholder=config.default_prompt, max_length=MOST_LETTERS, elem_id="question"
     )
@@ -92,6 +90,15 @@ def _question_parts(gradio: Any, config: Any, retriever: Any) -> tuple[list[Any]
     )
     passages = gradio.Slider(1, MOST_PASSAGES, value=config.num_passages, step=1, label="Passages", elem_id="passages")
     return [image, question, mode, passages], gradio.Button("Ask", variant="primary", elem_id="ask")
+
+
+def _choice_parts(gradio: Any) -> tuple[Any, Any, Any]:
+    """A closed set of answers, the button that chooses among them, and the scores of the best."""
+    with gradio.Accordion("Choose among answers of yours", open=False, elem_id="choice"):
+        answers = gradio.Textbox(label="Answers, one a line", lines=4, elem_id="answers")
+        choose = gradio.Button("Choose", elem_id="choose")
+        chosen = gradio.Label(label="The likeliest", num_top_classes=MOST_SHOWN, elem_id="chosen")
+    return answers, choose, chosen
 
 
 def _knowledge_parts(gradio: Any, retriever: Any) -> tuple[Any, Any, Any, Any]:
@@ -112,20 +119,17 @@ def _knowledge_parts(gradio: Any, retriever: Any) -> tuple[Any, Any, Any, Any]:
 
 def _answer_parts(gradio: Any) -> list[Any]:
     """Both answers, evidence, maps, table, sheet and record, in this order."""
-    buttons = ["download", "fullscreen"]  # not "share", which would publish an image elsewhere
-    drawn = {"format": "png", "buttons": buttons}
-    fitted = {"columns": 4, "height": 200, "object_fit": "contain", "fit_columns": False, **drawn}
     with gradio.Row():
         retrieved = gradio.Textbox(label="Answer with retrieval", interactive=False, lines=3, elem_id="retrieved")
         closed = gradio.Textbox(label="Answer without (closed-book)", interactive=False, lines=3, elem_id="closed")
-    gallery = gradio.Gallery(label="Evidence, with its posterior", **fitted, elem_id="gallery")
+    gallery = gradio.Gallery(label="Evidence, with its posterior", **FITTED, elem_id="gallery")
     label = "Where the image speaks (brightly) for the answer, and for each passage"
-    maps = gradio.Gallery(label=label, **fitted, elem_id="maps")
+    maps = gradio.Gallery(label=label, **FITTED, elem_id="maps")
     table = gradio.Dataframe(
         headers=TABLE_HEAD, column_widths=TABLE_WIDTHS, label="Passages", interactive=False, wrap=True, elem_id="table"
     )
     with gradio.Accordion("The whole explanation", open=False, elem_id="whole"):
-        sheet = gradio.Image(label="Explanation", interactive=False, type="pil", **drawn, elem_id="sheet")
+        sheet = gradio.Image(label="Explanation", interactive=False, type="pil", **DRAWN, elem_id="sheet")
     with gradio.Accordion("As JSON", open=False):
         record = gradio.JSON(label="Record", elem_id="record")
     return [retrieved, closed, gallery, maps, table, sheet, record]
@@ -139,33 +143,3 @@ def _describe(retriever: Any, skipped: Any = ()) -> str:
     if skipped:
         said += f" Left out: {len(skipped)}, the first because: {skipped[0].reason}"
     return said
-
-
-def _error_shower(gradio: Any) -> Callable[[Callable], Callable]:
-    """A wrapper that shows the text of our own errors on the page; of all others only that there was one."""
-
-    def show(step: Callable) -> Callable:
-        @functools.wraps(step)
-        def run(*given: Any) -> Any:
-            try:
-                return step(*given)
-            except RavlmError as error:
-                message = without_folders(str(error), given)
-                raise gradio.Error(message, duration=None, print_exception=False) from error
-
-        return run
-
-    return show
-
-
-def without_folders(message: str, given: Iterable[Any]) -> str:
-    """A message that calls uploaded files by their names, without the folder that we keep them in.
-
-    >>> without_folders("/tmp/page/7/kite.png: no image", ["/tmp/page/7/kite.png", 3])
-    'kite.png: no image'
-    """
-    for part in given:
-        for path in part if isinstance(part, list) else [part]:
-            if isinstance(path, str) and os.path.isabs(path):
-                message = message.replace(os.path.join(os.path.dirname(path), ""), "")
-    return message

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, pipeline
+from transformers import AutoConfig, PreTrainedConfig, pipeline
 
 from ..errors import InvalidInputError
 from ..images import is_address
@@ -23,6 +23,10 @@ from .knowledge import check_encoded, check_place, open_knowledge
 from .offline_reader import offline_reader
 from .parts import named_encoder
 from .remote.reader import RemoteReader
+
+
+# What classes of models are called, and the pipelines that look at images and are asked nothing.
+LOOKING = {"ImageClassification": "image-classification", "ObjectDetection": "object-detection"}
 
 
 def open_pipeline(
@@ -67,6 +71,36 @@ def open_pipeline(
         parts |= _searched(knowledge, encoder, device, reading)  # a mistyped encoder costs no large reader
         with loading_errors("reader", name):
             return pipeline("image-to-text", model=name, **parts)
+
+
+def open_looking(
+    model: str | os.PathLike[str], knowledge: Any = None, encoder: Any = None, device: str | None = None
+) -> Any:
+    """The pipeline of a classifier or a detector by its name; `None` of any other model.
+
+    Args:
+        model, knowledge, encoder, device: As of `open_pipeline`; knowledge are labelled images.
+
+    Raises:
+        InvalidInputError: It cannot be loaded, or what is to be searched is not there.
+    """
+    name = os.path.expanduser(os.fspath(model))
+    if is_address(name) or name == OFFLINE:
+        return None
+    with hub_or_cache(_asked_for(name, encoder, knowledge)):
+        try:
+            settings, _ = PreTrainedConfig.get_config_dict(name)
+        except OSError:  # `open_pipeline` says what is wrong
+            return None
+        kinds = [named.rpartition("For")[2] for named in settings.get("architectures") or ()]
+        tasks = [LOOKING[kind] for kind in kinds if kind in LOOKING]
+        if not tasks:
+            return None
+        parts = {"knowledge": knowledge, "encoder": encoder, "device": device}
+        with loading_errors("model", name):
+            return pipeline(
+                tasks[0], model=name, **{part: value for part, value in parts.items() if value is not None}
+            )
 
 
 def _searched(knowledge: Any, encoder: Any, device: str, reading: dict[str, Any]) -> dict[str, Any]:
