@@ -8,6 +8,7 @@ count alike, as Tip-Adapter does (Zhang et al. 2022, arXiv 2207.09519), `γ = 1`
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import torch
@@ -16,11 +17,14 @@ from torch import nn
 from transformers import initialization as init
 
 
+logger = logging.getLogger(__name__)
+
 WEIGHT, SHARPNESS = 1.0, 5.5  # α and β of Tip-Adapter before they are fitted
 NO_NEIGHBOR = -100  # in the place of a label
 _WEIGHTS = torch.logspace(-2, 2.5, 19).tolist()
 _SHARPNESSES = torch.logspace(-0.5, 2.5, 13).tolist()
 _BALANCES = (0.0, 0.5, 1.0)
+_FEW = 10  # images, which many values of α and β satisfy, extreme ones among them
 
 
 def neighbor_votes(
@@ -113,6 +117,8 @@ def fit_neighbors(
     """
     if len(labels) == 0:
         raise ValueError("no labelled images to fit on: expected at least one")
+    if len(labels) < _FEW:
+        logger.warning("How much neighbours count was chosen by %d images: give a few of each class.", len(labels))
     weights = 1 / torch.bincount(labels, minlength=class_logits.shape[-1])[labels]  # of images: each class alike
     best, best_key = JoinFit(WEIGHT, SHARPNESS, 0.0, -1.0), (-1.0, 0.0)
     for balance in _BALANCES if neighbor_counts is not None else (0.0,):
