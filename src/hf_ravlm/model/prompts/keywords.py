@@ -31,10 +31,10 @@ def sorted_keywords(processor: Any, kwargs: dict[str, Any]) -> tuple[dict[str, A
     of_images = set(getattr(getattr(sees, "valid_kwargs", None), "__annotations__", {}))
     if unknown := [name for name in kwargs if name not in common | of_images]:
         raise InvalidInputError(
-            f"the processor takes no {unknown[0]}=; it takes images, text, evidence (the passages of each question) "
-            f"and answers, the settings of a prompt ({', '.join(SETTINGS)}), "
+            f"the processor takes no {unknown[0]}=; it takes the settings of a prompt ({', '.join(SETTINGS)}), "
             f"those of its image processor ({', '.join(sorted(of_images)) or 'it has none'}), and "
-            "passage_prompts, answer_on_top, padding, padding_side, pad_to_multiple_of"
+            "images, text, evidence (the passages of each question), answers, passage_prompts, answer_on_top, "
+            "padding, padding_side, pad_to_multiple_of"
         )
     own = {name: kwargs[name] for name in kwargs if name in of_images - common}
     merged = processor._merge_kwargs(
