@@ -66,7 +66,7 @@ def approximate_search(
     selector = None if allowed is None else import_faiss().IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
     parameters = search_parameters(filled.kind, effort, selector)
     _, rows = filled.index.search(queries, count, params=parameters)  # (n, count)
-    if (rows + 1).view(np.uint64).max(initial=0) > len(vectors):  # -1 where nothing was found; -2 is huge here
+    if rows.max(initial=-1) >= len(vectors) or rows.min(initial=0) < -1:  # -1 where nothing was found
         raise KnowledgeBaseCorruptError(
             f"The index returned a row outside 0..{len(vectors) - 1}: it is damaged or belongs to other vectors. "
             "Build it again with `build_index`."
