@@ -31,6 +31,7 @@ from .fusions.registry import init_fusion_weights
 from .loading import compute_dtype, remember_origin
 from .outputs import RavlmEmbeddingOutput
 from .parts.assembling import load_by_reference, read_references
+from .parts.looking_once import keep_look, look
 from .parts.quantized import sparing_our_parts
 from .parts.references import saved_references, split_weights, write_adapters
 from .parts.whole_encoder import FULLY_PADDED, HALVES, half_of, pooled, scale_of
@@ -205,7 +206,7 @@ class RavlmModel(RavlmPreTrainedModel):
 
     def get_image_patches(self, pixel_values: torch.Tensor, grid: int) -> torch.Tensor:
         """Patch features on a raster: `(B, 3, height, width)` to `(B, grid * grid, C)`."""
-        outputs = self.vision_tower(pixel_values.to(compute_dtype(self)))
+        outputs = look(self.vision_tower, pixel_values.to(compute_dtype(self)))
         return self.patches_of(outputs.last_hidden_state, pixel_values, grid)
 
     def patches_of(self, states: torch.Tensor, pixel_values: torch.Tensor, grid: int) -> torch.Tensor:
@@ -222,10 +223,12 @@ class RavlmModel(RavlmPreTrainedModel):
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """The vision tower's output for images `(B, 3, height, width)`; `pooler_output` is unit vectors `(B, D)`."""
+        pixel_values = pixel_values.to(compute_dtype(self))
         if self.config.encoder_config is not None:
-            outputs = self.encoder.get_image_features(pixel_values.to(compute_dtype(self)), **kwargs)
+            outputs = self.encoder.get_image_features(pixel_values, **kwargs)
+            keep_look(self, pixel_values, outputs.last_hidden_state)
             return with_pooled(outputs, F.normalize(pooled(outputs).float(), dim=-1))
-        outputs = self.vision_tower(pixel_values.to(compute_dtype(self)), **kwargs)
+        outputs = look(self.vision_tower, pixel_values, **kwargs)
         patches = self.patches_of(outputs.last_hidden_state, pixel_values, self.config.pooling_grid)
         vectors = F.normalize(self.image_projection(patches.flatten(1)).float(), dim=-1)
         return with_pooled(outputs, vectors)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..errors import InvalidInputError, naming
 from ..images import safe_image, shrunk, trim_margins
 from ..saving.folders import PublishMixin, load_checked
 from ..saving.safe_paths import at_home
+from .parts.looking_once import once, rows_once
 from .parts.references import note_states, unchanged_reference
 from .prompts.asked import Asked, check_one_image_each, read_questions, rows_of_images
 from .prompts.chat import MultimodalPrompt, slotted
@@ -460,11 +461,16 @@ class RavlmProcessor(PublishedProcessor):
         return opened
 
     def _load_image(self, image: Any, limit: int | None = None) -> Image.Image:
+        return once((id(self), limit), image, lambda image: self._opened(image, limit))
+
+    def _opened(self, image: Any, limit: int | None) -> Image.Image:
         image = safe_image(image)
         return shrunk(trim_margins(image) if self.trim_image_margins else image, limit)
 
     def _pixels(self, images: list[Image.Image], **settings: Any) -> torch.Tensor:
-        return self.image_processor(images=images, **{**settings, "return_tensors": "pt"})["pixel_values"]
+        prepare = partial(self.image_processor, **{**settings, "return_tensors": "pt"})
+        way = (id(self), "pixels", repr(settings))
+        return rows_once(way, images, lambda images: prepare(images=images)["pixel_values"])
 
     def _pixels_of_rows(self, rows: list[list[Image.Image]], settings: dict[str, Any]) -> torch.Tensor:
         """Images `(B, 3, height, width)`, with zeros for a question that has none."""

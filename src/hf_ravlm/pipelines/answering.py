@@ -12,6 +12,7 @@ from transformers import LogitsProcessorList
 from ..errors import InvalidInputError
 from ..model import RavlmForConditionalGeneration, RavlmProcessor
 from ..model.loading import without_adapters
+from ..model.parts.looking_once import looking_once
 from ..model.prompts.settings import split_settings
 from ..model.reader.attribution import attribute_prompts
 from ..model.reader.latent_passages import NEUTRAL_SCALE, passages_are_latent
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
+@looking_once()
 def answer_questions(
     model: RavlmForConditionalGeneration,
     processor: RavlmProcessor,
@@ -153,6 +155,7 @@ def check_parts(**parts: Any) -> None:
 
 
 @torch.inference_mode()
+@looking_once()
 def read_answers(
     model: RavlmForConditionalGeneration,
     processor: RavlmProcessor,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..errors import InvalidInputError
 from ..model.loading import without_adapters
+from ..model.parts.looking_once import looking_once
 from ..model.reader.candidates import AnswerSet, likeliest_candidates, score_candidates, shortlist
 from ..numbers_given import check_between, check_whole
 from .answer import passage_record
@@ -66,6 +67,7 @@ class Choice:
 
 
 @torch.inference_mode()
+@looking_once()
 def choose_answers(
     model: Any,
     processor: Any,
