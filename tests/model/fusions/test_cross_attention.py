@@ -76,6 +76,7 @@ def reader_of(family: str, gate: float = 0.8, every: int = 2, seed: int = 0) -> 
     torch.manual_seed(seed)
     generator = {"model_type": family, **WIDTHS, **SPECIALS, **FAMILIES[family]}
     reader = Reader(tiny_config(generator_config=generator, cross_attention_every=every)).eval()
+    torch.manual_seed(seed)  # whatever it began with
     for p in reader.language_model.parameters():  # large enough to see evidence in the choice of a token
         nn.init.normal_(p, std=0.3) if p.dim() > 1 else None
     for p in reader.fusion.parameters():
@@ -133,7 +134,7 @@ def test_order_of_passages_does_not_matter(family):
 @pytest.mark.parametrize("beams", [1, 3])
 @every_family
 def test_every_step_reads_the_evidence(family, beams):
-    reader, inputs = reader_of(family), inputs_of()
+    reader, inputs = reader_of(family, seed=1), inputs_of()
     options = {"max_new_tokens": 5, "min_new_tokens": 5, "num_beams": beams, "num_return_sequences": beams}
     cached = reader.generate(**inputs, **options, do_sample=False)
     assert torch.equal(reader.generate(**inputs, **options, do_sample=False, use_cache=False), cached)

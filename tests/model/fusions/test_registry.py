@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from hf_ravlm import RavlmForConditionalGeneration
 from hf_ravlm.model.fusions.gated import GatedExchange
 from hf_ravlm.model.fusions.null_attention import NullAttend
 from hf_ravlm.model.fusions.registry import FUSIONS, init_fusion_weights
-from hf_ravlm.model.fusions.tokens import Pointing
+from hf_ravlm.model.fusions.tokens import AddedToWords, Pointing, word_scale
 from tiny import tiny_config
 
 
@@ -166,6 +167,44 @@ def test_a_new_memory_is_made_of_the_language_models_words(name):
     embeds, mask = inputs["evidence_embeds"], inputs["evidence_token_mask"].unsqueeze(-1)
     words = embeds if name == "concat" else (embeds * mask).sum(2, keepdim=True) / mask.sum(2, keepdim=True)
     torch.testing.assert_close(fusion(**inputs), words)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@every_fusion
+def test_what_is_added_to_words_starts_small_in_a_reader(name, loaded, tmp_path):
+    torch.manual_seed(0)
+    reader = RavlmForConditionalGeneration(tiny_config(fusion="in_context" if loaded else name))
+    if loaded:  # with weights for all but the fusion
+        reader.save_pretrained(tmp_path)
+        reader = RavlmForConditionalGeneration.from_pretrained(tmp_path, fusion=name)
+    (added,) = (module for module in reader.modules() if isinstance(module, AddedToWords))
+    assert added.weight.std().item() == pytest.approx(reader.config.initializer_range / 10, rel=0.15)
+    assert not added.bias.any()
+    if name == "concat":
+        inputs = inputs_of()
+        inputs["evidence_embeds"] /= 100  # of a language model with small embeddings
+        words, memory = inputs["evidence_embeds"], reader.fusion(**inputs)
+        assert ((memory - words).norm() / words.norm()).item() < 0.05
+
+
+@pytest.mark.parametrize("name", ["concat", "product", "attention", "gated"])
+def test_what_is_added_to_words_is_as_large_as_they_are(name):
+    fusion, inputs = fusion_of(name), inputs_of()
+    larger = fusion(**{**inputs, "evidence_embeds": 50 * inputs["evidence_embeds"]})
+    mask = inputs["evidence_token_mask"] if name == "concat" else ...
+    torch.testing.assert_close(larger[mask], 50 * fusion(**inputs)[mask], rtol=1e-3, atol=1e-2)
+
+
+def test_the_scale_of_words_is_that_of_those_which_have_an_embedding():
+    embeds = torch.randn(2, 3, 5, 8)
+    embeds[..., 1, :] = 0  # of an image
+    mask = torch.ones(2, 3, 5, dtype=torch.bool)
+    mask[..., 4] = mask[1, 2] = False
+    scale = word_scale(embeds.requires_grad_(), mask)
+    assert scale.shape == (2, 3, 1, 1)
+    assert not scale.requires_grad
+    assert scale[1, 2].item() == 0
+    torch.testing.assert_close(scale[0, 1].squeeze(), embeds[0, 1, [0, 2, 3]].detach().square().mean().sqrt())
 
 
 def test_pointing_is_its_loop_and_reads_on():

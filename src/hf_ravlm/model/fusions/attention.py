@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_ravlm import RavlmConfig
 from .null_attention import NullAttend, feed_forward
-from .tokens import PassageInput, Pointing, kept_embeds
+from .tokens import AddedToWords, PassageInput, Pointing, kept_embeds, word_scale
 
 
 class AttentionFusion(nn.Module):
@@ -38,7 +38,7 @@ class AttentionFusion(nn.Module):
         self.layers = nn.ModuleList(PassageReading(width, config.fusion_heads) for _ in range(config.fusion_layers))
         self.norm = nn.LayerNorm(width)
         self.pointing = Pointing(width)
-        self.output = nn.Linear(width, config.generator_dim)
+        self.output = AddedToWords(width, config.generator_dim)
 
     def forward(
         self,
@@ -60,7 +60,8 @@ class AttentionFusion(nn.Module):
         for layer in self.layers:
             queries = layer(queries, evidence, evidence_token_mask)  # (B, K, M, width)
         queries, embeds = self.norm(queries), kept_embeds(evidence_embeds, evidence_token_mask)
-        return self.pointing(queries, evidence, evidence_token_mask.bool(), embeds) + self.output(queries)
+        added = word_scale(embeds, evidence_token_mask) * self.output(queries)
+        return self.pointing(queries, evidence, evidence_token_mask.bool(), embeds) + added
 
 
 class PassageReading(GradientCheckpointingLayer):

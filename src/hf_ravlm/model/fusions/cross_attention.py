@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_ravlm import RavlmConfig
 from .null_attention import feed_forward, split_heads
-from .tokens import PassageInput, kept_embeds, previous
+from .tokens import AddedToWords, PassageInput, kept_embeds, previous
 
 
 class CrossAttentionFusion(nn.Module):
@@ -51,7 +51,7 @@ class CrossAttentionFusion(nn.Module):
         self.evidence_input = PassageInput(config)
         self.keys = nn.Linear(width, len(self.places) * width)  # of all layers
         self.value_norm = nn.LayerNorm(config.generator_dim)
-        self.state_value = nn.Linear(width, config.generator_dim)
+        self.state_value = AddedToWords(width, config.generator_dim)
         self.layers = nn.ModuleDict({str(place): CrossReading(config, decoder.hidden_size) for place in self.places})
 
     def forward(

@@ -9,7 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..backbones import masked_mean
 from ..configuration_ravlm import RavlmConfig
 from .null_attention import NullAttend
-from .tokens import PassageInput, Pointing, kept_embeds
+from .tokens import AddedToWords, PassageInput, Pointing, kept_embeds, word_scale
 
 
 class GatedFusion(nn.Module):
@@ -41,7 +41,7 @@ class GatedFusion(nn.Module):
         self.readout = NullAttend(width, config.fusion_heads)
         self.norm = nn.LayerNorm(width)
         self.pointing = Pointing(width)
-        self.output = nn.Linear(width, config.generator_dim)
+        self.output = AddedToWords(width, config.generator_dim)
 
     def forward(
         self,
@@ -75,7 +75,8 @@ class GatedFusion(nn.Module):
         queries = self.memory_queries.expand(len(evidence_states), 1, -1, -1)
         queries = self.norm(queries + self.readout(queries, streams[2], masks[2]))  # (B, K, M, width)
         embeds = kept_embeds(evidence_embeds, masks[2])
-        return self.pointing(queries, streams[2], masks[2], embeds) + self.output(queries)
+        added = word_scale(embeds, masks[2]) * self.output(queries)
+        return self.pointing(queries, streams[2], masks[2], embeds) + added
 
 
 class GatedExchange(GradientCheckpointingLayer):

@@ -25,7 +25,7 @@ from .attention import AttentionFusion
 from .cross_attention import CrossAttentionFusion, CrossReading
 from .gated import GatedFusion, passage_mean
 from .null_attention import NullAttend, feed_forward
-from .tokens import START_SCALE, PassageInput, Pointing
+from .tokens import START_SCALE, AddedToWords, PassageInput, Pointing, word_scale
 
 
 class InContextFusion(nn.Module):
@@ -40,9 +40,10 @@ class InContextFusion(nn.Module):
 
 
 class ConcatFusion(nn.Module):
-    """Every token of a passage becomes one memory token: `embedding + MLP(LayerNorm(state))`.
+    """Every token of a passage becomes one memory token: `embedding + scale * MLP(LayerNorm(state))`.
 
-    The MLP starts small, so that a new memory is the words of the passage, and learns what to add to them.
+    The MLP starts small beside the `scale` of the embeddings, so that a new memory is the words of the passage, and
+    learns what to add to them.
     """
 
     num_memory_tokens = None
@@ -53,20 +54,25 @@ class ConcatFusion(nn.Module):
         super().__init__()
         width, hidden_dim = config.text_config.hidden_size, config.generator_dim
         self.projector = feed_forward(width, hidden_dim, hidden_dim)
+        self.projector[-1] = AddedToWords(hidden_dim, hidden_dim)
 
     def forward(
-        self, evidence_states: torch.Tensor, evidence_embeds: torch.Tensor, **_: torch.Tensor | None
+        self,
+        evidence_states: torch.Tensor,
+        evidence_embeds: torch.Tensor,
+        evidence_token_mask: torch.Tensor,
+        **_: torch.Tensor | None,
     ) -> torch.Tensor:
         """Memory tokens `(B, K, L, H)`, of which those that `evidence_token_mask (B, K, L)` keeps count."""
-        return evidence_embeds + self.projector(evidence_states)
+        return evidence_embeds + word_scale(evidence_embeds, evidence_token_mask) * self.projector(evidence_states)
 
 
 class ProductFusion(nn.Module):
     """One token per passage: the mean of the image times the mean of the passage, channel by channel.
 
-    `memory = mean(embeddings) + W_o LayerNorm((W_i mean(image) + b) * mean(passage))`. Without an image its mean is
-    zero and the learned `b`, which starts at one, stands for it: the token is then about the passage alone. A mean
-    knows which tokens the passage has and not in what order: what it is about, and no spelling.
+    `memory = mean(embeddings) + scale * W_o LayerNorm((W_i mean(image) + b) * mean(passage))`. Without an image its
+    mean is zero and the learned `b`, which starts at one, stands for it: the token is then about the passage alone. A
+    mean knows which tokens the passage has and not in what order: what it is about, and no spelling.
     """
 
     num_memory_tokens = 1
@@ -80,7 +86,7 @@ class ProductFusion(nn.Module):
         self.null_image = nn.Parameter(torch.ones(width))
         self.evidence_input = PassageInput(config)
         self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, config.generator_dim)
+        self.output = AddedToWords(width, config.generator_dim)
 
     def forward(
         self,
@@ -93,8 +99,9 @@ class ProductFusion(nn.Module):
         """Memory tokens `(B, K, 1, H)` of every passage; the arguments are those of [`GatedFusion`]."""
         image = self.image_input(image_patches.sum(dim=1) / max(image_patches.shape[1], 1)) + self.null_image
         passages = passage_mean(self.evidence_input(evidence_states, evidence_embeds), evidence_token_mask)
-        product = self.output(self.norm(image.unsqueeze(1) * passages))  # (B, K, H)
-        return (product + passage_mean(evidence_embeds, evidence_token_mask)).unsqueeze(2)
+        product = self.output(self.norm(image.unsqueeze(1) * passages)).unsqueeze(2)  # (B, K, 1, H)
+        words = passage_mean(evidence_embeds, evidence_token_mask).unsqueeze(2)
+        return words + word_scale(evidence_embeds, evidence_token_mask) * product
 
 
 FUSIONS: dict[str, type[nn.Module]] = {
@@ -114,26 +121,17 @@ def init_fusion_weights(module: nn.Module, std: float) -> None:
     """
     if isinstance(module, (AttentionFusion, GatedFusion)):
         init.normal_(module.memory_queries, std=std)
-        start_small(module.output, std)
-    elif isinstance(module, ConcatFusion):
-        start_small(module.projector[-1], std)
+    elif isinstance(module, AddedToWords):
+        init.normal_(module.weight, std=std / 10)
+        init.zeros_(module.bias)
     elif isinstance(module, ProductFusion):
         init.ones_(module.null_image)
-        start_small(module.output, std)
     elif isinstance(module, NullAttend):
         init.zeros_(module.null_key_value)
     elif isinstance(module, Pointing):
         init.constant_(module.log_scale, START_SCALE)
-    elif isinstance(module, CrossAttentionFusion):
-        start_small(module.state_value, std)
     elif isinstance(module, CrossReading):
         for parameter in (module.null_key, module.read_gate, module.feed_forward_gate):
             init.zeros_(parameter)
         init.constant_(module.log_scale, START_SCALE)
         init.eye_(module.output.weight)
-
-
-def start_small(linear: nn.Linear, std: float) -> None:
-    """Initialises a linear layer whose output is added to embeddings."""
-    init.normal_(linear.weight, std=std / 10)
-    init.zeros_(linear.bias)
