@@ -33,14 +33,14 @@ def load_data(size: str, cache: Path, wordnet: Path | None, num_queries: int = 1
     """Returns the vectors of one size.
 
     Args:
-        size: `"small"` (20,000), `"117k"` or `"1m"`.
+        size: `"small"` (20,000), `"60k"`, `"117k"` or `"1m"`.
         cache: Where embeddings and made vectors are kept between runs.
         wordnet: The folder with `data.noun` and so on; `None` makes vectors up unless the cache holds real ones.
         num_queries: How many queries.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    if size == "small":
-        return _made(20_000, num_queries)
+    if size in ("small", "60k"):
+        return _made(20_000 if size == "small" else 60_000, num_queries)
     if wordnet is None and not (cache / "wordnet_passages.npy").exists():
         return _made(117_791 if size == "117k" else 1_000_000, num_queries)
     vectors, queries = _wordnet(cache, wordnet)
