@@ -130,12 +130,13 @@ def _rivals(
     lists = num_lists(len(data.vectors))
     graphs = [] if arguments.quick else [("HNSW32,Flat", None), ("HNSW32,SQ8", None)]
     inverted = [(f"IVF{lists},SQ8", None), (f"IVF{lists},PQ96x4fs,RFlat", 10), (f"IVF{lists},PQ96x4fs,RFlat", 20)]
-    if arguments.size != "1m":
+    if arguments.size != "1m" and not arguments.quick:
         inverted.append((f"IVF{lists},RaBitQfs,RFlat", 10))
     rivals = {}
     for name, refine in graphs + inverted:
         index = _built(name, data, arguments)
-        grid = sorted({int(2 ** (step / 8)) for step in range(24, 90)})
+        most = lists if name.startswith("IVF") else 2048
+        grid = sorted({min(int(2 ** (step / 8)), most) for step in range(24, 90)})
 
         def reaches(effort: int, index: Any = index, name: str = name, refine: int | None = refine) -> bool:
             rows = index.search(data.queries, K, params=_parameters(name, effort, refine))[1]
@@ -228,7 +229,7 @@ def _write_dealt(root: Path, num_rows: int, dim: int) -> None:
         index.add_core(len(block), faiss.swig_ptr(block), None, faiss.swig_ptr(lists))
     faiss.write_index(index, str(root / "index.faiss"))
     facts = {"kind": "ivf_sq8", "built_rows": num_rows, "seed": 0, "recall": {"wanted": RECALL, "measured": RECALL}}
-    (root / "spec.json").write_text(json.dumps({**facts, "candidates": 2, "effort": [[1.0, 64, num_rows / 64]]}))
+    (root / "spec.json").write_text(json.dumps({**facts, "effort": [[1.0, 64, num_rows / 64, 2]]}))
 
 
 def _open_and_search(mode: str, root: Path) -> None:

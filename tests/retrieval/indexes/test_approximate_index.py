@@ -190,10 +190,13 @@ def test_a_damaged_foreign_or_missing_file_is_refused(indexes, tmp_path):
         {"kind": ["ivf_sq8"]},
         {"effort": []},
         {"effort": [[1, 2]]},
-        {"effort": [[2.0, 4, 100.0]]},
-        {"effort": [[1.0, float("nan"), 1.0]]},
-        {"effort": [[1.0, -5, 1.0]]},
-        {"candidates": 10**9},
+        {"effort": [[2.0, 4, 100.0, 2]]},
+        {"effort": [[1.0, float("nan"), 1.0, 2]]},
+        {"effort": [[1.0, -5, 1.0, 2]]},
+        {"effort": [[1.0, 4, 100.0, 10**9]]},
+        {"effort": [[1.0, 4, 100.0, 0]]},
+        {"effort": [[1.0, 4, 100.0, float("inf")]]},
+        {"candidates": 2},
         {"recall": None},
         {"built_rows": "many"},
     ],
@@ -203,6 +206,15 @@ def test_a_description_that_cannot_be_is_refused(indexes, tmp_path, change):
     index.write(path)
     with pytest.raises((KnowledgeBaseCorruptError, InvalidInputError)):
         open_index(path, {**index.spec, **change}, VECTORS)
+
+
+def test_a_description_of_an_earlier_version_has_one_number_of_candidates(indexes, tmp_path):
+    index, path = indexes["ivf_sq8"], tmp_path / "index.faiss"
+    index.write(path)
+    earlier = {**index.spec, "effort": [row[:3] for row in index.spec["effort"]], "candidates": 2}
+    opened = open_index(path, earlier, VECTORS)
+    assert opened.spec == index.spec
+    np.testing.assert_array_equal(opened.search(QUERIES, 10)[1], index.search(QUERIES, 10)[1])
 
 
 def test_a_row_that_does_not_exist_is_an_error_and_not_another_passage(indexes):

@@ -4,19 +4,21 @@ import numpy as np
 import pytest
 
 from clustered_vectors import clustered
+from hf_ravlm.retrieval.indexes import index_tuning
 from hf_ravlm.retrieval.indexes.approximate_search import FilledIndex, exact_is_cheaper
 from hf_ravlm.retrieval.indexes.exact_search import exact_search
 from hf_ravlm.retrieval.indexes.index_building import add_rows, trained_index
 from hf_ravlm.retrieval.indexes.index_tuning import EffortTable, found_share, perturbed_passages, tune
 
 
-TABLE = EffortTable(2, (1.0, 10.0), (16, 64), (500.0, 2000.0), 0.95)
+TABLE = EffortTable((1.0, 10.0), (16, 64), (500.0, 2000.0), (2, 7), 0.95)
 
 
 def test_effort_and_cost_lie_on_lines_between_what_was_measured():
     assert [TABLE.effort(depth) for depth in (0.5, 1.0, 10**0.5, 10.0, 30.0)] == [16, 16, 32, 64, 192]
     assert [round(TABLE.cost(depth)) for depth in (0.5, 1.0, 10**0.5, 10.0)] == [500, 500, 1000, 2000]
     assert TABLE.cost(11.0) == float("inf")
+    assert [TABLE.candidates_at(depth) for depth in (0.5, 1.0, 2.0, 10.0, 30.0)] == [2, 2, 7, 7, 7]
 
 
 def filled_index(vectors, kind):
@@ -55,6 +57,21 @@ def test_deeper_answers_take_no_less_effort_and_more_recall_takes_more():
     assert tables[0].recall < tables[1].recall
 
 
+@pytest.mark.parametrize(
+    ("deeper", "candidates", "depths"), [(10, (5, 10, 10, 10), (1.0, 3.0, 10.0, 30.0)), (1000, (5,), (1.0,))]
+)
+def test_deeper_answers_get_as_many_candidates_as_they_need(monkeypatch, deeper, candidates, depths):
+    """With those of the first depth alone, half of the passages behind a filter were compared one by one."""
+    index = filled_index(clustered(1000), "ivf_pq")
+
+    def reaches(trial, recall, effort, candidates):
+        return candidates >= (5 if trial.allowed is None else deeper)
+
+    monkeypatch.setattr(index_tuning._Trial, "reaches", reaches)
+    table = tune(index, 0.95, None, seed=0)
+    assert (table.candidates, table.depths) == (candidates, depths)
+
+
 def test_the_share_that_is_found_ignores_the_order():
     assert found_share(np.array([[1, 2, 3]]), np.array([[3, 1, 9]])) == pytest.approx(2 / 3)
 
@@ -62,7 +79,7 @@ def test_the_share_that_is_found_ignores_the_order():
 @pytest.mark.parametrize("kind", ["hnsw_sq8", "ivf_sq8", "ivf_pq", "ivf_rabitq"])
 @pytest.mark.parametrize("num_queries", [1, 50])
 def test_the_stricter_a_filter_the_sooner_exact_search_is_chosen(kind, num_queries):
-    chosen = [exact_is_cheaper(5000, kind, 10**6, allowed, num_queries) for allowed in (10**6, 10**5, 10**4, 100)]
+    chosen = [exact_is_cheaper(5000, 70, kind, 10**6, allowed, num_queries) for allowed in (10**6, 10**5, 10**4, 100)]
     assert chosen == sorted(chosen)
     assert chosen[-1]
-    assert exact_is_cheaper(float("inf"), kind, 10**6, 10**6, num_queries)
+    assert exact_is_cheaper(float("inf"), 70, kind, 10**6, 10**6, num_queries)

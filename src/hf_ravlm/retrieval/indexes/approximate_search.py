@@ -26,6 +26,8 @@ _GRAPH, _CANDIDATE = 1.7, 5.0
 # In a list: comparing, and testing whether a row is allowed. Fast scan compares all codes of a list first.
 _LIST, _LIST_TEST = 0.45, 0.1
 _FAST_SCAN = {"ivf_pq": 0.08, "ivf_opq_pq": 0.08, "ivf_rabitq": 0.27, "binary": 0.1}
+# An exact answer misses nothing, and may take so many times as long.
+_WORTH_OF_EXACT = 1.15
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,20 @@ def search_cost(comparisons: float, candidates: int, kind: str, share: float = 1
     return _FAST_SCAN.get(kind, _LIST_TEST + share * _LIST) * comparisons + _CANDIDATE * candidates
 
 
-def exact_is_cheaper(comparisons: float, kind: str, num_rows: int, num_allowed: int, num_queries: int) -> bool:
-    """Whether exact search is expected to take less time: an index that filters walks through much in vain.
+def exact_is_cheaper(
+    comparisons: float, candidates: int, kind: str, num_rows: int, num_allowed: int, num_queries: int
+) -> bool:
+    """Whether exact search is expected to take hardly more time: an index that filters walks through much in vain.
 
     Args:
         comparisons: With how many vectors the index compares a query, allowed or not; infinite if unknown.
+        candidates: How many of them get exact scores.
         kind: A key of `INDEX_TYPES`.
         num_rows: How many vectors there are.
         num_allowed: How many of them a filter keeps; `num_rows` without a filter.
         num_queries: How many queries are asked together.
 
-    >>> [exact_is_cheaper(4000, "hnsw_sq8", 100_000, allowed, num_queries=1) for allowed in (50_000, 5_000)]
+    >>> [exact_is_cheaper(4000, 20, "hnsw_sq8", 100_000, allowed, num_queries=1) for allowed in (50_000, 5_000)]
     [False, True]
     """
     share = num_allowed / num_rows
@@ -118,4 +123,4 @@ def exact_is_cheaper(comparisons: float, kind: str, num_rows: int, num_allowed: 
         exact = float(num_allowed)
     else:
         exact = num_allowed * (_PRODUCT + (_READ + (_COPY if share < 1 else 0.0)) / num_queries)
-    return exact <= search_cost(comparisons, 0, kind, share)
+    return exact <= _WORTH_OF_EXACT * search_cost(comparisons, candidates, kind, share)

@@ -37,17 +37,17 @@ class EffortTable:
     """How hard to search.
 
     Attributes:
-        candidates: How many times `k` candidates get exact scores.
         depths: What was measured, from 1 up: the wanted number of rows over 10, over the share that a filter keeps.
         efforts: `efSearch` or `nprobe` for each of them.
         costs: How many vectors a query is compared with, for each of them.
+        candidates: How many times `k` candidates get exact scores, for each of them.
         recall: The share of the exact ten best that was found, on queries that took no part in the choice.
     """
 
-    candidates: int
     depths: tuple[float, ...]
     efforts: tuple[int, ...]
     costs: tuple[float, ...]
+    candidates: tuple[int, ...]
     recall: float
 
     @classmethod
@@ -64,19 +64,21 @@ class EffortTable:
         try:
             facts = dict(spec)
             index_type(facts["kind"])
-            rows = [tuple(map(float, row)) for row in facts.pop("effort")]
-            depths, efforts, costs = (tuple(column) for column in zip(*rows, strict=True))
+            for_all = [facts.pop("candidates")] if "candidates" in facts else []  # of earlier versions
+            rows = [tuple(map(float, [*row, *for_all])) for row in facts.pop("effort")]
+            depths, efforts, costs, candidates = (tuple(column) for column in zip(*rows, strict=True))
             whole = tuple(int(min(max(effort, 1), _MAX_EFFORT)) for effort in efforts)
-            table = cls(int(facts.pop("candidates")), depths, whole, costs, float(facts["recall"]["measured"]))
+            measured = float(facts["recall"]["measured"])
+            table = cls(depths, whole, costs, tuple(int(min(number, _MAX_EFFORT)) for number in candidates), measured)
             facts["built_rows"], facts["seed"] = int(facts["built_rows"]), int(facts["seed"])
             wanted = float(facts["recall"]["wanted"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise KnowledgeBaseCorruptError(
                 f"{path}: the description of the index cannot be used ({error!r}). Build it again with `build_index`."
             ) from error
-        numbers = np.array(rows)  # (depths, 3)
+        numbers = np.array(rows)  # (depths, 4)
         sound = depths[0] == 1 and np.isfinite(numbers).all() and numbers.min() > 0 and (np.diff(depths) > 0).all()
-        if not (sound and 1 <= table.candidates <= 1000 and 0 < wanted <= 1):
+        if not (sound and 1 <= min(table.candidates) <= max(table.candidates) <= 1000 and 0 < wanted <= 1):
             raise KnowledgeBaseCorruptError(
                 f"{path}: the description of the index holds impossible numbers. Build it again with `build_index`."
             )
@@ -88,6 +90,11 @@ class EffortTable:
             return self.efforts[0]
         inside = np.exp(np.interp(np.log(depth), np.log(self.depths), np.log(self.efforts)))
         return int(np.ceil(inside * max(depth / self.depths[-1], 1.0) - 1e-9))
+
+    def candidates_at(self, depth: float) -> int:
+        """Returns how many times `k` candidates get exact scores: as many as at the next depth that was measured."""
+        place = bisect.bisect_left(self.depths, depth / 1.001)
+        return self.candidates[min(place, len(self.candidates) - 1)]
 
     def cost(self, depth: float) -> float:
         """Returns with how many vectors a query is compared at a depth; infinite where it was not measured."""
@@ -133,22 +140,22 @@ def tune(filled: FilledIndex, recall: float, queries: np.ndarray | None, seed: i
     grid = _grid(filled)
     rng = np.random.default_rng(seed)
     candidates = 0
-    found: list[tuple[float, int, float]] = []  # depth, effort, cost
+    found: list[tuple[float, int, float, int]] = []  # depth, effort, cost, candidates
     for depth in _DEPTHS:
         allowed = None if depth == 1 else rng.random(len(vectors)) < 1 / depth
         if allowed is not None and np.count_nonzero(allowed) < k:
             break
         trial = _Trial(filled, chosen if depth == 1 else chosen[:_NUM_FILTERED_QUERIES], k, allowed)
-        effort: int | None
-        if depth == 1:
-            candidates, effort = _cheapest(trial, grid, recall)
-        elif (effort := _least_effort(trial, grid, candidates, recall)) is None:
+        # What lies deeper differs by less: codes of few bits then need more candidates to tell it apart.
+        best = _cheapest(trial, grid, recall, least=candidates)
+        if best is None and depth > 1:
             break
-        effort = max(effort, 1, *(effort for _, effort, _ in found))
-        found.append((depth, effort, trial.cost(effort, candidates)))
-    depths, efforts, costs = zip(*found, strict=True)
-    measured = _Trial(filled, held_out, k).shares(efforts[0], candidates).mean()
-    return EffortTable(candidates, depths, efforts, costs, float(measured))
+        candidates, effort = best or _nearest_to_recall(trial, grid)
+        effort = max(effort, 1, *(row[1] for row in found))
+        found.append((depth, effort, trial.cost(effort, candidates), candidates))
+    depths, efforts, costs, numbers = zip(*found, strict=True)
+    measured = _Trial(filled, held_out, k).shares(efforts[0], numbers[0]).mean()
+    return EffortTable(depths, efforts, costs, numbers, float(measured))
 
 
 class _Trial:
@@ -205,19 +212,22 @@ def _grid(filled: FilledIndex) -> list[int]:
     return sorted({int(round(step)) for step in steps})
 
 
-def _cheapest(trial: _Trial, grid: list[int], recall: float) -> tuple[int, int]:
-    """The number of candidates and the effort that reach the recall at the least cost, or come nearest to it."""
+def _cheapest(trial: _Trial, grid: list[int], recall: float, least: int) -> tuple[int, int] | None:
+    """The number of candidates, from `least` up, and the effort that reach the recall at the least cost, if any do."""
     kind = trial.filled.kind
-    choices = index_type(kind).candidates
     options = []
-    for candidates in choices:
-        if (effort := _least_effort(trial, grid, candidates, recall)) is not None:
+    for candidates in index_type(kind).candidates:
+        if candidates >= least and (effort := _least_effort(trial, grid, candidates, recall)) is not None:
             cost = search_cost(trial.cost(effort, candidates), trial.k * candidates, kind)
             options.append((cost, candidates, effort))
-    if options:
-        return min(options)[1:]
-    nearly = trial.shares(grid[-1], choices[-1]).mean() - _NEARLY
-    return choices[-1], next(effort for effort in grid if trial.shares(effort, choices[-1]).mean() >= nearly)
+    return min(options)[1:] if options else None
+
+
+def _nearest_to_recall(trial: _Trial, grid: list[int]) -> tuple[int, int]:
+    """The most candidates, and the effort beyond which more of it finds hardly more."""
+    most = index_type(trial.filled.kind).candidates[-1]
+    nearly = trial.shares(grid[-1], most).mean() - _NEARLY
+    return most, next(effort for effort in grid if trial.shares(effort, most).mean() >= nearly)
 
 
 def _least_effort(trial: _Trial, grid: list[int], candidates: int, recall: float) -> int | None:

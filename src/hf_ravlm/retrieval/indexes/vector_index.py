@@ -155,8 +155,8 @@ class ApproximateIndex(VectorIndex):
     def spec(self) -> dict[str, Any]:
         """What is known about the index, as JSON values; `open_index` wants it back."""
         table = self._table
-        effort = [list(row) for row in zip(table.depths, table.efforts, table.costs, strict=True)]
-        return {**self._facts, "rows": len(self), "candidates": table.candidates, "effort": effort}
+        columns = (table.depths, table.efforts, table.costs, table.candidates)
+        return {**self._facts, "rows": len(self), "effort": [list(row) for row in zip(*columns, strict=True)]}
 
     def search(
         self, queries: Any, k: int, allowed: np.ndarray | None = None, num_threads: int | None = None
@@ -169,25 +169,26 @@ class ApproximateIndex(VectorIndex):
         num_allowed = len(self) if allowed is None else int(np.count_nonzero(allowed))
         k = min(k, num_allowed)
         depth = max(k / TUNED_K, 1.0) * len(self) / max(num_allowed, 1)
+        candidates = self._table.candidates_at(depth)
         with thread_limit(num_threads):
             if k * len(checked) == 0 or exact_is_cheaper(
-                self._table.cost(depth), self.kind, len(self), num_allowed, len(checked)
+                self._table.cost(depth), k * candidates, self.kind, len(self), num_allowed, len(checked)
             ):
                 return exact_search(checked, self.vectors, k, allowed)
             effort = self._table.effort(depth)
             effort = effort if self._num_lists is None else min(effort, self._num_lists)
             some = allowed if num_allowed < len(self) else None
-            scores, rows = self._search_both(checked, k, effort, some)
+            scores, rows = self._search_both(checked, k, effort, candidates, some)
             short = rows[:, -1] < 0
             if short.any():
                 scores[short], rows[short] = exact_search(checked[short], self.vectors, k, allowed)
             return scores, rows
 
     def _search_both(
-        self, queries: np.ndarray, k: int, effort: int, allowed: np.ndarray | None
+        self, queries: np.ndarray, k: int, effort: int, candidates: int, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """What the index finds, and what exact search finds among the vectors that came after it."""
-        num_indexed, candidates = len(self._filled.vectors), self._table.candidates
+        num_indexed = len(self._filled.vectors)
         indexed = None if allowed is None else allowed[:num_indexed]
         scores, rows = approximate_search(self._filled, queries, k, effort, candidates, indexed)
         if num_indexed == len(self):
@@ -340,7 +341,7 @@ def _tuned_index(
     report = "The %s index finds %.3f of the exact %d best (wanted: %.3f) for %s queries, with %s %d."
     level = logging.INFO if table.recall >= recall - _RECALL_TOLERANCE else logging.WARNING
     effort = index_type(kind).effort
-    value = table.candidates if effort == "candidates" else table.efforts[0]
+    value = table.candidates[0] if effort == "candidates" else table.efforts[0]
     logger.log(level, report, kind, table.recall, TUNED_K, recall, origin, effort, value)
     facts = {
         "kind": kind,
