@@ -8,6 +8,12 @@ fictional countries, whose facts it cannot know, with two passages per question:
 another about the same country. Half of the rows at the start, and none at the end, ask for a passage to be repeated
 from memory. It is then asked about the 40 countries that no training saw, with two real passages of each, and
 closed-book. The passages come in any order: some fusions have none. `in_context` is the shipped reader as it is.
+
+    python benchmarks/fusions.py --reader smollm2 --fusions in_context concat --batch_size 8 --reconstruction 0
+
+asks the same of a reader that was not made for it: SmolLM2-135M-Instruct with MiniLM as text encoder, without pictures
+(the pretrained parts of `examples/photographs`). What learns is the fusion and LoRA in the attention of the language
+model, and `in_context` learns from the same rows. With `--steps 0` nothing learns.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import random
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,19 +40,28 @@ from flags.shuffled import ShuffledCountries, answers_from  # noqa: E402
 from flags.texts import passage_texts  # noqa: E402
 from flags.world import World, load_world, split_entities  # noqa: E402
 from hf_ravlm import RavlmForConditionalGeneration, RavlmProcessor, RavlmTrainer  # noqa: E402
+from hf_ravlm.evaluation import normalize_answer  # noqa: E402
 from hf_ravlm.pipelines import answer_questions  # noqa: E402
 from hf_ravlm.training import MemoryTraining  # noqa: E402
 
 
 CHECKPOINT = ROOT / "examples" / "flags" / "checkpoint"
 STEPS = {"in_context": 0, "concat": 300, "product": 300, "attention": 500, "gated": 400, "cross_attention": 700}
+STEPS_OF = {"flags": STEPS, "smollm2": dict.fromkeys(STEPS, 100)}  # by reader
+LORA_RANK = 16
 NUMBERS = (2, 5, 10, 20)  # passages
 VIEW = "openmoji"
 
 
-def load_reader(fusion: str, seed: int) -> tuple[RavlmForConditionalGeneration, RavlmProcessor]:
-    """The shipped reader with another fusion, whose weights are new."""
+def load_reader(reader: str, fusion: str, seed: int) -> tuple[RavlmForConditionalGeneration, RavlmProcessor]:
+    """The shipped reader with another fusion, or SmolLM2 with one; its weights are new."""
     torch.manual_seed(seed)
+    if reader == "smollm2":
+        from photographs.parts import load_parts
+
+        model, processor, _ = load_parts(fusion)
+        processor.max_passage_length = 64
+        return model, processor
     model = RavlmForConditionalGeneration.from_pretrained(
         CHECKPOINT, fusion=fusion, num_memory_tokens=8, cross_attention_every=1
     )
@@ -64,7 +80,8 @@ def training_rows(countries: ShuffledCountries, world: World, images: list, rng:
         gold, other = rng.sample(shown, 2)
         passages = [gold.text, other.text]
         rng.shuffle(passages)
-        row = {"image": world.images[rng.choice(images)], "question": ask(gold.kind, rng), "evidence": passages}
+        picture = world.images[rng.choice(images)] if images else None
+        row = {"image": picture, "question": ask(gold.kind, rng), "evidence": passages}
         rows.append({**row, "answer": answers_from([gold])[gold.kind]})
     return rows
 
@@ -76,66 +93,96 @@ def train(
     countries: list[str],
     run: argparse.Namespace,
 ) -> float:
-    """Trains text encoder, fusion and language model; the CPU seconds that it took."""
+    """Trains the fusion and how the language model reads it; the CPU seconds that it took."""
     rng, fiction = random.Random(run.seed), ShuffledCountries([world.entities[c] for c in countries], run.seed)
     images = [(c, VIEW) for c in countries if (c, VIEW) in world.images]
     rows = training_rows(fiction, world, images, rng, run.steps * run.batch_size)
     start = time.process_time()
-    groups: dict[bool, list] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = name.startswith(("fusion.", "model.text_encoder.", "language_model."))
-        if parameter.requires_grad:  # pictures tell nothing here
-            groups[name.startswith("language_model.")].append(parameter)
-    # The language model can copy already, and forgets it at the pace at which a fusion learns.
-    optimizer = torch.optim.AdamW([{"params": groups[old], "lr": run.lr / (3 if old else 1)} for old in (True, False)])
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / 20) * (1 - step / run.steps)
-    )
     settings = {"max_steps": run.steps, "per_device_train_batch_size": run.batch_size, "seed": run.seed}
+    memory = MemoryTraining(run.reconstruction, run.distillation, run.focus)
+    learning = adapters(run.lr) if run.reader == "smollm2" else {"optimizers": whole_model(model, run)}
+    settings |= learning.pop("settings", {})
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, save_strategy="no", report_to="none", use_cpu=True, logging_steps=50, disable_tqdm=True, **settings
+            folder, save_strategy="no", report_to="none", use_cpu=True, logging_steps=10, disable_tqdm=True, **settings
         )
-        RavlmTrainer(
+        trainer = RavlmTrainer(
             model,
             arguments,
             train_dataset=rows,
             processing_class=processor,
-            memory=MemoryTraining(run.reconstruction, run.distillation, run.focus),
-            optimizers=(optimizer, schedule),
-        ).train()
+            memory=None if model.config.fusion == "in_context" else memory,
+            **learning,
+        )
+        trainer.train()
+    if "peft_config" in learning:
+        trainer.model.merge_and_unload()
     model.eval()
     return time.process_time() - start
 
 
-def exact_match(
+def whole_model(model: RavlmForConditionalGeneration, run: argparse.Namespace) -> tuple:
+    """Optimizer and schedule for text encoder, fusion and language model; pictures tell nothing here."""
+    groups: dict[bool, list] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith(("fusion.", "model.text_encoder.", "language_model."))
+        if parameter.requires_grad:
+            groups[name.startswith("language_model.")].append(parameter)
+    # The language model can copy already, and forgets it at the pace at which a fusion learns.
+    optimizer = torch.optim.AdamW([{"params": groups[old], "lr": run.lr / (3 if old else 1)} for old in (True, False)])
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / 20) * (1 - step / run.steps)
+    )
+
+
+def adapters(lr: float) -> dict:
+    """The fusion, and LoRA in the attention of a language model that was trained by others, all at one rate."""
+    from peft import LoraConfig
+
+    settings = {"learning_rate": lr, "warmup_steps": 10, "lr_scheduler_type": "constant_with_warmup"}
+    return {"peft_config": LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK), "settings": settings}
+
+
+def replies(
     model: RavlmForConditionalGeneration,
     processor: RavlmProcessor,
     world: World,
     tasks: list,
     num_passages: int = 2,
     seed: int = 0,
-) -> float:
-    """Share of right answers, with the gold passage among `num_passages` in any order; closed-book with 0."""
-    rng = random.Random(seed)
-    right = 0.0
+) -> list[str]:
+    """What it answers with the gold passage among `num_passages` in any order; closed-book with 0."""
+    rng, texts = random.Random(seed), []
     for start in range(0, len(tasks), 32):
         batch = tasks[start : start + 32]
         answers = answer_questions(
             model,
             processor,
             None,
-            [world.images[task.entity, task.view] for task in batch],
+            [world.images.get((task.entity, task.view)) for task in batch],
             [task.question for task in batch],
             evidence=[passages_for(world, task, num_passages, rng) for task in batch],
             with_posterior=False,
             do_sample=False,
             max_new_tokens=24,
         )
-        right += sum(
-            score(world, task, rows[0].text)["exact match"] for task, rows in zip(batch, answers, strict=True)
-        )
-    return right / len(tasks)
+        texts += [rows[0].text for rows in answers]
+    return texts
+
+
+def exact_match(world: World, tasks: list, texts: list[str]) -> float:
+    """Share of right answers."""
+    return sum(score(world, task, text)["exact match"] for task, text in zip(tasks, texts, strict=True)) / len(tasks)
+
+
+def named(tasks: list, texts: list[str]) -> float:
+    """Share of replies that hold a right answer, however much is said around it."""
+    normal = [f" {normalize_answer(text)} " for text in texts]
+    found = [
+        any(f" {normalize_answer(answer)} " in text for answer in task.answers)
+        for task, text in zip(tasks, normal, strict=True)
+    ]
+    return sum(found) / len(tasks)
 
 
 def passages_for(world: World, task: Task, number: int, rng: random.Random) -> list[str]:
@@ -166,7 +213,8 @@ def first_token(
 ) -> float:
     """The least CPU seconds until the first token of an answer from `number` passages whose states are kept."""
     evidence = [passages_for(world, task, number, random.Random(0))]
-    inputs = processor(images=[world.images[task.entity, task.view]], text=[task.question], evidence=evidence)
+    images = [world.images.get((task.entity, task.view))]
+    inputs = processor(images=images, text=[task.question], evidence=evidence)
     if "evidence_input_ids" in inputs:
         ids, mask = inputs.pop("evidence_input_ids"), inputs.pop("evidence_attention_mask")
         inputs["evidence_states"], inputs["evidence_token_mask"] = model.encode_evidence(ids, mask)
@@ -178,20 +226,43 @@ def first_token(
     return min(times)
 
 
-def curve(model: RavlmForConditionalGeneration, processor: RavlmProcessor, world: World, tasks: list) -> dict:
+def curve(model: RavlmForConditionalGeneration, processor: RavlmProcessor, world: World, tasks: list, numbers) -> dict:
     """Exact match and seconds to the first token, by the number of passages."""
     return {
         str(number): [
-            exact_match(model, processor, world, tasks, number),
+            exact_match(world, tasks, replies(model, processor, world, tasks, number)),
             first_token(model, processor, world, tasks[0], number),
         ]
-        for number in NUMBERS
+        for number in numbers
     }
+
+
+def measured(world: World, countries: list[str], tasks: list, fusion: str, run: argparse.Namespace) -> dict:
+    """Trains one reader and asks it: its line of the report."""
+    model, processor = load_reader(run.reader, fusion, run.seed)
+    found = {"reader": run.reader, "fusion": fusion, "seed": run.seed, "steps": run.steps}
+    seconds = train(model, processor, world, countries, run) if run.steps else 0.0
+    texts = replies(model, processor, world, tasks, 2, run.seed)
+    found |= {
+        "minutes": seconds / 60,
+        "parameters": sum(p.numel() for p in model.fusion.parameters()),
+        "settings": {
+            name: getattr(run, name) for name in ("lr", "batch_size", "reconstruction", "distillation", "focus")
+        },
+        "tasks": len(tasks),
+        "exact match": exact_match(world, tasks, texts),
+        "named": named(tasks, texts),
+        "closed-book": exact_match(world, tasks, replies(model, processor, world, tasks, 0)),
+    }
+    if run.curve:
+        found["curve"] = curve(model, processor, world, tasks, run.numbers)
+    return found
 
 
 def main() -> None:
     """One report: reader after reader, each a line of the file that is written after it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--reader", choices=STEPS_OF, default="flags", help="the shipped one, or SmolLM2-135M")
     parser.add_argument("--fusions", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="training steps of each reader; by default of each fusion its own")
@@ -201,6 +272,8 @@ def main() -> None:
     parser.add_argument("--distillation", type=float, default=0.0, help="weight")
     parser.add_argument("--focus", type=float, default=0.0, help="on hard tokens")
     parser.add_argument("--curve", action="store_true", help="also ask with more passages, and measure times")
+    parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS, help="of passages, for --curve")
+    parser.add_argument("--questions", type=int, help="ask so many, drawn by chance; by default all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("fusions.jsonl"), help="a line is added for each reader")
     arguments = parser.parse_args()
@@ -210,28 +283,16 @@ def main() -> None:
     world = load_world()
     train_countries, dev_countries = split_entities(sorted(world.entities))
     tasks = tasks_of(world, dev_countries, [VIEW], SHORT_KINDS)
+    if arguments.questions:
+        tasks = random.Random(0).sample(tasks, arguments.questions)
+    if arguments.reader == "smollm2":
+        world = replace(world, images={})  # it has learned to see nothing
     for seed in arguments.seeds:
         for fusion in arguments.fusions:
             run = argparse.Namespace(**{**vars(arguments), "seed": seed})
-            run.steps = STEPS[fusion] if arguments.steps is None or not STEPS[fusion] else arguments.steps
-            model, processor = load_reader(fusion, seed)
-            seconds = train(model, processor, world, train_countries, run) if run.steps else 0.0
-            found = {
-                "fusion": fusion,
-                "seed": seed,
-                "steps": run.steps,
-                "minutes": seconds / 60,
-                "parameters": sum(p.numel() for p in model.fusion.parameters()),
-                "settings": {
-                    name: getattr(run, name)
-                    for name in ("lr", "batch_size", "reconstruction", "distillation", "focus")
-                },
-                "tasks": len(tasks),
-                "exact match": exact_match(model, processor, world, tasks, 2, seed),
-                "closed-book": exact_match(model, processor, world, tasks, 0),
-            }
-            if arguments.curve:
-                found["curve"] = curve(model, processor, world, tasks)
+            usual = STEPS_OF[run.reader][fusion]
+            run.steps = usual if arguments.steps is None or not usual else arguments.steps
+            found = measured(world, train_countries, tasks, fusion, run)
             with arguments.output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
             print(json.dumps(found), flush=True)

@@ -37,8 +37,11 @@ MAX_PASSAGE_LENGTH = 40  # tokens of an entry in the prompt: its names, what it 
 TEXT_WEIGHT = 1e-3  # the words of a question say nothing about what the picture shows
 
 
-def load_parts() -> tuple[RavlmForConditionalGeneration, RavlmProcessor, np.ndarray]:
+def load_parts(fusion: str = "in_context") -> tuple[RavlmForConditionalGeneration, RavlmProcessor, np.ndarray]:
     """Model, processor, and the class keys `(1000, 1281)` of the vision tower, in the order of `classes.txt`.
+
+    Args:
+        fusion (`str`): how the reader reads passages.
 
     Raises:
         SystemExit: If one of the packages is missing; says how to install them.
@@ -58,10 +61,10 @@ def load_parts() -> tuple[RavlmForConditionalGeneration, RavlmProcessor, np.ndar
     generator = AutoModelForCausalLM.from_pretrained(smollm2, gguf_file=SMOLLM2)
     tokenizer = AutoTokenizer.from_pretrained(smollm2, gguf_file=SMOLLM2)
     text_encoder, text_tokenizer = AutoModel.from_pretrained(MODEL_DIR), AutoTokenizer.from_pretrained(MODEL_DIR)
-    return *from_parts(tower, text_encoder, generator, tokenizer, text_tokenizer), keys
+    return *from_parts(tower, text_encoder, generator, tokenizer, text_tokenizer, fusion), keys
 
 
-def from_parts(tower, text_encoder, generator, tokenizer, text_tokenizer) -> tuple:
+def from_parts(tower, text_encoder, generator, tokenizer, text_tokenizer, fusion: str = "in_context") -> tuple:
     """Model and processor of given parts; the picture's vector is its features, with room for the bias of a class."""
     size = getattr(tower.config, "image_size", IMAGE_SIZE)
     width = tower.config.hidden_size
@@ -74,6 +77,7 @@ def from_parts(tower, text_encoder, generator, tokenizer, text_tokenizer) -> tup
         ),
         text_tokenizer=text_tokenizer,
         tokenizer=tokenizer,
+        fusion=fusion,
         projection_dim=width + 2,
         text_weight_init=TEXT_WEIGHT,
         num_passages=NUM_PASSAGES,

@@ -32,3 +32,11 @@ def test_a_card_of_the_flags_says_what_its_report_says(name, tmp_path):
     report = json.loads((ROOT / "examples" / "flags" / f"{name}.json").read_text())
     module.write_card(report, tmp_path / module.CARD)
     assert (tmp_path / module.CARD).read_text("utf-8") == (ROOT / "model_cards" / module.CARD).read_text("utf-8")
+
+
+def test_the_card_of_the_fusions_says_what_its_reports_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    lines = (ROOT / "benchmarks" / "fusions.jsonl").read_text(encoding="utf-8").splitlines()
+    card = import_module("fusions_card").card_text(map(json.loads, lines), "flags_fusions.png")
+    assert card == (ROOT / "model_cards" / "flags_fusions.md").read_text(encoding="utf-8")
+    assert (ROOT / "model_cards" / "flags_fusions.png").is_file()
