@@ -37,9 +37,9 @@ PRETRAINED = """
 
 SmolLM2-135M-Instruct with MiniLM as the text encoder of its memory, the parts of `examples/photographs` without
 pictures, asked {tasks} of the same questions (`python benchmarks/fusions.py --reader smollm2 --fusions concat
---seeds 0 --batch_size {batch_size} --reconstruction 0 --questions {tasks} --steps ...`). What learns, from fictional
-countries, is the fusion and LoRA of rank 16 in the attention of the language model, at one rate of {lr}. `named` is the
-share of replies that hold a right answer, whatever is said around it: before training SmolLM2 talks.
+--seeds 0 --batch_size {batch_size} --reconstruction 0 --questions {tasks} --steps ...`). The fusion and LoRA of rank
+16 in the attention of the language model learn from fictional countries, at one rate of {lr}. `named` is the share of
+replies that hold a right answer, whatever is said around it.
 
 {figures}
 """
