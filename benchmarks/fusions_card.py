@@ -39,7 +39,8 @@ SmolLM2-135M-Instruct with MiniLM as the text encoder of its memory, the parts o
 pictures, asked {tasks} of the same questions (`python benchmarks/fusions.py --reader smollm2 --fusions concat
 --seeds 0 --batch_size {batch_size} --reconstruction 0 --questions {tasks} --steps ...`). The fusion and LoRA of rank
 16 in the attention of the language model learn from fictional countries, at one rate of {lr}. `named` is the share of
-replies that hold a right answer, whatever is said around it.
+replies that hold a right answer, whatever is said around it: untrained, SmolLM2 answers in sentences. A new memory is
+its words and a little more, and what `in_context` makes of the words after the same training is not measured yet.
 
 {figures}
 """
@@ -89,11 +90,13 @@ def figure_lines(rows: Iterable[dict]) -> list[str]:
 
 
 def pretrained_lines(rows: Iterable[dict]) -> list[str]:
-    """The table of a reader that others trained: a line per fusion and number of steps."""
+    """The table of a reader that others trained: a line per fusion and number of steps; `-` for what was not asked."""
     lines = ["| fusion | steps | exact match | named | closed-book | CPU minutes |", "|---|---|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: (row["fusion"], row["steps"])):
-        figures = " | ".join(f"{row[name]:.3f}" for name in ("exact match", "named", "closed-book"))
-        lines.append(f"| `{row['fusion']}` | {row['steps']} | {figures} | {row['minutes']:.1f} |")
+        asked = [row.get(name) for name in ("exact match", "named", "closed-book")]
+        figures = " | ".join("-" if figure is None else f"{figure:.3f}" for figure in asked)
+        steps = f"{row['steps']} of {row['planned']}" if "planned" in row else row["steps"]  # it was stopped
+        lines.append(f"| `{row['fusion']}` | {steps} | {figures} | {row['minutes']:.1f} |")
     return lines
 
 
