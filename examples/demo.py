@@ -14,6 +14,7 @@ where every passage about the country is taken away: how many answers a policy w
 from __future__ import annotations
 
 import argparse
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -175,7 +176,8 @@ def said(record: dict[str, Any]) -> str:
     """The answer, or that there is none."""
     if not record.get("abstained"):
         return record["generated_text"]
-    return f'(says nothing; sure by {record["confidence"]:.2f} only of "{record["withheld"]}")'
+    withheld = textwrap.shorten(record["withheld"], width=40, placeholder=" ...")
+    return f'(says nothing; sure by {record["confidence"]:.2f} only of "{withheld}")'
 
 
 def show_tables(ask, world: World) -> None:

@@ -2,16 +2,14 @@
 
     accelerate launch examples/train_flags.py --out runs/flags
 
-Three stages (`examples/flags/recipe.py` says why): the picture tower learns to match drawings across styles, the text
+Four stages (`examples/flags/recipe.py` says why): the picture tower learns to match drawings across styles, the text
 tower to find the passage that answers, whatever the words of the question, the reader to copy the answer out of
-passages. Then the knowledge base is indexed, everything is saved to one folder, and the dev countries are measured.
-What is shipped is made so. Any option of a stage scales with its number of steps, 0 skips it; `--start_from FOLDER`
-goes on from what another run wrote, with the same result as one run of all stages; `--leave_out STYLE` keeps one
-drawing style out of training altogether.
-
-There is more to choose: `--whole_steps` teaches the reader, in a fourth stage, the many wordings, too, and to choose
-among passages; with `--by_country` a search finds the country by its picture first, and all that is known of it is
-read. What both are worth stands in `model_cards/flags_training.md`.
+passages, and then, made deeper, to tell what is asked for in any words, and which of many passages answers. Then the
+knowledge base is indexed, everything is saved to one folder, and the dev countries are measured. What is shipped is
+made so. Any option of a stage scales with its number of steps, 0 skips it; `--start_from FOLDER` goes on from what
+another run wrote, with the same result as one run of all stages; `--leave_out STYLE` keeps one drawing style out of
+training altogether. With `--by_country` a search finds the country by its picture first, and what is known of it is
+read; what that is worth stands in `model_cards/flags_training.md`.
 """
 
 from __future__ import annotations
@@ -26,14 +24,22 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from flags.copying import copying_parts
+from flags.copying import copying_parts, deepen
 from flags.matching import FlagPairs, wrong_flag_pictures
 from flags.measure import answer_table, format_answers, format_retrieval, retrieval_table, tasks_of
 from flags.reading import ReadingBatches, make_tokenizer
-from flags.recipe import AskingTrainer, MatchingTrainer, ReadingTrainer, build_model, build_processor
+from flags.recipe import (
+    COARSE_SIZE,
+    FINE_SIZE,
+    AskingTrainer,
+    MatchingTrainer,
+    ReadingTrainer,
+    build_model,
+    build_processor,
+)
 from flags.shuffled import MOST_PASSAGES
 from flags.text_pairs import TextPairs
-from flags.wordings import ask_anyhow
+from flags.wordings import ask_in_noise
 from flags.world import VIEWS, load_world
 from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever
 from hf_ravlm.training import freeze
@@ -49,9 +55,10 @@ class Options:
     out: str = field(default="runs/flags", metadata={"help": "folder to write"})
     seed: int = field(default=0, metadata={"help": "of weights and data"})
     matching_steps: int = field(default=1300, metadata={"help": "stage 1: batches of about 208 drawings"})
+    sharpening_steps: int = field(default=450, metadata={"help": "end of stage 1: the same, on sharper pictures"})
     text_steps: int = field(default=1200, metadata={"help": "stage 2: batches of 24 questions"})
-    reading_steps: int = field(default=1800, metadata={"help": "stage 3: batches of about 2048 tokens; 0 skips it"})
-    whole_steps: int = field(default=0, metadata={"help": "stage 4: batches of about 2048 tokens; 0 skips it"})
+    reading_steps: int = field(default=1800, metadata={"help": "stage 3: batches of about 2048 tokens"})
+    choosing_steps: int = field(default=2500, metadata={"help": "stage 4: batches of about 2048 tokens"})
     by_country: bool = field(default=False, metadata={"help": "find the country first, and read all that is known"})
     start_from: str | None = field(default=None, metadata={"help": "folder of an earlier run to go on from"})
     leave_out: str | None = field(default=None, metadata={"help": "a drawing style never to train on"})
@@ -76,7 +83,7 @@ def main(options: Options) -> None:
     train_matching(model, world, views, options)
     train_asking(model, processor, world, views, options)
     train_reading(model, processor, world, views, options)
-    train_whole_countries(model, processor, world, views, options)
+    train_choosing(model, processor, world, views, options)
     folder = Path(options.out)
     save(model, processor, world, folder, options)
     logger.warning("trained and saved to %s in %.1f minutes", folder, (time.perf_counter() - started) / 60)
@@ -85,20 +92,26 @@ def main(options: Options) -> None:
 
 
 def train_matching(model, world, views, options: Options) -> None:
-    """Stage 1: the dual encoder's picture side."""
+    """Stage 1: the dual encoder's picture side, on small pictures first, which is fast, then on sharper ones."""
     encoder = model.model.to(memory_format=torch.channels_last)
-    pairs = FlagPairs(world, world.train, views, seed=options.seed, num_designs=options.designs)
-    arguments = stage(options, "matching", options.matching_steps, learning_rate=4e-3, weight_decay=0.05)
-    fit(MatchingTrainer, encoder, arguments, pairs)
+    sides = (
+        ("matching", options.matching_steps, COARSE_SIZE, 4e-3),
+        ("sharpening", options.sharpening_steps, FINE_SIZE, 1.5e-3),
+    )
+    for name, steps, size, learning_rate in sides:
+        if steps:
+            pairs = FlagPairs(world, world.train, views, size, options.seed, num_designs=options.designs)
+            arguments = stage(options, name, steps, learning_rate=learning_rate, weight_decay=0.05)
+            fit(MatchingTrainer, encoder, arguments, pairs)
     model.model.to(memory_format=torch.contiguous_format)
 
 
 def train_asking(model, processor, world, views, options: Options) -> None:
-    """Stage 2: the dual encoder's text side, asked in any words of `flags.wordings`."""
+    """Stage 2: the dual encoder's text side, asked in any words of `flags.wordings`, idle ones among them."""
     encoder = model.model
     freeze(encoder.vision_tower, encoder.image_projection)
     encoder.logit_scale.requires_grad_(False)
-    pairs = TextPairs(processor, world, world.train, views, seed=options.seed, ask=ask_anyhow, beginning=40)
+    pairs = TextPairs(processor, world, world.train, views, seed=options.seed, ask=ask_in_noise, beginning=40)
     pairs.encode(encoder.eval())
     fit(AskingTrainer, encoder, stage(options, "asking", options.text_steps, learning_rate=2e-3), pairs)
 
@@ -113,11 +126,14 @@ def train_reading(model, processor, world, views, options: Options) -> None:
     fit(ReadingTrainer, model, arguments, batches)
 
 
-def train_whole_countries(model, processor, world, views, options: Options) -> None:
-    """Stage 4: the reader once more, asked in any words: on what a search brings, and on all that is known."""
+def train_choosing(model, processor, world, views, options: Options) -> None:
+    """Stage 4: the reader, deepened, asked in any words: on what a search brings, and on all that is known."""
+    if options.choosing_steps:
+        model.language_model = deepen(model.language_model, seed=options.seed)
+        model.config.generator_config = model.language_model.config
     freeze(model.model, *copying_parts(model.language_model))
     batches = ReadingBatches(processor, world, world.train, views, seed=options.seed, whole=True)
-    arguments = stage(options, "whole", options.whole_steps, learning_rate=4e-4, adam_beta2=0.98)
+    arguments = stage(options, "choosing", options.choosing_steps, learning_rate=3e-4, adam_beta2=0.98)
     fit(ReadingTrainer, model, arguments, batches)
 
 
@@ -161,6 +177,7 @@ def save(model, processor, world, folder: Path, options: Options) -> None:
     marks = processor.markers  # of prompts, never of answers
     never = [marks.image, marks.evidence, marks.passage, marks.question, marks.answer]
     model.generation_config.suppress_tokens = never
+    model.config.generator_config.use_cache = True  # a Trainer turns it off
     if options.by_country:
         model.config.num_passages = MOST_PASSAGES
     model.eval().save_pretrained(folder)
@@ -187,7 +204,7 @@ def evaluate(folder: Path, processor, world, options: Options) -> None:
     }
     for name, table in list(figures.items())[3:]:
         print(f"\n{name} (dev countries, all {len(world.entities)} entries)\n{format_retrieval(table)}")
-    if options.reading_steps:
+    if options.reading_steps or options.choosing_steps:
         kinds = ("name", "capital", "language", "currency", "subregion", "meaning", "describe")
         figures["answers"] = answer_table(
             model, processor, retriever, world, tasks_of(world, world.dev, queries, kinds)

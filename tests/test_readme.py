@@ -15,7 +15,8 @@ from tiny import picture
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh.md")
-TINY = "--matching_steps 2 --text_steps 2 --reading_steps 2 --whole_steps 2 --designs 64 --no_evaluate"
+STAGES = ("matching", "sharpening", "text", "reading", "choosing")
+TINY = " ".join(f"--{stage}_steps 2" for stage in STAGES) + " --designs 64 --no_evaluate"
 
 
 def blocks(name: str, language: str) -> list[str]:

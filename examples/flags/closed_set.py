@@ -147,7 +147,8 @@ def write_card(report: dict[str, Any], path: Path) -> None:
         "",
         "The shipped reader ([`flags.md`](flags.md)) chooses among all subregions, currencies or languages of its "
         "knowledge base, of flags of countries that it never saw in training, in styles that its entries have not. "
-        f"Nothing was trained. Mean over seeds {', '.join(map(str, report['seeds']))}, with lowest and highest; "
+        "Nothing was trained; the weights are those before the reader was made deeper. "
+        f"Mean over seeds {', '.join(map(str, report['seeds']))}, with lowest and highest; "
         "a seed draws the style of each flag and what is made up. *Closed-book* is without passages, *retrieved* with "
         "what is found, *gold* with the passage that has the answer. *Added*: a country and an answer that were made "
         "up stand in a new passage and join the set, without training. Written by `examples/flags/closed_set.py`.",

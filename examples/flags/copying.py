@@ -33,6 +33,7 @@ Reference: Olsson et al. 2022, "In-context Learning and Induction Heads", arXiv 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -117,6 +118,49 @@ def copying_parts(language_model: LlamaForCausalLM, previous_layers: Sequence[in
     """
     layers = [language_model.model.layers[index].self_attn for index in previous_layers]
     return [language_model.get_input_embeddings(), *layers]
+
+
+@torch.no_grad()
+def deepen(language_model: LlamaForCausalLM, num_layers: int = 6, seed: int = 0) -> LlamaForCausalLM:
+    """The same reader with more layers below its last one, which add nothing before they are trained.
+
+    Copying is learned fast in four layers; to understand what is asked, in whatever words, and which of many passages
+    tells it, takes more of them. A reader that has `num_layers` is given back as it is.
+
+    Args:
+        language_model ([`~transformers.LlamaForCausalLM`]): With untied or tied embeddings, any size.
+        num_layers (`int`): Layers of the result.
+        seed (`int`): Of the new weights.
+
+    Example:
+
+    ```python
+    >>> shallow = start_as_copier(LlamaForCausalLM(copier_config(vocab_size=64, hidden_size=128))).eval()
+    >>> ids = torch.tensor([[9, 10, 11, 9]])
+    >>> torch.equal(deepen(shallow).eval()(input_ids=ids).logits, shallow(input_ids=ids).logits)
+    True
+
+    ```
+    """
+    last = language_model.config.num_hidden_layers - 1
+    if last + 1 >= num_layers:
+        return language_model
+    config = copy.deepcopy(language_model.config)
+    config.num_hidden_layers = num_layers
+    deeper, generator = LlamaForCausalLM(config), torch.Generator().manual_seed(seed)
+    moved = {
+        name.replace(f"layers.{last}.", f"layers.{num_layers - 1}."): weight
+        for name, weight in language_model.state_dict().items()
+    }
+    deeper.load_state_dict(moved, strict=False)
+    for layer in deeper.model.layers[last:-1]:
+        for module in (*_projections(layer.self_attn), layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
+            silent = module in (layer.self_attn.o_proj, layer.mlp.down_proj)
+            std = 0.0 if silent else 0.5 * module.weight.shape[1] ** -0.5
+            module.weight.copy_(_random(module.weight.shape, std, generator))
+            if module.bias is not None:
+                module.bias.zero_()
+    return deeper
 
 
 def copier_config(

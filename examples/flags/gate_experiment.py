@@ -4,8 +4,9 @@
 
 "Capital of Fiji: Suva. What is the capital of the country that uses this flag?" The reader copies the answer out of
 the question, or out of what is found, and knows nothing by heart. A gate looks at the closed-book draft and decides
-whether to search at all. Compares the learned gate with rules that need no training, in a clean world and in one
-where half of what is found is about other countries.
+whether to search at all. Compares the learned gate with rules that need no training, and with the shipped policy, in a
+clean world and in one where half of what is found is about other countries. Harmed is what is right without a search,
+and wrong with one.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from hf_ravlm.pipelines.policy.decision_heads import UNCERTAINTY_RULES, Uncertai
 from hf_ravlm.training.policy_fitting import fit_answer_policy
 
 
+SHIPPED = Path(__file__).parent / "policy"
 WORLDS = ("clean", "strangers")
 SEARCH_COST = 0.02
 
@@ -79,6 +81,12 @@ def right(tasks: Sequence[Task], answers: Sequence) -> np.ndarray:
     return np.array([exact_match(answer.text, task.answers) for task, answer in zip(tasks, answers, strict=True)])
 
 
+def row_of(scores: np.ndarray, closed_book: np.ndarray, searches: float, area: float | None = None) -> dict:
+    """A row of the table; harmed is the share of all questions that are right closed-book, and wrong here."""
+    harmed = float(((closed_book > 0.5) & (scores < 0.5)).mean())
+    return {"exact match": float(scores.mean()), "harmed": harmed, "searches": searches, "AUROC": area}
+
+
 def main(options: Options) -> None:
     logging.disable_progress_bar()
     torch.manual_seed(0)
@@ -91,23 +99,29 @@ def main(options: Options) -> None:
     tasks = half_told(flags.world, tasks, options.seeds[0])
     rules = {rule: replace(policy, gate=UncertaintyRule(rule), gate_threshold=thresholds[rule]) for rule in thresholds}
     never = replace(policy, gate_threshold=1.1)
-    systems = {"never search": never, "always search": replace(policy, gate=None), "learned gate": policy, **rules}
+    shipped = AnswerPolicy.from_pretrained(SHIPPED)
+    systems = {
+        "never search": never,
+        "shipped policy": shipped,
+        "always search": replace(policy, gate=None),
+        "learned gate": policy,
+        **rules,
+    }
     table = {}
     for name in WORLDS:
         found = flags.find(tasks, flags.world.dev, name, options.seeds[0])
         answers = {system: flags.answer(tasks, found, chosen) for system, chosen in systems.items()}
         closed_book = right(tasks, answers["never search"])
         plain = right(tasks, flags.answer(tasks, found, AnswerPolicy()))
-        table[f"{name}: no policy"] = {"exact match": float(plain.mean()), "searches": 1.0, "AUROC": None}
+        table[f"{name}: no policy"] = row_of(plain, closed_book, 1.0)
         for system, given in answers.items():
             needs = [answer.decision.need for answer in given]
-            area = None if system == "always search" else auroc(needs, closed_book < 0.5)
+            area = None if systems[system].gate is None else auroc(needs, closed_book < 0.5)
             searches = float(np.mean([answer.decision.retrieved for answer in given]))
-            score = float(right(tasks, given).mean())
-            table[f"{name}: {system}"] = {"exact match": score, "searches": searches, "AUROC": area}
+            table[f"{name}: {system}"] = row_of(right(tasks, given), closed_book, searches, area)
     seconds = time.perf_counter() - started
     lines = markdown_table(
-        ["world: system", "exact match", "searches per question", "AUROC of the gate"],
+        ["world: system", "exact match", "harmed", "searches per question", "AUROC of the gate"],
         [[name, *("–" if value is None else f"{value:.3f}" for value in row.values())] for name, row in table.items()],
     )
     (output / "gate.md").write_text("\n".join([f"{len(tasks)} questions, {seconds:.0f} s", "", *lines, ""]), "utf-8")

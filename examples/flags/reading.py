@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +31,7 @@ from hf_ravlm.text import clean_text
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<evidence>", "<passage>", "<question>", "<answer>")
 FIRST_TOKEN_WEIGHT = 4.0  # falling by 1 a token to 1: finding the place is the hard part, going on is not
+JUMP_WEIGHT = 2.0  # of leaving a passage for another, and of ending
 IGNORED = -100  # the label of tokens that are not learned
 POOL = 96  # examples that are sorted by length together
 MULTIPLE = 16  # lengths of batches: few different shapes
@@ -97,7 +98,8 @@ class ReadingBatches(IterableDataset):
     - `position_ids` (B, T) int64: every turn goes on where the passages end
     - `labels` (B, T) int64, in step with `input_ids` (the model shifts), -100 where no answer stands
     - `token_weights` (B, T) float32, in step with `labels`: an answer of n tokens, `<eos>` included, weighs n^-1/2 per
-      token, its first three tokens four times, three times and twice as much
+      token, its first three tokens four times, three times and twice as much, as do those behind a full stop; full
+      stops and `<eos>` weigh four times as much
     - `pixel_values` (B, 3, H, W) float32, of any picture: the answer must not hang on it
 
     Args:
@@ -204,11 +206,12 @@ def encode_examples(
     texts = [text for example in examples for text in example.passages]
     texts += [text for example in examples for _, *turn in example.turns for text in turn]
     ids = dict(zip(texts, processor.encode_text(texts), strict=True))
-    return [_encode_example(processor, example, ids, apart) for example in examples]
+    stops = {ids_of_stop[-1] for ids_of_stop in processor.encode_text(["a.", "(a)."])}
+    return [_encode_example(processor, example, ids, stops, apart) for example in examples]
 
 
 def _encode_example(
-    processor: RavlmProcessor, example: Example, ids: Mapping[str, list[int]], apart: bool
+    processor: RavlmProcessor, example: Example, ids: Mapping[str, list[int]], stops: Collection[int], apart: bool
 ) -> TrainingSequence | None:
     """The first turn is laid out by the processor's own function, so that training meets what use will."""
     markers = processor.markers
@@ -222,11 +225,11 @@ def _encode_example(
     sequence.positions.extend(range(shared))
     for number, (question, answer) in enumerate(turns, start=1):
         asked = [markers.question, *question, markers.answer]
-        size, weight, start = len(asked) + len(answer), len(answer) ** -0.5, len(sequence.input_ids)
+        size, start = len(asked) + len(answer), len(sequence.input_ids)
         sequence.input_ids.extend([*asked, *answer])
         sequence.labels.extend([IGNORED] * len(asked) + answer)
         sequence.weights.extend([0.0] * len(asked))
-        sequence.weights.extend(max(FIRST_TOKEN_WEIGHT - place, 1.0) * weight for place in range(len(answer)))
+        sequence.weights.extend(_token_weights(answer, stops))
         sequence.turns.extend([number if apart else 0] * size)
         start = shared if apart else start
         sequence.positions.extend(range(start, start + size))
@@ -243,6 +246,23 @@ def turn_mask(turns: torch.Tensor) -> torch.Tensor:
     """
     mine, seen = turns[:, :, None], turns[:, None, :]
     return ((seen == 0) | (seen == mine)).tril()[:, None]
+
+
+def _token_weights(answer: Sequence[int], stops: Collection[int]) -> list[float]:
+    """How much each token of an answer weighs: an n-th root for what is copied, most where a place is to be found.
+
+    Where a passage is left for another or the answer ends, a token weighs the same in a long answer as in a short one.
+
+    >>> _token_weights([7, 8, 9, 6, 7, 8, 9, 7, 2], stops={6})
+    [1.33, 1.0, 0.67, 2.0, 2.0, 1.0, 0.67, 0.33, 2.0]
+    """
+    share, weights, after = len(answer) ** -0.5, [], 0
+    for token in answer:
+        jumps = token in stops or (weights and after == 0)
+        falling = max(FIRST_TOKEN_WEIGHT - after, 1.0) * share
+        weights.append(max(falling, JUMP_WEIGHT) if jumps else falling)
+        after = 0 if token in stops else after + 1
+    return [round(weight, 2) for weight in [*weights[:-1], max(weights[-1], JUMP_WEIGHT)]]
 
 
 def _padded(values: list, padding: float, length: int) -> list:

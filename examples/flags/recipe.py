@@ -1,9 +1,10 @@
 """Knows the shipped model: which backbones, how large, and the losses of its training stages.
 
-1. Matching: a small ResNet learns from scratch which drawings show the same flag, whatever the style.
+1. Matching: a small ResNet learns from scratch which drawings show the same flag, whatever the style, on small
+   pictures first, and then on sharper ones.
 2. Asking: a small BERT learns which passage answers which question; the picture tower stays as it is.
 3. Reading: a small Llama learns to copy the answer out of passages; the dual encoder stays as it is.
-4. Whole countries, if asked for: in any words, it learns to choose among what a search brings, or all that is known.
+4. Choosing: two layers deeper, it learns to understand any words, and which of many passages tells what they ask for.
 
 Everything is small because the task is: the demo answers in seconds on a laptop, and no pretrained part is needed.
 """
@@ -25,12 +26,14 @@ from hf_ravlm.model.modeling_ravlm import info_nce
 from hf_ravlm.training import RavlmTrainer
 
 
-IMAGE_SIZE, MEAN, STD = 64, 0.5, 0.3
+# Drawings fill the picture in use, and stand in a frame or on a pole in much of training: there they are smaller, and
+# what was learned of them fits larger pictures best (Touvron et al. 2019, arXiv 1906.06423).
+COARSE_SIZE, FINE_SIZE, IMAGE_SIZE, MEAN, STD = 64, 96, 112, 0.5, 0.3
 MAX_LENGTH, MAX_PASSAGE_LENGTH, MAX_TEXT_LENGTH = 960, 320, 96
 
 
 def build_processor(tokenizer: PreTrainedTokenizerBase) -> RavlmProcessor:
-    """The processor: margins trimmed, pictures squeezed to 64 x 64, one tokenizer for both towers."""
+    """The processor: margins trimmed, pictures squeezed to 112 x 112, one tokenizer for both towers."""
     images = ViTImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[MEAN] * 3, image_std=[STD] * 3
     )

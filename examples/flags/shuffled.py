@@ -24,7 +24,7 @@ ANSWERED_FIRST_SHARE = 0.88
 WHOLE_SHARE, RIVALS_SHARE, MOST_PASSAGES = 0.75, 0.2, 9  # of `whole_example`
 # Of `whole_example`, too: what a search brings, what stage 3 reads, and of the former whether it stands first, or not
 # at all, and how many are descriptions.
-FOUND_SHARE, USUAL_SHARE, FOUND_FIRST_SHARE, MISSED_SHARE, DESCRIBED_SHARE = 0.55, 0.35, 0.5, 0.06, 0.2
+FOUND_SHARE, USUAL_SHARE, FOUND_FIRST_SHARE, MISSED_SHARE, DESCRIBED_SHARE = 0.4, 0.4, 0.5, 0.06, 0.4
 LEFT_OUT = {"facts": 0.65, "background": 0.75}  # shares; any other passage is missing less often
 ASKED_BY_PASSAGE = {**{kind: kind for kind in (*SHORT_KINDS, "meaning")}, "flag": "describe"}
 _LESSER_FIELDS = ("demonym", "calling", "area", "independence", "national_symbol", "national_colors")
@@ -140,7 +140,7 @@ class ShuffledCountries:
         if (sort := rng.random()) < FOUND_SHARE:
             return self._found_example()
         if sort < FOUND_SHARE + USUAL_SHARE:
-            return self.example(ask=ask_in_noise)
+            return self.example(ask=rng.choice((ask, ask, ask_in_noise)))
         row = self.country()
         shown = [one for one in self.passages_of(row) if rng.random() >= LEFT_OUT.get(one.kind, 0.06)]
         shown = shown or self.passages_of(row)
@@ -270,9 +270,9 @@ class ShuffledCountries:
         rng = self.rng
         kinds = [kind for kind in SHORT_KINDS if answers[kind] != UNKNOWN for _ in range(rng.choice([2, 3]))]
         kinds += [kind for kind in (*SHORT_KINDS, "meaning") if answers[kind] == UNKNOWN and rng.random() < 0.6]
-        if answers["meaning"] != UNKNOWN and rng.random() < 0.5:
+        if answers["meaning"] != UNKNOWN and rng.random() < 0.6:
             kinds.append("meaning")
-        if rng.random() < 0.4:
+        if rng.random() < 0.7:
             kinds.append("describe")
         rng.shuffle(kinds)
         return kinds

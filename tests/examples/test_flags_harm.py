@@ -32,7 +32,7 @@ def test_the_card_tells_the_figures(record):
         assert line in card
     gate = json.loads((POLICY / "gate.json").read_text(encoding="utf-8"))
     for name, row in gate.items():
-        assert f"| {name} | {row['exact match']:.3f} | {row['searches']:.3f} |" in card
+        assert f"| {name} | {row['exact match']:.3f} | {row['harmed']:.3f} | {row['searches']:.3f} |" in card
     assert (CARD.parent / re.search(r"\]\((\S+\.png)\)", card)[1]).is_file()
 
 

@@ -157,10 +157,20 @@ def test_an_answer_weighs_the_root_of_its_length_and_more_at_its_start(processor
     start = next(i for i, label in enumerate(sequence.labels) if label != IGNORED)
     stop = sequence.labels.index(processor.tokenizer.eos_token_id) + 1
     share = (stop - start) ** -0.5
-    assert sequence.weights[start:stop] == [
-        max(FIRST_TOKEN_WEIGHT - place, 1) * share for place in range(stop - start)
-    ]
-    assert sequence.weights[-2:] == [FIRST_TOKEN_WEIGHT * 2**-0.5, (FIRST_TOKEN_WEIGHT - 1) * 2**-0.5]
+    falling = [max(FIRST_TOKEN_WEIGHT - place, 1) * share for place in range(stop - start - 1)]
+    assert sequence.weights[start:stop] == [*falling, FIRST_TOKEN_WEIGHT * share]
+    assert sequence.weights[-2:] == [FIRST_TOKEN_WEIGHT * 2**-0.5] * 2
+
+
+def test_a_description_weighs_most_where_one_passage_is_left_for_another(processor):
+    said = "The flag of Xo. It shows red. Meaning: red for Xo."
+    (sequence,) = encode_examples(processor, [shuffled.Example([], [("describe", "Describe it.", said)], "ad")])
+    answer = [label for label in sequence.labels if label != IGNORED]
+    weights = [round(weight * len(answer) ** 0.5, 6) for weight in sequence.weights if weight]
+    stops = [place for place, token in enumerate(answer) if processor.tokenizer.decode(token) == "."]
+    assert len(stops) == 3
+    for stop in stops:
+        assert weights[stop] == weights[stop + 1] == FIRST_TOKEN_WEIGHT
 
 
 def test_batches_are_ready_for_the_model(batches):
