@@ -19,7 +19,7 @@ passages in any order, and is asked about {tasks} facts of 40 countries that no 
 (`python benchmarks/fusions.py`, batches of 16, one core; CPU minutes are those of training, on a machine shared with
 others). At the start half of the rows, at the end none, ask for a passage to be repeated from memory
 (`RavlmTrainer(memory=MemoryTraining(reconstruction=(0.5, 0.0)))`). `in_context` is the shipped reader as it is, which
-has learned to read words for ten minutes.
+has learned to read words for ten minutes (before it was made deeper, and taught to choose among passages).
 
 {figures}
 
