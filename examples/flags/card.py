@@ -99,11 +99,12 @@ It reads flags and nothing else. Flags that differ in an emblem of a few pixels 
 blue ensigns), simplified drawings most of all; of forty in the style flagpack three show no emblem at all, or another
 flag, so that more than 0.925 cannot be had there. Long answers break off early or stray from one passage into another,
 descriptions above all, of which many end behind the country's name; the table says how often. A currency that begins
-like its country ("Fijian dollar") is sometimes cut to the country's name. It answers
-from its passages even where they are about another country; with the policy of `examples/flags/policy` it weighs them
-and may say nothing (`model_cards/flags_do_no_harm.md`). Search by words alone follows the kind of question, not yet
-the country's name. Questions in wordings far from those of the training are understood less well, by the search more
-than by the reader, as the table of wordings shows. The facts are as old as their sources.
+like its country ("Fijian dollar") is sometimes cut to the country's name. It answers from its passages even where they
+are about another country; with the policy of `examples/flags/policy` it weighs them and may say nothing
+(`model_cards/flags_do_no_harm.md`). Search by words alone follows the kind of question, not yet the country's name.
+Questions in wordings far from those of the training are understood less well, by the search more than by the reader,
+as the table of wordings shows. Asked for what none of its passages is about (how many people live there), it says
+something else. The facts are as old as their sources.
 
 ## Knowledge, drawings and licences
 
