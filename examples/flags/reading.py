@@ -99,7 +99,7 @@ class ReadingBatches(IterableDataset):
     - `labels` (B, T) int64, in step with `input_ids` (the model shifts), -100 where no answer stands
     - `token_weights` (B, T) float32, in step with `labels`: an answer of n tokens, `<eos>` included, weighs n^-1/2 per
       token, its first three tokens four times, three times and twice as much, as do those behind a full stop; full
-      stops and `<eos>` weigh four times as much
+      stops, what follows them, and `<eos>` weigh at least 2
     - `pixel_values` (B, 3, H, W) float32, of any picture: the answer must not hang on it
 
     Args:
@@ -249,20 +249,21 @@ def turn_mask(turns: torch.Tensor) -> torch.Tensor:
 
 
 def _token_weights(answer: Sequence[int], stops: Collection[int]) -> list[float]:
-    """How much each token of an answer weighs: an n-th root for what is copied, most where a place is to be found.
+    """How much each token of an answer weighs: one over the root of their number, more where a place is to be found.
 
     Where a passage is left for another or the answer ends, a token weighs the same in a long answer as in a short one.
 
-    >>> _token_weights([7, 8, 9, 6, 7, 8, 9, 7, 2], stops={6})
+    >>> [round(weight, 2) for weight in _token_weights([7, 8, 9, 6, 7, 8, 9, 7, 2], stops={6})]
     [1.33, 1.0, 0.67, 2.0, 2.0, 1.0, 0.67, 0.33, 2.0]
     """
-    share, weights, after = len(answer) ** -0.5, [], 0
+    share, after = len(answer) ** -0.5, 0
+    weights: list[float] = []
     for token in answer:
-        jumps = token in stops or (weights and after == 0)
+        jumps = token in stops or (after == 0 and len(weights) > 0)
         falling = max(FIRST_TOKEN_WEIGHT - after, 1.0) * share
         weights.append(max(falling, JUMP_WEIGHT) if jumps else falling)
         after = 0 if token in stops else after + 1
-    return [round(weight, 2) for weight in [*weights[:-1], max(weights[-1], JUMP_WEIGHT)]]
+    return [*weights[:-1], max(weights[-1], JUMP_WEIGHT)]
 
 
 def _padded(values: list, padding: float, length: int) -> list:

@@ -15,6 +15,7 @@ from flags import reading, shuffled
 from flags.reading import (
     FIRST_TOKEN_WEIGHT,
     IGNORED,
+    JUMP_WEIGHT,
     SPECIAL_TOKENS,
     ReadingBatches,
     encode_examples,
@@ -157,20 +158,21 @@ def test_an_answer_weighs_the_root_of_its_length_and_more_at_its_start(processor
     start = next(i for i, label in enumerate(sequence.labels) if label != IGNORED)
     stop = sequence.labels.index(processor.tokenizer.eos_token_id) + 1
     share = (stop - start) ** -0.5
-    falling = [max(FIRST_TOKEN_WEIGHT - place, 1) * share for place in range(stop - start - 1)]
-    assert sequence.weights[start:stop] == [*falling, FIRST_TOKEN_WEIGHT * share]
-    assert sequence.weights[-2:] == [FIRST_TOKEN_WEIGHT * 2**-0.5] * 2
+    falling = [max(FIRST_TOKEN_WEIGHT - place, 1) * share for place in range(stop - start)]
+    assert sequence.weights[start:stop] == [*falling[:-1], max(falling[-1], JUMP_WEIGHT)]
+    assert sequence.weights[-2:] == [FIRST_TOKEN_WEIGHT * 2**-0.5, (FIRST_TOKEN_WEIGHT - 1) * 2**-0.5]
 
 
 def test_a_description_weighs_most_where_one_passage_is_left_for_another(processor):
     said = "The flag of Xo. It shows red. Meaning: red for Xo."
     (sequence,) = encode_examples(processor, [shuffled.Example([], [("describe", "Describe it.", said)], "ad")])
     answer = [label for label in sequence.labels if label != IGNORED]
-    weights = [round(weight * len(answer) ** 0.5, 6) for weight in sequence.weights if weight]
+    weights = [weight for weight in sequence.weights if weight]
     stops = [place for place, token in enumerate(answer) if processor.tokenizer.decode(token) == "."]
     assert len(stops) == 3
-    for stop in stops:
-        assert weights[stop] == weights[stop + 1] == FIRST_TOKEN_WEIGHT
+    jumps = {place for stop in stops for place in (stop, stop + 1)}
+    assert all(weight >= JUMP_WEIGHT for place, weight in enumerate(weights) if place in jumps)
+    assert all(weight < JUMP_WEIGHT for place, weight in enumerate(weights) if place not in jumps)
 
 
 def test_batches_are_ready_for_the_model(batches):
