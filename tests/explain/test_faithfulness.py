@@ -29,7 +29,7 @@ def asked():
 def test_hot_places_carry_the_retrieval_score(asked, method):
     model, processor, flags, passages = asked
     questions = [QUESTION] * len(flags)
-    layer = model.vision_tower.encoder.stages[1]
+    layer = model.vision_tower.encoder.stages[2]  # of 7 x 7 places
     maps = retrieval_grad_cam(model, processor, flags, questions, passages, layer, method)
     inputs = processor.for_retrieval(images=flags, texts=questions)
     pixels = inputs.pop("pixel_values")
