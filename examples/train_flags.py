@@ -5,11 +5,12 @@
 Four stages (`examples/flags/recipe.py` says why): the picture tower learns to match drawings across styles, the text
 tower to find the passage that answers, whatever the words of the question, the reader to copy the answer out of
 passages, and then, made deeper, to tell what is asked for in any words, and which of many passages answers. Then the
-knowledge base is indexed, everything is saved to one folder, and the dev countries are measured. What is shipped is
-made so. Any option of a stage scales with its number of steps, 0 skips it; `--start_from FOLDER` goes on from what
-another run wrote, with the same result as one run of all stages; `--leave_out STYLE` keeps one drawing style out of
-training altogether. With `--by_country` a search finds the country by its picture first, and what is known of it is
-read; what that is worth stands in `model_cards/flags_training.md`.
+knowledge base is indexed, everything is saved to one folder, and the dev countries are measured. The shipped model was
+made by these stages in several goes, which `model_cards/flags.md` tells. Any option of a stage scales with its number
+of steps, 0 skips it; `--start_from FOLDER` goes on from what another run wrote, with the same result as one run of all
+stages; `--leave_out STYLE` keeps one drawing style out of training altogether. With `--by_country` a search finds the
+country by its picture first, and what is known of it is read; what that is worth stands in
+`model_cards/flags_training.md`.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def deepen(language_model: LlamaForCausalLM, num_layers: int = 6, seed: int = 0)
     tells it, takes more of them. A reader that has `num_layers` is given back as it is.
 
     Args:
-        language_model ([`~transformers.LlamaForCausalLM`]): With untied or tied embeddings, any size.
+        language_model ([`~transformers.LlamaForCausalLM`]): Whose last layer stays the last, as a copier's.
         num_layers (`int`): Layers of the result.
         seed (`int`): Of the new weights.
 
