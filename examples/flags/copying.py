@@ -41,11 +41,13 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
+NUM_LAYERS, PREVIOUS_LAYERS = 4, (0, 2)  # of a copier; those that look one token back
+
 @torch.no_grad()
 def start_as_copier(
     language_model: LlamaForCausalLM,
     seed: int = 0,
-    previous_layers: Sequence[int] = (0, 2),
+    previous_layers: Sequence[int] = PREVIOUS_LAYERS,
     embedding_norm: float = 4.0,
     sharpness: float = 2.2,
     gain: float = 6.0,
@@ -110,25 +112,30 @@ def start_as_copier(
     return language_model
 
 
-def copying_parts(language_model: LlamaForCausalLM, previous_layers: Sequence[int] = (0, 2)) -> list[nn.Module]:
-    """The embeddings and the layers that look one token back: what training should leave as `start_as_copier` laid it.
+def copying_parts(language_model: LlamaForCausalLM) -> list[nn.Module]:
+    """The embeddings and the layers that look one token back: what training should leave as it was laid.
 
     Everything else learns where to begin and where to stop. Trained along, these parts lose the second tokens of names
     that begin alike ("Moldovan leu" becomes "Moldova") before the rest has learned its share.
     """
-    layers = [language_model.model.layers[index].self_attn for index in previous_layers]
+    deepened = language_model.config.num_hidden_layers > NUM_LAYERS
+    places = [*PREVIOUS_LAYERS, NUM_LAYERS - 1] if deepened else PREVIOUS_LAYERS
+    layers = [language_model.model.layers[place].self_attn for place in places]
     return [language_model.get_input_embeddings(), *layers]
 
 
 @torch.no_grad()
-def deepen(language_model: LlamaForCausalLM, num_layers: int = 6, seed: int = 0) -> LlamaForCausalLM:
-    """The same reader with more layers below its last one, which add nothing before they are trained.
+def deepen(language_model: LlamaForCausalLM, num_layers: int = 7, seed: int = 0) -> LlamaForCausalLM:
+    """The same reader with more layers below its last one.
 
-    Copying is learned fast in four layers; to understand what is asked, in whatever words, and which of many passages
+    The first of them looks one token back, as the last such layer does, and half as loud: where two places go on from
+    the same two tokens, "Fiji" and "Fijian", a third tells them apart. The others add nothing before they are trained:
+    copying is learned fast in four layers; to understand what is asked, in whatever words, and which of many passages
     tells it, takes more of them. A reader that has `num_layers` is given back as it is.
 
     Args:
-        language_model ([`~transformers.LlamaForCausalLM`]): Whose last layer stays the last, as a copier's.
+        language_model ([`~transformers.LlamaForCausalLM`]): By `start_as_copier`, trained or not, with its usual
+            `previous_layers`; its last layer stays the last.
         num_layers (`int`): Layers of the result.
         seed (`int`): Of the new weights.
 
@@ -136,9 +143,9 @@ def deepen(language_model: LlamaForCausalLM, num_layers: int = 6, seed: int = 0)
 
     ```python
     >>> shallow = start_as_copier(LlamaForCausalLM(copier_config(vocab_size=64, hidden_size=128))).eval()
-    >>> ids = torch.tensor([[9, 10, 11, 9]])
-    >>> torch.equal(deepen(shallow).eval()(input_ids=ids).logits, shallow(input_ids=ids).logits)
-    True
+    >>> deep = deepen(shallow).eval()
+    >>> len(deep.model.layers), copying_accuracy(deep) > 0.7
+    (7, True)
 
     ```
     """
@@ -160,6 +167,9 @@ def deepen(language_model: LlamaForCausalLM, num_layers: int = 6, seed: int = 0)
             module.weight.copy_(_random(module.weight.shape, std, generator))
             if module.bias is not None:
                 module.bias.zero_()
+    looks_back = deeper.model.layers[last]
+    looks_back.self_attn.load_state_dict(deeper.model.layers[PREVIOUS_LAYERS[-1]].self_attn.state_dict())
+    looks_back.self_attn.o_proj.weight.mul_(0.5)
     return deeper
 
 
@@ -175,7 +185,7 @@ def copier_config(
     """
     num_heads = hidden_size // head_dim
     ours = {
-        "num_hidden_layers": 4,
+        "num_hidden_layers": NUM_LAYERS,
         "num_attention_heads": num_heads,
         "num_key_value_heads": num_heads,
         "attention_bias": True,

@@ -15,7 +15,7 @@ import numpy as np
 
 from flags.questions import OFFICIAL, SHORT_KINDS
 from flags.shuffled import UNKNOWN
-from flags.texts import description
+from flags.texts import description, parts_of_description
 from flags.wordings import KEPT_OUT, ask_kept_out
 from flags.world import World, drawing_group
 from hf_ravlm.evaluation import exact_match, normalize_answer, token_f1
@@ -205,10 +205,10 @@ def score(world: World, task: Task, output: str) -> dict[str, float]:
     """Exact match for short kinds; for the long ones token F1, and whether a description names the country."""
     if task.kind == "describe":
         row = world.entities[task.entity]
-        opening = normalize_answer(output.split(" It shows ")[0].split(" Meaning: ")[0])
-        scores = {"names the country": float(f" {normalize_answer(row['name'])} " in f" {opening} ")}
+        opening, meant = parts_of_description(output)
+        named = f" {normalize_answer(row['name'])} " in f" {normalize_answer(opening)} "
+        scores = {"names the country": float(named)}
         if row.get("flag_meaning"):
-            meant = output.split(" Meaning: ", 1)[1] if " Meaning: " in output else ""
             scores["F1 of the meaning"] = token_f1(meant, [row["flag_meaning"]])
         return scores
     if task.kind == "meaning":

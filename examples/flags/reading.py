@@ -3,8 +3,8 @@
 A sequence is one prompt of the processor, `<bos> <image>… <passage> text … <question> q <answer> a <eos>`, its best
 passage last, followed by further turns `<question> q <answer> a <eos>` on the same passages: reading them once serves
 many questions. Where whole countries are read no turn sees another: each stands where the first one does, as if it
-were asked alone. The picture is any picture, for the answer stands in the passages; only closed-book questions come
-with the right one.
+were asked alone. The picture is any picture, for the answer stands in the passages; where there are none, it is not
+known.
 """
 
 from __future__ import annotations
@@ -85,7 +85,6 @@ class TrainingSequence(NamedTuple):
     weights: list[float]
     turns: list[int]
     positions: list[int]
-    entity: str | None = None
 
 
 class ReadingBatches(IterableDataset):
@@ -139,8 +138,7 @@ class ReadingBatches(IterableDataset):
         self.num_short_batches = num_short_batches
         self.seed, self.whole = seed, whole
         keys = [(country, view) for country in countries for view in views if (country, view) in world.images.encoded]
-        self.pictures_of = {country: [i for i, key in enumerate(keys) if key[0] == country] for country in countries}
-        without = [country for country, pictures in self.pictures_of.items() if not pictures]
+        without = sorted(set(countries) - {country for country, _ in keys})
         if without:
             raise ValueError(
                 f"no picture of {', '.join(without)} in {', '.join(views)}: add a style or leave them out"
@@ -182,10 +180,7 @@ class ReadingBatches(IterableDataset):
     def _collate(self, group: Sequence[TrainingSequence], rng: random.Random) -> dict[str, torch.Tensor]:
         length = math.ceil(max(len(sequence.input_ids) for sequence in group) / MULTIPLE) * MULTIPLE
         pad = self.processor.tokenizer.pad_token_id
-        pictures = [
-            rng.choice(self.pictures_of[sequence.entity]) if sequence.entity else rng.randrange(len(self.pixels))
-            for sequence in group
-        ]
+        pictures = [rng.randrange(len(self.pixels)) for _ in group]
         return {
             "input_ids": torch.tensor([_padded(sequence.input_ids, pad, length) for sequence in group]),
             "turns": torch.tensor([_padded(sequence.turns, -1, length) for sequence in group]),
@@ -235,7 +230,7 @@ def _encode_example(
         sequence.positions.extend(range(start, start + size))
     if max(sequence.positions) >= processor.max_length:
         return None
-    return sequence._replace(entity=example.entity)
+    return sequence
 
 
 def turn_mask(turns: torch.Tensor) -> torch.Tensor:

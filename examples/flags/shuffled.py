@@ -23,8 +23,8 @@ CLOSED_BOOK_SHARE = 0.02
 ANSWERED_FIRST_SHARE = 0.88
 WHOLE_SHARE, RIVALS_SHARE, MOST_PASSAGES = 0.75, 0.2, 9  # of `whole_example`
 # Of `whole_example`, too: what a search brings, what stage 3 reads, and of the former whether it stands first, or not
-# at all, and how many are descriptions.
-FOUND_SHARE, USUAL_SHARE, FOUND_FIRST_SHARE, MISSED_SHARE, DESCRIBED_SHARE = 0.4, 0.4, 0.5, 0.06, 0.4
+# at all, and how many have a long answer.
+FOUND_SHARE, USUAL_SHARE, FOUND_FIRST_SHARE, MISSED_SHARE, LONG_SHARE = 0.5, 0.3, 0.5, 0.06, 0.5
 LEFT_OUT = {"facts": 0.65, "background": 0.75}  # shares; any other passage is missing less often
 ASKED_BY_PASSAGE = {**{kind: kind for kind in (*SHORT_KINDS, "meaning")}, "flag": "describe"}
 _LESSER_FIELDS = ("demonym", "calling", "area", "independence", "national_symbol", "national_colors")
@@ -36,13 +36,10 @@ class Example(NamedTuple):
     Attributes:
         passages (`list[str]`): Empty for closed-book questions.
         turns (`list[tuple[str, str, str]]`): (kind, question, answer).
-        entity (`str`, *optional*): The real country that closed-book questions are about; `None` for fiction, where
-            nothing in a picture may help.
     """
 
     passages: list[str]
     turns: list[tuple[str, str, str]]
-    entity: str | None = None
 
 
 class Shown(NamedTuple):
@@ -70,7 +67,7 @@ class ShuffledCountries:
     ...          "region": "Ocean", "subregion": "Middle Ocean", "official": "State of Utopia", "demonym": "Utopian",
     ...          "flag_desc": "white", "flag_meaning": "white for peace", "calling": "+1", "area": 1,
     ...          "independence": "1516", "national_symbol": "book", "national_colors": "white", "background": "None."}]
-    >>> passages, turns, entity = ShuffledCountries(rows, seed=0).example()
+    >>> passages, turns = ShuffledCountries(rows, seed=0).example()
     >>> all(answer in " ".join(passages) for kind, _, answer in turns if kind != "describe" and answer != "unknown")
     True
 
@@ -188,11 +185,8 @@ class ShuffledCountries:
         return [Shown(kind, row, text) for kind, text in texts.items()]
 
     def _closed_book(self) -> Example:
-        """Real facts without a passage: what to say from the picture alone."""
-        row = self.rng.choice(self.rows)
-        answers = answers_from([Shown(kind, row, "") for kind in SHORT_KINDS])
-        known = [kind for kind in SHORT_KINDS if answers[kind] != UNKNOWN]
-        return Example([], [(kind, ask(kind, self.rng), answers[kind]) for kind in known], row["id"])
+        """No passage, and nothing is known: what a reader that only copies can say from the picture alone."""
+        return Example([], [(kind, self.rng.choice((ask, ask_in_noise))(kind, self.rng), UNKNOWN) for kind in KINDS])
 
     def _shown(self, num_passages: int) -> list[Shown]:
         """Some passages of a new country, long ones less often; one time in five, first what makes a description."""
@@ -231,13 +225,14 @@ class ShuffledCountries:
         passages = [one for one in self.passages_of(self.country()) if rng.random() >= LEFT_OUT.get(one.kind, 0)]
         rng.shuffle(passages)
         gold = next(one for one in passages if one.kind in ASKED_BY_PASSAGE)
-        if rng.random() < DESCRIBED_SHARE:
-            gold = next((one for one in passages if one.kind == "flag"), gold)
+        if rng.random() < LONG_SHARE:
+            wanted = rng.choice(("flag", "flag", "meaning"))
+            gold = next((one for one in passages if one.kind == wanted), gold)
         kind = ASKED_BY_PASSAGE[gold.kind]
         rest = [one for one in passages if one is not gold]
         if gold.kind == "flag":  # a description needs the meaning near
             rest.sort(key=lambda one: one.kind != "meaning")
-        rest = rest[: rng.choice([0, 0, 1, 1, 2, 3])]
+        rest = rest[: rng.choice([0, 1, 2, 2, 2, 3])]
         missed = bool(rest) and kind != "name" and rng.random() < MISSED_SHARE
         first = missed or rng.random() < FOUND_FIRST_SHARE
         shown = rest if missed else [gold, *rest] if first else rng.sample([gold, *rest], len(rest) + 1)
@@ -247,6 +242,8 @@ class ShuffledCountries:
             shown = shown + ([one for one in rivals if one.kind == gold.kind] or rivals[:1])
         kinds = [kind] * (1 if kind in ("meaning", "describe") else 3)
         kinds += [one.kind for one in rest if one.kind in SHORT_KINDS and rng.random() < 0.5]
+        if kind != "describe" and rng.random() < 0.15:
+            kinds.append("describe")
         turns = [(kind, ask_in_noise(kind, rng), answers[kind]) for kind in kinds]
         return Example([passage.text for passage in shown], turns)
 

@@ -23,13 +23,13 @@ from torch.utils.data import IterableDataset
 from flags.pictures import picture_tensor
 from flags.questions import BACKGROUND, KINDS, NAMED, ask
 from flags.shuffled import ShuffledCountries
+from flags.texts import DESCRIBING
 from flags.world import ENTRY_VIEW, World, drawing_group
 from hf_ravlm import RavlmModel, RavlmProcessor
 
 
 WHOLE_PASSAGES_SHARE = 0.2
 OTHERS = 3  # further passages of each country in a batch
-DESCRIBING = ("flag", "meaning")  # the passages that a description is made of: none is a negative of the other
 
 
 class TextPairs(IterableDataset):

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 
 KINDS = ("name", "capital", "language", "currency", "subregion", "flag", "meaning", "facts", "background")
+DESCRIBING = ("flag", "meaning")  # the passages that a description is made of
+WHOSE_FLAG, MEANING_OF = "Country or territory with this flag: ", "Meaning of the flag of "
 
 _SENTENCE_END = re.compile(r"""[.!?]["')]*(?=\s+[A-Z"']|$)""")
 _ABBREVIATION = re.compile(r"(\b[A-Z]|St|Dr|Mr|Mt|Gen|Sgt|Lt|Col)\.$")
@@ -32,7 +34,7 @@ def passage_texts(row: dict) -> dict[str, tuple[str, str]]:
     ```
     """
     name = row["name"]
-    texts = {"name": (name, f"Country or territory with this flag: {name}.")}
+    texts = {"name": (name, f"{WHOSE_FLAG}{name}.")}
     labels = {"capital": "Capital of", "subregion": "Part of the world of"}
     labels["language"] = "Official languages of" if len(row.get("languages") or []) > 1 else "Official language of"
     labels["currency"] = "Currencies of" if len(row.get("currency") or []) > 1 else "Currency of"
@@ -41,7 +43,7 @@ def passage_texts(row: dict) -> dict[str, tuple[str, str]]:
     if row.get("flag_desc"):
         texts["flag"] = (f"Flag of {name}", f"The flag of {name}: {row['flag_desc'].strip()}.")
     if row.get("flag_meaning"):
-        title = f"Meaning of the flag of {name}"
+        title = f"{MEANING_OF}{name}"
         texts["meaning"] = (title, f"{title}: {row['flag_meaning'].strip()}.")
     if fields := fact_fields(row):
         texts["facts"] = (f"More facts about {name}", facts_text(name, fields))
@@ -93,22 +95,42 @@ def facts_text(name: str, fields: Sequence[tuple[str, str]]) -> str:
 
 
 def description(name: str, flag_desc: str | None = None, flag_meaning: str | None = None) -> str:
-    """What a good description of a flag says: whose it is, the first clause of what it shows, and what it means.
+    """What a good description of a flag says: the passages on what it shows and what it means, else whose it is.
+
+    It is made of passages as they stand, so that a reader that copies can write it in one go.
 
     Example:
 
     ```python
-    >>> description("Japan", "white with a large red disk; the disk is centered", "the disk represents the sun")
-    'The flag of Japan. It shows white with a large red disk. Meaning: the disk represents the sun.'
+    >>> description("Japan", "white with a large red disk", "the disk represents the sun")
+    'The flag of Japan: white with a large red disk. Meaning of the flag of Japan: the disk represents the sun.'
+    >>> description("Japan")
+    'Country or territory with this flag: Japan.'
 
     ```
     """
-    sentences = [f"The flag of {name}."]
-    if flag_desc:
-        sentences.append(f"It shows {flag_desc.split(';')[0].strip()}.")
-    if flag_meaning:
-        sentences.append(f"Meaning: {flag_meaning.strip()}.")
-    return " ".join(sentences)
+    texts = passage_texts({"name": name, "flag_desc": flag_desc, "flag_meaning": flag_meaning})
+    telling = [texts[kind][1] for kind in DESCRIBING if kind in texts]
+    return " ".join(telling or [texts["name"][1]])
+
+
+def parts_of_description(text: str) -> tuple[str, str]:
+    """Whom a description says that the flag is of, and what it says that the flag means.
+
+    Example:
+
+    ```python
+    >>> parts_of_description("The flag of Japan: white. Meaning of the flag of Japan: the sun.")
+    ('The flag of Japan', 'the sun.')
+    >>> parts_of_description("Country or territory with this flag: Japan.")
+    ('Country or territory with this flag: Japan.', '')
+
+    ```
+    """
+    shown, _, meaning = text.partition(MEANING_OF)
+    head, _, meant = meaning.partition(": ")
+    opening = shown if shown.startswith(WHOSE_FLAG) else shown.partition(": ")[0]
+    return opening.strip() or head, meant
 
 
 def cut_sentences(text: str, limit: int = 600) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from flags.copying import copier_config, copying_accuracy, start_as_copier
+from flags.copying import copier_config, copying_accuracy, copying_parts, deepen, start_as_copier
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,26 @@ def test_what_followed_a_token_is_copied_after_the_one_that_is_alike():
     assert plain[0] < 0.1
     assert alike[0] > 0.6
     assert min(plain[1:].min(), alike[1:].min()) > 0.8
+
+
+def test_a_deepened_copier_copies_and_tells_two_places_apart_by_three_tokens(copier):
+    """As "of Fiji" and ": Fijian": what stands before the two tokens that they share decides how it goes on."""
+    generator = torch.Generator().manual_seed(0)
+    first, second, apart = (torch.randint(8, 2048, (64, size), generator=generator) for size in (2, 2, 6))
+    shared = torch.randint(8, 2048, (64, 2), generator=generator)
+    told = [torch.cat([ends[:, :1], shared, ends[:, 1:]], dim=1) for ends in (first, second)]
+    told = torch.cat([told[0], apart[:, :3], told[1], apart[:, 3:]], dim=1)
+    deep = deepen(copier)
+    right = []
+    for model in (copier, deep):
+        asked = [torch.cat([told, ends[:, :1], shared], dim=1) for ends in (first, second)]
+        with torch.no_grad():
+            goes_on = [model(input_ids=ids).logits[:, -1].argmax(-1) for ids in asked]
+        right.append([(said == ends[:, 1]).float().mean() for said, ends in zip(goes_on, (first, second))])
+    assert all(deeper > shallow for shallow, deeper in zip(*right))
+    assert copying_accuracy(deep) > 0.8
+    assert deepen(deep) is deep
+    assert [len(copying_parts(model)) for model in (copier, deep)] == [3, 4]
 
 
 @pytest.mark.parametrize(

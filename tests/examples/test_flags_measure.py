@@ -221,9 +221,11 @@ def test_every_family_of_wordings_is_asked_about_the_same(retriever, reader):
 @pytest.mark.parametrize(
     ("output", "names", "f1"),
     [
-        ("The flag of Norway. It shows red. Meaning: the cross for faith.", 1, 1),
-        ("The flag of Norwayland. Meaning: faith.", 0, 0.5),
-        ("The flag of Spain. It shows red. Meaning: Norway.", 0, 0),
+        ("The flag of Norway: red. Meaning of the flag of Norway: the cross for faith.", 1, 1),
+        ("Meaning of the flag of Norway: the cross for faith.", 1, 1),
+        ("The flag of Norwayland: red. Meaning of the flag of Norwayland: faith.", 0, 0.5),
+        ("The flag of Spain: red, as that of Norway. Meaning of the flag of Spain: Norway.", 0, 0),
+        ("Country or territory with this flag: Norway.", 1, 0),
         ("Norway", 1, 0),
     ],
 )

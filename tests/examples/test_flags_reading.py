@@ -153,7 +153,7 @@ def test_training_starts_as_the_processor_does_in_use(processor, rows, world):
 
 
 def test_an_answer_weighs_the_root_of_its_length_and_more_at_its_start(processor, rows):
-    example = shuffled.Example([], [("name", "Whose flag is this?", "Xo Yumbu"), ("capital", "Capital?", "Z")], "ad")
+    example = shuffled.Example([], [("name", "Whose flag is this?", "Xo Yumbu"), ("capital", "Capital?", "Z")])
     (sequence,) = encode_examples(processor, [example])
     start = next(i for i, label in enumerate(sequence.labels) if label != IGNORED)
     stop = sequence.labels.index(processor.tokenizer.eos_token_id) + 1
@@ -164,12 +164,12 @@ def test_an_answer_weighs_the_root_of_its_length_and_more_at_its_start(processor
 
 
 def test_a_description_weighs_most_where_one_passage_is_left_for_another(processor):
-    said = "The flag of Xo. It shows red. Meaning: red for Xo."
-    (sequence,) = encode_examples(processor, [shuffled.Example([], [("describe", "Describe it.", said)], "ad")])
+    said = "The flag of Xo: red. Meaning of the flag of Xo: red for Xo."
+    (sequence,) = encode_examples(processor, [shuffled.Example([], [("describe", "Describe it.", said)])])
     answer = [label for label in sequence.labels if label != IGNORED]
     weights = [weight for weight in sequence.weights if weight]
     stops = [place for place, token in enumerate(answer) if processor.tokenizer.decode(token) == "."]
-    assert len(stops) == 3
+    assert len(stops) == 2
     jumps = {place for stop in stops for place in (stop, stop + 1)}
     assert all(weight >= JUMP_WEIGHT for place, weight in enumerate(weights) if place in jumps)
     assert all(weight < JUMP_WEIGHT for place, weight in enumerate(weights) if place not in jumps)
@@ -230,16 +230,6 @@ def test_the_seed_decides_every_batch(batches, processor, world, countries, monk
 def test_short_contexts_come_first(batches):
     num_passages = [(batch["input_ids"] == 5).sum(1).max().item() for batch in islice(batches, 20)]
     assert max(num_passages[:3]) <= 3 < max(num_passages[3:])
-
-
-def test_closed_book_questions_come_with_the_right_picture(batches, world, countries, monkeypatch):
-    monkeypatch.setattr(shuffled, "CLOSED_BOOK_SHARE", 1.0)
-    named = {world.entities[country]["name"]: country for country in countries}
-    for batch in islice(batches, 4):
-        for labels, pixels in zip(batch["labels"], batch["pixel_values"]):
-            text = batches.processor.tokenizer.decode(labels[labels != IGNORED])
-            country = named[text.split("<eos>")[0].strip()]  # the name is asked first
-            assert any(torch.equal(pixels, batches.pixels[i]) for i in batches.pictures_of[country])
 
 
 def test_missing_pictures_and_memory_tokens_are_refused(processor, world, countries, tokenizer):

@@ -86,10 +86,8 @@ def test_ask_varies_and_repeats_with_the_seed():
 
 def test_known_short_answers_stand_in_the_first_passage_that_has_them(examples):
     counted = dict.fromkeys(SHORT_KINDS, 0)
-    for passages, turns, entity in examples:
-        if entity:
-            continue
-        for kind, _, answer in turns:
+    for passages, turns in examples:
+        for kind, _, answer in turns if passages else ():
             if kind == "name":
                 assert read_back(passages[0])[1] == answer
             elif kind in SHORT_KINDS and answer != UNKNOWN:
@@ -101,7 +99,7 @@ def test_known_short_answers_stand_in_the_first_passage_that_has_them(examples):
 
 
 def test_unknown_is_the_answer_only_where_no_passage_has_one(examples):
-    unknown = [(passages, kind) for passages, turns, _ in examples for kind, _, a in turns if a == UNKNOWN]
+    unknown = [(passages, kind) for passages, turns in examples for kind, _, a in turns if passages and a == UNKNOWN]
     assert len(unknown) > 15
     for passages, kind in unknown:
         assert first_shown(kind, passages) is None
@@ -110,7 +108,7 @@ def test_unknown_is_the_answer_only_where_no_passage_has_one(examples):
 def test_most_examples_ask_what_the_first_passage_answers(examples):
     """So does a good retriever in use; what comes behind must not disturb."""
     single = 0
-    for passages, turns, _ in examples:
+    for passages, turns in examples:
         if passages and len(turns) == 1:
             (kind, _, answer), shown = turns[0], read_back(passages[0])[0]
             asked = shown if shown in KINDS else "describe" if shown == "flag" else "name"
@@ -119,35 +117,23 @@ def test_most_examples_ask_what_the_first_passage_answers(examples):
 
 
 def test_long_answers_stand_in_the_passages(examples):
-    for passages, turns, _ in examples:
+    for passages, turns in examples:
         for kind, _, answer in turns:
             if kind == "meaning" and answer != UNKNOWN:
                 assert first_shown("meaning", passages) == answer
-            if kind == "describe":
+            if kind == "describe" and passages:
                 name = read_back(passages[0])[1]
-                assert answer.startswith(f"The flag of {name}.")
-                own = {shown: said for shown, of, said in map(read_back, passages) if of == name}
-                assert ("flag" in own) == (" It shows " in answer)
-                assert ("meaning" in own) == (" Meaning: " in answer)
-                if "flag" in own:
-                    assert own["flag"].split(";")[0].strip() in answer
-                if "meaning" in own:
-                    assert answer.endswith(f" Meaning: {own['meaning']}.")
+                own = {shown: passage for passage in passages for shown, of, _ in [read_back(passage)] if of == name}
+                said = [own[shown] for shown in ("flag", "meaning") if shown in own]
+                assert answer == " ".join(said or [f"Country or territory with this flag: {name}."])
 
 
-def test_closed_book_questions_are_about_real_countries(world, rows):
+def test_without_passages_nothing_is_known(rows):
     countries = ShuffledCountries(rows, seed=0)
-    real = [example for example in (countries.example() for _ in range(1000)) if example.entity]
-    assert 5 < len(real) < 50
-    for passages, turns, entity in real:
-        assert passages == []
-        answers = {kind: answer for kind, _, answer in turns}
-        assert answers["name"] == world.entities[entity]["name"]
-        assert entity in world.train
-        for row in world.questions:
-            if row["entity"] == entity and row["type"] in ("capital", "language", "currency"):
-                accepted = [answer.strip(" .") for answer in row["answer"]]
-                assert answers[row["type"]] in accepted
+    alone = [turns for passages, turns in (countries.example() for _ in range(1000)) if not passages]
+    assert 5 < len(alone) < 50
+    for turns in alone:
+        assert [(kind, answer) for kind, _, answer in turns] == [(kind, UNKNOWN) for kind in KINDS]
 
 
 def test_the_same_seed_gives_the_same_examples(rows, examples):
@@ -158,8 +144,8 @@ def test_the_same_seed_gives_the_same_examples(rows, examples):
 
 def test_short_contexts_are_about_one_country(rows):
     countries = ShuffledCountries(rows, seed=0)
-    for passages, _, entity in (countries.example(short_only=True) for _ in range(200)):
-        assert entity or 1 <= len(passages) <= 3
+    for passages, _ in (countries.example(short_only=True) for _ in range(200)):
+        assert len(passages) <= 3
         assert len({read_back(passage)[1] for passage in passages}) <= 1
 
 
@@ -217,7 +203,7 @@ def found_examples(rows):
 
 def test_the_passage_that_answers_stands_anywhere(whole_examples):
     places = []
-    for passages, turns, _ in whole_examples:
+    for passages, turns in whole_examples:
         kinds = [read_back(passage)[0] for passage in passages]
         places += [kinds.index(kind) for kind, _, answer in turns if kind in kinds and answer != UNKNOWN]
     counts = [places.count(place) for place in range(5)]
@@ -228,7 +214,7 @@ def test_what_a_search_brings_begins_with_the_passage_that_answers_most_times_an
     found_examples,
 ):
     first, asked = [], set()
-    for passages, turns, _ in found_examples:
+    for passages, turns in found_examples:
         assert len(passages) <= 6
         kind, _, answer = turns[0]
         kinds = [read_back(passage)[0] for passage in passages]
@@ -236,7 +222,7 @@ def test_what_a_search_brings_begins_with_the_passage_that_answers_most_times_an
         asked |= {question for _, question, _ in turns}
         if kind not in ("meaning", "describe"):
             assert [told for _, _, told in turns[:3]] == [answer] * 3
-    assert 0.7 < sum(first) / len(first) < 0.9
+    assert 0.6 < sum(first) / len(first) < 0.8
     assert len(asked) > 1000
 
 
@@ -244,7 +230,7 @@ def test_what_a_search_brings_begins_with_the_passage_that_answers_most_times_an
 def test_every_answer_is_of_the_first_passages_country(examples, request):
     """What only a passage about another country tells is not known."""
     missing = 0
-    for passages, turns, _ in request.getfixturevalue(examples):
+    for passages, turns in request.getfixturevalue(examples):
         name = read_back(passages[0])[1]
         own = {kind: said for kind, of, said in map(read_back, passages) if of == name}
         for kind, _, answer in turns:
@@ -259,6 +245,6 @@ def test_every_answer_is_of_the_first_passages_country(examples, request):
 
 
 def test_whole_countries_are_asked_about_in_many_words(whole_examples):
-    asked = [question for _, turns, _ in whole_examples for _, question, _ in turns]
+    asked = [question for _, turns in whole_examples for _, question, _ in turns]
     assert len(set(asked)) > 3000
-    assert sum(map(len, (turns for _, turns, _ in whole_examples))) / len(whole_examples) > 8
+    assert sum(map(len, (turns for _, turns in whole_examples))) / len(whole_examples) > 8

@@ -202,7 +202,7 @@ def test_the_plain_server_loads_it_with_trust_and_answers_closed_book(tmp_path):
             return found and found[1]
 
         client = client_of(wait_for(address))
-        completion = client.chat.completions.create(model=str(folder), messages=messages(image_part()))
+        completion = client.chat.completions.create(model=str(folder), messages=messages(image_part()), max_tokens=30)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
