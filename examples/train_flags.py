@@ -175,9 +175,6 @@ def fit(trainer_class, model, arguments: TrainingArguments, batches) -> None:
 
 def save(model, processor, world, folder: Path, options: Options) -> None:
     """Model, processor, knowledge base and vectors to one folder."""
-    marks = processor.markers  # of prompts, never of answers
-    never = [marks.image, marks.evidence, marks.passage, marks.question, marks.answer]
-    model.generation_config.suppress_tokens = never
     model.config.generator_config.use_cache = True  # a Trainer turns it off
     if options.by_country:
         model.config.num_passages = MOST_PASSAGES

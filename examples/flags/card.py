@@ -55,7 +55,7 @@ Four stages (`examples/flags/recipe.py`): a ResNet of three stages learns which 
 drawings of 150 countries in seven styles, altered and invented flags, all redrawn at random, on pictures of 64 pixels
 and then of 96; a two-layer BERT learns which passage answers which question, asked in thousands of wordings, English
 and Chinese, with idle talk around some of them (`flags/wordings.py`); a Llama, started as a copier, learns to copy the
-answer out of passages about countries that do not exist; and, two layers deeper, what is asked for in any words, and
+answer out of passages about countries that do not exist; and, three layers deeper, what is asked for in any words, and
 which of many passages tells it. It reads the one passage that the search puts first. Why from scratch: features of
 pretrained image models did not carry over to drawing styles that they never saw, a pretrained language model of useful
 size would take minutes where this one takes seconds, and what answers is the knowledge, not the model's memory.

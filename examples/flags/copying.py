@@ -43,6 +43,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 NUM_LAYERS, PREVIOUS_LAYERS = 4, (0, 2)  # of a copier; those that look one token back
 
+
 @torch.no_grad()
 def start_as_copier(
     language_model: LlamaForCausalLM,

@@ -31,7 +31,7 @@ from hf_ravlm.text import clean_text
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<evidence>", "<passage>", "<question>", "<answer>")
 FIRST_TOKEN_WEIGHT = 4.0  # falling by 1 a token to 1: finding the place is the hard part, going on is not
-JUMP_WEIGHT = 2.0  # of leaving a passage for another, and of ending
+FORK_WEIGHT = 2.0  # of going on where the two tokens before do not tell how, and of ending
 IGNORED = -100  # the label of tokens that are not learned
 POOL = 96  # examples that are sorted by length together
 MULTIPLE = 16  # lengths of batches: few different shapes
@@ -97,8 +97,8 @@ class ReadingBatches(IterableDataset):
     - `position_ids` (B, T) int64: every turn goes on where the passages end
     - `labels` (B, T) int64, in step with `input_ids` (the model shifts), -100 where no answer stands
     - `token_weights` (B, T) float32, in step with `labels`: an answer of n tokens, `<eos>` included, weighs n^-1/2 per
-      token, its first three tokens four times, three times and twice as much, as do those behind a full stop; full
-      stops, what follows them, and `<eos>` weigh at least 2
+      token, its first three tokens four times, three times and twice as much; `<eos>` and all that the two tokens
+      before it do not tell, by where they stand in the prompt, weigh at least 2
     - `pixel_values` (B, 3, H, W) float32, of any picture: the answer must not hang on it
 
     Args:
@@ -201,12 +201,11 @@ def encode_examples(
     texts = [text for example in examples for text in example.passages]
     texts += [text for example in examples for _, *turn in example.turns for text in turn]
     ids = dict(zip(texts, processor.encode_text(texts), strict=True))
-    stops = {ids_of_stop[-1] for ids_of_stop in processor.encode_text(["a.", "(a)."])}
-    return [_encode_example(processor, example, ids, stops, apart) for example in examples]
+    return [_encode_example(processor, example, ids, apart) for example in examples]
 
 
 def _encode_example(
-    processor: RavlmProcessor, example: Example, ids: Mapping[str, list[int]], stops: Collection[int], apart: bool
+    processor: RavlmProcessor, example: Example, ids: Mapping[str, list[int]], apart: bool
 ) -> TrainingSequence | None:
     """The first turn is laid out by the processor's own function, so that training meets what use will."""
     markers = processor.markers
@@ -218,13 +217,14 @@ def _encode_example(
     shared = prompt.answer_start - len(turns[0][0]) - 2  # up to the mark of the question
     sequence = TrainingSequence(prompt.ids[:shared], [IGNORED] * shared, [0.0] * shared, [0] * shared, [])
     sequence.positions.extend(range(shared))
+    goes_on = _followers(sequence.input_ids)
     for number, (question, answer) in enumerate(turns, start=1):
         asked = [markers.question, *question, markers.answer]
         size, start = len(asked) + len(answer), len(sequence.input_ids)
         sequence.input_ids.extend([*asked, *answer])
         sequence.labels.extend([IGNORED] * len(asked) + answer)
         sequence.weights.extend([0.0] * len(asked))
-        sequence.weights.extend(_token_weights(answer, stops))
+        sequence.weights.extend(_token_weights(answer, goes_on))
         sequence.turns.extend([number if apart else 0] * size)
         start = shared if apart else start
         sequence.positions.extend(range(start, start + size))
@@ -243,22 +243,35 @@ def turn_mask(turns: torch.Tensor) -> torch.Tensor:
     return ((seen == 0) | (seen == mine)).tril()[:, None]
 
 
-def _token_weights(answer: Sequence[int], stops: Collection[int]) -> list[float]:
+def _followers(ids: Sequence[int]) -> dict[tuple[int, int], set[int]]:
+    """What follows each two neighbouring tokens.
+
+    >>> _followers([1, 2, 3, 1, 2, 4])[1, 2] == {3, 4}
+    True
+    """
+    found: dict[tuple[int, int], set[int]] = {}
+    for first, second, third in zip(ids, ids[1:], ids[2:], strict=False):
+        found.setdefault((first, second), set()).add(third)
+    return found
+
+
+def _token_weights(answer: Sequence[int], goes_on: Mapping[tuple[int, int], Collection[int]]) -> list[float]:
     """How much each token of an answer weighs: one over the root of their number, more where a place is to be found.
 
-    Where a passage is left for another or the answer ends, a token weighs the same in a long answer as in a short one.
+    "Fijian dollar" begins as "Fiji" does, and a description leaves one passage for another: such a token weighs the
+    same in a long answer as in a short one.
 
-    >>> [round(weight, 2) for weight in _token_weights([7, 8, 9, 6, 7, 8, 9, 7, 2], stops={6})]
-    [1.33, 1.0, 0.67, 2.0, 2.0, 1.0, 0.67, 0.33, 2.0]
+    >>> goes_on = {(7, 8): {9}, (8, 9): {6, 5}, (9, 6): {7}, (6, 7): {8}}
+    >>> [round(weight, 2) for weight in _token_weights([7, 8, 9, 6, 7, 8, 9, 7, 2], goes_on)]
+    [2.0, 2.0, 0.67, 2.0, 0.33, 0.33, 0.33, 2.0, 2.0]
     """
-    share, after = len(answer) ** -0.5, 0
-    weights: list[float] = []
-    for token in answer:
-        jumps = token in stops or (after == 0 and len(weights) > 0)
-        falling = max(FIRST_TOKEN_WEIGHT - after, 1.0) * share
-        weights.append(max(falling, JUMP_WEIGHT) if jumps else falling)
-        after = 0 if token in stops else after + 1
-    return [*weights[:-1], max(weights[-1], JUMP_WEIGHT)]
+    share = len(answer) ** -0.5
+    weights = []
+    for place, token in enumerate(answer):
+        falling = max(FIRST_TOKEN_WEIGHT - place, 1.0) * share
+        told = goes_on.get((answer[place - 2], answer[place - 1])) == {token} if place > 1 else False
+        weights.append(falling if told else max(falling, FORK_WEIGHT))
+    return [*weights[:-1], max(weights[-1], FORK_WEIGHT)]
 
 
 def _padded(values: list, padding: float, length: int) -> list:

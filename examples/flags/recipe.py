@@ -4,7 +4,7 @@
    pictures first, and then on sharper ones.
 2. Asking: a small BERT learns which passage answers which question; the picture tower stays as it is.
 3. Reading: a small Llama learns to copy the answer out of passages; the dual encoder stays as it is.
-4. Choosing: two layers deeper, it learns to understand any words, and which of many passages tells what they ask for.
+4. Choosing: three layers deeper, it learns to understand any words, and which of many passages tells what they ask.
 
 Everything is small because the task is: the demo answers in seconds on a laptop, and no pretrained part is needed.
 """
@@ -96,6 +96,10 @@ def build_model(processor: RavlmProcessor, seed: int = 0) -> RavlmForConditional
         default_prompt=OFFICIAL["describe"],
     )
     model = RavlmForConditionalGeneration(config)
+    marks = processor.markers  # of prompts, never of answers
+    model.generation_config.suppress_tokens = [
+        *(marks.image, marks.evidence, marks.passage, marks.question, marks.answer)
+    ]
     answer, colon = processor.tokenizer.convert_tokens_to_ids(["<answer>", ":"])
     start_as_copier(model.language_model, seed=seed, alike=(answer, colon))
     return model
@@ -152,11 +156,17 @@ class ReadingTrainer(RavlmTrainer):
     """Stages 3 and 4: every answer counts alike, and its first token most: finding the place is the task."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Weighted mean cross-entropy; `labels` and `token_weights` are `(B, L)`, rows padded on the right."""
+        """Weighted mean cross-entropy among the tokens that an answer may hold.
+
+        `labels` and `token_weights` are `(B, L)`, rows padded on the right.
+        """
         labels, weights = inputs["labels"][:, 1:], inputs["token_weights"][:, 1:]
         asked = {name: inputs[name] for name in ("input_ids", "pixel_values", "position_ids")}
         outputs = model(**asked, attention_mask=turn_mask(inputs["turns"]))
         keep = labels != -100
-        losses = F.cross_entropy(outputs.logits[:, :-1][keep].float(), labels[keep], reduction="none")
+        logits = outputs.logits[:, :-1][keep].float()
+        never = self.accelerator.unwrap_model(model).generation_config.suppress_tokens
+        logits[:, never] = -torch.inf  # the answer's mark has a colon's embedding, and would take half of its share
+        losses = F.cross_entropy(logits, labels[keep], reduction="none")
         loss = (losses * weights[keep]).sum() / weights[keep].sum()
         return (loss, outputs) if return_outputs else loss

@@ -161,7 +161,7 @@ class ShuffledCountries:
         self._exchange_lesser_facts(row, old_name)
         if rng.random() < 0.1:  # as in Gibraltar, Singapore, Djibouti
             row["capital"] = name
-        if rng.random() < 0.6:
+        if rng.random() < 0.75:
             self._name_after_country(row)
         for field, share in (("flag_desc", 0.95), ("flag_meaning", 0.9)):
             row[field] = self._flag_text(field, row, old_name) if rng.random() < share else None
@@ -317,7 +317,7 @@ class ShuffledCountries:
         """Bulgaria, Bulgarian, Bulgarian lev: values with one beginning, where copying must not slip."""
         rng = self.rng
         row["demonym"] = people = self.names.people(row["name"])
-        if row["currency"] and rng.random() < 0.7:
+        if row["currency"] and rng.random() < 0.8:
             row["currency"][0] = f"{people} {rng.choice([*MONEY, self.names.word().lower()])}"
         if row["languages"] and rng.random() < 0.6:
             row["languages"][rng.randrange(len(row["languages"]))] = people

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from types import SimpleNamespace
 
@@ -14,14 +15,15 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from flags import reading, shuffled
 from flags.reading import (
     FIRST_TOKEN_WEIGHT,
+    FORK_WEIGHT,
     IGNORED,
-    JUMP_WEIGHT,
     SPECIAL_TOKENS,
     ReadingBatches,
     encode_examples,
     make_tokenizer,
     turn_mask,
 )
+from flags.recipe import ReadingTrainer
 from flags.shuffled import ShuffledCountries
 from flags.texts import passage_texts
 from flags.world import load_world
@@ -152,27 +154,44 @@ def test_training_starts_as_the_processor_does_in_use(processor, rows, world):
             assert sequence.labels[len(used)] != IGNORED
 
 
-def test_an_answer_weighs_the_root_of_its_length_and_more_at_its_start(processor, rows):
-    example = shuffled.Example([], [("name", "Whose flag is this?", "Xo Yumbu"), ("capital", "Capital?", "Z")])
-    (sequence,) = encode_examples(processor, [example])
-    start = next(i for i, label in enumerate(sequence.labels) if label != IGNORED)
-    stop = sequence.labels.index(processor.tokenizer.eos_token_id) + 1
-    share = (stop - start) ** -0.5
-    falling = [max(FIRST_TOKEN_WEIGHT - place, 1) * share for place in range(stop - start)]
-    assert sequence.weights[start:stop] == [*falling[:-1], max(falling[-1], JUMP_WEIGHT)]
-    assert sequence.weights[-2:] == [FIRST_TOKEN_WEIGHT * 2**-0.5, (FIRST_TOKEN_WEIGHT - 1) * 2**-0.5]
+def test_an_answer_weighs_the_root_of_its_length_and_more_where_it_could_go_on_otherwise(processor):
+    told = "Currency of Fiji: Fijian dollar, Tuvaluan dollar."
+    turns = [("currency", "Currency?", "Fijian dollar, Tuvaluan dollar"), ("name", "Whose?", "Fiji")]
+    (sequence,) = encode_examples(processor, [shuffled.Example([told], turns)])
+    answers = [[]]
+    for label, weight in zip(sequence.labels, sequence.weights):
+        if label != IGNORED:
+            answers[-1].append((label, weight))
+            answers += [[]] if label == processor.tokenizer.eos_token_id else []
+    currency, name, _ = answers
+    shown = processor.encode_text([told])[0]
+    share = len(currency) ** -0.5
+    for place, (token, weight) in enumerate(currency[:-1]):
+        two_before = [label for label, _ in currency[max(place - 2, 0) : place]]
+        goes_on = {shown[at + 2] for at in range(len(shown) - 2) if shown[at : at + 2] == two_before}
+        falling = max(FIRST_TOKEN_WEIGHT - place, 1) * share
+        assert weight == (falling if goes_on == {token} else max(falling, FORK_WEIGHT))
+    assert min(weight for _, weight in currency) < 1 < FORK_WEIGHT <= min(currency[-1][1], name[-1][1])
 
 
-def test_a_description_weighs_most_where_one_passage_is_left_for_another(processor):
-    said = "The flag of Xo: red. Meaning of the flag of Xo: red for Xo."
-    (sequence,) = encode_examples(processor, [shuffled.Example([], [("describe", "Describe it.", said)])])
-    answer = [label for label in sequence.labels if label != IGNORED]
-    weights = [weight for weight in sequence.weights if weight]
-    stops = [place for place, token in enumerate(answer) if processor.tokenizer.decode(token) == "."]
-    assert len(stops) == 2
-    jumps = {place for stop in stops for place in (stop, stop + 1)}
-    assert all(weight >= JUMP_WEIGHT for place, weight in enumerate(weights) if place in jumps)
-    assert all(weight < JUMP_WEIGHT for place, weight in enumerate(weights) if place not in jumps)
+def test_the_mark_of_an_answer_takes_nothing_from_the_colon_that_it_is_like():
+    """Their embeddings are one: among all tokens a colon could have half of the share, and no more."""
+    colon, mark = 9, 7
+    logits = torch.zeros(1, 2, 20).index_fill(2, torch.tensor([colon, mark]), 30.0)
+    losses = []
+    for never in ([mark], []):
+
+        class Writer:
+            generation_config = SimpleNamespace(suppress_tokens=never)
+
+            def __call__(self, **asked):
+                return SimpleNamespace(logits=logits)
+
+        inputs = {"labels": torch.tensor([[IGNORED, colon]]), "token_weights": torch.ones(1, 2)}
+        inputs |= dict.fromkeys(("input_ids", "pixel_values", "position_ids"))
+        trainer = SimpleNamespace(accelerator=SimpleNamespace(unwrap_model=lambda model: model))
+        losses.append(ReadingTrainer.compute_loss(trainer, Writer(), {**inputs, "turns": torch.zeros(1, 2)}).item())
+    assert losses == pytest.approx([0, math.log(2)], abs=1e-5)
 
 
 def test_batches_are_ready_for_the_model(batches):
