@@ -31,7 +31,7 @@ from hf_ravlm.text import clean_text
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<evidence>", "<passage>", "<question>", "<answer>")
 FIRST_TOKEN_WEIGHT = 4.0  # falling by 1 a token to 1: finding the place is the hard part, going on is not
-FORK_WEIGHT = 2.0  # of going on where the two tokens before do not tell how, and of ending
+FORK_WEIGHT = 1.0  # of going on where the two tokens before do not tell how, and of ending
 IGNORED = -100  # the label of tokens that are not learned
 POOL = 96  # examples that are sorted by length together
 MULTIPLE = 16  # lengths of batches: few different shapes
@@ -98,7 +98,7 @@ class ReadingBatches(IterableDataset):
     - `labels` (B, T) int64, in step with `input_ids` (the model shifts), -100 where no answer stands
     - `token_weights` (B, T) float32, in step with `labels`: an answer of n tokens, `<eos>` included, weighs n^-1/2 per
       token, its first three tokens four times, three times and twice as much; `<eos>` and all that the two tokens
-      before it do not tell, by where they stand in the prompt, weigh at least 2
+      before it do not tell, by where they stand in the prompt, weigh at least 1
     - `pixel_values` (B, 3, H, W) float32, of any picture: the answer must not hang on it
 
     Args:
@@ -263,7 +263,7 @@ def _token_weights(answer: Sequence[int], goes_on: Mapping[tuple[int, int], Coll
 
     >>> goes_on = {(7, 8): {9}, (8, 9): {6, 5}, (9, 6): {7}, (6, 7): {8}}
     >>> [round(weight, 2) for weight in _token_weights([7, 8, 9, 6, 7, 8, 9, 7, 2], goes_on)]
-    [2.0, 2.0, 0.67, 2.0, 0.33, 0.33, 0.33, 2.0, 2.0]
+    [1.33, 1.0, 0.67, 1.0, 0.33, 0.33, 0.33, 1.0, 1.0]
     """
     share = len(answer) ** -0.5
     weights = []

@@ -232,7 +232,7 @@ class ShuffledCountries:
         rest = [one for one in passages if one is not gold]
         if gold.kind == "flag":  # a description needs the meaning near
             rest.sort(key=lambda one: one.kind != "meaning")
-        rest = rest[: rng.choice([0, 1, 2, 2, 2, 3])]
+        rest = rest[: rng.choice([0, 0, 1, 1, 2, 3])]
         missed = bool(rest) and kind != "name" and rng.random() < MISSED_SHARE
         first = missed or rng.random() < FOUND_FIRST_SHARE
         shown = rest if missed else [gold, *rest] if first else rng.sample([gold, *rest], len(rest) + 1)
@@ -242,7 +242,7 @@ class ShuffledCountries:
             shown = shown + ([one for one in rivals if one.kind == gold.kind] or rivals[:1])
         kinds = [kind] * (1 if kind in ("meaning", "describe") else 3)
         kinds += [one.kind for one in rest if one.kind in SHORT_KINDS and rng.random() < 0.5]
-        if kind != "describe" and rng.random() < 0.15:
+        if kind == "meaning" or kind != "describe" and rng.random() < 0.15:
             kinds.append("describe")
         turns = [(kind, ask_in_noise(kind, rng), answers[kind]) for kind in kinds]
         return Example([passage.text for passage in shown], turns)
