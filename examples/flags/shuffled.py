@@ -19,7 +19,7 @@ from flags.wordings import ask_in_noise
 
 
 UNKNOWN = "unknown"  # the answer where no passage has one
-CLOSED_BOOK_SHARE = 0.02
+CLOSED_BOOK_SHARE = 0.05
 ANSWERED_FIRST_SHARE = 0.88
 WHOLE_SHARE, RIVALS_SHARE, MOST_PASSAGES = 0.75, 0.2, 9  # of `whole_example`
 # Of `whole_example`, too: what a search brings, what stage 3 reads, and of the former whether it stands first, or not
@@ -185,8 +185,17 @@ class ShuffledCountries:
         return [Shown(kind, row, text) for kind, text in texts.items()]
 
     def _closed_book(self) -> Example:
-        """No passage, and nothing is known: what a reader that only copies can say from the picture alone."""
-        return Example([], [(kind, self.rng.choice((ask, ask_in_noise))(kind, self.rng), UNKNOWN) for kind in KINDS])
+        """No passage: what the question itself tells is answered, half of the time, and nothing else is known."""
+        rng = self.rng
+        told = {one.kind: one for one in self.passages_of(self.country())}
+        answers = answers_from(list(told.values()))
+        turns = []
+        for kind in KINDS:
+            question, answer = rng.choice((ask, ask_in_noise))(kind, rng), UNKNOWN
+            if kind in SHORT_KINDS and kind in told and rng.random() < 0.5:
+                question, answer = f"{told[kind].text} {question}", answers[kind]
+            turns.append((kind, question, answer))
+        return Example([], turns)
 
     def _shown(self, num_passages: int) -> list[Shown]:
         """Some passages of a new country, long ones less often; one time in five, first what makes a description."""
