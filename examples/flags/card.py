@@ -48,9 +48,9 @@ ask("flag.png", question="What is the capital of the country that uses this flag
 goes, each from what the one before had written (`--start_from`): stage 1 of an earlier version and 450 steps on
 sharper pictures; stage 2 anew; stage 3 of an earlier version; stage 4 in four goes of 1,300, 900, 480 and 240 steps
 with a reader of six layers, the last three of which gave their mean and got the seventh layer that `deepen` gives now;
-then two goes side by side of 1,000 steps, two of 450 from their mean, and, from the mean of these (three parts of the
-earlier pair), two of 300 steps at half the rate. The reader is the mean of the last two (Wortsman et al. 2022, arXiv
-2203.05482).
+then pairs of goes side by side: of 1,000 steps, of 450 from their mean, of 300 at half the rate from the mean of these
+(three parts of the earlier pair), and of 240 from the mean of those. The reader is the mean of the last pair (Wortsman
+et al. 2022, arXiv 2203.05482).
 
 Four stages (`examples/flags/recipe.py`): a ResNet of three stages learns which drawings show the same flag, from the
 drawings of 150 countries in seven styles, altered and invented flags, all redrawn at random, on pictures of 64 pixels
@@ -103,10 +103,11 @@ flag; the cross is shifted to the edges of the flag; ...") or break off. It desc
 the search puts first, which tells what the flag shows or what it means, not both. A currency that begins like its
 country ("Fijian dollar") is sometimes cut to the country's name. It answers from its passages even where they are
 about another country; with the policy of `examples/flags/policy` it weighs them and may say nothing
-(`model_cards/flags_do_no_harm.md`); without passages it says "unknown". Search by words alone follows the kind of
-question, not yet the country's name. Questions in wordings far from those of the training are understood less well, by
-the search more than by the reader, as the table of wordings shows. Asked for what none of its passages is about (how
-many people live there), it says something else. The facts are as old as their sources.
+(`model_cards/flags_do_no_harm.md`); without passages it answers what the question itself tells, and else says
+"unknown". Search by words alone follows the kind of question, not yet the country's name. Questions in wordings far
+from those of the training are understood less well, by the search more than by the reader, as the table of wordings
+shows. Asked for what none of its passages is about (how many people live there), it says something else. The facts are
+as old as their sources.
 
 ## Knowledge, drawings and licences
 
