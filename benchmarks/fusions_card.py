@@ -19,7 +19,7 @@ passages in any order, and is asked about {tasks} facts of 40 countries that no 
 (`python benchmarks/fusions.py`, batches of 16, one core; CPU minutes are those of training, on a machine shared with
 others). At the start half of the rows, at the end none, ask for a passage to be repeated from memory
 (`RavlmTrainer(memory=MemoryTraining(reconstruction=(0.5, 0.0)))`). `in_context` is the shipped reader as it is, which
-has learned to read words for ten minutes (before it was made deeper, and taught to choose among passages).
+has learned to read words for about three CPU hours.
 
 {figures}
 
@@ -29,7 +29,9 @@ copied.
 `attention` and `gated` point: each of their memory tokens chooses a token of the passage, or goes on behind the one
 before. `product` has one token for a passage, a mean, which does not know in what order tokens stood: it tells what a
 passage is about and cannot spell a name, and that is its ceiling.
-Figures of fusions with weights are from before what they add to embeddings was measured by these (`word_scale`).
+`in_context` and `concat` are those of the reader that is shipped; `gated`, `attention`, `cross_attention` and `product`
+began from the one before it was made deeper, and were measured before what fusions add to embeddings was measured by
+these (`word_scale`).
 """
 
 PRETRAINED = """
