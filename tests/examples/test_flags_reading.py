@@ -171,7 +171,7 @@ def test_an_answer_weighs_the_root_of_its_length_and_more_where_it_could_go_on_o
         goes_on = {shown[at + 2] for at in range(len(shown) - 2) if shown[at : at + 2] == two_before}
         falling = max(FIRST_TOKEN_WEIGHT - place, 1) * share
         assert weight == (falling if goes_on == {token} else max(falling, FORK_WEIGHT))
-    assert min(weight for _, weight in currency) < 1 < FORK_WEIGHT <= min(currency[-1][1], name[-1][1])
+    assert min(weight for _, weight in currency) < FORK_WEIGHT <= min(currency[-1][1], name[-1][1])
 
 
 def test_the_mark_of_an_answer_takes_nothing_from_the_colon_that_it_is_like():

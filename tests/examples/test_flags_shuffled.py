@@ -123,7 +123,7 @@ def test_long_answers_stand_in_the_passages(examples):
                 assert first_shown("meaning", passages) == answer
             if kind == "describe" and passages:
                 name = read_back(passages[0])[1]
-                own = {shown: passage for passage in passages for shown, of, _ in [read_back(passage)] if of == name}
+                own = {shown: text for text in reversed(passages) for shown, of, _ in [read_back(text)] if of == name}
                 said = [own[shown] for shown in ("flag", "meaning") if shown in own]
                 assert answer == " ".join(said or [f"Country or territory with this flag: {name}."])
 
@@ -193,7 +193,7 @@ def examples_to_choose_in(rows, found_share: float) -> list:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shuffled, "FOUND_SHARE", found_share)
         patch.setattr(shuffled, "USUAL_SHARE", 0.0)
-        return [example for example in (countries.whole_example() for _ in range(600)) if example.passages]
+        return [example for example in (countries.whole_example() for _ in range(1200)) if example.passages]
 
 
 @pytest.fixture(scope="module")
@@ -227,17 +227,17 @@ def test_what_a_search_brings_begins_with_the_passage_that_answers_most_times_an
         asked |= {question for _, question, _ in turns}
         if kind not in ("meaning", "describe"):
             assert [told for _, _, told in turns[:3]] == [answer] * 3
-    assert 0.6 < sum(first) / len(first) < 0.8
+    assert 0.7 < sum(first) / len(first) < 0.9
     assert len(asked) > 1000
 
 
 @pytest.mark.parametrize("examples", ["whole_examples", "found_examples"])
 def test_every_answer_is_of_the_first_passages_country(examples, request):
-    """What only a passage about another country tells is not known."""
+    """What only a passage about another country tells is not known; of namesakes the first is meant."""
     missing = 0
     for passages, turns in request.getfixturevalue(examples):
         name = read_back(passages[0])[1]
-        own = {kind: said for kind, of, said in map(read_back, passages) if of == name}
+        own = {kind: said for kind, of, said in map(read_back, reversed(passages)) if of == name}
         for kind, _, answer in turns:
             if kind == "name":
                 assert answer == name
