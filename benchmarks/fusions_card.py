@@ -29,7 +29,7 @@ copied.
 `attention` and `gated` point: each of their memory tokens chooses a token of the passage, or goes on behind the one
 before. `product` has one token for a passage, a mean, which does not know in what order tokens stood: it tells what a
 passage is about and cannot spell a name, and that is its ceiling.
-`in_context` and `concat` are those of the reader that is shipped; `gated`, `attention`, `cross_attention` and
+`in_context`, `concat` and `cross_attention` are those of the reader that is shipped; `gated`, `attention` and
 `product` began from the one before it was made deeper, and were measured before what fusions add to embeddings was
 measured by these (`word_scale`).
 """
