@@ -30,9 +30,9 @@ copied.
 before. `product` has one token for a passage, a mean, which does not know in what order tokens stood: it tells what a
 passage is about and cannot spell a name, and that is its ceiling.
 `product` began from the reader before it was made deeper, and was measured before what fusions add to embeddings was
-measured by these (`word_scale`); all others are those of the reader that is shipped. From the reader before, and before
-that, `gated` had 0.895, `attention` 0.961 and `cross_attention` 0.791: the two that point have lost, and which of the
-two changes costs them was not looked into.
+measured by these (`word_scale`); all others are those of the reader that is shipped. From the reader before, and
+before that change, `gated` had 0.895, `attention` 0.961 and `cross_attention` 0.791: the two that point have lost, and
+which of the two changes costs them was not looked into.
 """
 
 PRETRAINED = """
