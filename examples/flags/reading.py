@@ -3,8 +3,8 @@
 A sequence is one prompt of the processor, `<bos> <image>… <passage> text … <question> q <answer> a <eos>`, its best
 passage last, followed by further turns `<question> q <answer> a <eos>` on the same passages: reading them once serves
 many questions. Where whole countries are read no turn sees another: each stands where the first one does, as if it
-were asked alone. The picture is any picture, for the answer stands in the passages; where there are none, it is not
-known.
+were asked alone. The picture is any picture, for the answer stands in the passages; where there are none, it stands in
+the question, or is not known.
 """
 
 from __future__ import annotations

@@ -97,9 +97,8 @@ def build_model(processor: RavlmProcessor, seed: int = 0) -> RavlmForConditional
     )
     model = RavlmForConditionalGeneration(config)
     marks = processor.markers  # of prompts, never of answers
-    model.generation_config.suppress_tokens = [
-        *(marks.image, marks.evidence, marks.passage, marks.question, marks.answer)
-    ]
+    never = [marks.image, marks.evidence, marks.passage, marks.question, marks.answer]
+    model.generation_config.suppress_tokens = never
     answer, colon = processor.tokenizer.convert_tokens_to_ids(["<answer>", ":"])
     start_as_copier(model.language_model, seed=seed, alike=(answer, colon))
     return model
