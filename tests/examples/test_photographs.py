@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from photographs import caption, card, prepare_data, train_captioner
+from photographs import caption, card, compare_joint, prepare_data, train_captioner
 from photographs.debian import files_in_package
 from photographs.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel, convert_lite_weights
 from photographs.measure import table_by_kind
@@ -274,6 +274,23 @@ def test_training_measures_and_its_files_serve(data, tmp_path, monkeypatch, caps
     row = caption.main(options)[0]
     assert sum(row["posterior"]) == pytest.approx(1)
     assert "cosine" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_a_pair_is_trained_on_together_and_apart(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_joint, "load_parts", make_tiny_parts)
+    sizes = {"first_steps": 1, "seconds": 0.5, "batch_size": 2, "passages": 2, "rounds": 60}
+    options = compare_joint.Options(data=str(data), out=str(tmp_path), **sizes)
+    compare_joint.main(options)
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["results"]
+    assert [row["steps"] > 0 for row in results.values()] == [False, True, True]
+    assert len((tmp_path / "table.md").read_text(encoding="utf-8").splitlines()) == 2 + len(compare_joint.ARMS)
+
+    pair = compare_joint.Pair(options)
+    images = [row["image"] for row in pair.world.train]
+    gold = [row["gold_ids"][0] for row in pair.world.train]
+    compare_joint.align(pair.model.model, pair.processor, pair.retriever, pair.world, options)
+    assert [found[0].id for found in pair.retriever.retrieve(images, k=1)] == gold
 
 
 def test_figures_count_what_was_said():

@@ -122,7 +122,7 @@ def init_fusion_weights(module: nn.Module, std: float) -> None:
     if isinstance(module, (AttentionFusion, GatedFusion)):
         init.normal_(module.memory_queries, std=std)
     elif isinstance(module, AddedToWords):
-        init.normal_(module.weight, std=std / 10)
+        init.normal_(module.weight, std=std / 100)
         init.zeros_(module.bias)
     elif isinstance(module, ProductFusion):
         init.ones_(module.null_image)
