@@ -46,7 +46,7 @@ from hf_ravlm.training import MemoryTraining  # noqa: E402
 
 
 CHECKPOINT = ROOT / "examples" / "flags" / "checkpoint"
-STEPS = {"in_context": 0, "concat": 300, "product": 300, "attention": 500, "gated": 400, "cross_attention": 1000}
+STEPS = {"in_context": 0, "concat": 300, "product": 300, "attention": 500, "gated": 600, "cross_attention": 700}
 STEPS_OF = {"flags": STEPS, "smollm2": dict.fromkeys(STEPS, 100)}  # by reader
 LORA_RANK = 16
 NUMBERS = (2, 5, 10, 20)  # passages

@@ -208,6 +208,16 @@ def test_the_scale_of_words_is_that_of_those_which_have_an_embedding():
     torch.testing.assert_close(scale[0, 1].squeeze(), ADDED_SPEED * size)
 
 
+@pytest.mark.parametrize("name", ["attention", "gated"])
+def test_a_new_memory_that_points_is_one_stretch_of_the_passage(name):
+    torch.manual_seed(0)
+    pointing = RavlmForConditionalGeneration(tiny_config(fusion=name)).fusion.pointing
+    queries, tokens = torch.randn(1, 1, 4, 32), torch.randn(1, 1, 9, 32)
+    weights = pointing.weights(queries, tokens, torch.ones(1, 1, 9, dtype=torch.bool))
+    moved = torch.nn.functional.pad(weights, (1, 0))[..., :-1, :-1]  # each one a token further on
+    assert (weights[..., 1:, :] - moved).abs().sum(-1).max() < 0.2
+
+
 def test_pointing_is_its_loop_and_reads_on():
     torch.manual_seed(0)
     pointing = Pointing(8)

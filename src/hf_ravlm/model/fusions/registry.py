@@ -25,7 +25,7 @@ from .attention import AttentionFusion
 from .cross_attention import CrossAttentionFusion, CrossReading
 from .gated import GatedFusion, passage_mean
 from .null_attention import NullAttend, feed_forward
-from .tokens import START_SCALE, AddedToWords, PassageInput, Pointing, word_scale
+from .tokens import START_GOING_ON, START_SCALE, AddedToWords, PassageInput, Pointing, word_scale
 
 
 class InContextFusion(nn.Module):
@@ -130,6 +130,7 @@ def init_fusion_weights(module: nn.Module, std: float) -> None:
         init.zeros_(module.null_key_value)
     elif isinstance(module, Pointing):
         init.constant_(module.log_scale, START_SCALE)
+        init.constant_(module.go_on.bias, START_GOING_ON)
     elif isinstance(module, CrossReading):
         for parameter in (module.null_key, module.read_gate, module.feed_forward_gate):
             init.zeros_(parameter)

@@ -17,6 +17,7 @@ from ..configuration_ravlm import RavlmConfig
 
 
 START_SCALE = math.log(16.0)  # of cosines: an attention that is sharp from the start, and can still turn
+START_GOING_ON = 3.0  # what the sigmoid of a gate that goes on is taken of
 ADDED_SPEED = 16.0  # of 1, 4 and 16 the one with which memories that point learn in a few hundred steps
 
 
@@ -65,7 +66,8 @@ class Pointing(nn.Module):
 
     `w_1 = a_1` and `w_m = g_m shift(w_{m-1}) + (1 - g_m) a_m`, where `a_m` is a sharp attention over the tokens and a
     null, `shift` moves every weight to the next token, and the gate `g_m` in (0, 1) is computed from the query; the
-    memory is `sum_t w_mt embedding_t`. A name of several tokens takes one choice, and then the way on.
+    memory is `sum_t w_mt embedding_t`. A name of several tokens takes one choice, and then the way on; the gates start
+    near 1, so that a new memory is one stretch of the passage and learns where it is to begin.
 
     The shift of Neural Turing Machines (arXiv 1410.5401), over the passage in the place of a memory.
     """
