@@ -27,12 +27,13 @@ has learned to read words for about three CPU hours.
 the language model's own embedding of every token of a passage, at the place where it stands, so that a name can be
 copied.
 `attention` and `gated` point: each of their memory tokens chooses a token of the passage, or goes on behind the one
-before. `product` has one token for a passage, a mean, which does not know in what order tokens stood: it tells what a
+before; a new memory is one stretch of the passage, and learns where it is to begin. Eight tokens cannot hold a passage,
+so these two learn from questions alone, at half the rate: asked to repeat passages, and at the rate of the others, about
+every second seed stayed where it was (`attention` 0.333 with seed 0, 0.987 with seed 1; `gated` 0.974 and 0.752).
+`product` has one token for a passage, a mean, which does not know in what order tokens stood: it tells what a
 passage is about and cannot spell a name, and that is its ceiling.
-`product` began from the reader before it was made deeper, and was measured before what fusions add to embeddings was
-measured by these (`word_scale`); all others are those of the reader that is shipped. From the reader before, and
-before that change, `gated` had 0.895, `attention` 0.961 and `cross_attention` 0.791: the two that point have lost, and
-which of the two changes costs them was not looked into.
+What fusions add to embeddings is measured by these, times sixteen (`word_scale`): with once their size `attention`
+reached 0.431 of 500 steps and `gated` 0.732 of 400, seed 0.
 """
 
 PRETRAINED = """
@@ -43,7 +44,8 @@ pictures, asked {tasks} of the same questions (`python benchmarks/fusions.py --r
 --seeds 0 --batch_size {batch_size} --reconstruction 0 --questions {tasks} --steps ...`). The fusion and LoRA of rank
 16 in the attention of the language model learn from fictional countries, at one rate of {lr}. `named` is the share of
 replies that hold a right answer, whatever is said around it: untrained, SmolLM2 answers in sentences. A new memory is
-its words and a little more, and what `in_context` makes of the words after the same training is not measured yet.
+its words and a little more, and what `in_context` makes of the words after the same training is not measured yet;
+`concat` learned here when what is added was measured by once the size of the words, not by sixteen times.
 
 {figures}
 """
