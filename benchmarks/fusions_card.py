@@ -27,9 +27,10 @@ has learned to read words for about three CPU hours.
 the language model's own embedding of every token of a passage, at the place where it stands, so that a name can be
 copied.
 `attention` and `gated` point: each of their memory tokens chooses a token of the passage, or goes on behind the one
-before; a new memory is one stretch of the passage, and learns where it is to begin. Eight tokens cannot hold a passage,
-so these two learn from questions alone, at half the rate: asked to repeat passages, and at the rate of the others, about
-every second seed stayed where it was (`attention` 0.333 with seed 0, 0.987 with seed 1; `gated` 0.974 and 0.752).
+before; a new memory is one stretch of the passage, and learns where it is to begin. Eight tokens cannot hold a
+passage, so these two learn from questions alone, at half the rate: asked to repeat passages, and at the rate of the
+others, about every second seed stayed where it was (`attention` 0.333 with seed 0, 0.987 with seed 1; `gated` 0.974
+and 0.752).
 `product` has one token for a passage, a mean, which does not know in what order tokens stood: it tells what a
 passage is about and cannot spell a name, and that is its ceiling.
 What fusions add to embeddings is measured by these, times sixteen (`word_scale`): with once their size `attention`
