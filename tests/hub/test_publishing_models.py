@@ -49,6 +49,12 @@ def with_weight(name: str, data: bytes) -> bytes:
     return data[:start] + struct.pack("<f", 0.5) + data[start + 4 :]
 
 
+def assert_alike(seen: list, expected: list) -> None:
+    """The same but for the scores, which come last: where weights lie in memory may move their last bits."""
+    assert seen[:-1] == expected[:-1]
+    assert seen[-1] == pytest.approx(expected[-1], abs=1e-5)
+
+
 def test_what_comes_back_equals_what_went(hub, ask, tmp_path):
     ask.do(f"model, processor, retriever = tiny_parts()\nfolder = {str(tmp_path)!r}\nmodel.save_pretrained(folder)")
     ask.do("push_all(parts=(model, processor, retriever))")
@@ -69,9 +75,10 @@ def test_what_comes_back_equals_what_went(hub, ask, tmp_path):
         "result = [type(again).__name__, same, same_dual, ids['input_ids'].tolist() == "
         "processor(text=['what is the capital ?'])['input_ids'].tolist()]"
     ) == ["RavlmForConditionalGeneration", True, True, True]
-    found = "[[p.id, p.score] for p in {}.retrieve([picture(1)], ['of Chad ?'], k=3)[0]]"
-    assert ask.do(f"result = {found.format('RavlmRetriever.from_pretrained(' + repr('me/model') + ')')}") == ask.do(
-        f"result = {found.format('retriever')}"
+    found = "[[p.id for p in row], [p.score for p in row]]"
+    asked_for = "row = {}.retrieve([picture(1)], ['of Chad ?'], k=3)[0]\nresult = " + found
+    assert_alike(
+        ask.do(asked_for.format("RavlmRetriever.from_pretrained('me/model')")), ask.do(asked_for.format("retriever"))
     )
     from_folder = ask.do(
         "processor.save_pretrained(folder); retriever.save_pretrained(folder)\n"
@@ -79,7 +86,7 @@ def test_what_comes_back_equals_what_went(hub, ask, tmp_path):
         "answer = ask(image=picture(1), question='what is the capital ?')[0]\n"
         "result = [answer['answer'], [item['text'] for item in answer['evidence']], answer['scores']]"
     )
-    assert ask.do("result = asked()") == from_folder
+    assert_alike(ask.do("result = asked()"), from_folder)
 
 
 def test_a_pinned_pipeline_takes_its_knowledge_from_the_pinned_commit(hub, ask):
@@ -90,7 +97,7 @@ def test_a_pinned_pipeline_takes_its_knowledge_from_the_pinned_commit(hub, ask):
     after = ask.do("result = asked()")
     assert "the capital of Chad is N'Djamena" in before[1]
     assert "the capital of Chad is N'Djamena indeed" in after[1]
-    assert ask.do(f"result = asked(revision={first!r})") == before
+    assert_alike(ask.do(f"result = asked(revision={first!r})"), before)
     assert ask.do(f"result = asked(revision={first!r}, dtype=torch.bfloat16)")[1] == before[1]
     by_object = (
         f"model = AutoModelForImageTextToText.from_pretrained('me/model', revision={first!r})\n"
@@ -182,7 +189,7 @@ def test_a_hub_that_is_down_is_named_and_what_is_here_stays(hub, ask, tmp_path):
         f"again = AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})\n"
         "result = all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values()))"
     )
-    assert ask.do("result = asked()") == before  # from the cache, its knowledge too
+    assert_alike(ask.do("result = asked()"), before)  # from the cache, its knowledge too
     assert ask.error("AutoModel.from_pretrained('me/other')").startswith("OSError")
 
 
