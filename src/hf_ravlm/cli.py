@@ -91,6 +91,8 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
         ]
         near = [name for word in typed for name in difflib.get_close_matches(word, known, 1)]
         hint = f" (did you mean {', '.join(near)}?)" if near else ""
+        if not any(word.startswith("-") for word in unknown):  # argparse of 3.11 wants FOLDER and [TEXT] side by side
+            hint = " (words that belong to no option stand together, before the options)"
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return arguments
 

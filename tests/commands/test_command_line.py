@@ -108,3 +108,6 @@ def test_an_unknown_option_is_told_with_the_usage_of_its_command(capsys):
     told = capsys.readouterr().err
     assert told.startswith("usage: hf-ravlm evaluate ")
     assert "unrecognized arguments: --max-new-tokens 9 (did you mean --max_new_tokens?)" in told
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["index", "info", "folder", "a koala"])
+    assert "a koala (words that belong to no option stand together, before the options)" in capsys.readouterr().err
