@@ -143,17 +143,18 @@ def learns_in(name: str, together: bool) -> str | None:
 def align(towers, processor, retriever, world: World, options: Options) -> None:
     """Trains the projection of pictures: every picture's vector beside its own entry's, and far from all others'."""
     images = [row["image"] for row in world.train]
-    features = []
+    parts = []
     with torch.no_grad():
         for start in range(0, len(images), 16):
             pixels = processor.for_retrieval(images=images[start : start + 16])["pixel_values"]
-            features.append(towers.get_image_patches(pixels, grid=1).flatten(1))
+            parts.append(towers.get_image_patches(pixels, grid=1).flatten(1))
+    features = torch.cat(parts)  # (n, C)
     places = {entry: row for row, entry in enumerate(world.entries)}
     labels = torch.tensor([places[row["gold_ids"][0]] for row in world.train])
     entries = torch.tensor(retriever.vectors)
     optimizer = torch.optim.AdamW(towers.image_projection.requires_grad_(True).parameters(), lr=options.learning_rate)
     for _ in range(options.rounds):
-        vectors = torch.nn.functional.normalize(towers.image_projection(torch.cat(features)), dim=-1)
+        vectors = torch.nn.functional.normalize(towers.image_projection(features), dim=-1)
         loss = torch.nn.functional.cross_entropy(towers.logit_scale.exp() * vectors @ entries.mT, labels)
         optimizer.zero_grad()
         loss.backward()

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from hf_ravlm import RavlmConfig, RavlmEncoder, RavlmModel, from_backbones, from_encoder
 from hf_ravlm.errors import InvalidInputError
-from tiny import assert_same_weights
+from tiny import assert_same_weights, tiny_model, tiny_processor
 from tiny_backbones import causal_model, causal_tokenizer
 from tiny_encoders import FAMILIES, IMAGES, TEXTS, own_vectors, saved_once
 
@@ -134,6 +134,14 @@ def test_the_halves_and_the_width_are_those_of_the_encoder():
         "clip_vision_model",
         True,
     )
+
+
+def test_the_towers_of_a_reader_are_no_whole_encoder():
+    tools = {"image_processor": tiny_processor().image_processor, "text_tokenizer": causal_tokenizer()}
+    with pytest.raises(InvalidInputError, match="'ravlm' model whose towers are parts already"):
+        from_backbones(
+            encoder=tiny_model().model, generator=causal_model("llama"), tokenizer=causal_tokenizer(), **tools
+        )
 
 
 def test_the_offline_encoder_is_no_part_and_nobody_asks_the_hub_for_it():

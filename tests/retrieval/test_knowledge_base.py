@@ -178,6 +178,8 @@ def test_a_table_of_another_form_is_refused():
     whole = KnowledgeBase.from_dicts([{"id": "a", "text": "t"}]).table
     with pytest.raises(InvalidInputError, match="needs the columns"):
         KnowledgeBase(whole.drop_columns(["revision"]))
+    with pytest.raises(InvalidInputError, match="a list: `KnowledgeBase.from_dicts` reads"):
+        KnowledgeBase([{"id": "a", "text": "t"}])
 
 
 def test_passages_can_be_compared_and_hashed():

@@ -134,6 +134,17 @@ def test_what_has_no_memory_and_what_has_no_meaning_is_refused(tmp_path):
         trainer_for(tmp_path, MemoryTraining(focus=1.0), changes={"label_smoothing_factor": 0.1})
     with pytest.raises(InvalidInputError, match="memory and generation are for rows"):
         RavlmTrainer(tiny_model(), arguments(tmp_path), data_collator=list, memory=MemoryTraining())
-    for wrong in ({"reconstruction": 1.5}, {"reconstruction": (0, 1, 1)}, {"distillation": -1.0}, {"focus": -0.1}):
+    with pytest.raises(InvalidInputError, match="memory=0.5: expected a MemoryTraining"):
+        trainer_for(tmp_path, 0.5)
+    with pytest.raises(InvalidInputError, match="learns from passages, and there are none"):
+        trainer_for(tmp_path, MemoryTraining(), rows=[{"question": "is it ?", "answer": "white", "gold_ids": ["a"]}])
+    for wrong in (
+        {"reconstruction": 1.5},
+        {"reconstruction": "0.5"},
+        {"reconstruction": (0, 1, 1)},
+        {"distillation": -1.0},
+        {"focus": -0.1},
+        {"focus": "1"},
+    ):
         with pytest.raises(InvalidInputError, match=next(iter(wrong))):
             MemoryTraining(**wrong)

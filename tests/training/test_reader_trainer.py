@@ -94,6 +94,28 @@ def test_the_retrievers_encoder_stays_as_it_is(tmp_path):
     assert not torch.equal(reader, model.language_model.lm_head.weight)
 
 
+def test_towers_that_another_reader_shares_with_the_retriever_stay_as_they_are(tmp_path):
+    """Towers taken out of one reader, whose index is searched, and put into another."""
+    first, processor = tiny_model(), tiny_processor(fusion="concat")
+    retriever = colour_retriever(first, tiny_processor())
+    second = tiny_model(seed=1, fusion="concat")
+    second.model.vision_tower, second.model.text_encoder = first.model.vision_tower, first.model.text_encoder
+    before = retriever.encoder.fingerprint
+    fusion = {name: parameter.clone() for name, parameter in second.fusion.named_parameters()}
+    trainer_for(tmp_path, second, processor, retriever, changes={"max_steps": 3}).train()
+    assert retriever.encoder.fingerprint == before
+    assert any(not torch.equal(fusion[name], parameter) for name, parameter in second.fusion.named_parameters())
+
+
+def test_gold_passages_that_nobody_reads_are_told(tmp_path, caplog):
+    train = [{"question": "what ?", "answer": "red", "gold_ids": ["robin"]}]
+    trainer_for(tmp_path, retriever=None, train=train)
+    assert "not read without a `retriever`" in caplog.text
+    caplog.clear()
+    trainer_for(tmp_path, retriever=None, train=[{**train[0], "evidence": ["red"]}])
+    assert not caplog.records
+
+
 def test_evaluation_reports_answers_with_and_without_evidence_and_the_ranking(tmp_path):
     trainer = trainer_for(
         tmp_path,

@@ -110,6 +110,11 @@ class KnowledgeBase:
 
     def __init__(self, table: pa.Table | None = None, skipped: Sequence[SkippedItem] = ()) -> None:
         table = SCHEMA.empty_table() if table is None else table
+        if not isinstance(table, pa.Table):
+            raise InvalidInputError(
+                f"A knowledge base is made of an Arrow table, and this is a {type(table).__name__}: "
+                "`KnowledgeBase.from_dicts` reads a list of dictionaries, and the other `from_...` methods files."
+            )
         if not table.schema.equals(SCHEMA):
             raise InvalidInputError(
                 f"A knowledge base needs the columns\n{SCHEMA}\nbut the table has\n{table.schema}\n"

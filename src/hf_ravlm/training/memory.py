@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,9 @@ class MemoryTraining:
     def __post_init__(self) -> None:
         check_share("reconstruction", self.reconstruction)
         for name in ("distillation", "focus"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InvalidInputError(f"{name}={getattr(self, name)!r}: expected a number from 0 on.")
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and 0 <= value < float("inf")):
+                raise InvalidInputError(f"{name}={value!r}: expected a number from 0 on.")
 
     def repeated(
         self,

@@ -21,7 +21,7 @@ from .applied_arguments import check_arguments, loss_outside, read_in_every_proc
 from .batches.broken_images import OnError
 from .batches.evidence_mixing import EvidenceMix
 from .batches.reader_batches import ROW_NAMES, ReaderBatches
-from .batches.rows import NumberedRows, check_gold_ids, gold_ids_of, numbered
+from .batches.rows import NumberedRows, check_gold_ids, first_row, gold_ids_of, is_stream, numbered
 from .checkpoints.checkpoints import checkpoint_to_resume, mark_complete
 from .checkpoints.whole_weights import holds_whole_model, load_weights
 from .lora import add_adapters
@@ -63,7 +63,7 @@ class RavlmTrainer(Trainer):
 
     Args:
         model, args, data_collator, ...: As for `transformers.Trainer`.
-        retriever: Finds the evidence. A dual encoder that it shares with the model is frozen.
+        retriever: Finds the evidence. What its dual encoder shares with the model, all of it or a tower, is frozen.
         evidence: What is read in training; `None` for `config.num_passages` passages as the retriever finds them.
         memory: How a fusion with weights learns to keep what passages say, see [`MemoryTraining`].
         peft_config: Adapters to train instead of the model, such as `LoraConfig(r=8)`, see `lora.add_adapters`; the
@@ -172,6 +172,8 @@ class RavlmTrainer(Trainer):
 
     def _loss_of_memory(self, memory: MemoryTraining, given: Callable | None) -> Callable | None:
         """The `compute_loss_func` of memory training, if it weighs tokens; refuses readers without a memory."""
+        if not isinstance(memory, MemoryTraining):
+            raise InvalidInputError(f"memory={memory!r}: expected a MemoryTraining(...), or None.")
         config = without_adapters(self.model).config
         if config.fusion == "in_context" or config.marginalization != "none":
             raise InvalidInputError(
@@ -192,10 +194,28 @@ class RavlmTrainer(Trainer):
 
     def _check_gold_ids(self) -> None:
         if self.retriever is None:
+            self._check_rows_alone()
             return
         for rows in _data_sets(self.train_dataset, self.eval_dataset):
             if (gold_ids := gold_ids_of(rows)) is not None:
                 check_gold_ids(gold_ids, self.retriever.knowledge_base)
+
+    def _check_rows_alone(self) -> None:
+        """Without a retriever, rows that bring no evidence are questions alone."""
+        if self.train_dataset is None or is_stream(self.train_dataset):
+            return
+        row = first_row(self.train_dataset)
+        if not row or row.get("evidence") is not None:
+            return
+        if self.memory is not None:
+            raise InvalidInputError(
+                "memory=... learns from passages, and there are none: pass `retriever=`, or rows with `evidence`."
+            )
+        if row.get("gold_ids"):
+            logger.warning(
+                "Rows name gold passages (gold_ids), which are not read without a `retriever`: the reader learns to "
+                "answer without evidence."
+            )
 
     @property
     def retriever(self) -> RavlmRetriever | None:
@@ -411,10 +431,12 @@ def _check_shards(generation: Mapping[str, Any] | None, memory: MemoryTraining |
 
 
 def _freeze_shared_encoder(model: nn.Module, retriever: RavlmRetriever) -> None:
-    """Freezes the towers that made the vectors of the retriever, if they are the model's own."""
-    encoder = retriever.encoder
-    towers = getattr(without_adapters(model), "model", None)
-    if isinstance(encoder, RavlmEncoder) and towers is not None and encoder.model is towers:
-        if any(parameter.requires_grad for parameter in towers.parameters()):
-            logger.info("The dual encoder is frozen: it made the vectors of the retriever.")
-        freeze(towers)
+    """Freezes what made the vectors of the retriever, as far as it is also a part of the model."""
+    if not isinstance(retriever.encoder, RavlmEncoder):
+        return
+    encoding = {id(parameter) for parameter in retriever.encoder.model.parameters()}
+    shared = [parameter for parameter in model.parameters() if id(parameter) in encoding]
+    if any(parameter.requires_grad for parameter in shared):
+        logger.info("The dual encoder is frozen: it made the vectors of the retriever.")
+    for parameter in shared:
+        parameter.requires_grad_(False)

@@ -23,6 +23,8 @@ _NO_SPACE = {
     "siglip2": "of flexible resolution (NaFlex), which takes patches with their shapes and no images; choose a SigLIP "
     "2 of fixed resolution (siglip2-base-patch16-224, ...), which loads as SigLIP",
     "blip-2": "whose texts are those of a language model, not in one space with its images",
+    "ravlm": "whose towers are parts already; give vision= and text=, or load its folder with another fusion= "
+    "(AutoModelForImageTextToText.from_pretrained), which keeps its encoder as it is",
     "aimv2": "whose texts are read otherwise in a batch than alone; it works beside a reader (`load_encoder`)",
 }
 

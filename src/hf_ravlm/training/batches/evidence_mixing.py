@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def check_share(name: str, value: Any) -> None:
         InvalidInputError: With the name.
     """
     pair = value if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2 or not all(0 <= share <= 1 for share in pair):
+    if len(pair) != 2 or not all(isinstance(share, Real) and 0 <= share <= 1 for share in pair):
         raise InvalidInputError(f"{name}={value!r}: expected a share from 0 to 1, or two: (at start, at end).")
 
 
