@@ -118,9 +118,9 @@ def build(auto, model_type: str, settings: dict, seed: int = SEED):
     return auto.from_config(AutoConfig.for_model(model_type, **settings)).eval()
 
 
-def causal_model(family: str, seed: int = SEED):
+def causal_model(family: str, seed: int = SEED, **changes):
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": len(causal_tokenizer())}
-    return build(AutoModelForCausalLM, family, {**tokens, **CAUSAL[family]}, seed)
+    return build(AutoModelForCausalLM, family, {**tokens, **CAUSAL[family], **changes}, seed)
 
 
 def vision_model(family: str, seed: int = SEED):

@@ -13,8 +13,8 @@ from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.hub.compressing import compress
 from hf_ravlm.model.parts.pruning import keep_zeros, prunable, prune_layers, share_of_zeros
 from hf_ravlm.training.recovering import Recovery
-from tiny import picture, tiny_model
-from tiny_folder import PASSAGES, save_everything
+from tiny import picture, tiny_config, tiny_model
+from tiny_folder import PASSAGES, save_everything, tiny_parts
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +110,35 @@ def test_passages_that_are_read_for_no_question_go(folder, tmp_path):
     assert len(pipeline("image-to-text", model=str(tmp_path / "one")).retriever) == 4
 
 
+@pytest.fixture(scope="module")
+def wide_folder(tmp_path_factory):
+    """A system whose reader has layers that four bits take, and one that they do not, whose inputs are 96."""
+    wide = tiny_config().generator_config.to_dict() | {"hidden_size": 64, "head_dim": 16, "intermediate_size": 96}
+    model, (_, processor, retriever) = tiny_model(generator_config=wide), tiny_parts()
+    for part in (model, processor, retriever):  # the towers are those of `tiny_parts`
+        part.save_pretrained(place := tmp_path_factory.getbasetemp() / "wide")
+    return place
+
+
 @pytest.mark.parametrize("bits", ["int8", "int4"])
-def test_a_quantized_copy_is_smaller_and_answers(folder, tmp_path, bits):
+def test_a_quantized_copy_is_smaller_and_answers(wide_folder, tmp_path, bits):
     pytest.importorskip("torchao" if bits == "int8" else "bitsandbytes")
-    found = compress(folder, tmp_path / "out", quantize=bits, prune=0.3)
+    found = compress(wide_folder, tmp_path / "out", quantize=bits, prune=0.3)
     assert found.weights[1] < found.weights[0]
     opened = pipeline("image-to-text", model=str(tmp_path / "out"))
     assert opened.model.is_quantized
     assert answer(tmp_path / "out")[0]["evidence"]
+    if bits == "int4":
+        layer = opened.model.language_model.model.layers[0]
+        assert type(layer.mlp.up_proj).__name__ == "Linear4bit"
+        assert type(layer.mlp.down_proj) is torch.nn.Linear
+
+
+def test_a_reader_too_narrow_for_four_bits_is_refused_quantized(folder, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(InvalidInputError, match="this reader has none: choose int8"):
+        compress(folder, tmp_path / "out", quantize="int4")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

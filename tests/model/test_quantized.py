@@ -16,6 +16,10 @@ from tiny_backbones import causal_model, causal_tokenizer, text_model, vision_mo
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by that name
+WIDE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+}  # four bits are of 64 weights at once, and on some processors whole
 ASKED = {"images": [picture(0)], "text": ["what ?"], "evidence": [["the capital of Norway is Oslo"]]}
 
 
@@ -35,7 +39,7 @@ def parts(tmp_path_factory):
     root = tmp_path_factory.mktemp("parts")
     images = ViTImageProcessorPil(size={"height": 16, "width": 16})
     for name, model, belongs in (
-        ("generator", causal_model("llama"), causal_tokenizer()),
+        ("generator", causal_model("llama", **WIDE), causal_tokenizer()),
         ("vision", vision_model("vit"), images),
         ("text", text_model("bert"), causal_tokenizer()),
     ):
@@ -50,15 +54,33 @@ def test_a_quantized_generator_answers_is_saved_and_trains(parts, kind, tmp_path
     model, processor = from_backbones(**parts, quantization_config=quantization(kind), **settings)
     assert model.is_quantized
     inputs = processor(**ASKED)
-    assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[0] == 1
-    expected = model(**inputs).logits
     model.save_pretrained(tmp_path)
+    assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[0] == 1
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    torch.testing.assert_close(again(**inputs).logits, expected)
+    with torch.no_grad():  # where nothing learns, both may compute in bfloat16
+        torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits)
     again.save_pretrained(tmp_path / "again")
-    adapted = add_adapters(model, LoraConfig(r=2))
+    adapted = add_adapters(model, LoraConfig(r=2)).train()
     adapted(**processor(**ASKED, answers=["Oslo"])).loss.backward()
     assert any(weight.grad is not None for name, weight in adapted.named_parameters() if "lora_B" in name)
+
+
+def test_four_bits_learn_after_an_answer_as_before(parts):
+    """bitsandbytes packs weights for some processors when a model first answers; packed they would pass nothing on."""
+    model, processor = from_backbones(
+        **parts, quantization_config=quantization("bitsandbytes-4"), projection_dim=16, dtype=torch.float32
+    )
+    torch.manual_seed(0)
+    model = add_adapters(model, LoraConfig(r=2, init_lora_weights=False))
+    inputs, learned = processor(**ASKED, answers=["Oslo"]), []
+    for _ in range(2):
+        model.train().zero_grad()
+        model(**inputs).loss.backward()
+        adapters = [weight.grad.flatten() for name, weight in model.named_parameters() if "lora_A" in name]
+        learned.append(torch.cat(adapters))
+        with torch.no_grad():
+            model.eval()(**inputs)
+    assert torch.cosine_similarity(*learned, dim=0) > 0.99  # packing rounds to bfloat16
 
 
 def test_a_plain_reader_is_loaded_quantized_and_its_towers_are_not(parts, tmp_path):

@@ -192,3 +192,27 @@ def test_soft_labels_pass_through_the_margin():
 def test_errors_say_what_came(call, message):
     with pytest.raises(InvalidInputError, match=message):
         call()
+
+
+def test_a_policy_that_reads_on_is_fitted_to_what_that_finds(monkeypatch):
+    """The reader says so where a passage is of no use; two thirds have one that is, the first for half of these."""
+
+    def read_or_say_so(model, processor, images, questions, evidence, **options):
+        answers, features = read(model, processor, images, questions, evidence)
+        for answer in answers:
+            answer.text = "right" if answer.text == "right" else "unknown"
+        return answers, features
+
+    monkeypatch.setattr(policy_fitting, "read_with_confidence", read_or_say_so)
+    monkeypatch.setattr(policy_fitting, "_fit_critic", lambda policy, *_: policy)  # it would drop what is of no use
+    model, questions = SimpleNamespace(config=SimpleNamespace(num_passages=1)), world(240, 0)
+
+    def some(places, evidence):
+        return read_or_say_so(None, None, None, [questions[place].question for place in places], evidence)
+
+    for number, expected in ((1, 1 / 3), (4, 2 / 3)):
+        policy = fit_answer_policy(model, None, questions, wrong_cost=0.0, num_readings=number)
+        rows = answer_by_policy(policy, len(questions), 1, lambda places: [questions[p].found for p in places], some)
+        assert share(answer.text == "right" for answer in rows) == pytest.approx(expected, abs=0.05)
+        confidences = [answer.decision.confidence for answer in rows]
+        assert share(confidences) == pytest.approx(expected, abs=0.05)

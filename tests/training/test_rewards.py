@@ -59,7 +59,7 @@ def test_a_search_that_is_cut_off_is_no_answer():
         (lambda: SearchCost(1, "("), "regular expression"),
         (lambda: FormatReward("("), "regular expression"),
         (lambda: AbstentionReward(2.0), "silence=2.0"),
-        (lambda: AbstentionReward(no_answer="("), "regular expression"),
+        (lambda: AbstentionReward(no_answers="unknown"), "a list of texts"),
         (lambda: citation_reward(["a"], []), "evidence has 0"),
     ],
 )

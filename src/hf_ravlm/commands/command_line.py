@@ -206,6 +206,8 @@ def _add_fit_policy(commands: Commands) -> None:
     add_argument(
         group, "--metric", "what calls an answer right (default: exact_match)", default="exact_match", metavar="NAME"
     )
+    again = 'how often the reader may read: the next k passages where it says "unknown" to those before (default: 1)'
+    add_argument(group, "--num_readings", again, type=positive, default=1, metavar="NUMBER")
     wrong = "of a wrong answer, where a right one is worth 1; 0 never abstains, 9 answers from 90 %% on (default: 1)"
     add_argument(group, "--wrong_cost", wrong, type=float, default=1.0, metavar="COST")
     search = "of a search; the policy then also learns when to do without (default: every question is searched for)"

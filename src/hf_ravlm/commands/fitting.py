@@ -18,9 +18,10 @@ from .outcome import Outcome, written
 
 # Arguments that `fit_policy` takes by the same names.
 _OPTIONS = (
-    *("k", "num_candidates", "channels", "metric", "search_cost", "wrong_cost", "measured_share", "batch_size"),
-    *("seed", "max_new_tokens"),
+    *("k", "num_candidates", "num_readings", "channels", "metric", "search_cost", "wrong_cost", "measured_share"),
+    *("batch_size", "seed", "max_new_tokens"),
 )
+_THRESHOLDS = ("critic_threshold", "answer_threshold", "num_candidates", "num_readings")
 
 
 def fit(arguments: argparse.Namespace) -> Outcome:
@@ -40,7 +41,7 @@ def fit(arguments: argparse.Namespace) -> Outcome:
     policy, report = fitted.policy, fitted.report
     policy.save_pretrained(folder)
     files = [str(folder / name) for name in (SETTINGS_FILE, NUMBERS_FILE)]
-    thresholds = {name: getattr(policy, name) for name in ("critic_threshold", "answer_threshold", "num_candidates")}
+    thresholds = {name: getattr(policy, name) for name in _THRESHOLDS}
     thresholds |= {} if policy.gate is None else {"gate_threshold": policy.gate_threshold}
     record: dict[str, Any] = {
         "num_fitted": fitted.num_fitted,

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 from ..errors import InvalidInputError
 from ..evaluation.model_evaluation import read_questions
 from ..evaluation.questions import Question
-from ..model.parts.pruning import bytes_of, check_amount, keep_zeros, prune_layers, share_of_zeros
+from ..model.parts.pruning import bytes_of, check_amount, keep_zeros, prunable, prune_layers, share_of_zeros
+from ..model.parts.quantized import HEADS
 from ..pipelines.opening import open_pipeline
 from ..pipelines.searching import find_evidence
 from ..saving.folders import files_in
@@ -169,10 +170,29 @@ def quantized(reader: Any, kind: str) -> Any:
         settings = TorchAoConfig(Int8WeightOnlyConfig())
     else:  # torchao packs four bits for GPUs alone
         computing = {"bnb_4bit_compute_dtype": reader.dtype, "bnb_4bit_quant_type": "nf4"}
-        settings = BitsAndBytesConfig(load_in_4bit=True, **computing)
+        whole = left_whole(reader.language_model)
+        settings = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=whole, **computing)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         reader.save_pretrained(folder)
         return type(reader).from_pretrained(folder, quantization_config=settings)
+
+
+def left_whole(language_model: Any) -> list[str]:
+    """The layers of a reader that four bits cannot be had of on every processor, for a copy is opened on any.
+
+    bitsandbytes quantizes 64 weights at a time, and its kernels for bfloat16 take rows of whole blocks, 32 at a time.
+
+    Raises:
+        InvalidInputError: They are all of its layers.
+    """
+    layers = dict(prunable(language_model))
+    narrow = [name for name, layer in layers.items() if layer.in_features % 64 or layer.out_features % 32]
+    if len(narrow) == len(layers):
+        raise InvalidInputError(
+            "int4 takes layers whose inputs are a multiple of 64 and outputs one of 32, and this reader has none: "
+            "choose int8"
+        )
+    return [f"language_model.{name}" for name in narrow] + list(HEADS)
 
 
 def never_read(retriever: RavlmRetriever, questions: Sequence[Question], k: int) -> list[str]:

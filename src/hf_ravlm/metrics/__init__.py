@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from .answers import exact_match, normalize_answer, normalize_encyclopedic_answer, normalize_vqa_answer, token_f1
+from .answers import (
+    NO_ANSWERS,
+    exact_match,
+    is_no_answer,
+    normalize_answer,
+    normalize_encyclopedic_answer,
+    normalize_vqa_answer,
+    token_f1,
+)
 from .benchmarks import anls, aokvqa_accuracy, encyclopedic_match, infoseek_final, infoseek_score, vqa_accuracy
 from .calibration import (
     IsotonicCalibrator,
@@ -39,6 +47,7 @@ from .retrieval_effect import RetrievalEffect, reader_given_retrieval, retrieval
 
 
 __all__ = [
+    "NO_ANSWERS",
     "Abstention",
     "CaptionScore",
     "Interval",
@@ -67,6 +76,7 @@ __all__ = [
     "hit_at_k",
     "infoseek_final",
     "infoseek_score",
+    "is_no_answer",
     "macro_recall",
     "mean_rank",
     "median_rank",

@@ -24,6 +24,8 @@ from .multilingual import normalize_unicode_answer, unicode_tokens
 
 Normalizer = Literal["squad", "unicode"]
 
+NO_ANSWERS = ("unknown", "i do not know", "i don't know", "no answer", "not enough information")
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -68,6 +70,29 @@ def normalize_answer(text: str) -> str:
     'são tomé and príncipe'
     """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
+
+
+def is_no_answer(text: str, phrases: Iterable[str] = NO_ANSWERS) -> bool:
+    """Whether a text says that there is no answer, by one of the phrases as `normalize_answer` has them, or nothing.
+
+    >>> [is_no_answer(said) for said in ("Unknown.", "I don't know!", "", "unknown to science")]
+    [True, True, True, False]
+    >>> is_no_answer("不知道", ["不知道"])
+    True
+    """
+    said = normalize_answer(text)
+    return not said or any(said == normalize_answer(phrase) for phrase in phrases)
+
+
+def check_no_answers(phrases: Any) -> tuple[str, ...]:
+    """What `is_no_answer` is to compare with, or `InvalidInputError` where it is no list of texts.
+
+    >>> check_no_answers(["unknown", "unbekannt"])
+    ('unknown', 'unbekannt')
+    """
+    if not isinstance(phrases, (list, tuple)) or not all(isinstance(phrase, str) for phrase in phrases):
+        raise InvalidInputError(f"no_answers={phrases!r}: expected a list of texts, such as {list(NO_ANSWERS[:2])}")
+    return tuple(phrases)
 
 
 def normalize_vqa_answer(text: str, official_quirks: bool = True) -> str:

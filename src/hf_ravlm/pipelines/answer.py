@@ -115,6 +115,7 @@ class Decision:
         confidence (`float`, *optional*): the probability that the answer is right, calibrated if the policy is.
         abstained (`bool`): whether the answer was withheld; its text is then empty.
         withheld (`str`, *optional*): the answer that was withheld.
+        readings (`int`): how often the reader read passages for it; what was read last is its evidence.
     """
 
     retrieved: bool
@@ -123,3 +124,4 @@ class Decision:
     confidence: float | None = None
     abstained: bool = False
     withheld: str | None = None
+    readings: int = 0

@@ -118,7 +118,7 @@ def answer_questions(
     def search(places: list[int]) -> Sequence[Sequence[Any]]:
         if evidence is not None:
             return [evidence[place] for place in places]
-        return found(places, max(k, policy.num_candidates or k))
+        return found(places, max(k * policy.num_readings, policy.num_candidates or k))
 
     def read(places: list[int], passages: list[list[Any]]) -> tuple[list[Answer], dict[str, torch.Tensor]]:
         asked = (model, processor, *_some(images, questions, places))

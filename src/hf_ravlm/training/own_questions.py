@@ -66,6 +66,7 @@ def fit_policy(
     metric: str = "exact_match",
     search_cost: float | None = None,
     wrong_cost: float = 1.0,
+    num_readings: int = 1,
     measured_share: float = 0.25,
     batch_size: int = 8,
     seed: int = 0,
@@ -85,7 +86,7 @@ def fit_policy(
         num_candidates (`int`, *optional*): Passages that the policy looks at, twice as many by default.
         channels (`list[str]`, *optional*): As of `RavlmRetriever.retrieve`, and of the questions asked later.
         metric (`str`): Of `ANSWER_METRICS`, in 0..1; from 0.5 on an answer is right.
-        search_cost, wrong_cost (`float`): As of `fit_answer_policy`.
+        search_cost, wrong_cost (`float`), num_readings (`int`): As of `fit_answer_policy`.
         measured_share (`float`): Of the questions, by which the policy is measured and not fitted.
         batch_size (`int`), seed (`int`): Of the questions, and of how they are drawn.
         generate_kwargs: Those that the policy will be used with, such as `max_new_tokens`.
@@ -101,7 +102,7 @@ def fit_policy(
     k = pipe.model.config.num_passages if k is None else k
     searching: dict[str, Any] = {} if channels is None else {"channels": list(channels)}
     fitted, measured = split_questions(questions, measured_share, seed)
-    depth = max(k, 2 * k if num_candidates is None else num_candidates)
+    depth = max(k * num_readings, 2 * k if num_candidates is None else num_candidates)
     judged = judged_questions(pipe, fitted, depth, metric, batch_size, **searching)
     policy = fit_answer_policy(
         pipe.model,
@@ -110,6 +111,7 @@ def fit_policy(
         k=k,
         search_cost=search_cost,
         wrong_cost=wrong_cost,
+        num_readings=num_readings,
         calibration="isotonic" if len(judged) >= _ENOUGH_FOR_ISOTONIC else "temperature",
         batch_size=batch_size,
         seed=seed,

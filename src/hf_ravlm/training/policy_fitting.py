@@ -30,7 +30,7 @@ from ..pipelines.policy.decision_heads import (
     stack_features,
 )
 from ..pipelines.policy.features import passage_features, quoting_features, word_shares
-from ..pipelines.policy.steps import columns_of, rows_of
+from ..pipelines.policy.steps import columns_of, read_in_turns, rows_of
 
 
 logger = logging.getLogger(__name__)
@@ -162,6 +162,7 @@ def fit_answer_policy(
     search_cost: float | None = None,
     wrong_cost: float = 1.0,
     abstention_precision: float | None = None,
+    num_readings: int = 1,
     keep_weight: float = 3.0,
     calibration: Literal["isotonic", "temperature"] = "isotonic",
     num_folds: int = 5,
@@ -188,6 +189,7 @@ def fit_answer_policy(
         wrong_cost (`float`): What a wrong answer costs. 0 never abstains; 1 answers from even odds on; 9 from 90 %.
         abstention_precision (`float`, *optional*): In the place of `wrong_cost`, how many of the withheld answers must
             have been wrong, in 0..1: as many are withheld as that allows.
+        num_readings (`int`): How often the policy lets the reader read, see `AnswerPolicy`.
         keep_weight (`float`): What losing a relevant passage costs, where keeping an irrelevant one costs 1.
         calibration (`str`): `"isotonic"` (some hundred questions) or `"temperature"` (fewer).
         num_folds (`int`): At least 2.
@@ -205,14 +207,15 @@ def fit_answer_policy(
     k = model.config.num_passages if k is None else k
     folds = _folds(questions, num_folds, seed)
     shares = word_shares({passage.text or "" for question in questions for passage in question.found})
-    policy = AnswerPolicy(num_candidates=max(len(q.found) for q in questions), common_words=shares)
+    depth = max(len(q.found) for q in questions)
+    policy = AnswerPolicy(num_candidates=depth, num_readings=num_readings, common_words=shares)
     policy = _fit_critic(policy, questions, folds, hidden_dim, keep_weight)
     sifted = [policy.sift(question.found) for question in questions]
-    read = partial(_read, model, processor, questions, batch_size=batch_size, options=generate_kwargs)
-    answers = read(evidence=[judged.kept[:k] for judged in sifted])
+    read = partial(_read, model, processor, batch_size=batch_size, options=generate_kwargs)
+    answers = _read_in_turns(policy, k, [judged.kept for judged in sifted], questions, read)
     right = np.array([answer.pop("right") for answer in answers])
     if search_cost is not None:
-        drafts = read(evidence=[[] for _ in questions])
+        drafts = read(questions, evidence=[[] for _ in questions])
         without = np.array([draft["right"] for draft in drafts])
         helped = counterfactual_labels(1 - without, 1 - right)
         features = columns_of([{name: draft[name] for name in DRAFT_FEATURES} for draft in drafts])
@@ -220,7 +223,7 @@ def fit_answer_policy(
         threshold = _threshold("gate", need, helped >= 0.5, right - search_cost, without)
         policy = replace(policy, gate=gate, gate_threshold=threshold)
     for row, judged in zip(answers, sifted, strict=True):
-        row |= judged.features | quoting_features(row.pop("text"), judged.kept[:k], judged.kept)
+        row |= judged.features | quoting_features(row.pop("text"), row.pop("read"), judged.kept)
     features = columns_of([{name: row[name] for name in ANSWER_FEATURES} for row in answers])
     confidence, raw = _cross_fit("confidence", features, right >= 0.5, folds, hidden_dim)
     calibrator = {"isotonic": fit_isotonic, "temperature": fit_temperature}[calibration](raw, right >= 0.5)
@@ -286,8 +289,23 @@ def _threshold(name: str, scores: np.ndarray, labels: np.ndarray, *gains: np.nda
     return threshold
 
 
+def _read_in_turns(policy: AnswerPolicy, k: int, kept, questions, read) -> list[dict[str, Any]]:
+    """What `_read` gives for each question, read as the policy reads: from its passages in turn, or from none."""
+    rows: dict[int, dict[str, Any]] = {}
+
+    def texts(places: list[int], evidence: list[list[Any]]) -> list[str]:
+        found = read([questions[place] for place in places], evidence=evidence)
+        rows.update(zip(places, found, strict=True))
+        return [row["text"] for row in found]
+
+    read_in_turns(policy, k, dict(enumerate(kept)), texts)
+    left = [place for place in range(len(questions)) if place not in rows]
+    texts(left, [[] for _ in left])
+    return [rows[place] for place in range(len(questions))]
+
+
 def _read(model, processor, questions, evidence, batch_size: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The answer to each question with given evidence: its `text`, whether it is `right`, and its features."""
+    """The answer to each question with given evidence: `text`, what was `read`, whether `right`, and its features."""
     rows = []
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
@@ -298,7 +316,8 @@ def _read(model, processor, questions, evidence, batch_size: int, options: Mappi
             model, processor, images, asked, given, with_posterior=False, **options
         )
         for question, answer, row in zip(batch, answers, rows_of(features), strict=True):
-            rows.append({**row, "text": answer.text, "right": float(question.is_right(answer.text))})
+            said = {"text": answer.text, "read": answer.evidence, "right": float(question.is_right(answer.text))}
+            rows.append(row | said)
     return rows
 
 

@@ -27,13 +27,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..errors import InvalidInputError
-from ..metrics.answers import answer_texts, exact_match
+from ..metrics.answers import NO_ANSWERS, answer_texts, check_no_answers, exact_match, is_no_answer
 from ..metrics.benchmarks import vqa_accuracy
 from ..pipelines.citations import check_citations
 
 
 SEARCH_CALL = r"<search>.*?</search>"  # also one that was cut off, and counts
-_NO_ANSWER = r"i do not know|i don't know|unknown|no answer|not enough information"
 _OPEN_CALL = re.compile(rf"{SEARCH_CALL}|<search>.*$", re.DOTALL)
 
 
@@ -158,10 +157,10 @@ class AbstentionReward:
     Args:
         silence (`float`): For an empty answer, or one that says that it is not known.
         loss (`float`): What a wrong answer costs.
-        no_answer (`str`): A regular expression of what counts as no answer, case apart.
+        no_answers (`list[str]`): What counts as no answer, as `is_no_answer` compares.
 
     Raises:
-        InvalidInputError: `-loss <= silence <= 1` does not hold, or `no_answer` is no regular expression.
+        InvalidInputError: `-loss <= silence <= 1` does not hold, or `no_answers` is no list of texts.
 
     >>> AbstentionReward(silence=0.2, loss=1.0)(["Oslo", "I do not know.", "Bergen"], answers=["Oslo"] * 3)
     [1.0, 0.2, -1.0]
@@ -169,18 +168,18 @@ class AbstentionReward:
 
     __name__ = "abstention_reward"
 
-    def __init__(self, silence: float = 0.0, loss: float = 1.0, no_answer: str = _NO_ANSWER) -> None:
+    def __init__(self, silence: float = 0.0, loss: float = 1.0, no_answers: Sequence[str] = NO_ANSWERS) -> None:
         if not (loss >= 0 and -loss <= silence <= 1):
             raise InvalidInputError(f"silence={silence!r}, loss={loss!r}: expected -loss <= silence <= 1, loss from 0")
-        try:
-            self._no_answer = re.compile(rf"\W*(?:{no_answer})?\W*", re.IGNORECASE)
-        except re.error as error:
-            raise InvalidInputError(f"no_answer={no_answer!r}: expected a regular expression ({error})") from error
-        self.silence, self.loss = float(silence), float(loss)
+        self.silence, self.loss, self._no_answers = float(silence), float(loss), check_no_answers(no_answers)
 
     def __call__(self, completions: Sequence[Any], answers: Sequence[Any], **_: Any) -> list[float]:
         return [
-            self.silence if self._no_answer.fullmatch(said) else 1.0 if exact_match(said, accepted) else -self.loss
+            self.silence
+            if is_no_answer(said, self._no_answers)
+            else 1.0
+            if exact_match(said, accepted)
+            else -self.loss
             for said, accepted in _paired(completions, answers)
         ]
 

@@ -207,6 +207,18 @@ def test_a_language_model_that_breaks_a_law_is_refused_before_it_reads(model_typ
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_one_that_reads_nothing_is_not_told_to_break_a_law(monkeypatch):
+    model = causal("llama", **WIDTHS)
+
+    def forward(*args, **kwargs):
+        raise RuntimeError("shape '[32, 0]' is invalid")
+
+    monkeypatch.setattr(model, "forward", forward)
+    model.is_quantized = True
+    with pytest.raises(InvalidInputError, match=r"it reads no plain tokens here \(it fails .*load it without quant"):
+        probe_language_model(model)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("model_type", "settings"),

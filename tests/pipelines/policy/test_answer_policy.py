@@ -13,6 +13,7 @@ from transformers import pipeline
 from hf_ravlm import KnowledgeBase, RavlmEncoder, RavlmRetriever
 from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.evaluation import IsotonicCalibrator, TemperatureCalibrator
+from hf_ravlm.pipelines.answer import Answer
 from hf_ravlm.pipelines.answering import answer_questions
 from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
 from hf_ravlm.pipelines.policy.decision_heads import ANSWER_FEATURES, DRAFT_FEATURES, DecisionHead, UncertaintyRule
@@ -22,6 +23,7 @@ from hf_ravlm.pipelines.policy.features import (
     passage_features,
     word_shares,
 )
+from hf_ravlm.pipelines.policy.steps import answer_by_policy
 from hf_ravlm.retrieval import Evidence
 from hf_ravlm.saving.checksums import accept_changes
 from tiny import picture, tiny_model, tiny_processor
@@ -127,6 +129,59 @@ def test_the_gate_searches_for_the_unsure(system):
     assert all(answer.decision.retrieved or not answer.evidence for answer in again)
 
 
+def answer_in_turns(rows, says, k=1, **settings):
+    """What a reader that says `says[id]` to the last passage it gets answers, and what it was given, in order."""
+    given = []
+
+    def read(places, evidence):
+        given.extend([passage.id for passage in passages] for passages in evidence)
+        said = [says.get(passages[-1].id if passages else None, "unknown") for passages in evidence]
+        answers = [Answer(text, list(passages)) for text, passages in zip(said, evidence, strict=True)]
+        return answers, {name: torch.full((len(places),), 0.5) for name in DRAFT_FEATURES}
+
+    policy = AnswerPolicy(**settings)
+    return answer_by_policy(policy, len(rows), k, lambda places: [rows[place] for place in places], read), given
+
+
+def test_where_the_reader_finds_no_answer_it_reads_on():
+    rows = [found(0.9, 0.8, 0.7), found(0.9, 0.8, 0.7, prefix="q"), found(0.9, prefix="r"), []]
+    says = {"p0": "Oslo", "q0": "I don't know.", "q1": "Rome"}
+    answers, given = answer_in_turns(rows, says, num_readings=2)
+    assert [answer.text for answer in answers] == ["Oslo", "Rome", "unknown", "unknown"]
+    assert [answer.decision.readings for answer in answers] == [1, 2, 1, 0]
+    assert [[passage.id for passage in answer.evidence] for answer in answers] == [["p0"], ["q1"], ["r0"], []]
+    assert given == [["p0"], ["q0"], ["r0"], ["q1"], []]
+    assert answers[1].to_record()["readings"] == 2
+
+
+def test_it_reads_k_passages_at_a_time_as_often_as_allowed():
+    rows = [found(0.9, 0.8, 0.7, 0.6, 0.5)]
+    assert answer_in_turns(rows, {}, k=2, num_readings=9)[1] == [["p0", "p1"], ["p2", "p3"], ["p4"]]
+    assert answer_in_turns(rows, {}, k=2, num_readings=2)[1] == [["p0", "p1"], ["p2", "p3"]]
+    assert answer_in_turns(rows, {})[1] == [["p0"]]
+    kept = {"critic": critic_of_scores(0.65), "num_readings": 9}
+    assert answer_in_turns(rows, {}, **kept)[1] == [["p0"], ["p1"], ["p2"]]
+
+
+def test_what_counts_as_no_answer_can_be_said():
+    rows = [found(0.9, 0.8)]
+    answers, _ = answer_in_turns(rows, {"p0": "不知道", "p1": "北京"}, num_readings=2, no_answers=["不知道"])
+    assert answers[0].text == "北京"
+
+
+def test_as_many_are_found_as_may_be_read(system):
+    depths = []
+
+    def retrieve(images, texts, k):
+        depths.append(k)
+        return [found(*[0.9] * k) for _ in texts]
+
+    options = {"k": 2, "max_new_tokens": 2}
+    for policy in (AnswerPolicy(num_readings=3), AnswerPolicy(num_readings=3, num_candidates=9)):
+        answer_questions(*system, SimpleNamespace(retrieve=retrieve), **ASKED, policy=policy, **options)
+    assert depths == [6, 9]
+
+
 def test_abstention_withholds_what_would_be_said(system):
     open_minded = ask(system, policy=AnswerPolicy())
     silent = ask(system, policy=AnswerPolicy(answer_threshold=1.1))
@@ -154,12 +209,15 @@ def test_saved_and_loaded_it_decides_the_same(system, tmp_path, hidden_dim):
         confidence=random_head(ANSWER_FEATURES, 2, hidden_dim),
         calibrator=IsotonicCalibrator((0.1, 1 / 3, 0.7), (0.0, 0.4, 0.9)),
         answer_threshold=0.2,
+        num_readings=2,
+        no_answers=("unknown", "不知道"),
         common_words={"the": 0.5, "資": 0.1},
     )
     policy.save_pretrained(tmp_path)
     loaded = AnswerPolicy.from_pretrained(tmp_path)
     assert ask(system, policy=loaded) == ask(system, policy=policy)
-    assert (loaded.calibrator, loaded.common_words) == (policy.calibrator, policy.common_words)
+    for name in ("calibrator", "common_words", "num_readings", "no_answers"):
+        assert getattr(loaded, name) == getattr(policy, name)
     first = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
     loaded.save_pretrained(tmp_path)
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == first
@@ -212,6 +270,8 @@ def test_features_of_a_passage_compare_it_with_its_rivals():
     ("change", "message"),
     [
         ({"num_candidates": 0}, "at least one, or None"),
+        ({"num_readings": 0}, "whole number of at least 1"),
+        ({"no_answers": "unknown"}, "a list of texts"),
         ({"critic": DecisionHead(("colour",))}, "critic asks for the features colour"),
         ({"gate": DecisionHead(("best_score",))}, "gate asks for the features best_score"),
     ],
@@ -241,6 +301,8 @@ def test_damaged_files_are_refused(tmp_path):
         {"critic": {"rule": "guess"}},
         {"calibrator": "magic"},
         {"num_candidates": -1},
+        {"num_readings": "2"},
+        {"no_answers": [1]},
         {"unknown": 1},
     ):
         settings.write_text(json.dumps({**json.loads(whole), **damage}))

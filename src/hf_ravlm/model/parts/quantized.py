@@ -6,7 +6,7 @@ Projections, fusion and towers are small beside a generator, and what they compu
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import nn
@@ -30,6 +30,30 @@ def sparing_our_parts(config: Any, also: Collection[str] = HEADS) -> Any:
         if name in settings:
             settings[name] = list(dict.fromkeys([*(settings[name] or also), *OUR_PARTS]))
     return config
+
+
+def four_bit_layers(language_model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    """The layers that bitsandbytes holds in four bits, with what it notes of their weights."""
+    for module in language_model.modules():
+        if (state := getattr(getattr(module, "weight", None), "quant_state", None)) is not None:
+            yield module, state
+
+
+def unpack_for_training(language_model: nn.Module) -> None:
+    """Undoes what bitsandbytes does to four-bit weights at their first answer on processors with bfloat16.
+
+    Packed for these, a layer passes no gradient on to those before it. Its state dict is that of the unpacked layer,
+    and making one unpacks it; what was packed comes back to three digits.
+    """
+    for module, state in four_bit_layers(language_model):
+        if getattr(state, "packing_format_for_cpu", False):
+            module.state_dict()
+
+
+def keep_unpacked(language_model: nn.Module) -> None:
+    """Lets four-bit weights be as they are though the model answers: only layers that do not train are packed."""
+    for module, _ in four_bit_layers(language_model):
+        module.train()
 
 
 def carry_quantizer(model: nn.Module, language_model: Any) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from ...errors import InvalidInputError, RavlmError
+from ..parts.quantized import keep_unpacked
 from .placing import moves_hidden, positions_from
 
 
@@ -54,13 +55,14 @@ def probe_language_model(language_model: PreTrainedModel) -> None:
         return
     training, on_left = language_model.training, moves_hidden(language_model)
     try:
-        language_model.eval()
+        keep_unpacked(language_model.eval())
         for law, breaks in LAWS.items():
             if fault := _ask(breaks, language_model, on_left):
+                quantized = getattr(language_model, "is_quantized", False)
                 raise InvalidInputError(
                     f"the generator is a {language_model.config.model_type!r} model, which cannot be a reader: {law} "
-                    f"({fault}); choose a decoder (llama, qwen3, gemma3_text, smollm3, opt, "
-                    "gpt2, ...), or load an encoder as one (is_decoder=True)"
+                    f"({fault}); {'load it without quantization, ' if quantized else ''}choose a decoder (llama, "
+                    "qwen3, gemma3_text, smollm3, opt, gpt2, ...), or load an encoder as one (is_decoder=True)"
                 )
     finally:
         language_model.train(training)
@@ -83,7 +85,7 @@ def probe_multimodal(model: Any, processor: Any) -> None:
         return
     image, training = Image.new("RGB", (64, 48), "grey"), generator.training
     try:
-        generator.eval()
+        keep_unpacked(generator.eval())
         fault = _fault(lambda: _depends_on_its_batch(model, processor, image))
     finally:
         generator.train(training)
@@ -138,6 +140,13 @@ def _ask(breaks: Callable, language_model: PreTrainedModel, on_left: bool) -> st
         return f"it fails with {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
 
 
+def reads_nothing(language_model: PreTrainedModel, on_left: bool) -> str | None:
+    """Nothing, or an error: kernels of quantized weights do not take all sizes on all processors."""
+    ids = _tokens(language_model)
+    _read(language_model, ids, torch.ones_like(ids))
+    return None
+
+
 def sees_later_tokens(language_model: PreTrainedModel, on_left: bool) -> str | None:
     """Whether the last token changes what is said before it."""
     ids = _tokens(language_model)
@@ -177,6 +186,7 @@ def forgets_with_a_cache(language_model: PreTrainedModel, on_left: bool) -> str 
 
 
 LAWS: dict[str, Callable] = {
+    "it reads no plain tokens here": reads_nothing,
     "its tokens see those behind them": sees_later_tokens,
     "passages that are hidden still change its answer": shows_hidden_tokens,
     "it does not go on from a cache of keys and values": forgets_with_a_cache,

@@ -22,6 +22,7 @@ from ..fusions.registry import FUSIONS
 from ..loading import compute_dtype
 from ..modeling_ravlm import HEAD_KEYS, RavlmModel, RavlmPreTrainedModel, with_pooled
 from ..outputs import RavlmAttribution, RavlmCausalLMOutputWithPast
+from ..parts.quantized import unpack_for_training
 from .attribution import attribute
 from .generation import generate
 from .inputs import NAMES, EncodedInputs, check_evidence, check_towers, encode_evidence, encode_inputs, split_inputs
@@ -73,6 +74,11 @@ class RavlmForConditionalGeneration(RavlmPreTrainedModel, GenerationMixin):
         """Puts the layers that read evidence into the language model that is there now, if the fusion has such."""
         if self.config.fusion == "cross_attention":
             attach_cross_attention(self.language_model)
+
+    def train(self, mode: bool = True) -> RavlmForConditionalGeneration:
+        if mode and getattr(self, "is_quantized", False):
+            unpack_for_training(self.language_model)
+        return super().train(mode)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

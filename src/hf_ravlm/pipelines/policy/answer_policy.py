@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import InvalidInputError, UnsafeInputError
+from ...metrics.answers import NO_ANSWERS, check_no_answers
 from ...metrics.calibration import Calibrator, IsotonicCalibrator, TemperatureCalibrator
+from ...numbers_given import check_whole
 from ...saving.commit import Destination, commit_files
 from ...saving.folders import files_in, load_checked, written_whole
 from ...saving.safe_paths import at_home
@@ -36,7 +38,14 @@ NUMBERS_FILE = "answer_policy.safetensors"
 _FORMAT = 1
 _HEADS = {"gate": DRAFT_FEATURES, "critic": PASSAGE_FEATURES, "confidence": ANSWER_FEATURES}
 _CALIBRATORS: dict[str, Any] = {"temperature": TemperatureCalibrator, "isotonic": IsotonicCalibrator}
-_NUMBERS = ("gate_threshold", "similarity_floor", "critic_threshold", "answer_threshold", "num_candidates")
+_NUMBERS = (
+    "gate_threshold",
+    "similarity_floor",
+    "critic_threshold",
+    "answer_threshold",
+    "num_candidates",
+    "num_readings",
+)
 
 
 @dataclass
@@ -73,6 +82,9 @@ class AnswerPolicy:
             mean of its tokens' probabilities, which often is too high.
         calibrator (*optional*): Of `fit_temperature` or `fit_isotonic`, applied to the confidence.
         answer_threshold (`float`): Answers whose confidence is lower are withheld; 0 withholds none.
+        num_readings (`int`): How often the reader may read. Where it finds no answer in the best `k` passages that
+            are kept, it reads the next `k`, and so on. 1 reads once.
+        no_answers (`list[str]`): What the reader says where it finds none, as `hf_ravlm.metrics.is_no_answer` compares.
         common_words (`dict[str, float]`): Of `word_shares`: words that many passages have.
 
     Example: search where the draft is unsure, read nothing unlike the question, and say nothing below even odds.
@@ -94,11 +106,15 @@ class AnswerPolicy:
     confidence: DecisionHead | None = None
     calibrator: Calibrator | None = None
     answer_threshold: float = 0.0
+    num_readings: int = 1
+    no_answers: Sequence[str] = NO_ANSWERS
     common_words: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.num_candidates is not None and self.num_candidates < 1:
             raise InvalidInputError(f"num_candidates={self.num_candidates}: expected at least one, or None for k")
+        check_whole("num_readings", self.num_readings, lowest=1)
+        self.no_answers = check_no_answers(self.no_answers)
         for role, known in _HEADS.items():
             head = getattr(self, role)
             if head is not None and (unknown := sorted(set(head.features) - set(known))):
@@ -141,12 +157,15 @@ class AnswerPolicy:
         values = raw.double().clamp(0, 1).numpy()
         return (values if self.calibrator is None else self.calibrator(values)).tolist()
 
-    def decide(self, answer: Answer, sifted: SiftedEvidence | None, need: float | None, confidence: float) -> None:
+    def decide(
+        self, answer: Answer, sifted: SiftedEvidence | None, need: float | None, confidence: float, readings: int
+    ) -> None:
         """Writes the decision to an answer, and withholds its text if the confidence (of `judge`) is too low.
 
-        `sifted` is `None` if nothing was searched, `need` (of `needs_search`) without a gate.
+        `sifted` is `None` if nothing was searched, `need` (of `needs_search`) without a gate; `readings` counts.
         """
-        answer.decision = Decision(sifted is not None, need, sifted.dropped if sifted else [], confidence)
+        dropped = sifted.dropped if sifted else []
+        answer.decision = Decision(sifted is not None, need, dropped, confidence, readings=readings)
         if confidence < self.answer_threshold:
             answer.decision.abstained, answer.decision.withheld, answer.text = True, answer.text, ""
             answer.citations = None if answer.citations is None else []
@@ -187,6 +206,7 @@ class AnswerPolicy:
     def _contents(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         settings: dict[str, Any] = {"format": _FORMAT, **{name: getattr(self, name) for name in _NUMBERS}}
         settings |= {**dict.fromkeys((*_HEADS, "calibrator")), "common_words": dict(self.common_words)}
+        settings["no_answers"] = list(self.no_answers)
         numbers: dict[str, torch.Tensor] = {}
         for role in _HEADS:
             if (head := getattr(self, role)) is not None:

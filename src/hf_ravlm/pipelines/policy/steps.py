@@ -1,4 +1,4 @@
-"""The steps of answering by an `AnswerPolicy`: draft, gate, search, critic, read, confidence, abstention.
+"""The steps of answering by an `AnswerPolicy`: draft, gate, search, critic, read, read on, confidence, abstention.
 
 Search and reader are functions of places in the batch, so that no model is needed here.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...metrics.answers import is_no_answer
 from .features import quoting_features
 
 
@@ -51,8 +52,12 @@ def answer_by_policy(
     sifted: dict[int, SiftedEvidence] = {}
     if searched and search is not None:
         sifted = {place: policy.sift(found) for place, found in zip(searched, search(searched), strict=True)}
-    read_now = [place for place in sifted if sifted[place].kept[:k]]
-    answer(read_now, [sifted[place].kept[:k] for place in read_now])
+
+    def texts(chosen: list[int], evidence: list[list[Any]]) -> list[str]:
+        answer(chosen, evidence)
+        return [answers[place].text for place in chosen]
+
+    readings = read_in_turns(policy, k, {place: judged.kept for place, judged in sifted.items()}, texts)
     left = [place for place in places if place not in answers]
     answer(left, [[] for _ in left])
     rows = []
@@ -61,8 +66,36 @@ def answer_by_policy(
         quoting = quoting_features(answers[place].text, answers[place].evidence, judged.kept)
         rows.append(features[place] | judged.features | quoting)
     for place, confidence in enumerate(policy.judge(columns_of(rows)) if rows else []):
-        policy.decide(answers[place], sifted.get(place), need[place], confidence)
+        policy.decide(answers[place], sifted.get(place), need[place], confidence, readings.get(place, 0))
     return [answers[place] for place in places]
+
+
+def read_in_turns(
+    policy: AnswerPolicy,
+    k: int,
+    kept: Mapping[int, Sequence[Any]],
+    read: Callable[[list[int], list[list[Any]]], Sequence[str]],
+) -> dict[int, int]:
+    """Reads the first `k` passages of each question, and the next `k` where they hold no answer, and so on.
+
+    Args:
+        policy (`AnswerPolicy`): says how often at most, and what no answer is.
+        kept (`dict[int, list]`): of each question the passages, best first.
+        read (callable): takes questions and what to read for each, and gives the texts of the answers.
+
+    Returns:
+        How often was read for each question; one without passages is missing.
+    """
+    readings: dict[int, int] = {}
+    due = list(kept)
+    for turn in range(policy.num_readings):
+        due = [place for place in due if kept[place][turn * k : (turn + 1) * k]]
+        if not due:
+            break
+        said = read(due, [list(kept[place][turn * k : (turn + 1) * k]) for place in due])
+        readings |= dict.fromkeys(due, turn + 1)
+        due = [place for place, text in zip(due, said, strict=True) if is_no_answer(text, policy.no_answers)]
+    return readings
 
 
 def columns_of(rows: Sequence[Mapping[str, float]]) -> dict[str, torch.Tensor]:
