@@ -57,7 +57,9 @@ NUMBERS = (2, 5, 10, 20)  # passages
 VIEW = "openmoji"
 
 
-def load_reader(reader: str, fusion: str, seed: int) -> tuple[RavlmForConditionalGeneration, RavlmProcessor]:
+def load_reader(
+    reader: str, checkpoint: Path, fusion: str, seed: int
+) -> tuple[RavlmForConditionalGeneration, RavlmProcessor]:
     """The shipped reader with another fusion, or SmolLM2 with one; its weights are new."""
     torch.manual_seed(seed)
     if reader == "smollm2":
@@ -67,9 +69,9 @@ def load_reader(reader: str, fusion: str, seed: int) -> tuple[RavlmForConditiona
         processor.max_passage_length = 64
         return model, processor
     model = RavlmForConditionalGeneration.from_pretrained(
-        CHECKPOINT, fusion=fusion, num_memory_tokens=8, cross_attention_every=1
+        checkpoint, fusion=fusion, num_memory_tokens=8, cross_attention_every=1
     )
-    processor = RavlmProcessor.from_pretrained(CHECKPOINT)
+    processor = RavlmProcessor.from_pretrained(checkpoint)
     processor.fusion, processor.num_memory_tokens = fusion, 8
     return model, processor
 
@@ -243,7 +245,7 @@ def curve(model: RavlmForConditionalGeneration, processor: RavlmProcessor, world
 
 def measured(world: World, countries: list[str], tasks: list, fusion: str, run: argparse.Namespace) -> dict:
     """Trains one reader and asks it: its line of the report."""
-    model, processor = load_reader(run.reader, fusion, run.seed)
+    model, processor = load_reader(run.reader, run.checkpoint, fusion, run.seed)
     found = {"reader": run.reader, "fusion": fusion, "seed": run.seed, "steps": run.steps}
     seconds = train(model, processor, world, countries, run) if run.steps else 0.0
     texts = replies(model, processor, world, tasks, 2, run.seed)
@@ -267,6 +269,7 @@ def main() -> None:
     """One report: reader after reader, each a line of the file that is written after it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--reader", choices=STEPS_OF, default="flags", help="the shipped one, or SmolLM2-135M")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="another folder of a flags reader")
     parser.add_argument("--fusions", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="training steps of each reader; by default of each fusion its own")

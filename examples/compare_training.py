@@ -86,6 +86,7 @@ class Options:
     reader_learning_rate: float = field(default=2e-5, metadata={"help": "in all arms"})
     arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": "to run"})
     views: list[str] = field(default_factory=lambda: list(QUERY_VIEWS), metadata={"help": "drawing styles to measure"})
+    keep: bool = field(default=False, metadata={"help": "keep the model of each arm, in a folder ARM-SEED of --out"})
     choose: int = field(default=0, metadata={"help": "measure so many training countries, left out, instead of dev"})
 
 
@@ -134,6 +135,11 @@ class Pair:
         elif arm in TOGETHER:
             self.read_together(arm, clock)
         return clock.steps, head
+
+    def save(self, folder: Path) -> None:
+        """Writes the reader and its processor as they are now."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     def align(self, arm: str, clock: Clock, rows, pairs: int, steps: int = MANY_STEPS, rate: float | None = None):
         """The retriever alone; the model that was trained, with its heads."""
@@ -208,6 +214,8 @@ def main(options: Options) -> None:
         for arm in options.arms:
             steps, head = pair.train(arm)
             matches = "itm_weight" in OBJECTIVES.get(arm, {})
+            if options.keep:
+                pair.save(folder / f"{arm}-{seed}")
             results[-1][arm] = {**measure(pair, head if matches else None, world), "steps": steps}
             logger.warning("seed %d, %s: %s", seed, arm, results[-1][arm])
             write_results(folder / "results.json", results, **vars(options))

@@ -64,6 +64,9 @@ class Options:
     output: str = field(default="harm", metadata={"help": "Folder for tables, curve and policy."})
     num_questions: int = field(default=200, metadata={"help": "About the dev countries, drawn once for all worlds."})
     num_candidates: int = field(default=16, metadata={"help": "Passages that the critic sees."})
+    num_readings: int = field(
+        default=3, metadata={"help": "How often the reader may read, one passage more each time."}
+    )
     precision: float = field(default=0.97, metadata={"help": "How many withheld answers of the fit must be wrong."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Of what goes wrong."})
 
@@ -100,14 +103,14 @@ class Flags:
         return found
 
     def answer(self, tasks: Sequence[Task], found: Sequence[Sequence], policy: AnswerPolicy) -> list:
-        k, answers = self.ask.model.config.num_passages, []
+        answers = []
         for start in range(0, len(tasks), BATCH):
             rows = answer_questions(
                 self.ask.model,
                 self.ask.processor,
                 None,
                 *self.asked(tasks[start : start + BATCH]),
-                evidence=[row if policy.critic else row[:k] for row in found[start : start + BATCH]],
+                evidence=found[start : start + BATCH],
                 with_posterior=False,
                 policy=policy,
                 max_new_tokens=32,
@@ -129,7 +132,7 @@ class Flags:
             for task, picture, row in zip(tasks, self.asked(tasks)[0], found, strict=True)
         ]
 
-    def fit(self, precision: float) -> AnswerPolicy:
+    def fit(self, precision: float, num_readings: int) -> AnswerPolicy:
         tasks, pictures = redrawn_tasks(self.world)
         self.pictures |= pictures
         judged, rng = [], random.Random(FIT_SEED)
@@ -137,7 +140,8 @@ class Flags:
             asked = [replace(t, question=ask_anyhow(t.kind, rng)) for t in tasks] if name == "reworded" else tasks
             judged += self.judged(asked, self.find(asked, self.world.held_out, name, FIT_SEED))
         parts = (self.ask.model, self.ask.processor, judged)
-        return fit_answer_policy(*parts, abstention_precision=precision, hidden_dim=HIDDEN_DIM, max_new_tokens=32)
+        wanted = {"abstention_precision": precision, "num_readings": num_readings}
+        return fit_answer_policy(*parts, **wanted, hidden_dim=HIDDEN_DIM, max_new_tokens=32)
 
 
 def main(options: Options) -> None:
@@ -145,7 +149,8 @@ def main(options: Options) -> None:
     torch.manual_seed(0)
     output = Path(options.output)
     flags = Flags(options)
-    seconds = {"fit": _timed(output / "fit.json", lambda: _fitted(flags, options.precision, output / "policy"))["s"]}
+    fitted = _timed(output / "fit.json", lambda: _fitted(flags, options, output / "policy"))
+    seconds = {"fit": fitted["s"]}
     policy = AnswerPolicy.from_pretrained(output / "policy")
     every = tasks_of(flags.world, flags.world.dev, [view for view in VIEWS if view != ENTRY_VIEW], SHORT_KINDS)
     tasks = random.Random(0).sample(every, min(options.num_questions, len(every)))
@@ -173,8 +178,8 @@ def told_in(flags: Flags, tasks: Sequence[Task], name: str, seed: int, policy: A
     return outcome(tasks, found, flags.answer(tasks, found, AnswerPolicy()), flags.answer(tasks, found, policy))
 
 
-def _fitted(flags: Flags, precision: float, folder: Path) -> None:
-    policy = flags.fit(precision)
+def _fitted(flags: Flags, options: Options, folder: Path) -> None:
+    policy = flags.fit(options.precision, options.num_readings)
     policy.save_pretrained(folder)
     print(f"fitted: {policy}".partition(", common_words")[0], flush=True)
 

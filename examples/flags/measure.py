@@ -1,8 +1,9 @@
 """Knows how good the system is: retrieval per drawing style, answers per question kind, always beside closed-book.
 
 A country counts as found if the entry is its own or one with the same drawing, whichever of its passages comes first.
-"Gold" hands the reader the one passage that holds the answer, and for a description those that it is made of. Exact
-match and token F1 are those of SQuAD. Figures are plain dictionaries, to be printed, stored and compared.
+"Gold" hands the reader the one passage that holds the answer, and for a description those that it is made of. "Reads
+on" reads up to three passages, one after the other, while the answer is "unknown". Exact match and token F1 are those
+of SQuAD. Figures are plain dictionaries, to be printed, stored and compared.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from flags.texts import description, parts_of_description
 from flags.wordings import KEPT_OUT, ask_kept_out
 from flags.world import World, drawing_group
 from hf_ravlm.evaluation import exact_match, normalize_answer, token_f1
-from hf_ravlm.pipelines import answer_questions
+from hf_ravlm.pipelines import AnswerPolicy, answer_questions
 
 
 ARMS = ("closed-book", "retrieved", "gold")
+WORDING_ARMS = ("retrieved", "reads on", "gold")
+NUM_READINGS = 3
 LONG_KINDS = ("meaning", "describe")
 BATCH = 32
 
@@ -105,7 +108,7 @@ def retrieval_table(
 
 
 def answer_tasks(model, processor, retriever, world: World, tasks: Sequence[Task], arm) -> list[str]:
-    """What the system answers in one arm: "closed-book", "retrieved" or "gold" (the passage that has the answer).
+    """What the system answers in one arm: "closed-book", "retrieved", "reads on", or "gold" (what has the answer).
 
     In the place of an arm may stand the passages to read, a list for each task.
     """
@@ -126,6 +129,7 @@ def answer_tasks(model, processor, retriever, world: World, tasks: Sequence[Task
             [task.question for task in batch],
             k=0 if arm == "closed-book" else None,
             evidence=evidence,
+            policy=AnswerPolicy(num_readings=NUM_READINGS) if arm == "reads on" else None,
             with_posterior=False,
             do_sample=False,
             max_new_tokens=256 if any(task.kind in LONG_KINDS for task in batch) else 32,
@@ -149,7 +153,7 @@ def wording_table(
     drawn = rng.sample(tasks_of(world, world.dev, views, SHORT_KINDS), per_family)
     tasks = [replace(task, question=ask_kept_out(name, task.kind, rng)) for name in KEPT_OUT for task in drawn]
     table: dict[str, dict[str, float]] = {name: {} for name in KEPT_OUT}
-    for arm in ("retrieved", "gold"):
+    for arm in WORDING_ARMS:
         outputs = answer_tasks(model, processor, retriever, world, tasks, arm)
         right = [exact_match(output, task.answers) for output, task in zip(outputs, tasks, strict=True)]
         for place, name in enumerate(KEPT_OUT):
@@ -157,7 +161,7 @@ def wording_table(
     families = list(table.values())
     chinese = [row for name, row in table.items() if name.startswith("Chinese")]
     for name, rows, join in (("mean", families, np.mean), ("worst", families, min), ("Chinese", chinese, np.mean)):
-        table[name] = {arm: float(join([row[arm] for row in rows])) for arm in ("retrieved", "gold")}
+        table[name] = {arm: float(join([row[arm] for row in rows])) for arm in WORDING_ARMS}
     return table
 
 

@@ -214,8 +214,10 @@ def test_every_family_of_wordings_is_asked_about_the_same(retriever, reader):
     retriever.knowledge_base = KnownBase({})
     table = measure.wording_table(None, None, retriever, world, ["openmoji"], per_family=2)
     assert set(table) == {*measure.KEPT_OUT, "mean", "worst", "Chinese"}
-    assert all(row == {"retrieved": 0.0, "gold": 0.0} for row in table.values())
-    assert sum(len(call["questions"]) for call in reader) == 2 * 2 * len(measure.KEPT_OUT)
+    assert all(row == {"retrieved": 0.0, "reads on": 0.0, "gold": 0.0} for row in table.values())
+    assert sum(len(call["questions"]) for call in reader) == 3 * 2 * len(measure.KEPT_OUT)
+    readings = [None if call["policy"] is None else call["policy"].num_readings for call in reader]
+    assert readings.count(3) == readings.count(None) / 2
 
 
 @pytest.mark.parametrize(

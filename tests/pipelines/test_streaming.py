@@ -44,6 +44,26 @@ def test_with_a_policy_nothing_is_told_that_may_yet_be_withheld(pipe):
     assert [set(event) for event in events] == [{"text"}, {"answer"}]
 
 
+def test_an_answer_that_is_read_on_for_is_told_once(pipe):
+    once = pipe(picture(0), question="what ?", max_new_tokens=3, k=1)[0]["generated_text"]
+    policy = AnswerPolicy(num_readings=3, no_answers=[once])
+    events = list(pipe.stream(picture(0), question="what ?", max_new_tokens=3, k=1, policy=policy))
+    assert events[-1]["answer"]["readings"] > 1
+    assert [event.get("text") for event in events[:-1]] == [events[-1]["answer"]["generated_text"]]
+
+
+def test_a_stop_word_in_a_draft_ends_no_later_answer():
+    told = []
+    writing = Writing(told.append, lambda tokens: "".join(map(chr, tokens)), stop=["b"], at_once=True)
+    for text, over in (("ab", True), ("ac", False)):
+        writing.begin(0)
+        for token in map(ord, text):
+            writing.add_token(token)
+        assert writing.is_over == over
+    writing.finish("ac")
+    assert told == ["ac"]
+
+
 def test_leaving_a_stream_ends_its_answer(pipe):
     events = pipe.stream(picture(0), question="what ?", max_new_tokens=200, min_new_tokens=200)
     next(events)

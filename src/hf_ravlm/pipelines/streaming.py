@@ -61,7 +61,8 @@ class Writing:
 
     def begin(self, prompt_tokens: int) -> None:
         """A reader begins to write; again, if it was asked twice."""
-        self._tokens, self.num_tokens, self.prompt_tokens, self.is_over = [], 0, prompt_tokens, False
+        self._tokens, self.num_tokens, self.prompt_tokens = [], 0, prompt_tokens
+        self.stopped = self.is_over = False
 
     def put_evidence(self, read: list[Any], unread: list[Any]) -> None:
         if self._tell_evidence is not None and not self._at_once:

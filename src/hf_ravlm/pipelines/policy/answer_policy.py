@@ -84,7 +84,7 @@ class AnswerPolicy:
         answer_threshold (`float`): Answers whose confidence is lower are withheld; 0 withholds none.
         num_readings (`int`): How often the reader may read. Where it finds no answer in the best `k` passages that
             are kept, it reads the next `k`, and so on. 1 reads once.
-        no_answers (`list[str]`): What the reader says where it finds none, as `hf_ravlm.metrics.is_no_answer` compares.
+        no_answers (`list[str]`): What the reader says then, as `hf_ravlm.metrics.is_no_answer` compares.
         common_words (`dict[str, float]`): Of `word_shares`: words that many passages have.
 
     Example: search where the draft is unsure, read nothing unlike the question, and say nothing below even odds.
