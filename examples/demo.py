@@ -4,8 +4,7 @@
 
 Loads the folder that `examples/train_flags.py` wrote (model, processor, knowledge base, vectors) and asks about
 pictures of the 40 countries that were kept out of training, in drawing styles that were kept out, too: each country
-one of six questions in turn, some in words that were kept out and one in Chinese; where the passage found first holds
-no answer, the reader reads the next, up to three. One picture of every fifth country
+one of six questions in turn, some in words that were kept out and one in Chinese. One picture of every fifth country
 is shown, in the next style each time, with the passage behind the answer and whether it is right (by chance, if the
 passage is about another country); right ones come first, and how many are right of all stands below. Then the same
 where every passage about the country is taken away: how many answers a policy withholds, and the first of them. Draws
@@ -26,16 +25,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 import hf_ravlm  # noqa: F401  (registers the models and serves "image-to-text")
-from flags.measure import (
-    NUM_READINGS,
-    Task,
-    answer_table,
-    format_answers,
-    format_retrieval,
-    retrieval_table,
-    score,
-    tasks_of,
-)
+from flags.measure import Task, answer_table, format_answers, format_retrieval, retrieval_table, score, tasks_of
 from flags.questions import OFFICIAL, SHORT_KINDS
 from flags.redrawn import short_answers
 from flags.unseen_styles import unseen_pictures
@@ -78,7 +68,7 @@ def main() -> None:
     logging.disable_progress_bar()
     started = time.perf_counter()
     world = load_world()
-    ask = pipeline("image-to-text", model=options.model, policy=AnswerPolicy(num_readings=NUM_READINGS))
+    ask = pipeline("image-to-text", model=options.model)
     print(f"loaded {options.model}: {ask.retriever} in {time.perf_counter() - started:.1f} s\n")
     shown = [*show_answers(ask, world), show_gap(ask, world, AnswerPolicy.from_pretrained(options.policy))]
     meanings = {question: meaning for _, question, meaning in ASKED if meaning}

@@ -123,9 +123,9 @@ public domain; entry pictures: flag drawings of world-countries. Drawings seen i
 WORDINGS = """### Other wordings, other places
 
 Families of wordings that nothing was trained on (`flags.wordings.KEPT_OUT`), {num_per_family} short questions each
-about the dev countries, the same for all families. `retrieved` reads the passage that the search puts first, `reads on`
-the next one where the answer is "unknown", up to three (`AnswerPolicy(num_readings=3)`), and `gold` only the one that
-answers, so that what lies between was lost by the search:
+about the dev countries, the same for all families. `retrieved` reads the passage that the search puts first, `reads
+on` the next one where the answer is "unknown", up to three (`AnswerPolicy(num_readings=3)`), and `gold` only the one
+that answers, so that what lies between was lost by the search:
 
 {wordings}
 

@@ -147,7 +147,7 @@ def write_card(report: dict[str, Any], path: Path) -> None:
         "",
         "The shipped reader ([`flags.md`](flags.md)) chooses among all subregions, currencies or languages of its "
         "knowledge base, of flags of countries that it never saw in training, in styles that its entries have not. "
-        "Nothing was trained; the weights are those before the reader was made deeper. "
+        "Nothing was trained. "
         f"Mean over seeds {', '.join(map(str, report['seeds']))}, with lowest and highest; "
         "a seed draws the style of each flag and what is made up. *Closed-book* is without passages, *retrieved* with "
         "what is found, *gold* with the passage that has the answer. *Added*: a country and an answer that were made "

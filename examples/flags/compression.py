@@ -97,7 +97,7 @@ def write_card(report: dict[str, Any], path: Path) -> None:
         "questions about flags of countries that it never saw in training, with what it finds. *Recovered*: the "
         f"weights that are left learned from {report['rows']} questions about other countries (epochs: "
         f"{report['epochs']:g}). One question is {1 / report['questions']:.3f} of exact match: differences smaller "
-        "than about five of them are chance. All was measured with the weights before the reader was made deeper. "
+        "than about five of them are chance. "
         "*Written* is all that has numbers, vectors of the knowledge base among "
         "it; *memory* is of all weights, towers among them; *time* is CPU time for an answer against the dense model "
         "of "

@@ -27,12 +27,11 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from flags.harm_experiment import FIT_SEED, HIDDEN_DIM, Flags, Options
+from flags.harm_experiment import FIT_SEED, HIDDEN_DIM, SEARCH_COST, Flags, Options, half_told
 from flags.measure import Task, tasks_of
 from flags.questions import SHORT_KINDS
 from flags.redrawn import redrawn_tasks
-from flags.texts import passage_texts
-from flags.world import ENTRY_VIEW, VIEWS, World
+from flags.world import ENTRY_VIEW, VIEWS
 from hf_ravlm.evaluation import auroc, best_threshold, exact_match
 from hf_ravlm.evaluation.report import markdown_table
 from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
@@ -42,19 +41,6 @@ from hf_ravlm.training.policy_fitting import fit_answer_policy
 
 SHIPPED = Path(__file__).parent / "policy"
 WORLDS = ("clean", "strangers")
-SEARCH_COST = 0.02
-
-
-def half_told(world: World, tasks: Sequence[Task], seed: int) -> list[Task]:
-    """Every other question, by chance, with the passage that holds its answer in front of it."""
-    rng = random.Random(seed)
-    told = set(rng.sample(range(len(tasks)), len(tasks) // 2))
-    return [
-        replace(task, question=f"{passage_texts(world.entities[task.entity])[task.kind][1]} {task.question}")
-        if place in told
-        else task
-        for place, task in enumerate(tasks)
-    ]
 
 
 def fit_policy(flags: Flags) -> tuple[AnswerPolicy, dict[str, float]]:

@@ -31,8 +31,9 @@ from flags.harm_report import figures, mean_of_seeds, outcome, write_report
 from flags.measure import BATCH, Task, tasks_of
 from flags.questions import SHORT_KINDS
 from flags.redrawn import redrawn_tasks
+from flags.texts import passage_texts
 from flags.wordings import KEPT_OUT, ask_anyhow, ask_kept_out
-from flags.world import ENTRY_VIEW, VIEWS, load_world
+from flags.world import ENTRY_VIEW, VIEWS, World, load_world
 from flags.wrong_knowledge import (
     FlagKnowledge,
     is_about,
@@ -49,9 +50,10 @@ from hf_ravlm.training.policy_fitting import JudgedQuestion, fit_answer_policy
 
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-WORLDS = ("clean", "reworded", "strangers", "twins", "swaps", "forgeries", "half gone", "all gone")
-FEARED = ("clean", "reworded", "strangers", "twins", "swaps", "half gone")  # what the policy is fitted on
-ONE_SEED = ("clean", "reworded", "all gone")
+WORLDS = ("clean", "told", "reworded", "strangers", "twins", "swaps", "forgeries", "half gone", "all gone")
+FEARED = ("clean", "told", "reworded", "strangers", "twins", "swaps", "half gone")  # what the policy is fitted on
+ONE_SEED = ("clean", "told", "reworded", "all gone")
+SEARCH_COST = 0.02
 FIT_SEED = 1000
 HIDDEN_DIM = 4  # a passage may be far below the best or name something else, but not both
 
@@ -138,9 +140,10 @@ class Flags:
         judged, rng = [], random.Random(FIT_SEED)
         for name in FEARED:
             asked = [replace(t, question=ask_anyhow(t.kind, rng)) for t in tasks] if name == "reworded" else tasks
+            asked = half_told(self.world, tasks, FIT_SEED) if name == "told" else asked
             judged += self.judged(asked, self.find(asked, self.world.held_out, name, FIT_SEED))
         parts = (self.ask.model, self.ask.processor, judged)
-        wanted = {"abstention_precision": precision, "num_readings": num_readings}
+        wanted = {"abstention_precision": precision, "num_readings": num_readings, "search_cost": SEARCH_COST}
         return fit_answer_policy(*parts, **wanted, hidden_dim=HIDDEN_DIM, max_new_tokens=32)
 
 
@@ -168,14 +171,30 @@ def main(options: Options) -> None:
 
 
 def told_in(flags: Flags, tasks: Sequence[Task], name: str, seed: int, policy: AnswerPolicy) -> dict[str, list]:
-    """What both systems say in one world; in `reworded` the questions are of wordings kept out of all training."""
+    """What both systems say in one world.
+
+    In `reworded` the questions are of wordings kept out of all training; in `told` half of them tell their answer.
+    """
     if name == "reworded":
         rng = random.Random(seed)
         tasks = [
             replace(t, question=ask_kept_out(KEPT_OUT[i % len(KEPT_OUT)], t.kind, rng)) for i, t in enumerate(tasks)
         ]
+    tasks = half_told(flags.world, tasks, seed) if name == "told" else tasks
     found = flags.find(tasks, flags.world.dev, name, seed)
     return outcome(tasks, found, flags.answer(tasks, found, AnswerPolicy()), flags.answer(tasks, found, policy))
+
+
+def half_told(world: World, tasks: Sequence[Task], seed: int) -> list[Task]:
+    """Every other question, by chance, with the passage that holds its answer in front of it."""
+    rng = random.Random(seed)
+    told = set(rng.sample(range(len(tasks)), len(tasks) // 2))
+    return [
+        replace(task, question=f"{passage_texts(world.entities[task.entity])[task.kind][1]} {task.question}")
+        if place in told
+        else task
+        for place, task in enumerate(tasks)
+    ]
 
 
 def _fitted(flags: Flags, options: Options, folder: Path) -> None:

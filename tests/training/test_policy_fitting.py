@@ -129,6 +129,16 @@ def test_the_gate_saves_searches_at_equal_accuracy(fit):
     assert share(searched["written"]) > 0.9
 
 
+def test_the_confidence_also_learns_of_drafts_that_the_gate_gives(fit):
+    questions = world(150, 5)
+    answers = ask(fit(search_cost=0.02), questions)
+    drafts = [answer for answer in answers if not answer.decision.retrieved]
+    assert len(drafts) > 30
+    right = share(answer.decision.withheld == "right" or answer.text == "right" for answer in drafts)
+    assert share(answer.decision.confidence for answer in drafts) == pytest.approx(right, abs=0.1)
+    assert share(answer.decision.abstained for answer in drafts) < 0.1
+
+
 def test_a_dear_search_is_never_made_and_a_costless_error_always_risked(fit):
     answers = ask(fit(search_cost=2.0, wrong_cost=0.0), world(30, 3))
     assert not any(answer.decision.retrieved or answer.decision.abstained for answer in answers)

@@ -175,7 +175,8 @@ def fit_answer_policy(
 
     1. The critic learns which of the passages belong to the question.
     2. The gate learns from closed-book drafts where evidence turned a wrong answer into a right one.
-    3. The confidence learns which answers are right, is calibrated, and gets the threshold of abstention.
+    3. The confidence learns which answers are right, drafts that the gate gives among them, is calibrated, and gets
+       the threshold of abstention.
 
     The questions must be of all kinds that will be asked, also those that the knowledge does not answer and those for
     which wrong passages are found: the policy guards against nothing that it has not seen.
@@ -213,15 +214,17 @@ def fit_answer_policy(
     sifted = [policy.sift(question.found) for question in questions]
     read = partial(_read, model, processor, batch_size=batch_size, options=generate_kwargs)
     answers = _read_in_turns(policy, k, [judged.kept for judged in sifted], questions, read)
-    right = np.array([answer.pop("right") for answer in answers])
     if search_cost is not None:
         drafts = read(questions, evidence=[[] for _ in questions])
-        without = np.array([draft["right"] for draft in drafts])
+        right, without = (np.array([row["right"] for row in rows]) for rows in (answers, drafts))
         helped = counterfactual_labels(1 - without, 1 - right)
         features = columns_of([{name: draft[name] for name in DRAFT_FEATURES} for draft in drafts])
         gate, need = _cross_fit("gate", features, helped, folds, hidden_dim)
         threshold = _threshold("gate", need, helped >= 0.5, right - search_cost, without)
         policy = replace(policy, gate=gate, gate_threshold=threshold)
+        for place in np.flatnonzero(need < threshold):  # what is given without a search is judged, too
+            answers[place], sifted[place] = drafts[place], policy.sift([])
+    right = np.array([answer["right"] for answer in answers])
     for row, judged in zip(answers, sifted, strict=True):
         row |= judged.features | quoting_features(row.pop("text"), row.pop("read"), judged.kept)
     features = columns_of([{name: row[name] for name in ANSWER_FEATURES} for row in answers])

@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_ravlm import RavlmConfig
 from .null_attention import NullAttend, feed_forward
-from .tokens import AddedToWords, PassageInput, Pointing, kept_embeds, word_scale
+from .tokens import POINTING_SPEED, AddedToWords, PassageInput, Pointing, kept_embeds, word_scale
 
 
 class AttentionFusion(nn.Module):
@@ -60,7 +60,7 @@ class AttentionFusion(nn.Module):
         for layer in self.layers:
             queries = layer(queries, evidence, evidence_token_mask)  # (B, K, M, width)
         queries, embeds = self.norm(queries), kept_embeds(evidence_embeds, evidence_token_mask)
-        added = word_scale(embeds, evidence_token_mask) * self.output(queries)
+        added = POINTING_SPEED * word_scale(embeds, evidence_token_mask) * self.output(queries)
         return self.pointing(queries, evidence, evidence_token_mask.bool(), embeds) + added
 
 

@@ -9,7 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..backbones import masked_mean
 from ..configuration_ravlm import RavlmConfig
 from .null_attention import NullAttend
-from .tokens import AddedToWords, PassageInput, Pointing, kept_embeds, word_scale
+from .tokens import POINTING_SPEED, AddedToWords, PassageInput, Pointing, kept_embeds, word_scale
 
 
 class GatedFusion(nn.Module):
@@ -75,7 +75,7 @@ class GatedFusion(nn.Module):
         queries = self.memory_queries.expand(len(evidence_states), 1, -1, -1)
         queries = self.norm(queries + self.readout(queries, streams[2], masks[2]))  # (B, K, M, width)
         embeds = kept_embeds(evidence_embeds, masks[2])
-        added = word_scale(embeds, masks[2]) * self.output(queries)
+        added = POINTING_SPEED * word_scale(embeds, masks[2]) * self.output(queries)
         return self.pointing(queries, streams[2], masks[2], embeds) + added
 
 
