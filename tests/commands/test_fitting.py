@@ -75,14 +75,15 @@ def test_the_system_answers_by_the_policy_from_then_on(folder, capsys):
 
 def test_it_goes_where_it_is_told_and_the_table_is_for_people(folder, tmp_path, capsys):
     place = tmp_path / "à part"
-    assert fitted(folder, FLAGS / "checkpoint", "--out", str(place), "--search_cost", "0.02", "--k", "1") == 0
+    options = ("--search_cost", "0.02", "--k", "1", "--num_readings", "3")
+    assert fitted(folder, FLAGS / "checkpoint", "--out", str(place), *options) == 0
     out = capsys.readouterr().out
     assert "Fitted on 30 questions. On 10 others (guarded is with the policy):" in out
     assert "| guarded |" in out
     assert str(place / "answer_policy.json") in out
     policy = AnswerPolicy.from_pretrained(place)
     assert policy.gate is not None
-    assert policy.num_candidates == 2
+    assert (policy.num_candidates, policy.num_readings) == (3, 3)
 
 
 @pytest.mark.parametrize(

@@ -174,14 +174,12 @@ class AbstentionReward:
         self.silence, self.loss, self._no_answers = float(silence), float(loss), check_no_answers(no_answers)
 
     def __call__(self, completions: Sequence[Any], answers: Sequence[Any], **_: Any) -> list[float]:
-        return [
-            self.silence
-            if is_no_answer(said, self._no_answers)
-            else 1.0
-            if exact_match(said, accepted)
-            else -self.loss
-            for said, accepted in _paired(completions, answers)
-        ]
+        return [self._worth(said, accepted) for said, accepted in _paired(completions, answers)]
+
+    def _worth(self, said: str, accepted: Sequence[str]) -> float:
+        if is_no_answer(said, self._no_answers):
+            return self.silence
+        return 1.0 if exact_match(said, accepted) else -self.loss
 
 
 def text_of(completion: Any) -> str:

@@ -43,7 +43,7 @@ def unpack_for_training(language_model: nn.Module) -> None:
     """Undoes what bitsandbytes does to four-bit weights at their first answer on processors with bfloat16.
 
     Packed for these, a layer passes no gradient on to those before it. Its state dict is that of the unpacked layer,
-    and making one unpacks it; what was packed comes back to three digits.
+    and making one unpacks it, with scales that packing had rounded to bfloat16.
     """
     for module, state in four_bit_layers(language_model):
         if getattr(state, "packing_format_for_cpu", False):
