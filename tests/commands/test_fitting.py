@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,7 @@ from hf_ravlm.pipelines import AnswerPolicy
 from hf_ravlm.pipelines.model_folder import find_policy
 from hf_ravlm.pipelines.opening import open_pipeline
 from hf_ravlm.saving.checksums import read_entries
-from hf_ravlm.training.own_questions import judged_questions, split_questions
+from hf_ravlm.training.own_questions import _warn_of_loss, judged_questions, split_questions
 
 
 FLAGS = Path(__file__).parents[2] / "examples" / "flags"
@@ -71,6 +72,11 @@ def test_the_system_answers_by_the_policy_from_then_on(folder, capsys):
     assert {"answer_policy.json", "answer_policy.safetensors"} <= set(read_entries(folder / "system"))
     answer = pipe(str(FLAGS / "unseen" / "is__circleflags.png"), question="Who was its king in 1650?")[0]
     assert answer["abstained"]
+    told = ["ask", str(folder / "system"), str(FLAGS / "unseen" / "is__circleflags.png"), "Who was its king in 1650?"]
+    assert main(told) == 0
+    assert "Withheld by the policy, which is sure by 0." in capsys.readouterr().out
+    assert main([*told, "--json"]) == 0
+    assert "posterior" not in json.loads(capsys.readouterr().out)
 
 
 def test_it_goes_where_it_is_told_and_the_table_is_for_people(folder, tmp_path, capsys):
@@ -94,6 +100,8 @@ def test_it_goes_where_it_is_told_and_the_table_is_for_people(folder, tmp_path, 
         (["{system}", "--limit", "9"], "9 questions are too few to fit a policy: expected 30"),
         (["{system}", "--measured_share", "1.5"], "expected a share between 0 and 1"),
         (["{system}", "--metric", "luck"], "'luck'"),
+        (["{system}", "--wrong_cost", "inf"], "wrong_cost=inf: expected a number from 0 on"),
+        (["{system}", "--search_cost", "-1"], "search_cost=-1.0: expected a number from 0 on"),
         (["{system}", "--columns", "answers=reply"], "There is no column reply"),
     ],
 )
@@ -122,10 +130,24 @@ def test_passages_are_marked_by_ids_or_by_the_answers_that_they_hold():
     assert (by_words.is_right("On!"), by_words.is_right("off")) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("guarded", "coverage", "precision", "warned"), [(0.7, 1.0, None, False), (0.2, 0.3, 0.9, True)]
+)
+def test_a_policy_that_is_worse_than_none_is_told(guarded, coverage, precision, warned, caplog):
+    def arm(value, policy=None):
+        return SimpleNamespace(metrics={"exact_match": SimpleNamespace(mean=value)}, policy=policy)
+
+    held = SimpleNamespace(abstention=SimpleNamespace(coverage=coverage, precision=precision))
+    _warn_of_loss(SimpleNamespace(arms={"retrieved": arm(0.7), "guarded": arm(guarded, held)}), "exact_match")
+    assert ("fewer answers are right than without one (0.270, and 0.700)" in caplog.text) == warned
+
+
 def test_questions_about_one_image_stay_together():
     questions = [Question(str(n), "?", ("!",), image=f"{n // 3}.png") for n in range(30)]
     parts = split_questions(questions, 0.25, seed=3)
     assert sorted(one.id for part in parts for one in part) == sorted(one.id for one in questions)
     assert not {one.image for one in parts[0]} & {one.image for one in parts[1]}
-    with pytest.raises(InvalidInputError, match="none is left to measure with"):
+    with pytest.raises(InvalidInputError, match="none is left to fit to: they are all about one image"):
         split_questions(questions[:3], 0.25)
+    with pytest.raises(InvalidInputError, match=r"none is left to fit to: measured_share=0.99"):
+        split_questions(questions, 0.99)

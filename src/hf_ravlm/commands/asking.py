@@ -51,8 +51,10 @@ def ask(arguments: argparse.Namespace) -> Outcome:
     if arguments.save is not None:
         pipeline.save_pretrained(arguments.save)
     record = {"question": question, "images": images, **plain_record(answer)}
+    if not answer["posterior"]:  # it was not asked for
+        del record["posterior"]
     lines = [] if is_read else [answer["generated_text"] or "(no answer)"]
-    return Outcome(record, "\n".join([*lines, *_evidence(record)]))
+    return Outcome(record, "\n".join([*lines, *_withheld(record), *_evidence(record)]))
 
 
 def told_as_written(events: Iterator[dict[str, Any]]) -> dict[str, Any]:
@@ -113,9 +115,15 @@ def plain_record(answer: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def _withheld(record: dict[str, Any]) -> list[str]:
+    if not record.get("abstained"):
+        return []
+    return [f"Withheld by the policy, which is sure by {record['confidence']:.2f} of: {one_line(record['withheld'])}"]
+
+
 def _evidence(record: dict[str, Any]) -> list[str]:
     if not record["evidence"]:
-        return ["", "Answered without evidence."]
+        return ["", "Nothing was read for it."]
     lines = ["", "Read:"]
     for number, passage in enumerate(record["evidence"], start=1):
         title = " ".join(filter(None, [passage.get("title"), passage.get("text")]))

@@ -201,7 +201,11 @@ def _add_fit_policy(commands: Commands) -> None:
     add_argument(group, "--device")
     group = parser.add_argument_group("the policy")
     add_argument(
-        group, "--num_candidates", "passages that it looks at (default: twice k)", type=positive, metavar="NUMBER"
+        group,
+        "--num_candidates",
+        "passages that it looks at (default: twice k, or k a reading)",
+        type=positive,
+        metavar="NUMBER",
     )
     add_argument(
         group, "--metric", "what calls an answer right (default: exact_match)", default="exact_match", metavar="NAME"

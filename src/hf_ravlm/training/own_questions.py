@@ -102,7 +102,7 @@ def fit_policy(
     k = pipe.model.config.num_passages if k is None else k
     searching: dict[str, Any] = {} if channels is None else {"channels": list(channels)}
     fitted, measured = split_questions(questions, measured_share, seed)
-    depth = max(k * num_readings, 2 * k if num_candidates is None else num_candidates)
+    depth = min(max(k * num_readings, 2 * k if num_candidates is None else num_candidates), len(pipe.retriever))
     judged = judged_questions(pipe, fitted, depth, metric, batch_size, **searching)
     policy = fit_answer_policy(
         pipe.model,
@@ -121,7 +121,26 @@ def fit_policy(
     options = {"k": k, "retrieve_options": searching, "policy": policy, "seed": seed, **generate_kwargs}
     arms = model_arms(pipe.model, pipe.processor, pipe.retriever, names, **options)
     report = Evaluator(arms, (metric,), batch_size=batch_size, seed=seed).run(measured)
+    _warn_of_loss(report, metric)
     return FittedPolicy(policy, len(fitted), report)
+
+
+def _warn_of_loss(report: EvaluationReport, metric: str) -> None:
+    """Says so where fewer answers are right than without a policy, those that it withholds counted as they were read.
+
+    With few questions, or one good passage among many, a critic may drop what it should keep.
+    """
+    guarded, plain = report.arms["guarded"], report.arms["retrieved"].metrics[metric].mean
+    read = guarded.metrics[metric].mean
+    if guarded.policy is not None:
+        held = guarded.policy.abstention
+        read += (1 - held.coverage) * (1 - (held.precision or 0.0))
+    if read < plain - 1e-6:
+        logger.warning(
+            "With this policy fewer answers are right than without one (%.3f, and %.3f): its critic drops passages "
+            "that answer. Give more questions, or fewer candidates (`num_candidates`, `num_readings`).",
+            *(read, plain),
+        )
 
 
 def split_questions(
@@ -143,8 +162,10 @@ def split_questions(
     while names and len(measured) < share * len(questions):
         measured += clusters[names.pop()]
     if not names:
+        why = "they are all about one image or of one cluster" if len(clusters) == 1 else f"measured_share={share}"
         raise InvalidInputError(
-            f"All {len(questions)} questions are about one image or of one cluster, so none is left to measure with."
+            f"Of {len(questions)} questions none is left to fit to: {why}. Give questions about several images, and a "
+            "smaller share to measure with."
         )
     return [question for name in names for question in clusters[name]], measured
 

@@ -7,6 +7,7 @@ kept are fitted on all questions.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -205,6 +206,9 @@ def fit_answer_policy(
     """
     if not questions:
         raise InvalidInputError("No question came to fit a policy on.")
+    for name, cost in (("search_cost", search_cost), ("wrong_cost", wrong_cost)):
+        if cost is not None and not (0 <= cost < math.inf):
+            raise InvalidInputError(f"{name}={cost!r}: expected a number from 0 on, where a right answer is worth 1")
     k = model.config.num_passages if k is None else k
     folds = _folds(questions, num_folds, seed)
     shares = word_shares({passage.text or "" for question in questions for passage in question.found})

@@ -190,6 +190,15 @@ def test_abstention_withholds_what_would_be_said(system):
     assert all(answer.to_record()["abstained"] for answer in silent)
 
 
+def test_an_answer_that_says_nothing_is_withheld_by_a_policy_that_withholds():
+    rows = [found(0.9), found(0.9, prefix="q")]
+    answers, _ = answer_in_turns(rows, {"p0": "Oslo"}, answer_threshold=0.1)
+    assert [answer.text for answer in answers] == ["Oslo", ""]
+    assert (answers[1].decision.abstained, answers[1].decision.withheld) == (True, "unknown")
+    answers, _ = answer_in_turns(rows, {"p0": "Oslo"})
+    assert [answer.text for answer in answers] == ["Oslo", "unknown"]
+
+
 def test_confidence_without_a_head_is_that_of_the_tokens_and_can_be_calibrated(system):
     raw = [answer.decision.confidence for answer in ask(system, policy=AnswerPolicy())]
     calm = [
@@ -269,8 +278,16 @@ def test_features_of_a_passage_compare_it_with_its_rivals():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_candidates": 0}, "at least one, or None"),
+        ({"num_candidates": 0}, "at least 1, or None"),
+        ({"num_candidates": "3"}, "num_candidates='3': expected a whole number"),
+        ({"answer_threshold": "x"}, "answer_threshold='x': expected a number from 0 to 1.1"),
+        ({"critic_threshold": float("nan")}, "critic_threshold=nan: expected a number"),
+        ({"similarity_floor": 2}, "similarity_floor=2: expected a number from -1 to 1"),
+        ({"common_words": [1]}, "expected words with shares"),
+        ({"gate": "margin"}, "gate= came as str: expected UncertaintyRule or DecisionHead"),
+        ({"critic": UncertaintyRule()}, "critic= came as UncertaintyRule: expected DecisionHead"),
         ({"num_readings": 0}, "whole number of at least 1"),
+        ({"num_readings": 10**30}, "a number from 1 to 100"),
         ({"no_answers": "unknown"}, "a list of texts"),
         ({"critic": DecisionHead(("colour",))}, "critic asks for the features colour"),
         ({"gate": DecisionHead(("best_score",))}, "gate asks for the features best_score"),
@@ -340,3 +357,8 @@ def test_pipelines_take_the_policy_of_their_folder(system, tmp_path):
     assert again(text=chat, max_new_tokens=3, return_full_text=False)[0]["withheld"] == silent["withheld"]
     given = pipeline("image-to-text", model=str(folder), policy=AnswerPolicy())
     assert given(picture(0), **asked)[0]["abstained"] is False
+
+
+def test_a_policy_that_is_nowhere_is_told_in_words():
+    with pytest.raises(InvalidInputError, match="there is no such folder, and this is no name on the Hub"):
+        AnswerPolicy.from_pretrained("/nix da")

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import InvalidInputError, UnsafeInputError
-from ...metrics.answers import NO_ANSWERS, check_no_answers
+from ...metrics.answers import NO_ANSWERS, check_no_answers, is_no_answer
 from ...metrics.calibration import Calibrator, IsotonicCalibrator, TemperatureCalibrator
-from ...numbers_given import check_whole
+from ...numbers_given import check_between, check_whole
 from ...saving.commit import Destination, commit_files
 from ...saving.folders import files_in, load_checked, written_whole
 from ...saving.safe_paths import at_home
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 SETTINGS_FILE = "answer_policy.json"
 NUMBERS_FILE = "answer_policy.safetensors"
 _FORMAT = 1
+_MOST_READINGS = 100  # of a question, which a policy from anywhere may ask for
+_ABOVE_ALL = 1.1  # of thresholds of probabilities: JSON has no infinity
 _HEADS = {"gate": DRAFT_FEATURES, "critic": PASSAGE_FEATURES, "confidence": ANSWER_FEATURES}
 _CALIBRATORS: dict[str, Any] = {"temperature": TemperatureCalibrator, "isotonic": IsotonicCalibrator}
 _NUMBERS = (
@@ -81,9 +83,10 @@ class AnswerPolicy:
         confidence ([`DecisionHead`], *optional*): The probability that an answer is right; `None` takes the geometric
             mean of its tokens' probabilities, which often is too high.
         calibrator (*optional*): Of `fit_temperature` or `fit_isotonic`, applied to the confidence.
-        answer_threshold (`float`): Answers whose confidence is lower are withheld; 0 withholds none.
+        answer_threshold (`float`): Answers whose confidence is lower are withheld, and those that say that there is
+            none (`no_answers`); 0 withholds none.
         num_readings (`int`): How often the reader may read. Where it finds no answer in the best `k` passages that
-            are kept, it reads the next `k`, and so on. 1 reads once.
+            are kept, it reads the next `k`, and so on. 1 reads once, 100 is the most.
         no_answers (`list[str]`): What the reader says then, as `hf_ravlm.metrics.is_no_answer` compares.
         common_words (`dict[str, float]`): Of `word_shares`: words that many passages have.
 
@@ -111,12 +114,24 @@ class AnswerPolicy:
     common_words: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if self.num_candidates is not None and self.num_candidates < 1:
-            raise InvalidInputError(f"num_candidates={self.num_candidates}: expected at least one, or None for k")
+        if self.num_candidates is not None:
+            check_whole("num_candidates", self.num_candidates, lowest=1, meaning=", or None for k")
         check_whole("num_readings", self.num_readings, lowest=1)
+        check_between("num_readings", self.num_readings, 1, _MOST_READINGS)
         self.no_answers = check_no_answers(self.no_answers)
+        for name in ("gate_threshold", "critic_threshold", "answer_threshold"):
+            check_between(name, getattr(self, name), 0, _ABOVE_ALL)
+        if self.similarity_floor is not None:
+            check_between("similarity_floor", self.similarity_floor, -1, 1)
+        if not isinstance(self.common_words, Mapping):
+            raise InvalidInputError(
+                f"common_words={self.common_words!r:.60}: expected words with shares, as of word_shares"
+            )
         for role, known in _HEADS.items():
-            head = getattr(self, role)
+            head, kinds = getattr(self, role), (UncertaintyRule, DecisionHead) if role == "gate" else (DecisionHead,)
+            if head is not None and not isinstance(head, kinds):
+                expected = " or ".join(kind.__name__ for kind in kinds)
+                raise InvalidInputError(f"{role}= came as {type(head).__name__}: expected {expected}, or None")
             if head is not None and (unknown := sorted(set(head.features) - set(known))):
                 raise InvalidInputError(
                     f"The {role} asks for the features {', '.join(unknown)}, which are not computed for it. There are "
@@ -160,13 +175,16 @@ class AnswerPolicy:
     def decide(
         self, answer: Answer, sifted: SiftedEvidence | None, need: float | None, confidence: float, readings: int
     ) -> None:
-        """Writes the decision to an answer, and withholds its text if the confidence (of `judge`) is too low.
+        """Writes the decision to an answer.
+
+        Withholds it if the confidence (of `judge`) is too low, or if it says that there is no answer.
 
         `sifted` is `None` if nothing was searched, `need` (of `needs_search`) without a gate; `readings` counts.
         """
         dropped = sifted.dropped if sifted else []
         answer.decision = Decision(sifted is not None, need, dropped, confidence, readings=readings)
-        if confidence < self.answer_threshold:
+        says_nothing = self.answer_threshold > 0 and is_no_answer(answer.text, self.no_answers)
+        if confidence < self.answer_threshold or says_nothing:
             answer.decision.abstained, answer.decision.withheld, answer.text = True, answer.text, ""
             answer.citations = None if answer.citations is None else []
 
@@ -226,6 +244,7 @@ class AnswerPolicy:
         Raises:
             InvalidInputError: There is no policy, or it cannot be read.
         """
+        from huggingface_hub.errors import HFValidationError
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -234,6 +253,10 @@ class AnswerPolicy:
             found = load_checked(source, ("policy",), hub_kwargs, lambda _: find_policy_files(source, **hub_kwargs))
         except UnsafeInputError as error:
             raise InvalidInputError(f"{source} holds a policy that cannot be read: {error}") from error
+        except OSError as error:
+            if not isinstance(error.__cause__, HFValidationError):
+                raise
+            raise InvalidInputError(f"{source}: there is no such folder, and this is no name on the Hub.") from error
         settings_file, numbers_file = found or (None, None)
         if settings_file is None:
             raise InvalidInputError(
@@ -241,6 +264,8 @@ class AnswerPolicy:
             )
         try:
             settings = json.loads(Path(settings_file).read_text(encoding="utf-8"))
+            if not isinstance(settings, dict):
+                raise ValueError(f"it is a {type(settings).__name__} and no object")
             parts: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
             for name, tensor in load_file(numbers_file).items():
                 role, _, name = name.partition(".")
@@ -258,8 +283,9 @@ class AnswerPolicy:
                 settings["calibrator"] = _CALIBRATORS[kind](**values)
             return cls(**settings)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise InvalidInputError(
-                f"{settings_file} and {NUMBERS_FILE} beside it are not a policy that can be read: {error}"
+                f"{settings_file} and {NUMBERS_FILE} beside it are not a policy that can be read: {reason}"
             ) from error
 
 
