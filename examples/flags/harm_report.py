@@ -67,7 +67,8 @@ def figures(told: dict[str, list]) -> dict[str, float | None]:
 
 def withheld_below(told: dict[str, list], least: float) -> list[str]:
     """Coverage, accuracy, precision and recall, all seeds together, were answers below a confidence withheld."""
-    held = abstention(np.array(told["sure"]) >= least, np.array(told["said"]) >= 0.5)
+    answered = np.array(told["answered"]) & (np.array(told["sure"]) >= least)
+    held = abstention(answered, np.array(told["said"]) >= 0.5)
     return ["–" if v is None else f"{v:.3f}" for v in (held.coverage, held.accuracy, held.precision, held.recall)]
 
 

@@ -138,8 +138,9 @@ def test_a_policy_that_is_worse_than_none_is_told(guarded, coverage, precision, 
         return SimpleNamespace(metrics={"exact_match": SimpleNamespace(mean=value)}, policy=policy)
 
     held = SimpleNamespace(abstention=SimpleNamespace(coverage=coverage, precision=precision))
-    _warn_of_loss(SimpleNamespace(arms={"retrieved": arm(0.7), "guarded": arm(guarded, held)}), "exact_match")
-    assert ("fewer answers are right than without one (0.270, and 0.700)" in caplog.text) == warned
+    arms = {"retrieved": arm(0.7), "guarded": arm(guarded, held)}
+    _warn_of_loss(SimpleNamespace(arms=arms, num_questions=10), "exact_match")
+    assert ("fewer answers are right than without one (0.270, and 0.700 of 10 questions)" in caplog.text) == warned
 
 
 def test_questions_about_one_image_stay_together():

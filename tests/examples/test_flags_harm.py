@@ -78,6 +78,6 @@ def test_the_shipped_policy_notices_that_an_answer_is_missing():
 def test_figures_of_seeds_and_levels():
     assert mean_of_seeds([{"a": 0.5}, {"a": 0.7}], "a") == "0.600 (0.500 to 0.700)"
     assert mean_of_seeds([{"a": None}], "a") == "–"
-    told = {"sure": [0.9, 0.6, 0.2], "said": [1.0, 0.0, 0.0]}
+    told = {"sure": [0.9, 0.6, 0.2], "said": [1.0, 0.0, 0.0], "answered": [True, True, True]}
     assert withheld_below(told, 0.5) == ["0.667", "0.500", "1.000", "0.500"]
     assert withheld_below(told, 0.0)[2] == "–"

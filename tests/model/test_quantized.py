@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
@@ -10,8 +12,9 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, TorchA
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_ravlm import InvalidInputError, from_backbones
+from hf_ravlm.model.reader.probe import probe_language_model
 from hf_ravlm.training.lora import add_adapters
-from tiny import picture
+from tiny import picture, tiny_model, tiny_processor
 from tiny_backbones import causal_model, causal_tokenizer, text_model, vision_model
 
 
@@ -81,6 +84,31 @@ def test_four_bits_learn_after_an_answer_as_before(parts):
         with torch.no_grad():
             model.eval()(**inputs)
     assert torch.cosine_similarity(*learned, dim=0) > 0.99  # packing rounds to bfloat16
+
+
+def test_what_is_packed_for_answers_is_unpacked_to_learn():
+    """As bitsandbytes has it: a layer is packed when it answers, and its state dict unpacks it."""
+
+    class FourBits(torch.nn.Linear):
+        def forward(self, states):
+            self.weight.quant_state.packing_format_for_cpu |= not self.training
+            return super().forward(states)
+
+        def state_dict(self, *args, **kwargs):
+            self.weight.quant_state.packing_format_for_cpu = False
+            return super().state_dict(*args, **kwargs)
+
+    model, processor = tiny_model(), tiny_processor()
+    model.is_quantized = True
+    layer = model.language_model.model.layers[0].self_attn.q_proj = FourBits(32, 32, bias=False)
+    layer.weight.quant_state = SimpleNamespace(packing_format_for_cpu=False)
+    probe_language_model(model.language_model.eval())
+    assert not layer.weight.quant_state.packing_format_for_cpu
+    assert not layer.training
+    model(**processor(**ASKED))
+    assert layer.weight.quant_state.packing_format_for_cpu
+    model.train()
+    assert not layer.weight.quant_state.packing_format_for_cpu
 
 
 def test_a_plain_reader_is_loaded_quantized_and_its_towers_are_not(parts, tmp_path):

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from ..errors import InvalidInputError
 from ..evaluation.model_evaluation import read_questions
 from ..evaluation.questions import Question
-from ..model.parts.pruning import bytes_of, check_amount, keep_zeros, prunable, prune_layers, share_of_zeros
+from ..model.parts.pruning import bytes_of, check_amount, keep_zeros, prune_layers, share_of_zeros
 from ..model.parts.quantized import HEADS
 from ..pipelines.opening import open_pipeline
 from ..pipelines.searching import find_evidence
@@ -185,8 +185,16 @@ def left_whole(language_model: Any) -> list[str]:
     Raises:
         InvalidInputError: They are all of its layers.
     """
-    layers = dict(prunable(language_model))
-    narrow = [name for name, layer in layers.items() if layer.in_features % 64 or layer.out_features % 32]
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    last = language_model.get_output_embeddings()
+    layers = {
+        name: layer.weight.shape if isinstance(layer, nn.Linear) else layer.weight.shape[::-1]
+        for name, layer in language_model.named_modules()
+        if isinstance(layer, (nn.Linear, Conv1D)) and layer is not last
+    }
+    narrow = [name for name, (outputs, inputs) in layers.items() if inputs % 64 or outputs % 32]
     if len(narrow) == len(layers):
         raise InvalidInputError(
             "int4 takes layers whose inputs are a multiple of 64 and outputs one of 32, and this reader has none: "

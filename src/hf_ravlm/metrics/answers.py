@@ -73,15 +73,20 @@ def normalize_answer(text: str) -> str:
 
 
 def is_no_answer(text: str, phrases: Iterable[str] = NO_ANSWERS) -> bool:
-    """Whether a text says that there is no answer, by one of the phrases as `normalize_answer` has them, or nothing.
+    """Whether a text is one of the phrases that say that there is no answer, or nothing; case and marks do not count.
 
-    >>> [is_no_answer(said) for said in ("Unknown.", "I don't know!", "", "unknown to science")]
-    [True, True, True, False]
-    >>> is_no_answer("不知道", ["不知道"])
+    >>> [is_no_answer(said) for said in ("Unknown.", "I don’t know!", "…", "A", "unknown to science")]
+    [True, True, True, False, False]
+    >>> is_no_answer("不知道。", ["不知道"])
     True
     """
-    said = normalize_answer(text)
-    return not said or any(said == normalize_answer(phrase) for phrase in phrases)
+    said = _words(text)
+    return not said or any(said == _words(phrase) for phrase in phrases)
+
+
+def _words(text: str) -> list[str]:
+    """What is left of a text without marks, in small letters."""
+    return re.findall(r"\w+", text.replace("’", "'").replace("'", "").casefold())
 
 
 def check_no_answers(phrases: Any) -> tuple[str, ...]:

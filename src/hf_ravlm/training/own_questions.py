@@ -83,7 +83,8 @@ def fit_policy(
         questions (`list[Question]`): Such as `questions_from` reads. Those of one `cluster`, else about one image
             file, go together.
         k (`int`, *optional*): Passages that are read, `config.num_passages` by default.
-        num_candidates (`int`, *optional*): Passages that the policy looks at, twice as many by default.
+        num_candidates (`int`, *optional*): Passages that the policy looks at, by default twice as many as are read at
+            once; never fewer than may be read.
         channels (`list[str]`, *optional*): As of `RavlmRetriever.retrieve`, and of the questions asked later.
         metric (`str`): Of `ANSWER_METRICS`, in 0..1; from 0.5 on an answer is right.
         search_cost, wrong_cost (`float`), num_readings (`int`): As of `fit_answer_policy`.
@@ -99,6 +100,7 @@ def fit_policy(
     if not 0 < measured_share < 1:
         raise InvalidInputError(f"measured_share={measured_share}: expected a share between 0 and 1, such as 0.25.")
     check_enough(questions)
+    AnswerPolicy(num_readings=num_readings, num_candidates=num_candidates)  # refuses what cannot be, before a search
     k = pipe.model.config.num_passages if k is None else k
     searching: dict[str, Any] = {} if channels is None else {"channels": list(channels)}
     fitted, measured = split_questions(questions, measured_share, seed)
@@ -128,7 +130,8 @@ def fit_policy(
 def _warn_of_loss(report: EvaluationReport, metric: str) -> None:
     """Says so where fewer answers are right than without a policy, those that it withholds counted as they were read.
 
-    With few questions, or one good passage among many, a critic may drop what it should keep.
+    With few questions, or one good passage among many, a critic may drop what it should keep; a gate may save searches
+    that are worth more than their cost.
     """
     guarded, plain = report.arms["guarded"], report.arms["retrieved"].metrics[metric].mean
     read = guarded.metrics[metric].mean
@@ -137,9 +140,10 @@ def _warn_of_loss(report: EvaluationReport, metric: str) -> None:
         read += (1 - held.coverage) * (1 - (held.precision or 0.0))
     if read < plain - 1e-6:
         logger.warning(
-            "With this policy fewer answers are right than without one (%.3f, and %.3f): its critic drops passages "
-            "that answer. Give more questions, or fewer candidates (`num_candidates`, `num_readings`).",
-            *(read, plain),
+            "With this policy fewer answers are right than without one (%.3f, and %.3f of %d questions): it drops "
+            "passages that answer, or does not search for them. Give more questions, fewer candidates "
+            "(`num_candidates`, `num_readings`), or a lower cost of a search.",
+            *(read, plain, report.num_questions),
         )
 
 

@@ -75,8 +75,9 @@ class AnswerPolicy:
             Says from the closed-book draft whether a search helps. Below `gate_threshold` the draft is the answer.
             `None` always searches, and writes no draft.
         num_candidates (`int`, *optional*):
-            How many passages are found and judged; the reader gets the best `k` of those that are kept. `None` for
-            `k`. More candidates let the critic replace what it drops, and see more of what passages agree on.
+            How many passages are found and judged; the reader gets the best `k` of those that are kept. `None` for as
+            many as may be read, and never fewer. More candidates let the critic replace what it drops, and see more of
+            what passages agree on.
         similarity_floor (`float`, *optional*): Passages whose cosine is lower are dropped.
         critic ([`DecisionHead`], *optional*): Passages for which it says less than `critic_threshold` are dropped.
             Where nothing is left, the answer is closed-book.
@@ -115,7 +116,7 @@ class AnswerPolicy:
 
     def __post_init__(self) -> None:
         if self.num_candidates is not None:
-            check_whole("num_candidates", self.num_candidates, lowest=1, meaning=", or None for k")
+            check_whole("num_candidates", self.num_candidates, lowest=1, meaning=", or None")
         check_whole("num_readings", self.num_readings, lowest=1)
         check_between("num_readings", self.num_readings, 1, _MOST_READINGS)
         self.no_answers = check_no_answers(self.no_answers)
