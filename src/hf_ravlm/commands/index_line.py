@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .argument_types import CHANNEL_NAMES, bytes_of, channels, path, positive
+from .argument_types import CHANNEL_NAMES, bytes_of, channels, path
 from .arguments import (
     FORMATS,
     INDEX_KINDS,
@@ -143,7 +143,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     add_argument(
         parser, "--crops", "also ask with so many parts of the image, those of most detail", type=int, default=0
     )
-    add_argument(parser, "-k --k", "how many passages (default: 5)", type=positive, default=5)
+    add_argument(parser, "-k --k", "how many passages (default: 5)", type=int, default=5)
     add_argument(parser, "--where", 'only passages such as \'{"licence": "CC0-1.0"}\'', metavar="JSON")
     ways = f"how to find: {', '.join(CHANNEL_NAMES)}; several, such as dense,bm25, are joined (default: dense)"
     add_argument(parser, "--channels", ways, nargs="+", type=channels, metavar="NAME")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..numbers_given import check_whole
 from ..retrieval import KnowledgeBase, Passage, RavlmRetriever
 from ..retrieval.evidence import checked_queries
 from ..retrieval.indexes.lexical_index import LexicalIndex, searchable_texts
@@ -27,7 +28,7 @@ def search(arguments: argparse.Namespace) -> Outcome:
     """`index search`: the best passages for a text, an image, or both.
 
     Raises:
-        InvalidInputError: There is nothing to search for, no such image, or `--where` is no JSON object.
+        InvalidInputError: There is nothing to search for, no such image, `-k` is none, or `--where` is no JSON object.
     """
     if arguments.text is None and arguments.image is None:
         raise InvalidInputError("There is nothing to search for. Give a text, or --image.")
@@ -35,6 +36,7 @@ def search(arguments: argparse.Namespace) -> Outcome:
         raise InvalidInputError("--region and --crops are parts of an image. Give --image, too.")
     if arguments.image is not None and not arguments.image.is_file():
         raise InvalidInputError(f"--image {arguments.image}: there is no such file.")
+    check_whole("k", arguments.k, lowest=1)
     where = conditions(arguments.where)
     named = arguments.channels or [list(arguments.weights or ["dense"])]
     arguments.channels = list(dict.fromkeys(name for part in named for name in part))
