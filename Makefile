@@ -10,8 +10,9 @@ PIP_TORCH_ARGS ?=
 ARGS ?=
 # Seconds for each test of `make fuzz`; RAVLM_FUZZ_SEED in the environment says where its random numbers begin.
 FUZZ_SECONDS ?= 450
-# Which kernels `make kernels` takes: any but the processor's own.
-KERNELS ?= $(if $(shell grep -m1 avx512f /proc/cpuinfo 2>/dev/null),ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2,ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE)
+# Which kernels `make kernels` takes: any but the processor's own. oneDNN goes without AMX: where it has that, attention in
+# bfloat16 takes a kernel that PyTorch has for AVX-512 alone.
+KERNELS ?= $(if $(shell grep -m1 avx512f /proc/cpuinfo 2>/dev/null),ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI,ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE)
 
 BIN := $(VENV)/bin
 # Apart from the rest: where torchao or bitsandbytes is installed, every program that imports transformers loads it.
