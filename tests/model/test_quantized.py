@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, TorchA
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_ravlm import InvalidInputError, from_backbones
+from hf_ravlm.model.parts.quantized import four_bit_layers
 from hf_ravlm.model.reader.probe import probe_language_model
 from hf_ravlm.training.lora import add_adapters
 from tiny import picture, tiny_model, tiny_processor
@@ -109,6 +110,8 @@ def test_what_is_packed_for_answers_is_unpacked_to_learn():
     assert layer.weight.quant_state.packing_format_for_cpu
     model.train()
     assert not layer.weight.quant_state.packing_format_for_cpu
+    adapted = add_adapters(model, LoraConfig(r=2, lora_dropout=0.5))
+    assert [module for module, _ in four_bit_layers(adapted)] == [layer]
 
 
 def test_a_plain_reader_is_loaded_quantized_and_its_towers_are_not(parts, tmp_path):

@@ -33,9 +33,12 @@ def sparing_our_parts(config: Any, also: Collection[str] = HEADS) -> Any:
 
 
 def four_bit_layers(language_model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
-    """The layers that bitsandbytes holds in four bits, with what it notes of their weights."""
+    """The layers that bitsandbytes holds in four bits, with what it notes of their weights.
+
+    An adapter around such a layer shows the same weight as its own, and is none: it may have dropout.
+    """
     for module in language_model.modules():
-        if (state := getattr(getattr(module, "weight", None), "quant_state", None)) is not None:
+        if (state := getattr(module._parameters.get("weight"), "quant_state", None)) is not None:
             yield module, state
 
 
