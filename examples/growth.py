@@ -29,7 +29,7 @@ from hf_ravlm.corpora import from_wordnet
 from hf_ravlm.evaluation import growing_arm, measure_growth, model_arms, without_answers
 
 
-PIXELS = 112  # the side of a made-up flag, which is what the shipped model sees
+PIXELS = 160  # the side of a made-up flag, which is what the shipped model sees
 FLAGS_AT_ONCE = 64
 
 

@@ -56,7 +56,7 @@ class Options:
     out: str = field(default="runs/flags", metadata={"help": "folder to write"})
     seed: int = field(default=0, metadata={"help": "of weights and data"})
     matching_steps: int = field(default=1300, metadata={"help": "stage 1: batches of about 208 drawings"})
-    sharpening_steps: int = field(default=450, metadata={"help": "end of stage 1: the same, on sharper pictures"})
+    sharpening_steps: int = field(default=400, metadata={"help": "end of stage 1: the same, on sharper pictures"})
     text_steps: int = field(default=1200, metadata={"help": "stage 2: batches of 24 questions"})
     reading_steps: int = field(default=1800, metadata={"help": "stage 3: batches of about 2048 tokens"})
     choosing_steps: int = field(default=2500, metadata={"help": "stage 4: batches of about 2048 tokens"})
@@ -81,12 +81,14 @@ def main(options: Options) -> None:
         processor = build_processor(make_tokenizer([world.entities[entity] for entity in world.train]))
         model = build_model(processor, options.seed)
     model.model.modality_log_weight.requires_grad_(False)  # pictures decide the country, words the passage
+    folder = Path(options.out)
     train_matching(model, world, views, options)
     train_asking(model, processor, world, views, options)
+    save(model, processor, folder, options)  # what a run that ends early can go on from
     train_reading(model, processor, world, views, options)
     train_choosing(model, processor, world, views, options)
-    folder = Path(options.out)
-    save(model, processor, world, folder, options)
+    save(model, processor, folder, options)
+    index(model, processor, world, folder, options)
     logger.warning("trained and saved to %s in %.1f minutes", folder, (time.perf_counter() - started) / 60)
     if options.evaluate:
         evaluate(folder, processor, world, options)
@@ -173,13 +175,17 @@ def fit(trainer_class, model, arguments: TrainingArguments, batches) -> None:
         Path(arguments.output_dir).rmdir()  # the Trainer makes it, and without checkpoints nothing comes into it
 
 
-def save(model, processor, world, folder: Path, options: Options) -> None:
-    """Model, processor, knowledge base and vectors to one folder."""
+def save(model, processor, folder: Path, options: Options) -> None:
+    """Model and processor to one folder."""
     model.config.generator_config.use_cache = True  # a Trainer turns it off
     if options.by_country:
         model.config.num_passages = MOST_PASSAGES
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def index(model, processor, world, folder: Path, options: Options) -> None:
+    """Knowledge base and vectors to the same folder."""
     knowledge_base = KnowledgeBase.from_dicts([row for entity in world.entities for row in world.passages(entity)])
     grouping = {"group_by": "entity", "group_query": "image"} if options.by_country else {}
     RavlmRetriever.build(knowledge_base, RavlmEncoder(model.model, processor), **grouping).save_pretrained(folder)

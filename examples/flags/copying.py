@@ -18,11 +18,18 @@ ordinary random start a small Transformer takes long to discover copying at all.
 
         h_t = e_t + a R e_{t-1} + b R² e_{t-2}
 
+    Two tokens are too few: "Fiji" and "Fijian", or two places of a passage that say "of the flag", go on differently
+    behind the same two. So the heads of the layer `further_layer` look 2, 3, 4, ... tokens back, one distance each.
+    Head `d` carries the part `U` of the stream, `head_dim` wide and the same for all of them, and adds
+
+        c R^d Uᵀ U h_{t-d}
+
 (3) *The induction head.* In the last layer `q_t = P h_t` and `k_j = P Rᵀ h_j`, with one more rotation `P`. Then
 
         q_t · k_j = h_t · Rᵀ h_j ≈ a e_t · e_{j-1} + a b e_{t-1} · e_{j-2}
 
     which is large where the one or two tokens *before* `j` are the tokens *at* `t`: "where did this go on last time?"
+    The further layer adds a term for each token more, since `U` is the same at all distances.
     Value and output are `P` and `Pᵀ`: they add `e_j` to the stream, and the output layer, tied to the embeddings,
     reads it as the next token. Only slow rotary pairs carry the match, since distance turns the fast ones about.
 
@@ -41,7 +48,10 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
-NUM_LAYERS, PREVIOUS_LAYERS = 4, (0, 2)  # of a copier; those that look one token back
+# Of a copier: its layers, those that look one token back, the one whose heads look further, from which distance on,
+# and how loud that one is beside the stream.
+NUM_LAYERS, PREVIOUS_LAYERS, FURTHER_LAYER, FIRST_DISTANCE, FURTHER_GAIN = 4, (0, 2), 1, 2, 0.5
+PHASE_BIAS = 9.0  # of a query that tells distances
 
 
 @torch.no_grad()
@@ -49,10 +59,11 @@ def start_as_copier(
     language_model: LlamaForCausalLM,
     seed: int = 0,
     previous_layers: Sequence[int] = PREVIOUS_LAYERS,
+    further_layer: int = FURTHER_LAYER,
     embedding_norm: float = 4.0,
     sharpness: float = 2.2,
-    gain: float = 6.0,
-    phase_bias: float = 9.0,
+    gain: float = 10.0,
+    phase_bias: float = PHASE_BIAS,
     num_fast_pairs: int = 8,
     alike: tuple[int, int] | None = None,
 ) -> LlamaForCausalLM:
@@ -63,6 +74,7 @@ def start_as_copier(
             `tie_word_embeddings=True`, as many key heads as query heads, and slow rotary pairs: a `rope_theta` of 1e6.
         seed (`int`): The same seed gives the same weights.
         previous_layers (`Sequence[int]`): Layers that look one token back; the last layer is the induction head.
+        further_layer (`int`): The layer whose heads look 2, 3, 4, ... tokens back.
         embedding_norm (`float`): Norm of every embedding. Whatever else enters the stream, such as image tokens,
             should be about as large.
         sharpness (`float`): Factor of query and key of the induction head: higher is surer and learns more slowly.
@@ -88,7 +100,7 @@ def start_as_copier(
 
     ```
     """
-    _check(language_model, previous_layers, num_fast_pairs)
+    _check(language_model, (*previous_layers, further_layer), num_fast_pairs)
     generator = torch.Generator().manual_seed(seed)
     width = language_model.config.hidden_size
     turn_back, match, carry = (_random_rotation(width, generator) for _ in range(3))  # R, P, and one for the values
@@ -97,13 +109,18 @@ def start_as_copier(
         embeddings = language_model.get_input_embeddings().weight
         embeddings[alike[0]] = embeddings[alike[1]]
     unit = embedding_norm * width**-0.5  # takes a normed stream (norm √D) back to the norm of an embedding
+    num_heads, head_dim = language_model.config.num_attention_heads, language_model.config.head_dim
+    distances = range(FIRST_DISTANCE, FIRST_DISTANCE + num_heads)
     last = len(language_model.model.layers) - 1
     for index, layer in enumerate(language_model.model.layers):
         _start_mlp(layer.mlp, unit, generator)
         if index in previous_layers:
-            _attend_one_back(layer.self_attn, phase_bias, num_fast_pairs, generator)
+            _attend_back(layer.self_attn, [1] * num_heads, phase_bias, num_fast_pairs, generator)
             layer.self_attn.v_proj.weight.copy_(carry)
             layer.self_attn.o_proj.weight.copy_(turn_back @ carry.T * unit)
+        elif index == further_layer:
+            _attend_back(layer.self_attn, distances, phase_bias, num_fast_pairs, generator)
+            _carry_a_part(layer.self_attn, distances, carry[:head_dim], turn_back, FURTHER_GAIN * unit)
         elif index == last:
             _attend_to_what_followed(layer.self_attn, match, turn_back, sharpness)
             layer.self_attn.v_proj.weight.copy_(match)
@@ -114,25 +131,23 @@ def start_as_copier(
 
 
 def copying_parts(language_model: LlamaForCausalLM) -> list[nn.Module]:
-    """The embeddings and the layers that look one token back: what training should leave as it was laid.
+    """The embeddings and the layers that look back, told by their phases: what training should leave as it was laid.
 
     Everything else learns where to begin and where to stop. Trained along, these parts lose the second tokens of names
     that begin alike ("Moldovan leu" becomes "Moldova") before the rest has learned its share.
     """
-    deepened = language_model.config.num_hidden_layers > NUM_LAYERS
-    places = [*PREVIOUS_LAYERS, NUM_LAYERS - 1] if deepened else PREVIOUS_LAYERS
-    layers = [language_model.model.layers[place].self_attn for place in places]
-    return [language_model.get_input_embeddings(), *layers]
+    attentions = [layer.self_attn for layer in language_model.model.layers]
+    looks_back = [attention for attention in attentions if attention.q_proj.bias.max() > 0.5 * PHASE_BIAS]
+    return [language_model.get_input_embeddings(), *looks_back]
 
 
 @torch.no_grad()
 def deepen(language_model: LlamaForCausalLM, num_layers: int = 7, seed: int = 0) -> LlamaForCausalLM:
     """The same reader with more layers below its last one.
 
-    The first of them looks one token back, as the last such layer does, and half as loud: where two places go on from
-    the same two tokens, "Fiji" and "Fijian", a third tells them apart. The others add nothing before they are trained:
-    copying is learned fast in four layers; to understand what is asked, in whatever words, and which of many passages
-    tells it, takes more of them. A reader that has `num_layers` is given back as it is.
+    They add nothing before they are trained: copying is learned fast in four layers; to understand what is asked, in
+    whatever words, and which of many passages tells it, takes more of them. A reader that has `num_layers` is given
+    back as it is.
 
     Args:
         language_model ([`~transformers.LlamaForCausalLM`]): By `start_as_copier`, trained or not, with its usual
@@ -168,9 +183,6 @@ def deepen(language_model: LlamaForCausalLM, num_layers: int = 7, seed: int = 0)
             module.weight.copy_(_random(module.weight.shape, std, generator))
             if module.bias is not None:
                 module.bias.zero_()
-    looks_back = deeper.model.layers[last]
-    looks_back.self_attn.load_state_dict(deeper.model.layers[PREVIOUS_LAYERS[-1]].self_attn.state_dict())
-    looks_back.self_attn.o_proj.weight.mul_(0.5)
     return deeper
 
 
@@ -288,17 +300,33 @@ def _start_attention(attention: nn.Module, unit: float, generator: torch.Generat
         projection.weight.copy_(_random(shape, quiet * shape[1] ** -0.5, generator))
 
 
-def _attend_one_back(attention: nn.Module, bias: float, num_pairs: int, generator: torch.Generator) -> None:
-    """Query and key of part (2): the same for every token, so that only the distance matters."""
+def _attend_back(
+    attention: nn.Module, distances: Sequence[int], bias: float, num_pairs: int, generator: torch.Generator
+) -> None:
+    """Query and key of part (2), a distance for each head: the same for every token, so that only it matters."""
     frequencies = _rotary_frequencies(attention)[:num_pairs]
     half = attention.head_dim // 2
-    query, key = torch.zeros(2 * half), torch.zeros(2 * half)
-    query[:num_pairs] = bias
-    key[:num_pairs] = bias * frequencies.cos()  # R(+1) q: turned ahead by one token
-    key[half : half + num_pairs] = bias * frequencies.sin()
+    query, key = torch.zeros(len(distances), 2 * half), torch.zeros(len(distances), 2 * half)
+    query[:, :num_pairs] = bias
+    turned = torch.tensor(distances)[:, None] * frequencies  # R(+distance) q: turned ahead by so many tokens
+    key[:, :num_pairs] = bias * turned.cos()
+    key[:, half : half + num_pairs] = bias * turned.sin()
     for projection, phases in ((attention.q_proj, query), (attention.k_proj, key)):
         projection.weight.copy_(_random(projection.weight.shape, 0.02, generator))
-        projection.bias.copy_(phases.repeat(len(projection.bias) // (2 * half)))
+        projection.bias.copy_(phases.flatten())
+
+
+def _carry_a_part(
+    attention: nn.Module, distances: Sequence[int], part: torch.Tensor, turn_back: torch.Tensor, gain: float
+) -> None:
+    """Value and output of the further layer: `part`, (head_dim, D), of what stands at each distance, turned as often.
+
+    All heads together are `gain` times as loud as one that carries everything.
+    """
+    scale = gain * (part.shape[1] / part.shape[0] / len(distances)) ** 0.5
+    turned = [torch.linalg.matrix_power(turn_back, distance) @ part.T for distance in distances]
+    attention.v_proj.weight.copy_(part.repeat(len(distances), 1))
+    attention.o_proj.weight.copy_(scale * torch.cat(turned, dim=1))
 
 
 def _attend_to_what_followed(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from flags.copying import start_as_copier
+from flags.copying import NUM_LAYERS, start_as_copier
 from flags.questions import OFFICIAL
 from flags.reading import turn_mask
 from hf_ravlm import RavlmConfig, RavlmForConditionalGeneration, RavlmProcessor
@@ -28,12 +28,12 @@ from hf_ravlm.training import RavlmTrainer
 
 # Drawings fill the picture in use, and stand in a frame or on a pole in much of training: there they are smaller, and
 # what was learned of them fits larger pictures best (Touvron et al. 2019, arXiv 1906.06423).
-COARSE_SIZE, FINE_SIZE, IMAGE_SIZE, MEAN, STD = 64, 96, 112, 0.5, 0.3
+COARSE_SIZE, FINE_SIZE, IMAGE_SIZE, MEAN, STD = 64, 128, 160, 0.5, 0.3
 MAX_LENGTH, MAX_PASSAGE_LENGTH, MAX_TEXT_LENGTH = 960, 320, 96
 
 
 def build_processor(tokenizer: PreTrainedTokenizerBase) -> RavlmProcessor:
-    """The processor: margins trimmed, pictures squeezed to 112 x 112, one tokenizer for both towers."""
+    """The processor: margins trimmed, pictures squeezed to 160 x 160, one tokenizer for both towers."""
     images = ViTImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[MEAN] * 3, image_std=[STD] * 3
     )
@@ -73,7 +73,7 @@ def build_model(processor: RavlmProcessor, seed: int = 0) -> RavlmForConditional
             "model_type": "llama",
             "vocab_size": vocab_size,
             "hidden_size": 256,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": NUM_LAYERS,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "intermediate_size": 512,

@@ -462,12 +462,11 @@ _CHINESE_JOINTS = ("", ",", "。", ":", "!", ",", "、")
 _CHINESE_LETTERS = sorted(
     {
         *"一是在不了有和人这中大上个他以我到时要就会可也你对生能而子那得着下自年过后作里道然事成多么去学如都同现当没动面起看天"
-    }
-    | {
-        *"分还进好小些样心她前开但因只从想实日者无力它与长把机十第此已使情明又关点正外将两间由问很最重物手应向头体相见被利二等"
+        "分还进好小些样心她前开但因只从想实日者无力它与长把机十第此已使情明又关点正外将两间由问很最重物手应向头体相见被利二等"
     }
     - {letter for nouns in CHINESE_NOUNS.values() for noun in nouns for letter in noun}
 )
+_IDEOGRAPHS = range(0x4E00, 0x9FA6)  # of Unicode 1.1; what is asked for has to be found among letters never seen, too
 _CHINESE_GREETINGS = ("你好,", "请问,", "看这面旗。", "问一下:", "您好!")
 
 
@@ -591,7 +590,7 @@ def _idle_words(rng: random.Random, is_chinese: bool, most: int, made_up: float)
 
 def _made_up(rng: random.Random, is_chinese: bool) -> str:
     if is_chinese:
-        return rng.choice(_CHINESE_LETTERS)
+        return rng.choice(_CHINESE_LETTERS) if rng.random() < 0.5 else chr(rng.choice(_IDEOGRAPHS))
     syllables = [rng.choice("bcdfghklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3))]
     return "".join(syllables)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from flags import copying
 from flags.copying import copier_config, copying_accuracy, copying_parts, deepen, start_as_copier
 
 
@@ -78,8 +79,8 @@ def test_what_followed_a_token_is_copied_after_the_one_that_is_alike():
     """As in `Capital of Utopia: value. … <answer> value`: the mark itself stood nowhere before the value."""
     answer, colon, stop = 7, 33, 34
     generator = torch.Generator().manual_seed(0)
-    label, value = torch.randint(100, 2048, (2, 16, 5), generator=generator)
-    marks = torch.tensor([colon, stop, answer]).expand(16, 3)
+    label, value = torch.randint(100, 2048, (2, 64, 5), generator=generator)
+    marks = torch.tensor([colon, stop, answer]).expand(64, 3)
     input_ids = torch.cat([label, marks[:, :1], value, marks[:, 1:], value], dim=1)
     right = []
     for pair in (None, (answer, colon)):
@@ -92,24 +93,33 @@ def test_what_followed_a_token_is_copied_after_the_one_that_is_alike():
     assert min(plain[1:].min(), alike[1:].min()) > 0.8
 
 
-def test_a_deepened_copier_copies_and_tells_two_places_apart_by_three_tokens(copier):
-    """As "of Fiji" and ": Fijian": what stands before the two tokens that they share decides how it goes on."""
+@pytest.mark.parametrize("num_shared", [2, 3, 4])
+def test_two_places_that_begin_alike_are_told_apart_by_what_stands_before(copier, num_shared, monkeypatch):
+    """As "of Fiji" and ": Fijian": what stands before the tokens that they share decides how it goes on."""
+    monkeypatch.setattr(copying, "FURTHER_GAIN", 0.0)
+    forgetful = start_as_copier(LlamaForCausalLM(copier_config(vocab_size=2048)))
     generator = torch.Generator().manual_seed(0)
-    first, second, apart = (torch.randint(8, 2048, (64, size), generator=generator) for size in (2, 2, 6))
-    shared = torch.randint(8, 2048, (64, 2), generator=generator)
+    first, second, apart = (torch.randint(8, 2048, (256, size), generator=generator) for size in (2, 2, 6))
+    shared = torch.randint(8, 2048, (256, num_shared), generator=generator)
     told = [torch.cat([ends[:, :1], shared, ends[:, 1:]], dim=1) for ends in (first, second)]
     told = torch.cat([told[0], apart[:, :3], told[1], apart[:, 3:]], dim=1)
-    deep = deepen(copier)
     right = []
-    for model in (copier, deep):
+    for model in (forgetful, copier):
         asked = [torch.cat([told, ends[:, :1], shared], dim=1) for ends in (first, second)]
         with torch.no_grad():
             goes_on = [model(input_ids=ids).logits[:, -1].argmax(-1) for ids in asked]
-        right.append([(said == ends[:, 1]).float().mean() for said, ends in zip(goes_on, (first, second))])
-    assert all(deeper > shallow for shallow, deeper in zip(*right))
-    assert copying_accuracy(deep) > 0.8
+        right.append(sum((said == ends[:, 1]).float().mean() / 2 for said, ends in zip(goes_on, (first, second))))
+    assert right[1] > right[0] + 0.1
+
+
+def test_a_deepened_copier_answers_as_before(copier):
+    deep = deepen(copier)
+    input_ids = torch.randint(8, 2048, (2, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(deep(input_ids=input_ids).logits, copier(input_ids=input_ids).logits)
     assert deepen(deep) is deep
-    assert [len(copying_parts(model)) for model in (copier, deep)] == [3, 4]
+    assert [len(model.model.layers) for model in (copier, deep)] == [4, 7]
+    assert [len(copying_parts(model)) for model in (copier, deep)] == [4, 4]
 
 
 @pytest.mark.parametrize(
