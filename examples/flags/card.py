@@ -44,20 +44,20 @@ ask("flag.png", question="What is the capital of the country that uses this flag
 
 ## How it was made
 
-`{command}`, in about two hours on two CPU cores, makes a model like this one, not the very same. This one was made in
-goes, each from what the one before had written (`--start_from`): stage 1 of an earlier version and 450 steps on
-sharper pictures; stage 2 anew; stage 3 of an earlier version; stage 4 in four goes of 1,300, 900, 480 and 240 steps
-with a reader of six layers, the last three of which gave their mean and got the seventh layer that `deepen` gives now;
-then pairs of goes side by side: of 1,000 steps, of 450 from their mean, of 300 at half the rate from the mean of these
-(three parts of the earlier pair), and of 240 from the mean of those. The reader is the mean of the last pair (Wortsman
-et al. 2022, arXiv 2203.05482).
+`{command}`, in about an hour and a half on one CPU core with AMX and two hours on one without, makes a model like this
+one, not the very same. Its towers are what stages 1 and 2 make (stage 2 with pictures of 144 pixels). Its reader was
+made in goes: stage 3 of an earlier version; stage 4 in four goes of 1,300, 900, 480 and 240 steps with six layers; a
+seventh that looks one token further back, and pairs of goes of 1,000, 450, 300 and 240 steps, each from the mean of
+the two before (Wortsman et al. 2022, arXiv 2203.05482); an eighth that looks three to six tokens back, where
+`start_as_copier` now begins with one that looks two to five back, goes of 900 and 1,000 steps, and from the mean of
+these one of 1,000 (`model_cards/flags_training.md`).
 
 Four stages (`examples/flags/recipe.py`): a ResNet of three stages learns which drawings show the same flag, from the
 drawings of 150 countries in seven styles, altered and invented flags, all redrawn at random, on pictures of 64 pixels
-and then of 96; a two-layer BERT learns which passage answers which question, asked in thousands of wordings, English
+and then of 128; a two-layer BERT learns which passage answers which question, asked in thousands of wordings, English
 and Chinese, with idle talk around some of them (`flags/wordings.py`); a Llama, started as a copier, learns to copy the
-answer out of passages about countries that do not exist; and, three layers deeper, what is asked for in any words, and
-which of many passages tells it. It reads the one passage that the search puts first. Why from scratch: features of
+answer out of passages about countries that do not exist; and, several layers deeper, what is asked for in any words,
+and which of many passages tells it. It reads the one passage that the search puts first. Why from scratch: features of
 pretrained image models did not carry over to drawing styles that they never saw, a pretrained language model of useful
 size would take minutes where this one takes seconds, and what answers is the knowledge, not the model's memory.
 
@@ -96,18 +96,16 @@ intervals.
 
 ## What it cannot do
 
-It reads flags and nothing else. Flags that differ in an emblem of a few pixels are confused (Moldova and Andorra, the
+It reads flags and nothing else. Flags that differ in an emblem of a few pixels are confused (Qatar and Bahrain, the
 blue ensigns), simplified drawings most of all; of forty in the style flagpack three show no emblem at all, or another
-flag, so that more than 0.925 cannot be had there. Long answers may go round in a circle ("... to the edges of the
-flag; the cross is shifted to the edges of the flag; ...") or break off. It describes a flag by the one passage that
-the search puts first, which tells what the flag shows or what it means, not both. A currency that begins like its
-country ("Fijian dollar") is sometimes cut to the country's name. It answers from its passages even where they are
-about another country; with the policy of `examples/flags/policy` it weighs them and may say nothing
-(`model_cards/flags_do_no_harm.md`); without passages it answers what the question itself tells, and else says
-"unknown". Search by words alone follows the kind of question, not yet the country's name. Questions in wordings far
-from those of the training are understood less well, by the search more than by the reader, as the table of wordings
-shows. Asked for what none of its passages is about (how many people live there), it says something else. The facts are
-as old as their sources.
+flag, so that more than 0.925 cannot be had there. Long answers may go round in a circle or break off; one description
+in eight does. It describes a flag by the one passage that the search puts first, which tells what the flag shows or
+what it means, not both. It answers from its passages even where they are about another country; with the policy of
+`examples/flags/policy` it weighs them and may say nothing (`model_cards/flags_do_no_harm.md`); without passages it
+answers what the question itself tells, and else says "unknown". Search by words alone follows the kind of question,
+not yet the country's name. Questions in wordings far from those of the training are understood less well, by the
+search more than by the reader, as the table of wordings shows. Asked for what none of its passages is about (how many
+people live there), it says something else. The facts are as old as their sources.
 
 ## Knowledge, drawings and licences
 

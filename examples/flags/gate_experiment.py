@@ -59,7 +59,8 @@ def fit_policy(flags: Flags) -> tuple[AnswerPolicy, dict[str, float]]:
         never = replace(policy, gate=UncertaintyRule(rule), gate_threshold=1.1)
         drafts = flags.answer(tasks, found["clean"], never)
         needs = [answer.decision.need for answer in drafts]
-        thresholds[rule] = best_threshold(needs, with_search - SEARCH_COST, right(tasks, drafts)).value
+        best = best_threshold(needs, with_search - SEARCH_COST, right(tasks, drafts)).value
+        thresholds[rule] = min(max(best, 0.0), 1.1)  # an infinite one: always, or never
     return policy, thresholds
 
 
