@@ -62,14 +62,15 @@ class Options:
     choosing_steps: int = field(default=2500, metadata={"help": "stage 4: batches of about 2048 tokens"})
     by_country: bool = field(default=False, metadata={"help": "find the country first, and read all that is known"})
     start_from: str | None = field(default=None, metadata={"help": "folder of an earlier run to go on from"})
-    leave_out: str | None = field(default=None, metadata={"help": "a drawing style never to train on"})
-    designs: int = field(default=5000, metadata={"help": "invented flags of stage 1"})
+    leave_out: str | None = field(default=None, metadata={"help": f"never to train on: {', '.join(VIEWS)}"})
+    designs: int = field(default=5000, metadata={"help": "invented flags of stage 1: a multiple of 4, 32 or more"})
     evaluate: bool = field(default=True, metadata={"help": "measure the dev countries at the end"})
 
 
 def main(options: Options) -> None:
     """Runs the stages, saves the folder, prints the tables."""
     transformers_logging.set_verbosity_warning()
+    check(options)
     set_seed(options.seed)
     started = time.perf_counter()
     world = load_world()
@@ -92,6 +93,19 @@ def main(options: Options) -> None:
     logger.warning("trained and saved to %s in %.1f minutes", folder, (time.perf_counter() - started) / 60)
     if options.evaluate:
         evaluate(folder, processor, world, options)
+
+
+def check(options: Options) -> None:
+    """Refuses what would train the wrong thing for an hour, or fail after it."""
+    for name, value in vars(options).items():
+        if name.endswith("_steps") and value < 0:
+            raise SystemExit(f"--{name} {value}: expected 0, which skips the stage, or more")
+    if options.leave_out not in (None, *VIEWS):
+        raise SystemExit(f"--leave_out {options.leave_out}: expected one of {', '.join(VIEWS)}")
+    if options.start_from and not (Path(options.start_from) / "config.json").is_file():
+        raise SystemExit(f"--start_from {options.start_from}: expected a folder that this program wrote")
+    if options.designs % 4 or options.designs < 32:
+        raise SystemExit(f"--designs {options.designs}: expected a multiple of 4, 32 or more")
 
 
 def train_matching(model, world, views, options: Options) -> None:

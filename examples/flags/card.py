@@ -54,12 +54,13 @@ these one of 1,000 (`model_cards/flags_training.md`).
 
 Four stages (`examples/flags/recipe.py`): a ResNet of three stages learns which drawings show the same flag, from the
 drawings of 150 countries in seven styles, altered and invented flags, all redrawn at random, on pictures of 64 pixels
-and then of 128; a two-layer BERT learns which passage answers which question, asked in thousands of wordings, English
-and Chinese, with idle talk around some of them (`flags/wordings.py`); a Llama, started as a copier, learns to copy the
-answer out of passages about countries that do not exist; and, several layers deeper, what is asked for in any words,
-and which of many passages tells it. It reads the one passage that the search puts first. Why from scratch: features of
-pretrained image models did not carry over to drawing styles that they never saw, a pretrained language model of useful
-size would take minutes where this one takes seconds, and what answers is the knowledge, not the model's memory.
+and then of 128, and used at 160; a two-layer BERT learns which passage answers which question, asked in thousands of
+wordings, English and Chinese, with idle talk around some of them (`flags/wordings.py`); a Llama, started as a copier,
+learns to copy the answer out of passages about countries that do not exist; and, several layers deeper, what is asked
+for in any words, and which of many passages tells it. It reads the one passage that the search puts first. Why from
+scratch: features of pretrained image models did not carry over to drawing styles that they never saw, a pretrained
+language model of useful size would take minutes where this one takes seconds, and what answers is the knowledge, not
+the model's memory.
 
 ## Figures
 
@@ -105,7 +106,7 @@ what it means, not both. It answers from its passages even where they are about 
 answers what the question itself tells, and else says "unknown". Search by words alone follows the kind of question,
 not yet the country's name. Questions in wordings far from those of the training are understood less well, by the
 search more than by the reader, as the table of wordings shows. Asked for what none of its passages is about (how many
-people live there), it says something else. The facts are as old as their sources.
+people live there), it says something else, sure of it even with the policy. The facts are as old as their sources.
 
 ## Knowledge, drawings and licences
 

@@ -347,3 +347,18 @@ def test_a_pretrained_detector_learns_annotated_images_and_opens(model_folder, t
     changed = [name for name, one in before.items() if name in after and not one.equal(after[name])]
     assert any("q_proj" in name for name in changed)
     assert not any("backbone" in name or "fc1" in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--matching_steps", "-2"], "--matching_steps -2: expected 0, which skips the stage, or more"),
+        (["--leave_out", "cartoon"], "--leave_out cartoon: expected one of coreui, flagicons"),
+        (["--start_from", "nowhere"], "--start_from nowhere: expected a folder that this program wrote"),
+        (["--designs", "50"], "--designs 50: expected a multiple of 4, 32 or more"),
+    ],
+)
+def test_training_the_flags_model_refuses_what_would_cost_an_hour_for_nothing(options, said, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=said):
+        run(monkeypatch, "train_flags.py", "--out", str(tmp_path / "flags"), *options)
+    assert not (tmp_path / "flags").exists()
