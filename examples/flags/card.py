@@ -45,12 +45,12 @@ ask("flag.png", question="What is the capital of the country that uses this flag
 ## How it was made
 
 `{command}`, in about an hour and a half on one CPU core with AMX (stages 3 and 4 by their rates; no run made all four
-since the start was changed), makes a model like this one, not the very same. Its towers are what stages 1 and 2 make (stage 2 with pictures of 144 pixels). Its reader was
-made in goes: stage 3 of an earlier version; stage 4 in four goes of 1,300, 900, 480 and 240 steps with six layers; a
-seventh that looks one token further back, and pairs of goes of 1,000, 450, 300 and 240 steps, each from the mean of
-the two before (Wortsman et al. 2022, arXiv 2203.05482); an eighth that looks three to six tokens back, where
-`start_as_copier` now begins with one that looks two to five back, goes of 900 and 1,000 steps, and from the mean of
-these one of 1,000 (`model_cards/flags_training.md`).
+since the start was changed), makes a model like this one, not the very same. Its towers are what stages 1 and 2 make
+(stage 2 with pictures of 144 pixels). Its reader was made in goes: stage 3 of an earlier version; stage 4 in four goes
+of 1,300, 900, 480 and 240 steps with six layers; a seventh that looks one token further back, and pairs of goes of
+1,000, 450, 300 and 240 steps, each from the mean of the two before (Wortsman et al. 2022, arXiv 2203.05482); an eighth
+that looks three to six tokens back, where `start_as_copier` now begins with one that looks two to five back, goes of
+900 and 1,000 steps, and from the mean of these one of 1,000 (`model_cards/flags_training.md`).
 
 Four stages (`examples/flags/recipe.py`): a ResNet of three stages learns which drawings show the same flag, from the
 drawings of 150 countries in seven styles, altered and invented flags, all redrawn at random, on pictures of 64 pixels
