@@ -14,7 +14,7 @@ from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.evaluation import auroc
 from hf_ravlm.pipelines.answer import Answer
 from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
-from hf_ravlm.pipelines.policy.decision_heads import DRAFT_FEATURES
+from hf_ravlm.pipelines.policy.decision_heads import TOKEN_FEATURES
 from hf_ravlm.pipelines.policy.steps import answer_by_policy, columns_of
 from hf_ravlm.retrieval import Evidence
 from hf_ravlm.training import policy_fitting
@@ -63,7 +63,7 @@ def read(model, processor, images, questions, evidence, **options):
         noise = Random(f"{question} {len(passages)}").uniform(-0.15, 0.15)
         sure = (0.8 if right else 0.55) + noise
         answers.append(Answer("right" if right else "wrong", list(passages)))
-        rows.append({name: 1 - sure if name == "entropy" else sure for name in DRAFT_FEATURES})
+        rows.append({name: 1 - sure if name == "entropy" else sure for name in TOKEN_FEATURES})
     return answers, columns_of(rows)
 
 
@@ -127,6 +127,26 @@ def test_the_gate_saves_searches_at_equal_accuracy(fit):
         searched[question.question.split()[0]].append(answer.decision.retrieved)
     assert share(searched["known"]) < 0.3
     assert share(searched["written"]) > 0.9
+
+
+def test_a_gate_of_a_reader_that_is_surest_of_not_knowing_searches_there_alone(monkeypatch):
+    def modest(model, processor, images, questions, evidence, **options):
+        """What it knows by heart it says, and else "unknown", surer of that than of anything."""
+        answers, tokens = read(model, processor, images, questions, evidence, **options)
+        for place, answer in enumerate(answers):
+            if answer.text == "wrong" and not answer.evidence:
+                answer.text = "unknown"
+                for name, column in tokens.items():
+                    column[place] = float(name != "entropy")
+        return answers, tokens
+
+    monkeypatch.setattr(policy_fitting, "read_with_confidence", modest)
+    model = SimpleNamespace(config=SimpleNamespace(num_passages=K))
+    policy = fit_answer_policy(model, None, world(240, 0), search_cost=0.02, calibration="temperature")
+    draft = {name: torch.tensor([0.7, 1.0]) for name in TOKEN_FEATURES} | {"entropy": torch.tensor([0.3, 0.0])}
+    need = policy.needs_search(draft | {"says_nothing": torch.tensor([0.0, 1.0])})
+    assert need[0] < policy.gate_threshold < need[1]
+    assert policy.gate_threshold > 0.05  # no draft of the fit stands near it
 
 
 def test_the_confidence_also_learns_of_drafts_that_the_gate_gives(fit):

@@ -227,7 +227,7 @@ def read_with_confidence(
     evidence: Sequence[Sequence[Any]],
     **options,
 ) -> tuple[list[Answer], dict[str, torch.Tensor]]:
-    """One greedy answer to each question, and its `DRAFT_FEATURES`, each `(B,)`.
+    """One greedy answer to each question, and its `TOKEN_FEATURES`, each `(B,)`.
 
     Raises:
         InvalidInputError: Decoding is not greedy, or the reader writes from several prompts per question.

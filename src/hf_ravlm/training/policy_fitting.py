@@ -31,7 +31,7 @@ from ..pipelines.policy.decision_heads import (
     stack_features,
 )
 from ..pipelines.policy.features import passage_features, quoting_features, word_shares
-from ..pipelines.policy.steps import columns_of, read_in_turns, rows_of
+from ..pipelines.policy.steps import columns_of, draft_features, read_in_turns
 
 
 logger = logging.getLogger(__name__)
@@ -216,7 +216,7 @@ def fit_answer_policy(
     policy = AnswerPolicy(num_candidates=depth, num_readings=num_readings, common_words=shares)
     policy = _fit_critic(policy, questions, folds, hidden_dim, keep_weight)
     sifted = [policy.sift(question.found) for question in questions]
-    read = partial(_read, model, processor, batch_size=batch_size, options=generate_kwargs)
+    read = partial(_read, policy, model, processor, batch_size=batch_size, options=generate_kwargs)
     answers = _read_in_turns(policy, k, [judged.kept for judged in sifted], questions, read)
     if search_cost is not None:
         drafts = read(questions, evidence=[[] for _ in questions])
@@ -224,6 +224,7 @@ def fit_answer_policy(
         helped = counterfactual_labels(1 - without, 1 - right)
         features = columns_of([{name: draft[name] for name in DRAFT_FEATURES} for draft in drafts])
         gate, need = _cross_fit("gate", features, helped, folds, hidden_dim)
+        need = np.where(features["says_nothing"].numpy() > 0, 1.0, need)  # as `AnswerPolicy.needs_search`
         threshold = _threshold("gate", need, helped >= 0.5, right - search_cost, without)
         policy = replace(policy, gate=gate, gate_threshold=threshold)
         for place in np.flatnonzero(need < threshold):  # what is given without a search is judged, too
@@ -311,7 +312,9 @@ def _read_in_turns(policy: AnswerPolicy, k: int, kept, questions, read) -> list[
     return [rows[place] for place in range(len(questions))]
 
 
-def _read(model, processor, questions, evidence, batch_size: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _read(
+    policy: AnswerPolicy, model, processor, questions, evidence, batch_size: int, options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The answer to each question with given evidence: `text`, what was `read`, whether `right`, and its features."""
     rows = []
     for start in range(0, len(questions), batch_size):
@@ -319,10 +322,8 @@ def _read(model, processor, questions, evidence, batch_size: int, options: Mappi
         images = None if all(question.image is None for question in batch) else [q.image for q in batch]
         given = [list(passages) for passages in evidence[start : start + batch_size]]
         asked = [question.question for question in batch]
-        answers, features = read_with_confidence(
-            model, processor, images, asked, given, with_posterior=False, **options
-        )
-        for question, answer, row in zip(batch, answers, rows_of(features), strict=True):
+        answers, tokens = read_with_confidence(model, processor, images, asked, given, with_posterior=False, **options)
+        for question, answer, row in zip(batch, answers, draft_features(policy, answers, tokens), strict=True):
             said = {"text": answer.text, "read": answer.evidence, "right": float(question.is_right(answer.text))}
             rows.append(row | said)
     return rows

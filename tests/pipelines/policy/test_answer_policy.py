@@ -16,7 +16,13 @@ from hf_ravlm.evaluation import IsotonicCalibrator, TemperatureCalibrator
 from hf_ravlm.pipelines.answer import Answer
 from hf_ravlm.pipelines.answering import answer_questions
 from hf_ravlm.pipelines.policy.answer_policy import AnswerPolicy
-from hf_ravlm.pipelines.policy.decision_heads import ANSWER_FEATURES, DRAFT_FEATURES, DecisionHead, UncertaintyRule
+from hf_ravlm.pipelines.policy.decision_heads import (
+    ANSWER_FEATURES,
+    DRAFT_FEATURES,
+    TOKEN_FEATURES,
+    DecisionHead,
+    UncertaintyRule,
+)
 from hf_ravlm.pipelines.policy.features import (
     evidence_features,
     passage_agreement,
@@ -137,7 +143,7 @@ def answer_in_turns(rows, says, k=1, **settings):
         given.extend([passage.id for passage in passages] for passages in evidence)
         said = [says.get(passages[-1].id if passages else None, "unknown") for passages in evidence]
         answers = [Answer(text, list(passages)) for text, passages in zip(said, evidence, strict=True)]
-        return answers, {name: torch.full((len(places),), 0.5) for name in DRAFT_FEATURES}
+        return answers, {name: torch.full((len(places),), 0.5) for name in TOKEN_FEATURES}
 
     policy = AnswerPolicy(**settings)
     return answer_by_policy(policy, len(rows), k, lambda places: [rows[place] for place in places], read), given
@@ -167,6 +173,17 @@ def test_what_counts_as_no_answer_can_be_said():
     rows = [found(0.9, 0.8)]
     answers, _ = answer_in_turns(rows, {"p0": "不知道", "p1": "北京"}, num_readings=2, no_answers=["不知道"])
     assert answers[0].text == "北京"
+
+
+@pytest.mark.parametrize("rule", [UncertaintyRule(), random_head(DRAFT_FEATURES, 0, 3)])
+def test_a_draft_that_says_nothing_is_searched_for_however_sure_it_is(rule):
+    rows, says = [found(0.9), found(0.9, prefix="q")], {"p0": "Oslo", "q0": "Rome"}
+    answers, given = answer_in_turns(rows, says, gate=rule, gate_threshold=1.0)
+    assert [answer.text for answer in answers] == ["Oslo", "Rome"]
+    assert [answer.decision.need for answer in answers] == [1.0, 1.0]
+    answers, given = answer_in_turns(rows, says | {None: "Lima"}, gate=rule, gate_threshold=1.0)
+    assert [answer.text for answer in answers] == ["Lima", "Lima"]
+    assert given == [[], []]
 
 
 def test_as_many_are_found_as_may_be_read(system):

@@ -72,8 +72,9 @@ class AnswerPolicy:
 
     Args:
         gate ([`UncertaintyRule`] or [`DecisionHead`], *optional*):
-            Says from the closed-book draft whether a search helps. Below `gate_threshold` the draft is the answer.
-            `None` always searches, and writes no draft.
+            Says from the closed-book draft whether a search helps. Below `gate_threshold` the draft is the answer; one
+            that says that there is none (`no_answers`) always needs a search. `None` always searches, and writes no
+            draft.
         num_candidates (`int`, *optional*):
             How many passages are found and judged; the reader gets the best `k` of those that are kept. `None` for as
             many as may be read, and never fewer. More candidates let the critic replace what it drops, and see more of
@@ -95,8 +96,8 @@ class AnswerPolicy:
 
     ```python
     >>> policy = AnswerPolicy(gate=UncertaintyRule("margin"), similarity_floor=0.3, answer_threshold=0.5)
-    >>> policy.needs_search({"margin": torch.tensor([0.9, 0.2])})
-    [0.10000002384185791, 0.800000011920929]
+    >>> policy.needs_search({"margin": torch.tensor([0.75, 0.25, 0.9]), "says_nothing": torch.tensor([0.0, 0.0, 1.0])})
+    [0.25, 0.75, 1.0]
 
     ```
     """
@@ -141,14 +142,15 @@ class AnswerPolicy:
 
     @torch.no_grad()
     def needs_search(self, draft: Mapping[str, torch.Tensor]) -> list[float]:
-        """The probability that a search helps, per question, by `DRAFT_FEATURES`, each `(B,)`.
+        """The probability that a search helps, per question, by `DRAFT_FEATURES`, each `(B,)`; 1 where a draft says
+        nothing.
 
         Raises:
             InvalidInputError: There is no gate.
         """
         if self.gate is None:
             raise InvalidInputError("This policy has no gate: it always searches.")
-        return self.gate(draft).tolist()
+        return torch.where(draft["says_nothing"] > 0, 1.0, self.gate(draft)).tolist()
 
     @torch.no_grad()
     def sift(self, found: Sequence[Evidence]) -> SiftedEvidence:

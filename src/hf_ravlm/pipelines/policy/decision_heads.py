@@ -20,7 +20,9 @@ from torch import nn
 
 # How sure the reader was while it wrote: geometric mean and minimum of the probabilities of its tokens, in 0..1; their
 # mean entropy as a share of the highest possible; the lead of the likeliest token over the second, mean and at first.
-DRAFT_FEATURES = ("mean_probability", "min_probability", "entropy", "margin", "first_margin")
+TOKEN_FEATURES = ("mean_probability", "min_probability", "entropy", "margin", "first_margin")
+# These, and whether the text is one of the policy's `no_answers`: readers may be very sure that they do not know.
+DRAFT_FEATURES = (*TOKEN_FEATURES, "says_nothing")
 # The passage's cosine; how far it is below the best and above the last one; how many of the others share a rare word
 # with it, in 0..1, and that as a share of the most that any passage reaches.
 PASSAGE_FEATURES = ("score", "below_best", "above_last", "agreement", "relative_agreement")

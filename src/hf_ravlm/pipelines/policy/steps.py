@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..answer import Answer
     from .answer_policy import AnswerPolicy, SiftedEvidence
 
-# The passages found for some of the questions, and the answers to some of them with their `DRAFT_FEATURES`.
+# The passages found for some of the questions, and the answers to some of them with their `TOKEN_FEATURES`.
 Search = Callable[[list[int]], Sequence[Sequence[Any]]]
 Read = Callable[[list[int], list[list[Any]]], tuple[Sequence["Answer"], Mapping[str, torch.Tensor]]]
 
@@ -42,7 +42,7 @@ def answer_by_policy(
         if chosen:
             written, columns = read(chosen, evidence)
             answers.update(zip(chosen, written, strict=True))
-            features.update(zip(chosen, rows_of(columns), strict=True))
+            features.update(zip(chosen, draft_features(policy, written, columns), strict=True))
 
     need: list[float | None] = [None] * num_questions
     if policy.gate is not None and search is not None:
@@ -96,6 +96,14 @@ def read_in_turns(
         readings |= dict.fromkeys(due, turn + 1)
         due = [place for place, text in zip(due, said, strict=True) if is_no_answer(text, policy.no_answers)]
     return readings
+
+
+def draft_features(
+    policy: AnswerPolicy, answers: Sequence[Answer], tokens: Mapping[str, torch.Tensor]
+) -> list[dict[str, float]]:
+    """`DRAFT_FEATURES` of each answer, from `TOKEN_FEATURES`, each `(B,)`."""
+    silent = [is_no_answer(answer.text, policy.no_answers) for answer in answers]
+    return rows_of({**tokens, "says_nothing": torch.tensor(silent, dtype=torch.float32)})
 
 
 def columns_of(rows: Sequence[Mapping[str, float]]) -> dict[str, torch.Tensor]:

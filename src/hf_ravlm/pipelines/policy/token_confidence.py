@@ -55,7 +55,7 @@ class TokenConfidence(LogitsProcessor):
         return [None] * num_questions if features is None else list(features["mean_probability"].tolist())
 
     def features(self, num_questions: int) -> dict[str, torch.Tensor] | None:
-        """`DRAFT_FEATURES`, each `(num_questions,)`, if every question had one row from the first step to the last."""
+        """`TOKEN_FEATURES`, each `(num_questions,)`, if every question had one row from the first step to the last."""
         if self._num_prompts != 1 or self._steps[0].shape[1] != num_questions:
             return None
         best, entropy, margin, written = torch.stack(self._steps, dim=1)  # each (steps, rows)
