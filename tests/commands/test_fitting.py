@@ -90,6 +90,23 @@ def test_it_goes_where_it_is_told_and_the_table_is_for_people(folder, tmp_path, 
     policy = AnswerPolicy.from_pretrained(place)
     assert policy.gate is not None
     assert (policy.num_candidates, policy.num_readings) == (3, 3)
+    asked = [str(FLAGS / "unseen" / "is__circleflags.png"), "What is the capital of the country that uses this flag?"]
+    assert main(["ask", str(FLAGS / "checkpoint"), *asked, "--policy", str(place), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert 0 <= record["confidence"] <= 1
+    assert main(["ask", str(FLAGS / "checkpoint"), *asked, "--policy", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_an_answer_is_told_with_its_confidence_and_where_it_was_read(capsys):
+    asked = [str(FLAGS / "unseen" / "is__circleflags.png"), "What is the capital of the country that uses this flag?"]
+    assert main(["ask", str(FLAGS / "checkpoint"), *asked, "--policy", str(FLAGS / "policy")]) == 0
+    answer, sure, _, read, passage, origin = capsys.readouterr().out.splitlines()
+    assert (answer, read) == ("Reykjavik", "Read:")
+    assert sure.startswith("(sure by 0.")
+    assert "Reykjavik" in passage
+    assert origin.strip().startswith("npm world-countries")
+    assert "ODbL-1.0" in origin
 
 
 @pytest.mark.parametrize(

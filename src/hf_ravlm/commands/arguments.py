@@ -83,6 +83,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "help": "what the reader is told first, such as 'Answer in one or two words.'",
     },
     "-k --k": {"type": positive, "help": "passages per question (default: as the model says)"},
+    "--policy": {"metavar": "FOLDER", "help": "an answer policy (default: that of the model, if there is one)"},
     "--port": {"type": port},
     "--max_new_tokens": {"type": positive, "help": "the longest answer (default: %(default)s)"},
     "--batch_size": {"type": int, "default": 64, "help": "images encoded at once (default: 64)"},

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import InvalidInputError
 from ..pipelines.knowledge import check_place
 from ..pipelines.opening import check_local, open_pipeline
+from ..pipelines.policy.answer_policy import AnswerPolicy
 from .models import of_server
 from .outcome import Outcome, one_line
 from .searching import conditions
@@ -35,7 +36,9 @@ def ask(arguments: argparse.Namespace) -> Outcome:
     if arguments.save is not None:
         check_local(model, "--save")
     reading |= of_server(arguments)
+    policy = None if arguments.policy is None else AnswerPolicy.from_pretrained(arguments.policy)
     pipeline = open_pipeline(model, knowledge, arguments.encoder, arguments.device, **reading)
+    pipeline.policy = policy or pipeline.policy
     options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "with_posterior": False}
     given = {name: getattr(arguments, name) for name in ("k", "query", "channels", "weights", "system_message")} | {
         "where": where
@@ -54,7 +57,7 @@ def ask(arguments: argparse.Namespace) -> Outcome:
     if not answer["posterior"]:  # it was not asked for
         del record["posterior"]
     lines = [] if is_read else [answer["generated_text"] or "(no answer)"]
-    return Outcome(record, "\n".join([*lines, *_withheld(record), *_evidence(record)]))
+    return Outcome(record, "\n".join([*lines, *_judged(record), *_evidence(record)]))
 
 
 def told_as_written(events: Iterator[dict[str, Any]]) -> dict[str, Any]:
@@ -115,9 +118,11 @@ def plain_record(answer: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _withheld(record: dict[str, Any]) -> list[str]:
-    if not record.get("abstained"):
+def _judged(record: dict[str, Any]) -> list[str]:
+    if record.get("confidence") is None:
         return []
+    if not record["abstained"]:
+        return [f"(sure by {record['confidence']:.2f}, says the policy)"]
     return [f"Withheld by the policy, which is sure by {record['confidence']:.2f} of: {one_line(record['withheld'])}"]
 
 
@@ -128,6 +133,8 @@ def _evidence(record: dict[str, Any]) -> list[str]:
     for number, passage in enumerate(record["evidence"], start=1):
         title = " ".join(filter(None, [passage.get("title"), passage.get("text")]))
         lines.append(f"  [{number}] {passage['score']:.2f}  {one_line(passage['id'])}: {one_line(title)[:160]}")
+        origin = [one_line(passage[name]) for name in ("source", "licence", "url") if passage.get(name)]
+        lines += [f"      {', '.join(origin)}"] if origin else []
     for citation in record.get("citations") or []:
         if not citation["supported"]:
             lines.append(f"  {citation['marker']} is not supported by what was read: {citation['reason']}")

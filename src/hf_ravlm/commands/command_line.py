@@ -90,6 +90,7 @@ def _add_ask(commands: Commands) -> None:
     add_argument(group, "--weights")
     group = parser.add_argument_group("answering")
     switch(group, "--cite", "ask for [1] marks in the answer, and check each")
+    add_argument(group, "--policy")
     add_argument(group, "--system_message")
     add_argument(group, "--max_new_tokens", default=256)
     add_argument(
@@ -147,7 +148,7 @@ def _add_evaluate(commands: Commands) -> None:
     add_argument(group, "--knowledge")
     add_argument(group, "--encoder")
     add_argument(group, "-k --k")
-    add_argument(group, "--policy", "an answer policy, if it is not in that of the model", metavar="FOLDER")
+    add_argument(group, "--policy")
     add_argument(group, "--channels", "how they are found, such as dense,bm25", type=channels, metavar="NAMES")
     add_argument(group, "--system_message")
     add_argument(group, "--max_new_tokens", default=32)
