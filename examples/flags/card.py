@@ -26,7 +26,12 @@ from hf_ravlm import KnowledgeBase
 from hf_ravlm.hub.card import CardFacts, card_metadata, check_card, eval_results, figures, knowledge_section
 
 
-FACTS = CardFacts("flags", licence="apache-2.0", questions="questions about flags of 40 countries kept apart")
+FACTS = CardFacts(
+    "flags",
+    licence="apache-2.0",
+    language=("en", "zh"),
+    questions="questions about flags of 40 countries kept apart",
+)
 TEXT = """# Flags: a small retrieval-augmented vision-language model
 
 Shown the drawing of a flag, it finds the country's entry in its knowledge base (250 countries and territories,
@@ -84,7 +89,9 @@ of the entries, no query exists: the row is the mean of all other styles.
 
 ### Answers: closed-book, with retrieval, with the gold passage
 
-All styles but `mledoze`; exact match after the SQuAD normaliser for short answers, token F1 for long ones.
+All styles but `mledoze`; exact match after the SQuAD normaliser for short answers, token F1 for long ones. `gold` of a
+description are the three passages that one may be made of, of which the reader copies one, mostly what the flag shows;
+`retrieved` it reads one, often what the flag means.
 
 {answers}
 

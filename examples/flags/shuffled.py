@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from flags.invented import MONEY, InventedNames, exchange_words
@@ -25,6 +26,8 @@ WHOLE_SHARE, RIVALS_SHARE, MOST_PASSAGES = 0.75, 0.2, 9  # of `whole_example`
 # Of `whole_example`, too: what a search brings, what stage 3 reads, and of the former whether it stands first, or not
 # at all, and how many have a long answer.
 FOUND_SHARE, USUAL_SHARE, FOUND_FIRST_SHARE, MISSED_SHARE, LONG_SHARE = 0.5, 0.3, 0.5, 0.06, 0.5
+# A reader that is not asked so takes the particle 吗 for a letter of what is asked for; a search does not gain by it.
+ask_reader = partial(ask_in_noise, particle_share=0.5)
 LEFT_OUT = {"facts": 0.65, "background": 0.75}  # shares; any other passage is missing less often
 ASKED_BY_PASSAGE = {**{kind: kind for kind in (*SHORT_KINDS, "meaning")}, "flag": "describe"}
 _LESSER_FIELDS = ("demonym", "calling", "area", "independence", "national_symbol", "national_colors")
@@ -137,7 +140,7 @@ class ShuffledCountries:
         if (sort := rng.random()) < FOUND_SHARE:
             return self._found_example()
         if sort < FOUND_SHARE + USUAL_SHARE:
-            return self.example(ask=rng.choice((ask, ask, ask_in_noise)))
+            return self.example(ask=rng.choice((ask, ask, ask_reader)))
         row = self.country()
         shown = [one for one in self.passages_of(row) if rng.random() >= LEFT_OUT.get(one.kind, 0.06)]
         shown = shown or self.passages_of(row)
@@ -148,7 +151,7 @@ class ShuffledCountries:
         if rng.random() < RIVALS_SHARE:
             rivals = self.passages_of(self.country())
             shown = (shown + rng.sample(rivals, min(rng.choice([1, 2, 3]), len(rivals))))[:MOST_PASSAGES]
-        turns = [(kind, ask_in_noise(kind, rng), answers[kind]) for kind in self._many_kinds(answers)]
+        turns = [(kind, ask_reader(kind, rng), answers[kind]) for kind in self._many_kinds(answers)]
         return Example([passage.text for passage in shown], turns)
 
     def country(self) -> dict:
@@ -191,7 +194,7 @@ class ShuffledCountries:
         answers = answers_from(list(told.values()))
         turns = []
         for kind in KINDS:
-            question, answer = rng.choice((ask, ask_in_noise))(kind, rng), UNKNOWN
+            question, answer = rng.choice((ask, ask_reader))(kind, rng), UNKNOWN
             if kind in SHORT_KINDS and kind in told and rng.random() < 0.5:
                 question, answer = f"{told[kind].text} {question}", answers[kind]
             turns.append((kind, question, answer))
@@ -253,7 +256,7 @@ class ShuffledCountries:
         kinds += [one.kind for one in rest if one.kind in SHORT_KINDS and rng.random() < 0.5]
         if kind == "meaning" or kind != "describe" and rng.random() < 0.15:
             kinds.append("describe")
-        turns = [(kind, ask_in_noise(kind, rng), answers[kind]) for kind in kinds]
+        turns = [(kind, ask_reader(kind, rng), answers[kind]) for kind in kinds]
         return Example([passage.text for passage in shown], turns)
 
     def _kinds_to_ask(self, answers: Mapping[str, str], num_passages: int) -> list[str]:

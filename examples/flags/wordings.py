@@ -14,11 +14,7 @@ from flags.questions import OFFICIAL, PARAPHRASES, UNSEEN
 
 
 CHINESE_SHARE, OFFICIAL_SHARE, FRAMED_SHARE, CHATTER_SHARE = 0.3, 0.2, 0.55, 0.25
-NOISE_SHARE, STREWN_SHARE, MADE_UP_SHARE = (
-    0.4,
-    0.25,
-    0.5,
-)  # of `ask_in_noise`: of all, of what is framed, of idle words
+NOISE_SHARE, STREWN_SHARE, MADE_UP_SHARE = 0.4, 0.25, 0.5  # of `ask_in_noise`: of all, of framed ones, of idle words
 
 # What is asked about: a noun that fits into any frame. "describe" and "meaning" are about the flag, the rest about
 # the country.
@@ -458,15 +454,20 @@ _CHINESE_CHATTER = (
 )
 _JOINTS = (" ", ", ", ". ", ": ", " - ", "! ", "; ", "... ")
 _CHINESE_JOINTS = ("", ",", "。", ":", "!", ",", "、")
+_TELLING = {letter for nouns in CHINESE_NOUNS.values() for noun in nouns for letter in noun}
 # Letters that often stand beside what is asked for, and in no noun for it.
 _CHINESE_LETTERS = sorted(
     {
         *"一是在不了有和人这中大上个他以我到时要就会可也你对生能而子那得着下自年过后作里道然事成多么去学如都同现当没动面起看天"
         "分还进好小些样心她前开但因只从想实日者无力它与长把机十第此已使情明又关点正外将两间由问很最重物手应向头体相见被利二等"
     }
-    - {letter for nouns in CHINESE_NOUNS.values() for noun in nouns for letter in noun}
+    - _TELLING
 )
-_IDEOGRAPHS = range(0x4E00, 0x9FA6)  # of Unicode 1.1; what is asked for has to be found among letters never seen, too
+# Of Unicode 1.1: what is asked for has to be found among letters never seen, too.
+_IDEOGRAPHS = [chr(code) for code in range(0x4E00, 0x9FA6)]
+# Letters that share two of their three bytes with one that tells what is asked for, as the particle that ends a
+# question (吗) does with that of "name" (名): the tokenizer sees bytes, and the reader took the one for the other.
+_LOOKALIKES = sorted({chr(ord(one) & ~63 | last) for one in _TELLING for last in range(64)} - _TELLING)
 _CHINESE_GREETINGS = ("你好,", "请问,", "看这面旗。", "问一下:", "您好!")
 
 
@@ -499,10 +500,11 @@ def ask_anyhow(kind: str, rng: random.Random) -> str:
     return _among_chatter(question, rng, is_chinese) if rng.random() < CHATTER_SHARE else question
 
 
-def ask_in_noise(kind: str, rng: random.Random) -> str:
+def ask_in_noise(kind: str, rng: random.Random, particle_share: float = 0.0) -> str:
     """As `ask_anyhow`, but a quarter of the framed questions have no frame, and idle words are any.
 
     What is asked for then has to be found among words that no frame explains, half of them such as nobody ever said.
+    So large a share of Chinese questions ends in a letter that tells nothing, as in a particle.
 
     Example:
 
@@ -524,6 +526,7 @@ def ask_in_noise(kind: str, rng: random.Random) -> str:
         question = rng.choice(sentences)
     if is_chinese:
         question = rng.choice(_CHINESE_GREETINGS) + question if rng.random() < 0.08 else question
+        question = _with_particle(question, rng) if rng.random() < particle_share else question
     elif question != OFFICIAL[kind]:
         question = _spoilt(question, rng)
     return _among_chatter(question, rng, is_chinese, MADE_UP_SHARE) if rng.random() < NOISE_SHARE else question
@@ -588,9 +591,15 @@ def _idle_words(rng: random.Random, is_chinese: bool, most: int, made_up: float)
     return ("" if is_chinese else " ").join(chosen)
 
 
+def _with_particle(question: str, rng: random.Random) -> str:
+    """A letter that tells nothing before the mark at the end, where Chinese has its particles (吗, 呢, 吧)."""
+    asked = question.rstrip("?。!:.")
+    return asked + _made_up(rng, is_chinese=True) + (question[len(asked) :] or rng.choice("?。"))
+
+
 def _made_up(rng: random.Random, is_chinese: bool) -> str:
     if is_chinese:
-        return rng.choice(_CHINESE_LETTERS) if rng.random() < 0.5 else chr(rng.choice(_IDEOGRAPHS))
+        return rng.choice(rng.choice((_CHINESE_LETTERS, _LOOKALIKES, _IDEOGRAPHS)))
     syllables = [rng.choice("bcdfghklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3))]
     return "".join(syllables)
 

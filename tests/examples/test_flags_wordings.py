@@ -8,7 +8,9 @@ import pytest
 
 from flags.questions import KINDS, UNSEEN
 from flags.wordings import (
+    CHINESE_COUNTRIES,
     CHINESE_FRAMES,
+    CHINESE_NOUNS,
     CHINESE_SENTENCES,
     FRAMES,
     KEPT_OUT,
@@ -35,6 +37,20 @@ def test_a_kind_is_asked_for_in_hundreds_of_wordings_of_two_languages(kind, ask)
     assert len(set(asked)) > 800
     assert 0.25 < sum(map(is_chinese, asked)) / len(asked) < 0.35
     assert all(question.strip() and "{" not in question for question in asked)
+
+
+def test_idle_letters_begin_like_those_that_tell_what_is_asked_for():
+    telling = {letter for nouns in CHINESE_NOUNS.values() for noun in nouns for letter in noun}
+    begun = {letter.encode()[:2] for letter in telling}
+    framed = {letter for frame in (*CHINESE_FRAMES, *CHINESE_COUNTRIES) for letter in frame}
+    rng = random.Random(0)
+    asked = [ask_in_noise("capital", rng, particle_share=0.5) for _ in range(3000)]
+    idle = [letter for question in asked for letter in question if is_chinese(letter)]
+    alike = [letter for letter in idle if letter not in telling | framed and letter.encode()[:2] in begun]
+    assert len(alike) > len(idle) / 8
+    assert "吗" in alike
+    particles = {question[-2] for question in asked if is_chinese(question[-2:-1]) and question[-1] in "?。"}
+    assert len(particles) > 100  # before the mark at the end, where 吗 stands
 
 
 def test_ten_families_and_more_are_kept_out_some_of_them_chinese():
