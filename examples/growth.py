@@ -13,13 +13,14 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from flags.evaluation import short_questions
+from flags.evaluation import short_questions, weights_digest
 from flags.invented import InventedNames
 from flags.synthetic_flags import procedural_flags
 from flags.texts import passage_texts
@@ -66,7 +67,11 @@ def main(options: Options) -> None:
         num_passages=len(retriever),
         factors=options.factors,
         folder=options.out,
-        settings={"distractors": options.distractors, "seed": options.seed, "model": options.model},
+        settings={
+            "distractors": options.distractors,
+            "seed": options.seed,
+            "weights": weights_digest(Path(options.model)),
+        },
     )
     print(report.to_markdown())
     print("Written:", *report.save(options.out), sep="\n  ")

@@ -25,6 +25,7 @@ from flags.measure import Task, tasks_of
 from flags.world import ENTRY_VIEW, SHORT_KINDS, VIEWS, World, load_world
 from hf_ravlm import RavlmRetriever
 from hf_ravlm.evaluation import EvaluationReport, Evaluator, Question, model_arms
+from hf_ravlm.saving.checksums import read_entries
 
 
 SAMPLE = 24
@@ -37,12 +38,18 @@ def evaluate_flags(folder: Path, questions: Sequence[Question], out: Path | None
     Args:
         folder (`Path`): model, processor and knowledge base.
         questions (`list[Question]`): of `short_questions`.
-        out (`Path`, *optional*): where replies are kept, so that a stopped run goes on.
+        out (`Path`, *optional*): where replies are kept, so that a stopped run goes on; those of other weights are
+            refused.
     """
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
     arms = model_arms(model, processor, RavlmRetriever.from_pretrained(folder), max_new_tokens=32)
-    return Evaluator(arms, batch_size=BATCH).run(questions, out)
+    return Evaluator(arms, batch_size=BATCH, settings={"weights": weights_digest(folder)}).run(questions, out)
+
+
+def weights_digest(folder: Path) -> str:
+    """Tells apart what two trainings left in a folder."""
+    return read_entries(folder)["model.safetensors"]["xxh3_128"]
 
 
 def short_questions(world: World, number: int | None = None) -> list[Question]:

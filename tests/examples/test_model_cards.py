@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from flags import evaluation
 from flags.evaluation import SAMPLE, evaluate_flags, short_questions
 from flags.world import load_world
+from hf_ravlm.errors import InvalidInputError
 from hf_ravlm.hub.card import check_card, count_parameters, effect_table, three_way_table
 
 
@@ -75,6 +77,15 @@ def test_the_evaluator_says_the_same_of_a_sample(reports):
             assert found["effect"]["rescue_rate"]["mean"] == pytest.approx(
                 expected["effect"]["rescue_rate"]["mean"], abs=1 / SAMPLE
             )
+
+
+def test_replies_of_other_weights_are_not_taken_for_those_of_these(tmp_path, monkeypatch):
+    question = short_questions(load_world(), 1)
+    monkeypatch.setattr(evaluation, "weights_digest", lambda folder: "earlier")
+    evaluate_flags(FOLDER, question, tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(InvalidInputError, match="replies of other settings"):
+        evaluate_flags(FOLDER, question, tmp_path)
 
 
 def test_the_card_names_what_it_must(card):
