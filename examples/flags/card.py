@@ -93,7 +93,8 @@ pictures (mean of all styles 0.946): its emblems are twice as large as in any ot
 
 ### Answers: closed-book, with retrieval, with the gold passage
 
-All styles but `mledoze`; exact match after the SQuAD normaliser for short answers, token F1 for long ones. `gold` of a
+All styles but `mledoze`; exact match after the SQuAD normaliser for short answers (of several languages one is
+enough), token F1 for long ones. `gold` of a
 description are the three passages that one may be made of; `retrieved` it reads the one that the search puts first.
 
 {answers}
