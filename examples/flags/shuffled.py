@@ -26,11 +26,12 @@ WHOLE_SHARE, RIVALS_SHARE, MOST_PASSAGES = 0.75, 0.2, 9  # of `whole_example`
 # Of `whole_example`, too: what a search brings, what stage 3 reads, and of the former whether it stands first, or not
 # at all, and how many have a long answer.
 FOUND_SHARE, USUAL_SHARE, FOUND_FIRST_SHARE, MISSED_SHARE, LONG_SHARE = 0.5, 0.3, 0.5, 0.06, 0.5
-# A reader that is not asked so takes the particle 吗 for a letter of what is asked for; a search does not gain by it.
-ask_reader = partial(ask_in_noise, particle_share=0.5)
 LEFT_OUT = {"facts": 0.65, "background": 0.75}  # shares; any other passage is missing less often
 ASKED_BY_PASSAGE = {**{kind: kind for kind in (*SHORT_KINDS, "meaning")}, "flag": "describe"}
 _LESSER_FIELDS = ("demonym", "calling", "area", "independence", "national_symbol", "national_colors")
+
+# A reader that is not asked so takes the particle 吗 for a letter of what is asked for; a search does not gain by it.
+ask_reader = partial(ask_in_noise, particle_share=0.5)
 
 
 class Example(NamedTuple):

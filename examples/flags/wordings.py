@@ -504,7 +504,7 @@ def ask_in_noise(kind: str, rng: random.Random, particle_share: float = 0.0) -> 
     """As `ask_anyhow`, but a quarter of the framed questions have no frame, and idle words are any.
 
     What is asked for then has to be found among words that no frame explains, half of them such as nobody ever said.
-    So large a share of Chinese questions ends in a letter that tells nothing, as in a particle.
+    Of the Chinese questions `particle_share` end in a letter that tells nothing, as in a particle.
 
     Example:
 
