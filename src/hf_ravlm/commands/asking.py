@@ -131,8 +131,9 @@ def _evidence(record: dict[str, Any]) -> list[str]:
         return ["", "Nothing was read for it."]
     lines = ["", "Read:"]
     for number, passage in enumerate(record["evidence"], start=1):
-        title = " ".join(filter(None, [passage.get("title"), passage.get("text")]))
-        lines.append(f"  [{number}] {passage['score']:.2f}  {one_line(passage['id'])}: {one_line(title)[:160]}")
+        title, text = passage.get("title") or "", passage.get("text") or ""
+        words = text if text.startswith(title) else f"{title} {text}"
+        lines.append(f"  [{number}] {passage['score']:.2f}  {one_line(passage['id'])}: {one_line(words)[:160]}")
         origin = [one_line(passage[name]) for name in ("source", "licence", "url") if passage.get(name)]
         lines += [f"      {', '.join(origin)}"] if origin else []
     for citation in record.get("citations") or []:

@@ -142,8 +142,9 @@ class AnswerPolicy:
 
     @torch.no_grad()
     def needs_search(self, draft: Mapping[str, torch.Tensor]) -> list[float]:
-        """The probability that a search helps, per question, by `DRAFT_FEATURES`, each `(B,)`; 1 where a draft says
-        nothing.
+        """The probability that a search helps, per question, by `DRAFT_FEATURES`, each `(B,)`.
+
+        It is 1 where a draft says nothing.
 
         Raises:
             InvalidInputError: There is no gate.
