@@ -15,14 +15,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
 from flags.pictures import picture_tensor
-from flags.questions import OFFICIAL, PARAPHRASES
 from flags.shuffled import Example, ShuffledCountries
 from flags.texts import passage_texts
+from flags.wordings import trained_wordings
 from flags.world import World
 from hf_ravlm import RavlmProcessor
 from hf_ravlm.model.prompts.layout import PassagePart, layout_prompt
@@ -38,11 +38,13 @@ MULTIPLE = 16  # lengths of batches: few different shapes
 NOTHING_IS_CUT = 1 << 31  # tokens; too long sequences are left out, lest an answer be cut off
 
 
-def make_tokenizer(rows: Sequence[Mapping], vocab_size: int = 2048, seed: int = 0) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE tokenizer on the passages of `rows`, the questions and invented names.
+def make_tokenizer(rows: Sequence[Mapping], vocab_size: int = 2560, seed: int = 0) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE tokenizer on the passages of `rows`, the questions of training and invented names.
 
     A blank is put before every text, so that a value has the same ids inside a passage ("Capital of Norway: Oslo") and
     at the start of an answer ("Oslo"): what is to be copied has to look the same. Every string can be written in it.
+    No token holds more than one Chinese letter, and those of the questions are one token each: three bytes of a letter
+    are shared with many that mean something else.
 
     Args:
         rows (`Sequence[dict]`): Rows of the knowledge base.
@@ -50,20 +52,21 @@ def make_tokenizer(rows: Sequence[Mapping], vocab_size: int = 2048, seed: int = 
         seed (`int`): Of the invented names.
     """
     passages = [text for row in rows for _, text in passage_texts(row).values()]
-    questions = [*OFFICIAL.values(), *(question for wordings in PARAPHRASES.values() for question in wordings)]
     names = ShuffledCountries(rows, seed).names
-    texts = passages * 2 + questions * 5 + [names.phrase() for _ in range(3000)]
+    texts = passages * 2 + trained_wordings() * 50 + [names.phrase() for _ in range(3000)]
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([letters, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([clean_text(text) for text in texts], trainer)
+    tokenizer.train_from_iterator([f" {clean_text(text)}" for text in texts], trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
     pad, bos, eos, *marks = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -549,10 +549,23 @@ def ask_kept_out(family: str, kind: str, rng: random.Random) -> str:
     return _framed(kind, (KEPT_OUT_CHINESE_FRAMES if is_chinese else KEPT_OUT_FRAMES)[family], rng, is_chinese)
 
 
-def trained_wordings(kind: str) -> list[str]:
-    """All sentences of a kind, and its nouns in one frame: the words that a tokenizer should know."""
-    nouns = [f"What is the {noun} of it?" for noun in NOUNS[kind]] + list(CHINESE_NOUNS[kind])
-    return [OFFICIAL[kind], *PARAPHRASES[kind], *SENTENCES[kind], *CHINESE_SENTENCES[kind], *nouns]
+def trained_wordings() -> list[str]:
+    """Every phrase that questions to train on are made of, idle words apart: what a tokenizer should know.
+
+    Example:
+
+    ```python
+    >>> "legal tender" in trained_wordings(), "首都" in trained_wordings()
+    (True, True)
+
+    ```
+    """
+    by_kind = (NOUNS, SENTENCES, PARAPHRASES, CHINESE_NOUNS, CHINESE_SENTENCES)
+    phrases = [phrase for wordings in by_kind for of_kind in wordings.values() for phrase in of_kind]
+    phrases += [phrase[:1].upper() + phrase[1:] for phrase in phrases]  # as it stands at the beginning
+    owners = (*COUNTRIES, *FLAGS, *CHINESE_COUNTRIES, *CHINESE_FLAGS)
+    frames = [frame.format(noun="", whose="") for frame in (*FRAMES, *CHINESE_FRAMES)]
+    return [*OFFICIAL.values(), *phrases, *owners, *frames, *_GREETINGS, *_CHINESE_GREETINGS]
 
 
 def _framed(kind: str, frames: tuple[str, ...], rng: random.Random, is_chinese: bool = False) -> str:
