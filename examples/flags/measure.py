@@ -16,7 +16,7 @@ import numpy as np
 
 from flags.questions import OFFICIAL, SHORT_KINDS
 from flags.shuffled import UNKNOWN
-from flags.texts import description, parts_of_description
+from flags.texts import DESCRIBING, description, parts_of_description
 from flags.wordings import KEPT_OUT, ask_kept_out
 from flags.world import World, drawing_group
 from hf_ravlm.evaluation import exact_match, normalize_answer, token_f1
@@ -54,8 +54,7 @@ def tasks_of(world: World, countries: Iterable[str], views: Sequence[str], kinds
             ]
     if "describe" in kinds:
         for entity in sorted(wanted):
-            row = world.entities[entity]
-            whole = description(row["name"], row.get("flag_desc"), row.get("flag_meaning"))
+            whole = description(world.entities[entity])
             tasks += [
                 Task(entity, view, "describe", OFFICIAL["describe"], [whole])
                 for view in views
@@ -199,10 +198,10 @@ def abstention_table(model, processor, retriever, world: World, tasks: Sequence[
 
 
 def gold_ids(knowledge_base, task: Task) -> list[str]:
-    """The passages that hold the answer: one for a question, all that a description is made of."""
-    kinds = ("flag", "meaning", "name") if task.kind == "describe" else (task.kind,)
+    """The passage that holds the answer, in a list that is empty where there is none."""
+    kinds = DESCRIBING if task.kind == "describe" else (task.kind,)
     known = set(knowledge_base.ids)
-    return [f"{task.entity}/{kind}" for kind in kinds if f"{task.entity}/{kind}" in known]
+    return [f"{task.entity}/{kind}" for kind in kinds if f"{task.entity}/{kind}" in known][:1]
 
 
 def score(world: World, task: Task, output: str) -> dict[str, float]:

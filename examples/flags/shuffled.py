@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from flags.invented import MONEY, InventedNames, exchange_words
 from flags.questions import KINDS, SHORT_KINDS, ask
-from flags.texts import description, fact_fields, facts_text, passage_texts
+from flags.texts import DESCRIBING, WHOSE_FLAG, fact_fields, facts_text, passage_texts
 from flags.wordings import ask_in_noise
 
 
@@ -202,7 +202,7 @@ class ShuffledCountries:
         return Example([], turns)
 
     def _shown(self, num_passages: int) -> list[Shown]:
-        """Some passages of a new country, long ones less often; one time in five, first what makes a description."""
+        """Some passages of a new country, long ones less often; one time in five, first what the flag shows or means."""
         rng = self.rng
         passages = self.passages_of(self.country())
         rng.shuffle(passages)
@@ -224,8 +224,7 @@ class ShuffledCountries:
             if passage.kind == first.kind
         ]
         rest = [passage for passage in shown if passage is not first] + rivals
-        if first.kind != "flag":  # a description needs the country's own meaning near
-            self.rng.shuffle(rest)
+        self.rng.shuffle(rest)
         return [first, *rest][:6]
 
     def _found_example(self) -> Example:
@@ -242,10 +241,7 @@ class ShuffledCountries:
             wanted = rng.choice(("flag", "flag", "meaning"))
             gold = next((one for one in passages if one.kind == wanted), gold)
         kind = ASKED_BY_PASSAGE[gold.kind]
-        rest = [one for one in passages if one is not gold]
-        if gold.kind == "flag":  # a description needs the meaning near
-            rest.sort(key=lambda one: one.kind != "meaning")
-        rest = rest[: rng.choice([0, 0, 1, 1, 2, 3])]
+        rest = [one for one in passages if one is not gold][: rng.choice([0, 0, 1, 1, 2, 3])]
         missed = bool(rest) and kind != "name" and rng.random() < MISSED_SHARE
         first = missed or rng.random() < FOUND_FIRST_SHARE
         shown = rest if missed else [gold, *rest] if first else rng.sample([gold, *rest], len(rest) + 1)
@@ -365,17 +361,13 @@ def answers_from(shown: Sequence[Shown]) -> dict[str, str]:
     first = shown[0].row
     answers = dict.fromkeys(KINDS, UNKNOWN)
     answers["name"] = first["name"]
-    drawn = meant = None
     for kind, row, _ in shown:
         if kind in SHORT_KINDS and answers[kind] == UNKNOWN:
             answers[kind] = _short_answers(row).get(kind, UNKNOWN)
-        elif kind == "meaning":
-            meaning = row["flag_meaning"].strip()
-            answers["meaning"] = meaning if answers["meaning"] == UNKNOWN else answers["meaning"]
-            meant = meaning if row is first else meant
-        elif kind == "flag" and row is first:
-            drawn = row["flag_desc"]
-    answers["describe"] = description(first["name"], drawn, meant)
+        elif kind in ("flag", "meaning") and row.get("flag_meaning") and answers["meaning"] == UNKNOWN:
+            answers["meaning"] = row["flag_meaning"].strip()
+    own = {kind: text for kind, row, text in shown if row is first}
+    answers["describe"] = next((own[kind] for kind in DESCRIBING if kind in own), f"{WHOSE_FLAG}{first['name']}.")
     return answers
 
 

@@ -2,8 +2,8 @@
 
 Three kinds of query, as people ask them: a picture with a question, a question that names the country, and a picture
 alone. Each fact that people ask for has a passage of its own, so one passage answers a question, and all others of the
-batch are negatives, those of the same country included. With two exceptions: flag and meaning both make a description,
-and a picture alone tells no passage of its country from another. Entries with the same drawing count as one country.
+batch are negatives, those of the same country included. With one exception: a picture alone tells no passage of its
+country from another. Entries with the same drawing count as one country.
 
 Questions come with a mask of the passages about what they ask for, whatever the country: words alone have to tell
 kinds apart, too.
@@ -97,27 +97,24 @@ class TextPairs(IterableDataset):
                 yield self._pictures_alone(chosen) if step == 3 else self._questions(chosen)
 
     def _questions(self, chosen: list[str]) -> dict[str, torch.Tensor]:
-        queries, positives, others, asked, told, told_by_others = [], [], [], [], [], []
+        queries, positives, others, told, told_by_others = [], [], [], [], []
         for entity in chosen:
             texts, name = self._texts_and_name(entity)
             kind = self.random.choice([k for k in (*KINDS, "background") if k in texts or k == "describe"])
-            wanted = self.random.choice([k for k in DESCRIBING if k in texts] or ["name"])
-            wanted = wanted if kind == "describe" else kind
+            wanted = next(k for k in DESCRIBING if k in texts) if kind == "describe" else kind
             if self.random.random() < 0.3:
                 question, picture = self.random.choice(NAMED[kind]).format(name=name), None
             else:
                 question = self.random.choice(BACKGROUND) if kind == "background" else self.ask(kind, self.random)
                 picture = self._picture(entity)
             entry, group = self.pictures[entity, ENTRY_VIEW], drawing_group(entity)
-            label = {k: (group, "describe" if kind == "describe" and k in DESCRIBING else k) for k in texts}
-            queries.append((picture, question, label[wanted]))
-            positives.append((entry, texts[wanted], label[wanted]))
+            queries.append((picture, question, (group, wanted)))
+            positives.append((entry, texts[wanted], (group, wanted)))
             rest = self.random.sample([k for k in texts if k != wanted], min(OTHERS, len(texts) - 1))
-            others += [(entry, texts[k], label[k]) for k in rest]
-            asked.append(DESCRIBING if kind == "describe" and wanted in DESCRIBING else (wanted,))
+            others += [(entry, texts[k], (group, k)) for k in rest]
             told.append(wanted)
             told_by_others += rest
-        same_kind = torch.tensor([[kind in kinds for kind in told + told_by_others] for kinds in asked])
+        same_kind = torch.tensor([[kind == wanted for kind in told + told_by_others] for wanted in told])
         return self._batch(queries, positives + others) | {"same_kind": same_kind}
 
     def _pictures_alone(self, chosen: list[str]) -> dict[str, torch.Tensor]:

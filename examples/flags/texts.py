@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 
 KINDS = ("name", "capital", "language", "currency", "subregion", "flag", "meaning", "facts", "background")
-DESCRIBING = ("flag", "meaning")  # the passages that a description is made of
+DESCRIBING = ("flag", "meaning", "name")  # the first of these that there is describes a flag
 WHOSE_FLAG, MEANING_OF = "Country or territory with this flag: ", "Meaning of the flag of "
 
 _SENTENCE_END = re.compile(r"""[.!?]["')]*(?=\s+[A-Z"']|$)""")
@@ -40,11 +40,13 @@ def passage_texts(row: dict) -> dict[str, tuple[str, str]]:
     labels["currency"] = "Currencies of" if len(row.get("currency") or []) > 1 else "Currency of"
     for kind, value in answer_values(row).items():
         texts[kind] = (f"{labels[kind]} {name}", f"{labels[kind]} {name}: {value}.")
+    title = f"{MEANING_OF}{name}"
+    meaning = [f"{title}: {row['flag_meaning'].strip()}."] if row.get("flag_meaning") else []
     if row.get("flag_desc"):
-        texts["flag"] = (f"Flag of {name}", f"The flag of {name}: {row['flag_desc'].strip()}.")
-    if row.get("flag_meaning"):
-        title = f"{MEANING_OF}{name}"
-        texts["meaning"] = (title, f"{title}: {row['flag_meaning'].strip()}.")
+        shown = f"The flag of {name}: {row['flag_desc'].strip()}."
+        texts["flag"] = (f"Flag of {name}", " ".join([shown, *meaning]))
+    if meaning:
+        texts["meaning"] = (title, *meaning)
     if fields := fact_fields(row):
         texts["facts"] = (f"More facts about {name}", facts_text(name, fields))
     if row.get("background"):
@@ -94,24 +96,23 @@ def facts_text(name: str, fields: Sequence[tuple[str, str]]) -> str:
     return f"More facts about {name}: " + "; ".join(text for _, text in fields) + "."
 
 
-def description(name: str, flag_desc: str | None = None, flag_meaning: str | None = None) -> str:
-    """What a good description of a flag says: the passages on what it shows and what it means, else whose it is.
+def description(row: dict) -> str:
+    """What a good description of a flag says: what it shows and what it means, else whose it is.
 
-    It is made of passages as they stand, so that a reader that copies can write it in one go.
+    It is a passage as it stands, so that a reader that copies can write it in one go.
 
     Example:
 
     ```python
-    >>> description("Japan", "white with a large red disk", "the disk represents the sun")
-    'The flag of Japan: white with a large red disk. Meaning of the flag of Japan: the disk represents the sun.'
-    >>> description("Japan")
+    >>> description({"name": "Japan", "flag_desc": "white with a large red disk", "flag_meaning": "the disk is the sun"})
+    'The flag of Japan: white with a large red disk. Meaning of the flag of Japan: the disk is the sun.'
+    >>> description({"name": "Japan"})
     'Country or territory with this flag: Japan.'
 
     ```
     """
-    texts = passage_texts({"name": name, "flag_desc": flag_desc, "flag_meaning": flag_meaning})
-    telling = [texts[kind][1] for kind in DESCRIBING if kind in texts]
-    return " ".join(telling or [texts["name"][1]])
+    texts = passage_texts(row)
+    return next(texts[kind][1] for kind in DESCRIBING if kind in texts)
 
 
 def parts_of_description(text: str) -> tuple[str, str]:

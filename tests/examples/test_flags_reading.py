@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import islice
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from flags import reading, shuffled
+from flags import reading, shuffled, wordings
 from flags.reading import (
     FIRST_TOKEN_WEIGHT,
     FORK_WEIGHT,
@@ -102,6 +103,21 @@ def test_tokenizer_keeps_its_settings(tokenizer, tmp_path):
 def test_a_value_looks_the_same_in_a_passage_and_as_an_answer(processor, value):
     whole, label, answer = processor.encode_text([f"Capital of Utopia: {value}", "Capital of Utopia:", value])
     assert whole == label + answer
+
+
+@pytest.fixture(scope="module")
+def whole_tokenizer(world):
+    return make_tokenizer([world.entities[country] for country in world.train])
+
+
+def test_what_questions_ask_for_is_whole_tokens(whole_tokenizer):
+    """Split words share pieces with words that mean something else, and the reader took the one for the other."""
+    nouns = {noun for of_kind in wordings.NOUNS.values() for noun in of_kind} - {"sub-region"}
+    assert [noun for noun in nouns if len(whole_tokenizer.tokenize(noun)) != len(noun.split())] == []
+    letters = {letter for of_kind in wordings.CHINESE_NOUNS.values() for noun in of_kind for letter in noun}
+    known = {whole_tokenizer.decode([number]) for number in range(len(whole_tokenizer))}
+    assert letters - known == set()
+    assert [token for token in known if len(re.findall(r"[\u4e00-\u9fff]", token)) > 1] == []
 
 
 def test_the_colon_before_a_value_is_a_token_of_its_own(tokenizer, rows):

@@ -113,17 +113,16 @@ def test_row_i_is_the_positive_of_query_i(pairs, batches):
             if not seen:
                 kind, name = asked_by_name(query)
                 assert name == name_of(passage)
-                assert kind_of(passage) in (("flag", "meaning") if kind == "describe" else (kind,))
+                assert kind_of(passage) == ("flag" if kind == "describe" else kind)
             elif (kind := asked.get(query.lower().rstrip("?."))) is not None:  # some are asked with a greeting
-                assert kind_of(passage) in (("flag", "meaning") if kind == "describe" else (kind,))
+                assert kind_of(passage) == ("flag" if kind == "describe" else kind)
                 understood += 1
     assert len(kinds) > 6
     assert understood > 20
 
 
-def test_everything_else_of_the_country_is_a_negative_but_for_descriptions(pairs, batches):
+def test_everything_else_of_the_country_is_a_negative(pairs, batches):
     """A label that a query shares with a passage takes the passage out of the loss."""
-    seen = set()
     for batch in batches:
         if "input_ids" not in batch:
             continue
@@ -134,26 +133,7 @@ def test_everything_else_of_the_country_is_a_negative_but_for_descriptions(pairs
             own = [j for j in range(len(texts)) if torch.equal(pictures[j], pictures[i])]
             spared = [kind_of(texts[j]) for j in range(len(texts)) if labels[j] == label]
             assert {kind_of(texts[j]) for j in own if labels[j] == label} == set(spared)
-            assert set(spared) in ({kind_of(texts[i])}, {"flag", "meaning"})
-            seen.add(frozenset(spared))
-    assert frozenset({"flag", "meaning"}) in seen
-
-
-@pytest.mark.parametrize("text_only", [False, True])
-@pytest.mark.parametrize("kind", ["describe", "meaning"])
-def test_flag_and_meaning_are_no_negatives_of_each_other_where_a_description_is_asked_for(
-    world, processor, monkeypatch, kind, text_only
-):
-    monkeypatch.setattr(text_pairs, "OTHERS", 99)  # all there are
-    pairs = TextPairs(processor, world, ["ke"], VIEWS, countries_per_batch=1)
-    choose = pairs.random.choice
-    monkeypatch.setattr(pairs.random, "choice", lambda values: kind if kind in values else choose(values))
-    monkeypatch.setattr(pairs.random, "random", lambda: 0.0 if text_only else 0.99)
-    batch = next(iter(pairs))
-    same = (batch["passage_labels"] == batch["query_labels"]).tolist()
-    spared = {kind_of(text) for text, as_query in zip(passages(pairs, batch), same) if as_query}
-    assert spared == ({"flag", "meaning"} if kind == "describe" else {"meaning"})
-    assert batch["image_mask"].tolist() == [not text_only]
+            assert set(spared) == {kind_of(texts[i])}
 
 
 def test_pictures_alone_carry_the_label_of_their_country(world, pairs, batches):
@@ -232,7 +212,7 @@ def test_same_kind_marks_the_passages_that_tell_what_is_asked_for_whatever_the_c
         for i, (row, label) in enumerate(zip(batch["same_kind"].tolist(), batch["query_labels"].tolist())):
             own = {kinds[j] for j, other in enumerate(batch["passage_labels"].tolist()) if other == label}
             marked = {kind for kind, same in zip(kinds, row) if same}
-            assert own <= marked <= own | {"flag", "meaning"}
+            assert own == marked
             assert row == [kind in marked for kind in kinds]
             assert kinds[i] in marked
 
