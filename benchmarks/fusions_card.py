@@ -19,8 +19,7 @@ passages in any order, and is asked about {tasks} facts of 40 countries that no 
 (`python benchmarks/fusions.py`, batches of 16, one core; CPU minutes are those of training, on a machine shared with
 others). At the start half of the rows, at the end none, ask for a passage to be repeated from memory
 (`RavlmTrainer(memory=MemoryTraining(reconstruction=(0.5, 0.0)))`). `in_context` is the shipped reader as it is, which
-has learned to read words for about three CPU hours: the one of seven layers, before the eighth that is shipped now
-(`model_cards/flags_training.md`).
+had learned to read words for about three CPU hours: an earlier one, with a tokenizer of 2,048 tokens.
 
 {figures}
 

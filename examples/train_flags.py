@@ -5,12 +5,11 @@
 Four stages (`examples/flags/recipe.py` says why): the picture tower learns to match drawings across styles, the text
 tower to find the passage that answers, whatever the words of the question, the reader to copy the answer out of
 passages, and then, made deeper, to tell what is asked for in any words, and which of many passages answers. Then the
-knowledge base is indexed, everything is saved to one folder, and the dev countries are measured. The shipped model was
-made by these stages in several goes, which `model_cards/flags.md` tells. Any option of a stage scales with its number
-of steps, 0 skips it; `--start_from FOLDER` goes on from what another run wrote, with the same result as one run of all
-stages; `--leave_out STYLE` keeps one drawing style out of training altogether. With `--by_country` a search finds the
-country by its picture first, and what is known of it is read; what that is worth stands in
-`model_cards/flags_training.md`.
+knowledge base is indexed, everything is saved to one folder, and the dev countries are measured. Any option of a stage
+scales with its number of steps, 0 skips it; `--start_from FOLDER` goes on from what another run wrote, as the shipped
+model was made (`model_cards/flags.md`); `--leave_out STYLE` keeps one drawing style out of training altogether. With
+`--by_country` a search finds the country by its picture first, and what is known of it is read; what that is worth
+stands in `model_cards/flags_training.md`.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Options:
     sharpening_steps: int = field(default=400, metadata={"help": "end of stage 1: the same, on sharper pictures"})
     text_steps: int = field(default=1200, metadata={"help": "stage 2: batches of 24 questions"})
     reading_steps: int = field(default=1800, metadata={"help": "stage 3: batches of about 2048 tokens"})
-    choosing_steps: int = field(default=2500, metadata={"help": "stage 4: batches of about 2048 tokens"})
+    choosing_steps: int = field(default=6000, metadata={"help": "stage 4: batches of about 2048 tokens"})
     by_country: bool = field(default=False, metadata={"help": "find the country first, and read all that is known"})
     start_from: str | None = field(default=None, metadata={"help": "folder of an earlier run to go on from"})
     leave_out: str | None = field(default=None, metadata={"help": f"never to train on: {', '.join(VIEWS)}"})
@@ -191,7 +190,7 @@ def fit(trainer_class, model, arguments: TrainingArguments, batches) -> None:
 
 def save(model, processor, folder: Path, options: Options) -> None:
     """Model and processor to one folder."""
-    model.config.generator_config.use_cache = True  # a Trainer turns it off
+    model.config.use_cache = model.config.generator_config.use_cache = True  # a Trainer turns them off
     if options.by_country:
         model.config.num_passages = MOST_PASSAGES
     model.eval().save_pretrained(folder)
