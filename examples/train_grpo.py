@@ -59,7 +59,7 @@ class Options:
     test_questions: int = field(default=80, metadata={"help": "that nothing is trained on"})
     searches_at_first: float = field(default=0.8, metadata={"help": "share of `search` in the first lessons"})
     first_steps: int = field(default=60, metadata={"help": "steps of the first lessons"})
-    steps: int = field(default=40, metadata={"help": "steps by rewards"})
+    steps: int = field(default=80, metadata={"help": "steps by rewards"})
     search_cost: float = field(default=0.2, metadata={"help": "what a search takes from the reward"})
     generations: int = field(default=8, metadata={"help": "answers to each question, which are compared"})
     batch: int = field(default=16, metadata={"help": "answers in a step"})

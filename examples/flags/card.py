@@ -112,8 +112,9 @@ descriptions 12 lose what the flag means so. It answers from its passages even w
 with the policy of `examples/flags/policy` it weighs them and may say nothing (`model_cards/flags_do_no_harm.md`);
 without passages it answers what the question itself tells, and else says "unknown". Search by words alone follows the
 kind of question, not yet the country's name. Mere keywords are understood less well than sentences (`search` among
-the wordings above), and of all passages about a country at once it finds the one that answers less surely. Asked for what none of its passages is about (how many
-people live there), it says something else, sure of it even with the policy. The facts are as old as their sources.
+the wordings above), and of all passages about a country at once it finds the one that answers less surely. Asked for
+what none of its passages is about (how many people live there), it says something else, sure of it even with the
+policy. The facts are as old as their sources.
 
 ## Knowledge, drawings and licences
 

@@ -202,7 +202,7 @@ class ShuffledCountries:
         return Example([], turns)
 
     def _shown(self, num_passages: int) -> list[Shown]:
-        """Some passages of a new country, long ones less often; one time in five, first what the flag shows or means."""
+        """Some passages of a new country, long ones less often; one time in five, first those on the flag."""
         rng = self.rng
         passages = self.passages_of(self.country())
         rng.shuffle(passages)

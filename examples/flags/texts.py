@@ -104,8 +104,8 @@ def description(row: dict) -> str:
     Example:
 
     ```python
-    >>> description({"name": "Japan", "flag_desc": "white with a large red disk", "flag_meaning": "the disk is the sun"})
-    'The flag of Japan: white with a large red disk. Meaning of the flag of Japan: the disk is the sun.'
+    >>> description({"name": "Japan", "flag_desc": "white with a red disk", "flag_meaning": "the disk is the sun"})
+    'The flag of Japan: white with a red disk. Meaning of the flag of Japan: the disk is the sun.'
     >>> description({"name": "Japan"})
     'Country or territory with this flag: Japan.'
 

@@ -112,7 +112,7 @@ def whole_tokenizer(world):
 
 def test_what_questions_ask_for_is_whole_tokens(whole_tokenizer):
     """Split words share pieces with words that mean something else, and the reader took the one for the other."""
-    nouns = {noun for of_kind in wordings.NOUNS.values() for noun in of_kind} - {"sub-region"}
+    nouns = {noun for of_kind in wordings.NOUNS.values() for noun in of_kind} - {"sub-region"}  # a hyphen parts words
     assert [noun for noun in nouns if len(whole_tokenizer.tokenize(noun)) != len(noun.split())] == []
     letters = {letter for of_kind in wordings.CHINESE_NOUNS.values() for noun in of_kind for letter in noun}
     known = {whole_tokenizer.decode([number]) for number in range(len(whole_tokenizer))}

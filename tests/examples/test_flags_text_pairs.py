@@ -7,7 +7,6 @@ from itertools import islice
 import pytest
 import torch
 
-from flags import text_pairs
 from flags.questions import BACKGROUND, KINDS, NAMED, OFFICIAL, PARAPHRASES
 from flags.text_pairs import OTHERS, TextPairs
 from flags.world import drawing_group, load_world
