@@ -76,7 +76,7 @@ def test_the_system_answers_by_the_policy_from_then_on(folder, capsys):
     assert main(told) == 0
     assert "Withheld by the policy, which is sure by 0." in capsys.readouterr().out
     assert main([*told, "--json"]) == 0
-    assert "posterior" not in json.loads(capsys.readouterr().out)
+    assert not {"posterior", "leave_one_out"} & set(json.loads(capsys.readouterr().out))  # no one asked for them
 
 
 def test_it_goes_where_it_is_told_and_the_table_is_for_people(folder, tmp_path, capsys):
@@ -107,6 +107,14 @@ def test_an_answer_is_told_with_its_confidence_and_where_it_was_read(capsys):
     assert passage.endswith("is/capital: Capital of Iceland: Reykjavik.")  # its title, with which it begins, but once
     assert origin.strip().startswith("npm world-countries")
     assert "ODbL-1.0" in origin
+    assert main(["ask", str(FLAGS / "checkpoint"), asked[0], "Describe this flag."]) == 0
+    *_, passage, _ = capsys.readouterr().out.splitlines()
+    assert passage.endswith(" ...")  # the passage is longer, and looks so
+
+
+def test_an_empty_question_is_refused_before_anything_is_opened(capsys):
+    assert main(["ask", str(FLAGS / "checkpoint"), str(FLAGS / "unseen" / "is__circleflags.png"), "  "]) == 2
+    assert "the question is empty. Write it last, in quotes." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from .sources import column_names
 
 
 _CONFIG = "config.json"
+MOST_LETTERS = 160  # of a passage that stands below an answer
 
 
 def ask(arguments: argparse.Namespace) -> Outcome:
@@ -54,8 +55,9 @@ def ask(arguments: argparse.Namespace) -> Outcome:
     if arguments.save is not None:
         pipeline.save_pretrained(arguments.save)
     record = {"question": question, "images": images, **plain_record(answer)}
-    if not answer["posterior"]:  # it was not asked for
-        del record["posterior"]
+    for name in ("posterior", "leave_one_out"):
+        if not record[name]:  # it was not asked for
+            del record[name]
     lines = [] if is_read else [answer["generated_text"] or "(no answer)"]
     return Outcome(record, "\n".join([*lines, *_judged(record), *_evidence(record)]))
 
@@ -74,12 +76,14 @@ def images_and_question(words: list[str]) -> tuple[list[str], str]:
     """The images of a question, and the question, which stands last.
 
     Raises:
-        InvalidInputError: The question is missing, or there is no such image.
+        InvalidInputError: The question is missing or empty, or there is no such image.
 
     >>> images_and_question(["What is a wren?"])
     ([], 'What is a wren?')
     """
     *images, question = words
+    if not question.strip():
+        raise InvalidInputError("the question is empty. Write it last, in quotes.")
     if not images and (os.path.isfile(question) or question.startswith(("http://", "https://"))):
         raise InvalidInputError(
             f"{question}: an image came without a question. Write the question after it, in quotes."
@@ -132,8 +136,9 @@ def _evidence(record: dict[str, Any]) -> list[str]:
     lines = ["", "Read:"]
     for number, passage in enumerate(record["evidence"], start=1):
         title, text = passage.get("title") or "", passage.get("text") or ""
-        words = text if text.startswith(title) else f"{title} {text}"
-        lines.append(f"  [{number}] {passage['score']:.2f}  {one_line(passage['id'])}: {one_line(words)[:160]}")
+        words = one_line(text if text.startswith(title) else f"{title} {text}")
+        words = words if len(words) <= MOST_LETTERS else f"{words[:MOST_LETTERS]} ..."
+        lines.append(f"  [{number}] {passage['score']:.2f}  {one_line(passage['id'])}: {words}")
         origin = [one_line(passage[name]) for name in ("source", "licence", "url") if passage.get(name)]
         lines += [f"      {', '.join(origin)}"] if origin else []
     for citation in record.get("citations") or []:
