@@ -53,6 +53,7 @@ def make_tokenizer(rows: Sequence[Mapping], vocab_size: int = 2560, seed: int = 
     """
     passages = [text for row in rows for _, text in passage_texts(row).values()]
     names = ShuffledCountries(rows, seed).names
+    # So often that what is asked for becomes whole tokens before rarer pieces of names do.
     texts = passages * 2 + trained_wordings() * 50 + [names.phrase() for _ in range(3000)]
 
     tokenizer = Tokenizer(models.BPE())

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from flags.invented import MONEY, InventedNames, exchange_words
 from flags.questions import KINDS, SHORT_KINDS, ask
-from flags.texts import DESCRIBING, WHOSE_FLAG, fact_fields, facts_text, passage_texts
+from flags.texts import DESCRIBING, description, fact_fields, facts_text, passage_texts
 from flags.wordings import ask_in_noise
 
 
@@ -30,7 +30,8 @@ LEFT_OUT = {"facts": 0.65, "background": 0.75}  # shares; any other passage is m
 ASKED_BY_PASSAGE = {**{kind: kind for kind in (*SHORT_KINDS, "meaning")}, "flag": "describe"}
 _LESSER_FIELDS = ("demonym", "calling", "area", "independence", "national_symbol", "national_colors")
 
-# A reader that is not asked so takes the particle 吗 for a letter of what is asked for; a search does not gain by it.
+# With a tokenizer of bytes, a reader that was not asked so took the particle 吗 for a letter of what is asked for; a
+# search did not gain by it. What it is worth where letters are tokens was not measured.
 ask_reader = partial(ask_in_noise, particle_share=0.5)
 
 
@@ -367,7 +368,7 @@ def answers_from(shown: Sequence[Shown]) -> dict[str, str]:
         elif kind in ("flag", "meaning") and row.get("flag_meaning") and answers["meaning"] == UNKNOWN:
             answers["meaning"] = row["flag_meaning"].strip()
     own = {kind: text for kind, row, text in shown if row is first}
-    answers["describe"] = next((own[kind] for kind in DESCRIBING if kind in own), f"{WHOSE_FLAG}{first['name']}.")
+    answers["describe"] = next((own[kind] for kind in DESCRIBING if kind in own), description({"name": first["name"]}))
     return answers
 
 

@@ -466,7 +466,7 @@ _CHINESE_LETTERS = sorted(
 # Of Unicode 1.1: what is asked for has to be found among letters never seen, too.
 _IDEOGRAPHS = [chr(code) for code in range(0x4E00, 0x9FA6)]
 # Letters that share two of their three bytes with one that tells what is asked for, as the particle that ends a
-# question (吗) does with that of "name" (名): the tokenizer sees bytes, and the reader took the one for the other.
+# question (吗) does with that of "name" (名): a reader whose tokenizer saw bytes alone took the one for the other.
 _LOOKALIKES = sorted({chr(ord(one) & ~63 | last) for one in _TELLING for last in range(64)} - _TELLING)
 _CHINESE_GREETINGS = ("你好,", "请问,", "看这面旗。", "问一下:", "您好!")
 
