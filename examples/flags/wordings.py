@@ -63,6 +63,11 @@ FLAGS = (
     *("this flag", "the flag", "this banner", "the flag in the picture", "the flag shown", "that flag"),
     *("the pictured flag", "this national flag", "the flag here"),
 )
+# Whose it is in a few words thrown together, as people type into a search box.
+KEYWORDS = (
+    *("country", "nation", "land", "state", "country here", "flag", "banner", "national flag", "flag of country"),
+    *("flag shown", "country shown", "nation with flag", "flag in picture", "its flag", "whose flag", "this"),
+)
 FRAMES = (
     "What is the {noun} of {whose}?",
     "What's the {noun} of {whose}?",
@@ -563,7 +568,7 @@ def trained_wordings() -> list[str]:
     by_kind = (NOUNS, SENTENCES, PARAPHRASES, CHINESE_NOUNS, CHINESE_SENTENCES)
     phrases = [phrase for wordings in by_kind for of_kind in wordings.values() for phrase in of_kind]
     phrases += [phrase[:1].upper() + phrase[1:] for phrase in phrases]  # as it stands at the beginning
-    owners = (*COUNTRIES, *FLAGS, *CHINESE_COUNTRIES, *CHINESE_FLAGS)
+    owners = (*COUNTRIES, *FLAGS, *KEYWORDS, *CHINESE_COUNTRIES, *CHINESE_FLAGS)
     frames = [frame.format(noun="", whose="") for frame in (*FRAMES, *CHINESE_FRAMES)]
     return [*OFFICIAL.values(), *phrases, *owners, *frames, *_GREETINGS, *_CHINESE_GREETINGS]
 
@@ -583,15 +588,16 @@ def _words_for(kind: str, is_chinese: bool) -> tuple[tuple[str, ...], tuple[str,
 
 
 def _strewn(kind: str, rng: random.Random, is_chinese: bool) -> str:
-    """No frame at all: what is asked for and whose it is, in either order, among idle words."""
+    """No frame at all: what is asked for, mostly whose it is, in either order, among idle words or alone."""
     blank, (nouns, whose) = "" if is_chinese else " ", _words_for(kind, is_chinese)
-    noun, owner = rng.choice(nouns), rng.choice(whose)
-    parts = [noun, owner][:: rng.choice((1, 1, -1))] if rng.random() < 0.8 else [noun]
+    noun, owner = rng.choice(nouns), rng.choice(whose if is_chinese or rng.random() < 0.5 else KEYWORDS)
+    parts = [noun, owner][:: rng.choice((1, 1, -1))] if rng.random() < 0.7 else [noun]
     words = [
-        _idle_words(rng, is_chinese, 3, MADE_UP_SHARE) if rng.random() < 0.7 else "" for _ in range(len(parts) + 1)
+        _idle_words(rng, is_chinese, 3, MADE_UP_SHARE) if rng.random() < 0.5 else "" for _ in range(len(parts) + 1)
     ]
     laid = [words[0], *(one for pair in zip(parts, words[1:], strict=True) for one in pair)]
-    return blank.join(filter(None, laid)) + rng.choice(("", "?", "?", ".", "!", ":"))
+    asked = blank.join(filter(None, laid)) + rng.choice(("", "?", "?", ".", "!", ":"))
+    return asked[:1].upper() + asked[1:] if rng.random() < 0.5 else asked
 
 
 def _idle_words(rng: random.Random, is_chinese: bool, most: int, made_up: float) -> str:
@@ -637,7 +643,7 @@ def _spoilt(question: str, rng: random.Random) -> str:
         return question.rstrip("?.")
     if manner < 0.25:
         return rng.choice(_GREETINGS) + question
-    if manner < 0.30:
+    if manner < 0.33:
         place = rng.randrange(len(question) - 1)  # two letters change places, or one is lost
         swapped = question[place + 1] + question[place] if rng.random() < 0.5 else question[place + 1]
         return question[:place] + swapped + question[place + 2 :]
