@@ -50,10 +50,7 @@ ask("flag.png", question="What is the capital of the country that uses this flag
 ## How it was made
 
 `{command}`,
-in three runs, each from what the one before left (`--start_from`): stage 1; stages 2 to 4, when the tokenizer had come
-to know the words of the questions; and 1,200 more steps of stage 2 and 1,300 of stage 4 (`--seed 1`), when a flag's
-passage had come to tell what the flag means, too. On two CPU cores with AMX the second run took 224, 591 and 2,982
-seconds for its stages; the first took 1,034 and 1,261 for the two parts of stage 1, on one of them.
+in one run of {minutes:.0f} minutes on two CPU cores with AMX.
 
 Four stages (`examples/flags/recipe.py`): a ResNet of three stages learns which drawings show the same flag, from the
 drawings of 150 countries in seven styles, altered and invented flags, all redrawn at random, on pictures of 64 pixels
@@ -159,6 +156,7 @@ def write_card(folder: Path, command: str, left_out: list[Path]) -> str:
         passages=found["passages"],
         millions=found["parameters"] / 1e6,
         command=command,
+        minutes=found["minutes"],
         retrieval=format_retrieval(found["retrieval"]),
         fair=format_retrieval(found["retrieval without pictures that show another entry's flag"]),
         leave_one_out=leave_one_out_table(left_out) if left_out else earlier_table(path),

@@ -112,6 +112,21 @@ def test_an_answer_is_told_with_its_confidence_and_where_it_was_read(capsys):
     assert passage.endswith(" ...")  # the passage is longer, and looks so
 
 
+def test_where_nothing_was_read_or_cited_it_is_said_why(capsys):
+    asked = [str(FLAGS / "unseen" / "is__circleflags.png"), "What is the capital of the country that uses this flag?"]
+    ask = ["ask", str(FLAGS / "checkpoint"), *asked]
+    for options, why in {
+        ("--where", '{"source": "nobody"}'): ": nothing was found among what --where lets pass.",
+        ("--where", '{"source": "nobody"}', "--k", "0"): ".",
+        ("--where", '{"source": "nobody"}', "--policy", str(FLAGS / "policy")): ": nothing was found among what",
+    }.items():
+        assert main([*ask, *options]) == 0
+        assert f"\nNothing was read for it{why}" in capsys.readouterr().out
+    assert main([*ask, "--cite"]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == "  The answer cites none of them."
+
+
 def test_an_empty_question_is_refused_before_anything_is_opened(capsys):
     assert main(["ask", str(FLAGS / "checkpoint"), str(FLAGS / "unseen" / "is__circleflags.png"), "  "]) == 2
     assert "the question is empty. Write it last, in quotes." in capsys.readouterr().err

@@ -59,7 +59,7 @@ def ask(arguments: argparse.Namespace) -> Outcome:
         if not record[name]:  # it was not asked for
             del record[name]
     lines = [] if is_read else [answer["generated_text"] or "(no answer)"]
-    return Outcome(record, "\n".join([*lines, *_judged(record), *_evidence(record)]))
+    return Outcome(record, "\n".join([*lines, *_judged(record), *_evidence(record, bool(where) and arguments.k != 0)]))
 
 
 def told_as_written(events: Iterator[dict[str, Any]]) -> dict[str, Any]:
@@ -130,9 +130,9 @@ def _judged(record: dict[str, Any]) -> list[str]:
     return [f"Withheld by the policy, which is sure by {record['confidence']:.2f} of: {one_line(record['withheld'])}"]
 
 
-def _evidence(record: dict[str, Any]) -> list[str]:
+def _evidence(record: dict[str, Any], is_filtered: bool) -> list[str]:
     if not record["evidence"]:
-        return ["", "Nothing was read for it."]
+        return ["", _why_nothing(record, is_filtered)]
     lines = ["", "Read:"]
     for number, passage in enumerate(record["evidence"], start=1):
         title, text = passage.get("title") or "", passage.get("text") or ""
@@ -141,9 +141,21 @@ def _evidence(record: dict[str, Any]) -> list[str]:
         lines.append(f"  [{number}] {passage['score']:.2f}  {one_line(passage['id'])}: {words}")
         origin = [one_line(passage[name]) for name in ("source", "licence", "url") if passage.get(name)]
         lines += [f"      {', '.join(origin)}"] if origin else []
+    if record.get("citations") == [] and not record.get("abstained"):
+        lines.append("  The answer cites none of them.")
     for citation in record.get("citations") or []:
         if not citation["supported"]:
             lines.append(f"  {citation['marker']} is not supported by what was read: {citation['reason']}")
     if record.get("unread"):
         lines.append(f"  Found and not read: {', '.join(one_line(one['id']) for one in record['unread'])}")
     return lines
+
+
+def _why_nothing(record: dict[str, Any], is_filtered: bool) -> str:
+    if record.get("dropped"):
+        why = f": the policy dropped {', '.join(one_line(one['id']) for one in record['dropped'])}"
+    elif record.get("retrieved") is False:
+        why = ": the policy did not search"
+    else:
+        why = ": nothing was found among what --where lets pass" if is_filtered else ""
+    return f"Nothing was read for it{why}."
