@@ -105,11 +105,12 @@ intervals.
 It reads flags and nothing else. Flags that differ in an emblem of a few pixels are confused (Qatar and Bahrain, the
 blue ensigns), simplified drawings most of all; of forty in the style flagpack three show no emblem at all, or another
 flag, so that more than 0.925 cannot be had there. Long answers may go round in a circle or break off: of 40
-descriptions 12 lose what the flag means so. It answers from its passages even where they are about another country;
+descriptions 9 lose what the flag means so. It answers from its passages even where they are about another country;
 with the policy of `examples/flags/policy` it weighs them and may say nothing (`model_cards/flags_do_no_harm.md`);
 without passages it answers what the question itself tells, and else says "unknown". Search by words alone follows the
-kind of question, not yet the country's name. Mere keywords are understood less well than sentences (`search` among
-the wordings above), and of all passages about a country at once it finds the one that answers less surely. Asked for
+kind of question, not yet the country's name. Mere keywords are understood less well than sentences (`search` and
+`form` among the wordings above): words of a description ("picture", "complete") drown what is asked for. Where an
+answer begins like the country's name it may tell the country instead ("Kyrgyzstan" for "Kyrgyzstani som"). Asked for
 what none of its passages is about (how many people live there), it says something else, sure of it even with the
 policy. The facts are as old as their sources.
 
