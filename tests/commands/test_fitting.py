@@ -17,6 +17,7 @@ from hf_ravlm.evaluation import Question
 from hf_ravlm.pipelines import AnswerPolicy
 from hf_ravlm.pipelines.model_folder import find_policy
 from hf_ravlm.pipelines.opening import open_pipeline
+from hf_ravlm.pipelines.policy.decision_heads import UncertaintyRule
 from hf_ravlm.saving.checksums import read_entries
 from hf_ravlm.training.own_questions import _warn_of_loss, judged_questions, split_questions
 
@@ -112,10 +113,14 @@ def test_an_answer_is_told_with_its_confidence_and_where_it_was_read(capsys):
     assert passage.endswith(" ...")  # the passage is longer, and looks so
 
 
-def test_where_nothing_was_read_or_cited_it_is_said_why(capsys):
+def test_where_nothing_was_read_or_cited_it_is_said_why(tmp_path, capsys):
     asked = [str(FLAGS / "unseen" / "is__circleflags.png"), "What is the capital of the country that uses this flag?"]
     ask = ["ask", str(FLAGS / "checkpoint"), *asked]
+    AnswerPolicy(similarity_floor=1.0).save_pretrained(tmp_path / "drops all")
+    AnswerPolicy(gate=UncertaintyRule("margin"), gate_threshold=1.1, no_answers=()).save_pretrained(tmp_path / "sure")
     for options, why in {
+        ("--policy", str(tmp_path / "drops all")): ": the policy dropped is/capital.",
+        ("--policy", str(tmp_path / "sure")): ": the policy did not search.",
         ("--where", '{"source": "nobody"}'): ": nothing was found among what --where lets pass.",
         ("--where", '{"source": "nobody"}', "--k", "0"): ".",
         ("--where", '{"source": "nobody"}', "--policy", str(FLAGS / "policy")): ": nothing was found among what",
