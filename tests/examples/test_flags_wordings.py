@@ -17,6 +17,8 @@ from flags.wordings import (
     KEPT_OUT_CHINESE_FRAMES,
     KEPT_OUT_FRAMES,
     KEPT_OUT_SENTENCES,
+    KEYWORDS,
+    NOUNS,
     SENTENCES,
     ask_anyhow,
     ask_in_noise,
@@ -37,6 +39,14 @@ def test_a_kind_is_asked_for_in_hundreds_of_wordings_of_two_languages(kind, ask)
     assert len(set(asked)) > 800
     assert 0.25 < sum(map(is_chinese, asked)) / len(asked) < 0.35
     assert all(question.strip() and "{" not in question for question in asked)
+
+
+def test_some_are_one_noun_and_some_keywords_thrown_together():
+    rng = random.Random(0)
+    asked = {ask_in_noise("capital", rng).casefold().rstrip("?.!:") for _ in range(10_000)}
+    assert asked & set(NOUNS["capital"])
+    assert {f"{noun} {whose}" for noun in NOUNS["capital"] for whose in KEYWORDS} & asked
+    assert {f"{whose} {noun}" for noun in NOUNS["capital"] for whose in KEYWORDS} & asked
 
 
 def test_idle_letters_begin_like_those_that_tell_what_is_asked_for():
