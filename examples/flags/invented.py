@@ -111,6 +111,8 @@ class InventedNames:
         """What the people of `name` might be called, from its first or last word: Colombia → Colombian."""
         rng = self.rng
         word = name.split()[-1 if rng.random() < 0.7 else 0].strip("()")
+        if len(word) > 6 and rng.random() < 0.15:
+            return word[: -rng.choice((3, 4))]  # Kyrgyzstan → Kyrgyz, Thailand → Thai
         if len(word) > 3 and rng.random() < 0.7:
             word = word.rstrip("aeiouy")[: len(word) - rng.choice([0, 0, 1, 2])] or word
         return word + rng.choice(PEOPLE_ENDINGS)

@@ -99,7 +99,7 @@ def draw_flag(design: Design, size: int, generator: np.random.Generator) -> np.n
         _draw_hoist(canvas, design.hoist, W, H, vary)
     for (x, y), emblem in design.emblems:
         x, y = x * W * vary(0.04), y * H * vary(0.04)
-        radius = emblem.radius * H * generator.uniform(0.75, 1.3)
+        radius = emblem.radius * H * generator.uniform(0.6, 1.5)
         draw_emblem(canvas, emblem, x, y, radius, picture.getpixel((int(x), int(y))), generator)
     return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
 

@@ -417,6 +417,10 @@ _CHATTER = (
     ),
     *("he", "they", "so", "but", "also", "again", "always", "never", "often", "some", "any", "all", "first", "last"),
     *("good", "great", "dear", "assistant", "bot", "hm", "ok", "uh", "pls", "btw", "image", "photo", "attached"),
+    # Said of descriptions and of lists, where one thing is asked for by its name beside them.
+    *("picture", "drawing", "full", "complete", "whole", "long", "detailed", "details", "overall", "everything"),
+    *("entry", "list", "sheet", "card", "table", "row", "column", "file", "record", "line", "item", "page", "label"),
+    *("below", "above", "missing", "given", "required", "searching", "web"),
 )
 _CHINESE_CHATTER = (
     *(
@@ -515,7 +519,7 @@ def ask_in_noise(kind: str, rng: random.Random, particle_share: float = 0.0) -> 
 
     ```python
     >>> ask_in_noise("currency", random.Random(6))
-    'Tu asks mudopa! What is the monetary unit of the pictured country?'
+    'Tu one mudopa! What is the monetary unit of the pictured country?'
 
     ```
     """
