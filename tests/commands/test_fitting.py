@@ -17,7 +17,6 @@ from hf_ravlm.evaluation import Question
 from hf_ravlm.pipelines import AnswerPolicy
 from hf_ravlm.pipelines.model_folder import find_policy
 from hf_ravlm.pipelines.opening import open_pipeline
-from hf_ravlm.pipelines.policy.decision_heads import UncertaintyRule
 from hf_ravlm.saving.checksums import read_entries
 from hf_ravlm.training.own_questions import _warn_of_loss, judged_questions, split_questions
 
@@ -97,44 +96,6 @@ def test_it_goes_where_it_is_told_and_the_table_is_for_people(folder, tmp_path, 
     assert 0 <= record["confidence"] <= 1
     assert main(["ask", str(FLAGS / "checkpoint"), *asked, "--policy", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
-
-
-def test_an_answer_is_told_with_its_confidence_and_where_it_was_read(capsys):
-    asked = [str(FLAGS / "unseen" / "is__circleflags.png"), "What is the capital of the country that uses this flag?"]
-    assert main(["ask", str(FLAGS / "checkpoint"), *asked, "--policy", str(FLAGS / "policy")]) == 0
-    answer, sure, _, read, passage, origin = capsys.readouterr().out.splitlines()
-    assert (answer, read) == ("Reykjavik", "Read:")
-    assert sure.startswith("(sure by 0.")
-    assert passage.endswith("is/capital: Capital of Iceland: Reykjavik.")  # its title, with which it begins, but once
-    assert origin.strip().startswith("npm world-countries")
-    assert "ODbL-1.0" in origin
-    assert main(["ask", str(FLAGS / "checkpoint"), asked[0], "Describe this flag."]) == 0
-    *_, passage, _ = capsys.readouterr().out.splitlines()
-    assert passage.endswith(" ...")  # the passage is longer, and looks so
-
-
-def test_where_nothing_was_read_or_cited_it_is_said_why(tmp_path, capsys):
-    asked = [str(FLAGS / "unseen" / "is__circleflags.png"), "What is the capital of the country that uses this flag?"]
-    ask = ["ask", str(FLAGS / "checkpoint"), *asked]
-    AnswerPolicy(similarity_floor=1.0).save_pretrained(tmp_path / "drops all")
-    AnswerPolicy(gate=UncertaintyRule("margin"), gate_threshold=1.1, no_answers=()).save_pretrained(tmp_path / "sure")
-    for options, why in {
-        ("--policy", str(tmp_path / "drops all")): ": the policy dropped is/capital.",
-        ("--policy", str(tmp_path / "sure")): ": the policy did not search.",
-        ("--where", '{"source": "nobody"}'): ": nothing was found among what --where lets pass.",
-        ("--where", '{"source": "nobody"}', "--k", "0"): ".",
-        ("--where", '{"source": "nobody"}', "--policy", str(FLAGS / "policy")): ": nothing was found among what",
-    }.items():
-        assert main([*ask, *options]) == 0
-        assert f"\nNothing was read for it{why}" in capsys.readouterr().out
-    assert main([*ask, "--cite"]) == 0
-    *_, last = capsys.readouterr().out.splitlines()
-    assert last == "  The answer cites none of them."
-
-
-def test_an_empty_question_is_refused_before_anything_is_opened(capsys):
-    assert main(["ask", str(FLAGS / "checkpoint"), str(FLAGS / "unseen" / "is__circleflags.png"), "  "]) == 2
-    assert "the question is empty. Write it last, in quotes." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

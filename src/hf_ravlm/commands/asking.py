@@ -13,6 +13,7 @@ from ..errors import InvalidInputError
 from ..pipelines.knowledge import check_place
 from ..pipelines.opening import check_local, open_pipeline
 from ..pipelines.policy.answer_policy import AnswerPolicy
+from ..retrieval.sources.folder import IMAGE_SUFFIXES
 from .models import of_server
 from .outcome import Outcome, one_line
 from .searching import conditions
@@ -24,10 +25,10 @@ MOST_LETTERS = 160  # of a passage that stands below an answer
 
 
 def ask(arguments: argparse.Namespace) -> Outcome:
-    """`ask`: opens what is searched, asks, and says what was read.
+    """`ask`: opens what is searched, asks, and says what was read. An image alone is described.
 
     Raises:
-        InvalidInputError: There is no question, no such image, or no model is named.
+        InvalidInputError: The question is empty, there is no such image, or no model is named.
     """
     images, question = images_and_question(arguments.words)
     where = conditions(arguments.where)
@@ -72,22 +73,21 @@ def told_as_written(events: Iterator[dict[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def images_and_question(words: list[str]) -> tuple[list[str], str]:
-    """The images of a question, and the question, which stands last.
+def images_and_question(words: list[str]) -> tuple[list[str], str | None]:
+    """The images of a question, and the question, which stands last; `None` where images came alone.
 
     Raises:
-        InvalidInputError: The question is missing or empty, or there is no such image.
+        InvalidInputError: The question is empty, or there is no such image.
 
     >>> images_and_question(["What is a wren?"])
     ([], 'What is a wren?')
     """
-    *images, question = words
-    if not question.strip():
+    *images, last = words
+    if not last.strip():
         raise InvalidInputError("the question is empty. Write it last, in quotes.")
-    if not images and (os.path.isfile(question) or question.startswith(("http://", "https://"))):
-        raise InvalidInputError(
-            f"{question}: an image came without a question. Write the question after it, in quotes."
-        )
+    is_address = last.startswith(("http://", "https://")) or Path(last).suffix.lower() in IMAGE_SUFFIXES
+    is_image = os.path.isfile(last) or (is_address and len(last.split()) == 1)
+    images, question = (words, None) if is_image else (images, last)
     for image in images:
         if "://" not in image and not os.path.isfile(image):
             raise InvalidInputError(

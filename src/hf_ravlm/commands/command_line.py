@@ -68,7 +68,7 @@ def _add_ask(commands: Commands) -> None:
     add_argument(
         parser,
         "words",
-        "an image or several (files or addresses), if any, and last the question",
+        "an image or several (files or addresses), if any, and last the question; images alone are described",
         metavar="IMAGE|QUESTION",
         nargs="+",
     )
