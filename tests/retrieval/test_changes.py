@@ -346,6 +346,23 @@ def test_purging_waits_for_readers_and_can_be_repeated(hash_encoder, tmp_path, m
     assert answers(reader, 10) == answers(writer, 10)
 
 
+def test_purging_does_not_wait_for_itself_where_another_process_has_written_since(hash_encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(retriever_module, "_PURGE_TIMEOUT_SECONDS", 0.1)
+    purging = built(numbered(range(10)), hash_encoder)
+    purging.save_pretrained(tmp_path)
+    other = RavlmRetriever.from_pretrained(tmp_path, encoder=hash_encoder)
+    purge = purging._current.purge
+
+    def purge_after_another_commit(*arguments):
+        other.add(numbered([20]))
+        purge(*arguments)
+
+    monkeypatch.setattr(purging._current, "purge", purge_after_another_commit)
+    purging.compact(purge=True)
+    assert len(purging) == 11
+    assert len(store_info(tmp_path / "knowledge_base")["generations"]) == 1
+
+
 def test_leased_versions_stay_until_their_reader_has_gone(hash_encoder, tmp_path):
     writer = built(numbered(range(10)), hash_encoder)
     writer.save_pretrained(tmp_path)

@@ -465,7 +465,7 @@ class RavlmRetriever:
         self.refresh()
         self._current.change(lambda knowledge: knowledge.compacted())
         if purge:
-            self._current.purge(_PURGE_TIMEOUT_SECONDS)
+            self._current.purge(_PURGE_TIMEOUT_SECONDS, self.refresh)
 
     def reencode(
         self, encoder: Encoder, batch_size: int = 64, *, staging: str | os.PathLike[str] | None = None

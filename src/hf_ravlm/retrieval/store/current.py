@@ -133,13 +133,22 @@ class CurrentKnowledge:
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
 
-    def purge(self, timeout_seconds: float) -> None:
-        """Removes earlier versions and half-made work from the folder; see `remove_old_versions`."""
+    def follow(self) -> None:
+        """Takes over the state that the folder holds."""
+        state = self.newer()
+        if state is not None:
+            self.adopt(state)
+
+    def purge(self, timeout_seconds: float, follow: Callable[[], object] | None = None) -> None:
+        """Removes earlier versions and half-made work from the folder; see `remove_old_versions`.
+
+        `follow`, by default the method, takes over what others commit meanwhile.
+        """
         with self._lock:
             if self.stored is not None:
                 folder = self.stored.version.folder
                 shutil.rmtree(folder / STAGING, ignore_errors=True)
-                remove_old_versions(folder, timeout_seconds)
+                remove_old_versions(folder, timeout_seconds, follow or self.follow)
 
     def _adopt(self, state: SavedState) -> None:
         before, self.stored, self.knowledge = self.stored, state, state.knowledge

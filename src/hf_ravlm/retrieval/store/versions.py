@@ -257,10 +257,11 @@ def point_to_version(folder: str | os.PathLike[str], name: str) -> Version:
 
 
 @_naming_the_folder
-def remove_old_versions(folder: str | os.PathLike[str], timeout_seconds: float) -> None:
+def remove_old_versions(folder: str | os.PathLike[str], timeout_seconds: float, follow: Callable[[], object]) -> None:
     """Removes every version but the current one, with every file that only they hold.
 
-    Waits `timeout_seconds` for readers of the old versions, and for another writer.
+    Waits `timeout_seconds` for readers of the old versions, and for another writer. Before each attempt `follow` lets
+    the caller go on to the current version, which another writer may have made: else it would wait for itself.
 
     Raises:
         KnowledgeBaseLockedError: If somebody goes on reading; their versions and their files are then still there.
@@ -268,6 +269,7 @@ def remove_old_versions(folder: str | os.PathLike[str], timeout_seconds: float) 
     root = absolute_folder(folder)
     deadline = time.monotonic() + timeout_seconds
     while True:
+        follow()
         with exclusive_lock(root / "LOCK", timeout_seconds):
             leased = _remove_old_files(root, {_read_pointer(root)[0]})
         if not leased:
