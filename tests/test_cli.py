@@ -363,6 +363,18 @@ def test_passages_cannot_steer_the_terminal_and_channels_may_have_commas(tmp_pat
         (["build", "{tmp}/none", "{tmp}/new", "--model", "{model}"], "there is no such file or folder"),
         (["build", "{tmp}/a.txt", "{tmp}/new", "--model", "{model}"], "its name does not say what it is"),
         (["build", "{tmp}/birds.jsonl", "{tmp}/a.txt", "--model", "{model}"], "is a file. Name a folder"),
+        (["build", "{tmp}/birds.jsonl", "{tmp}", "--model", "{model}"], "holds other files (a.txt) and no model"),
+        (["build", "{tmp}/empty.csv", "{tmp}/new", "--model", "{model}"], "empty.csv is empty. Expected names of"),
+        (["build", "{tmp}/bare", "{tmp}/new", "--model", "{model}"], "no other row was found. Check the source."),
+        (
+            ["build", "{tmp}/birds.jsonl", "{tmp}/new", "--model", "{model}", "--chunk", "3", "--overlap", "3"],
+            "--chunk 3",
+        ),
+        (
+            ["build", "{tmp}/birds.csv", "{tmp}/new", "--model", "{model}", "--delimiter", ";;"],
+            "--delimiter ';;': exp",
+        ),
+        (["add", "{built}", "{tmp}/birds.jsonl", "--model", "{model}"], "Use --update to change passages, or give"),
         (["build", "{tmp}/birds.jsonl", "{tmp}/new", "--model", "{model}", "--columns", "word=a"], "--columns word=a"),
         (
             ["build", "{tmp}/birds.jsonl", "{tmp}/new", "--model", "{model}", "--languages", "en"],
@@ -386,6 +398,9 @@ def test_passages_cannot_steer_the_terminal_and_channels_may_have_commas(tmp_pat
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(words, message, built, tmp_path, text_model, run):
     (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "birds.csv").write_text("id;text\n1;A robin\n")
     filled = [word.format(built=built, tmp=tmp_path, model=text_model) for word in words]
     code, out, err = run(*filled)
     assert (code, out) == (2, "")

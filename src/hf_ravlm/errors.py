@@ -83,6 +83,8 @@ def storage_advice(error: OSError) -> str:
     """
     if error.errno in _NO_RIGHT:
         return "Ask its owner for the right, or use a folder of your own."
+    if error.errno == errno.ENOTDIR:
+        return "A file is where a folder was expected: name another place."
     return "Make room on this disk, or use another one." if error.errno in _NO_ROOM else ""
 
 

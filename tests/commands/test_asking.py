@@ -37,10 +37,36 @@ def test_an_image_alone_is_described(capsys):
     assert json.loads(capsys.readouterr().out)["question"] is None
 
 
+def test_a_system_is_saved_over_nothing_that_somebody_keeps(tmp_path, capsys):
+    ask = [*ASK, str(ICELAND), CAPITAL, "--quiet", "--save"]
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "rake.txt").write_text("A rake.")
+    assert main([*ask, str(tmp_path / "photographs"), "--overwrite"]) == 2
+    assert "photographs holds other files (rake.txt) and no system. Name a new folder." in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "photographs").iterdir()] == ["rake.txt"]
+    assert main([*ask, str(tmp_path / "new")]) == 0
+    assert main([*ask, str(tmp_path / "new")]) == 2
+    assert "holds a system already. Name a new folder, or add --overwrite." in capsys.readouterr().err
+    assert main([*ask, str(tmp_path / "new"), "--overwrite"]) == 0
+    assert main(["ask", str(tmp_path / "new"), str(ICELAND), CAPITAL]) == 0
+    assert "is/capital" in capsys.readouterr().out
+
+
+def test_how_a_source_is_read_is_refused_where_there_is_none(capsys):
+    for options, named in ((["--columns", "id=x"], "--columns id=NAME"), (["--on_error", "skip"], "--on_error skip")):
+        assert main([*ASK, str(ICELAND), CAPITAL, *options]) == 2
+        assert f"error: {named} says how a source is read, and " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["gone.png", CAPITAL], ["gone.png"], [str(ICELAND), "gone.png"]])
 def test_an_image_that_is_not_there_is_named(words, capsys):
     assert main([*ASK, *words]) == 2
     assert "gone.png: there is no such image." in capsys.readouterr().err
+
+
+def test_a_folder_is_no_image(capsys):
+    assert main([*ASK, str(ICELAND.parent), CAPITAL]) == 2
+    assert "this is a folder, not an image" in capsys.readouterr().err
 
 
 def test_where_nothing_was_read_or_cited_it_is_said_why(tmp_path, capsys):

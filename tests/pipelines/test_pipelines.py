@@ -147,11 +147,26 @@ def test_a_retriever_given_at_the_start_replaces_the_folders_own(folder, describ
 
 
 @pytest.mark.parametrize(
-    ("question", "message"), [("  ", "question 0 is empty"), ("what is red ? " * 400, "the question is too long")]
+    ("asked", "message"),
+    [
+        ({"question": "  "}, "question 0 is empty; give words, or none at all"),
+        ({"question": "what is red ? " * 400}, "the question is too long"),
+        ({"question": "red ?", "system_message": "what is red ? " * 400}, "the system message is too long"),
+        ({"question": "red ?", "system_message": 5}, "system_message=5: expected text or None"),
+        ({"qestion": "red ?"}, "there is no qestion=; did you mean question="),
+    ],
 )
-def test_questions_that_cannot_be_asked_are_explained(describe, question, message):
+def test_questions_that_cannot_be_asked_are_explained(describe, asked, message):
     with pytest.raises(InvalidInputError, match=message):
-        describe(picture(0), question=question)
+        describe(picture(0), **asked)
+
+
+def test_an_image_under_another_name_is_not_passed_over(describe):
+    for row in ({"img": picture(0), "question": "red ?"}, {"file": "photo.JPG", "question": "red ?"}):
+        with pytest.raises(InvalidInputError, match="holds an image, and only 'image' and 'images' are looked at"):
+            describe(row)
+    (answer,) = describe({"question": "red ?", "answer": "yes", "id": "photo 3", "image": None, "logo": "logo.png"})
+    assert answer["generated_text"] == describe(None, question="red ?")[0]["generated_text"]
 
 
 def test_pictures_that_cannot_be_used_are_named(describe, tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from hf_ravlm.errors import InvalidInputError, UnsafeInputError
 from hf_ravlm.retrieval import KnowledgeBase, Passage, RavlmRetriever
+from hf_ravlm.retrieval.knowledge_base import as_knowledge_base, completed
 from hf_ravlm.retrieval.ranking.filters import matching_rows
 from hf_ravlm.retrieval.sources.checked_rows import MAX_TEXT_BYTES
 
@@ -116,6 +117,9 @@ def test_values_of_a_wrong_type_are_named(passage, message):
 def test_rows_that_are_no_dictionaries_or_have_no_id_are_named():
     with pytest.raises(InvalidInputError, match="row 0 is of type str"):
         KnowledgeBase.from_dicts(["text"])
+    for read in (as_knowledge_base, lambda row: completed(row, lambda ids: [None] * len(ids))):
+        with pytest.raises(InvalidInputError, match="one dictionary came: expected a list"):
+            read({"id": "a", "text": "t"})
     with pytest.raises(InvalidInputError, match=r"row 0 has no `id`; its keys are \['text'\]"):
         KnowledgeBase.from_dicts([{"text": "t"}])
 

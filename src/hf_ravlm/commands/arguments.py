@@ -71,8 +71,8 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--weights": {
         "type": weights,
         "metavar": "NAME=NUMBER,...",
-        "help": "what each channel counts: dense_image=0.8,dense_text=0.2 weighs images against words (default: "
-        "channels are joined by rank, and dense takes image and words together)",
+        "help": "what each channel counts, and, without --channels, which there are: dense_image=0.8,dense_text=0.2 "
+        "weighs images against words (default: channels are joined by rank, and dense takes image and words together)",
     },
     "--reader_name": {
         "metavar": "NAME",

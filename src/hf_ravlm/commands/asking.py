@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..images import IMAGE_SUFFIXES
 from ..pipelines.knowledge import check_place
 from ..pipelines.opening import check_local, open_pipeline
 from ..pipelines.policy.answer_policy import AnswerPolicy
-from ..retrieval.sources.folder import IMAGE_SUFFIXES
 from .models import of_server
 from .outcome import Outcome, one_line
 from .searching import conditions
-from .sources import column_names
+from .sources import column_names, other_files
 
 
 _CONFIG = "config.json"
@@ -28,7 +28,8 @@ def ask(arguments: argparse.Namespace) -> Outcome:
     """`ask`: opens what is searched, asks, and says what was read. An image alone is described.
 
     Raises:
-        InvalidInputError: The question is empty, there is no such image, or no model is named.
+        InvalidInputError: The question is empty, there is no such image, no model is named, or --save would replace
+            what somebody keeps.
     """
     images, question = images_and_question(arguments.words)
     where = conditions(arguments.where)
@@ -37,6 +38,7 @@ def ask(arguments: argparse.Namespace) -> Outcome:
     reading |= {"on_error": arguments.on_error} if arguments.on_error != "raise" else {}
     if arguments.save is not None:
         check_local(model, "--save")
+        check_free(arguments.save, arguments.overwrite)
     reading |= of_server(arguments)
     policy = None if arguments.policy is None else AnswerPolicy.from_pretrained(arguments.policy)
     pipeline = open_pipeline(model, knowledge, arguments.encoder, arguments.device, **reading)
@@ -90,10 +92,22 @@ def images_and_question(words: list[str]) -> tuple[list[str], str | None]:
     images, question = (words, None) if is_image else (images, last)
     for image in images:
         if "://" not in image and not os.path.isfile(image):
-            raise InvalidInputError(
-                f"{image}: there is no such image. Images come first, the question last, in quotes."
-            )
+            reason = "this is a folder, not an image" if os.path.isdir(image) else "there is no such image"
+            raise InvalidInputError(f"{image}: {reason}. Images come first, the question last, in quotes.")
     return images, question
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Refuses to save a system among files of another kind, and over another system unasked.
+
+    Raises:
+        InvalidInputError: With what to do.
+    """
+    others = other_files(folder)
+    if others and not (folder / _CONFIG).is_file():
+        raise InvalidInputError(f"--save {folder} holds other files ({others[0]}) and no system. Name a new folder.")
+    if others and not overwrite:
+        raise InvalidInputError(f"--save {folder} holds a system already. Name a new folder, or add --overwrite.")
 
 
 def model_and_knowledge(model: str | None, knowledge: str) -> tuple[str, str | None]:

@@ -19,7 +19,7 @@ from ..retrieval.store.current import STAGING
 from ..retrieval.store.versions import store_state, version_names
 from .models import chosen_encoder
 from .outcome import Outcome, size
-from .sources import format_of, read_source
+from .sources import format_of, other_files, read_source
 
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def estimate_build(knowledge_base: KnowledgeBase, encoder: Encoder, arguments: a
 
 
 def _place_of(out: Path, overwrite: bool) -> Path:
-    """The folder of the store in OUT, which holds no knowledge base unless that is to be overwritten."""
+    """The folder of the store in OUT, which holds no knowledge base unless that is to be overwritten, nor a source."""
     if store_state(out) in ("whole", "broken"):
         raise InvalidInputError(
             f"{out} is itself a knowledge base. Name the folder above it, or add to it with `hf-ravlm index add`."
@@ -135,5 +135,10 @@ def _place_of(out: Path, overwrite: bool) -> Path:
         raise InvalidInputError(
             f"{out} holds a knowledge base already. Add to it with `hf-ravlm index add`, mend it with `hf-ravlm index "
             "repair`, or replace it with --overwrite."
+        )
+    if not store.exists() and not (out / "config.json").is_file() and (others := other_files(out)):
+        raise InvalidInputError(
+            f"{out} holds other files ({others[0]}) and no model: a knowledge base among them would hide them. Name a "
+            "new folder."
         )
     return store

@@ -62,7 +62,7 @@ def _add_ask(commands: Commands) -> None:
   hf-ravlm ask my_folder photo.jpg "What is this plant?" --model http://localhost:8000/v1 --encoder offline
   hf-ravlm ask products.csv "Which lamps are red?" --model offline --encoder offline --where '{"colour": "red"}'
 """,
-        "Stopped. What is encoded is kept: the same command goes on where it stopped.",
+        "Stopped. Whatever was encoded is kept: the same command goes on where it stopped.",
     )
     add_argument(parser, "knowledge", "what is searched; a saved system brings its own model", metavar="KNOWLEDGE")
     add_argument(
@@ -100,6 +100,7 @@ def _add_ask(commands: Commands) -> None:
         metavar="FOLDER",
         type=path,
     )
+    switch(group, "--overwrite", "let --save replace the system in FOLDER")
 
 
 def _add_evaluate(commands: Commands) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .argument_types import CHANNEL_NAMES, bytes_of, channels, path
+from .argument_types import CHANNEL_NAMES, bytes_of, channels, path, positive
 from .arguments import (
     FORMATS,
     INDEX_KINDS,
@@ -59,7 +59,9 @@ def add_index(commands: Commands) -> None:
     add_argument(parser, "folder", "the folder of the knowledge base")
     _add_source(parser)
     add_encoder(parser)
-    switch(parser, "--update", "replace passages with the same ids instead of refusing them")
+    switch(
+        parser, "--update", "change what is known by the same ids instead of refusing it; what a row leaves open stays"
+    )
     add_argument(parser, "--batch_size")
     parser = add("remove", "care", "remove passages by their ids")
     add_argument(parser, "folder")
@@ -101,7 +103,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     pages = "what PDF files become: pieces of text, images of pages and figures, or both (default)"
     add_argument(group, "--pages", pages, choices=["both", "text", "image"])
     add_argument(group, "--licence", "of passages that state none, such as CC-BY-4.0", metavar="NAME")
-    add_argument(group, "--chunk", "cut texts into chunks of so many characters", type=int, metavar="LENGTH")
+    add_argument(group, "--chunk", "cut texts into chunks of so many characters", type=positive, metavar="LENGTH")
     add_argument(
         group, "--chunk_overlap --overlap", "repeated from chunk to chunk", type=int, default=0, metavar="LENGTH"
     )

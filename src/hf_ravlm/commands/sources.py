@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def read_source(arguments: argparse.Namespace) -> KnowledgeBase:
         knowledge_base = reader(path, **options)
     skipped, table = knowledge_base.skipped, knowledge_base.table
     if skipped:
-        logger.warning("Items that could not be used: %d. --report FILE lists them.", len(skipped))
+        report = arguments.report or "--report FILE"
+        logger.warning("Items that could not be used: %d. %s lists them.", len(skipped), report)
     if arguments.licence is None:
         return knowledge_base
     place = table.schema.get_field_index("licence")
@@ -98,6 +100,18 @@ def guess_format(path: Path) -> str:
             f"{path}: its name does not say what it is. Pass --format, one of {', '.join(FORMATS)}."
         )
     return _SUFFIXES[suffix]
+
+
+def other_files(folder: Path) -> list[str]:
+    """What a folder holds that somebody keeps there, if it exists; an empty repository holds nothing.
+
+    Raises:
+        InvalidInputError: It is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InvalidInputError(f"{folder} is a file. Name a folder.")
+    names = os.listdir(folder) if folder.exists() else []
+    return sorted(name for name in names if not name.startswith(".") and name != "README.md")
 
 
 def column_names(pairs: list[str]) -> dict[str, Any]:

@@ -105,11 +105,13 @@ def compress(
             be compressed so.
     """
     if all(part is None for part in (prune, quantize, drop_duplicates, questions, index)):
-        raise InvalidInputError("there is nothing to do: give prune, quantize, drop_duplicates, questions or index")
+        raise InvalidInputError(
+            "there is nothing to do: give `prune=`, `quantize=`, `drop_duplicates=`, `questions=` or `index=`"
+        )
     if prune is not None:
         check_amount(prune)
     if recover is not None and prune is None:
-        raise InvalidInputError("recover is of pruned weights: give prune, too")
+        raise InvalidInputError("`recover=` is of pruned weights: give `prune=`, too")
     if quantize is not None and quantize not in PACKAGES:
         raise InvalidInputError(f"quantize={quantize!r}: expected one of {', '.join(PACKAGES)}")
     if drop_duplicates is not None and not 0 < drop_duplicates <= 1:

@@ -6,25 +6,16 @@
 from __future__ import annotations
 
 from .addresses import fetch_bytes, fetch_image, is_address
-from .gate import (
-    IMAGE_FORMATS,
-    MAX_ASPECT,
-    MAX_BYTES,
-    MAX_PIXELS,
-    MAX_SIDE,
-    ImageSource,
-    encoded_image,
-    safe_image,
-)
-from .kinds import HEIF_SUFFIXES
+from .gate import MAX_ASPECT, MAX_BYTES, MAX_PIXELS, MAX_SIDE, ImageSource, encoded_image, safe_image
+from .kinds import IMAGE_FORMATS, IMAGE_SUFFIXES
 from .regions import crop_region, detailed_crops
 from .several import first_of, several
 from .trimming import shrunk, trim_margins
 
 
 __all__ = [
-    "HEIF_SUFFIXES",
     "IMAGE_FORMATS",
+    "IMAGE_SUFFIXES",
     "MAX_ASPECT",
     "MAX_BYTES",
     "MAX_PIXELS",

@@ -18,13 +18,12 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import UnsafeInputError
 from .headers import exif_orientation, first_image, xmp_orientation
-from .kinds import frame_of, is_heif, is_svg, open_heif, seek_frame
+from .kinds import IMAGE_FORMATS, frame_of, is_heif, is_svg, open_heif, seek_frame
 from .sources import read_encoded, shortened
 
 
 ImageSource = Union[str, "os.PathLike[str]", bytes, Mapping[str, Any], np.ndarray, Image.Image]
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 
 MAX_BYTES = 50_000_000
 MAX_PIXELS = 50_000_000

@@ -11,7 +11,9 @@ from PIL import Image
 from ..errors import UnsafeInputError
 
 
-HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")  # of Pillow
+_OF_PILLOW = frozenset(name for name, kind in Image.registered_extensions().items() if kind in IMAGE_FORMATS)
+IMAGE_SUFFIXES = _OF_PILLOW | {".heic", ".heif", ".hif"}
 MAX_FRAME = 10_000
 
 _HEIF_BRANDS = re.compile(b"heic|heix|heim|heis|hevc|hevx|hevm|hevs|mif1|msf1|jpeg")

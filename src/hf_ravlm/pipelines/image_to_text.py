@@ -7,19 +7,21 @@ which does what the old pipeline did.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType
 from typing import Any
 
+from PIL import Image
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, Pipeline
 
 from ..errors import InvalidInputError
-from ..images import fetch_image, is_address, safe_image
+from ..images import IMAGE_SUFFIXES, fetch_image, is_address, safe_image
 from ..model.loading import without_adapters
 from ..model.prompts.settings import SETTINGS, split_settings
 from ..saving.folders import PublishMixin, check_base
@@ -53,6 +55,7 @@ ANSWER_KEYS = (
     "policy",
     *PROMPT_KEYS,
 )
+_OUR_NAMES = ("question", "query", "timeout", "on_error", "knowledge", "encoder", *ANSWER_KEYS)
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,8 @@ class RavlmPipelineMixin(NumberedInputs):
                 answers[place] = [Answer("", error=one.error)]
         for (with_images, system), places in groups.items():
             rows = [asked[place] for place in places]
-            told = "\n\n".join(text for text in (prompt.get("system_message"), system) if text)
+            own = prompt.get("system_message")
+            told = f"{own}\n\n{system}" if own and system else system or own
             found = self._answer_rows(
                 [row.images for row in rows] if with_images else None,
                 [row.question for row in rows],
@@ -358,6 +362,7 @@ class RavlmImageToTextPipeline(RavlmPipelineMixin, Pipeline):
         if isinstance(inputs, dict) and not inputs.keys().isdisjoint(("image", "images", "question")):
             question = inputs.get("question", inputs.get("text", question))
             query = inputs.get("query", query)
+            check_keys(inputs)
             inputs = inputs.get("image", inputs.get("images"))
         if question is None:
             question = self.model.config.default_prompt
@@ -419,6 +424,27 @@ class ImageCaptionPipeline(Pipeline):
         return [{"generated_text": text} for text in texts]
 
 
+def check_keys(inputs: Mapping[str, Any]) -> None:
+    """Refuses an image under a name that is not looked for; other columns of a row may be anything.
+
+    Raises:
+        InvalidInputError: With the name.
+
+    >>> check_keys({"question": "What is this?", "img": "photo.jpg"})
+    Traceback (most recent call last):
+    hf_ravlm.errors.InvalidInputError: 'img' holds an image, and only 'image' and 'images' are looked at; ...
+    """
+    if not inputs.keys().isdisjoint(("image", "images")):
+        return
+    for name, value in inputs.items():
+        is_file = isinstance(value, str) and os.path.splitext(value)[1].lower() in IMAGE_SUFFIXES
+        if isinstance(value, Image.Image) or (is_file and name not in ("question", "text", "query")):
+            raise InvalidInputError(
+                f"{name!r} holds an image, and only 'image' and 'images' are looked at; rename it, or give "
+                "'image': None to ask without one"
+            )
+
+
 def opened(images: Any, timeout: float | None) -> Any:
     """The image of a question, the list of its images, or `None`, each opened by `open_image`.
 
@@ -445,8 +471,15 @@ def open_image(source: Any, timeout: float | None = None) -> Any:
 def _sorted_parameters(
     preprocess: dict, forward: dict, /, generate_kwargs: dict | None = None, max_new_tokens=None, **others: Any
 ) -> tuple[dict, dict, dict]:
-    """What the three steps of a pipeline get: what `preprocess` and `_forward` do not know goes to `generate`."""
+    """What the three steps of a pipeline get: what `preprocess` and `_forward` do not know goes to `generate`.
+
+    Raises:
+        InvalidInputError: For what is a slip of one of our own names, which `generate` would refuse at the first call.
+    """
     merged = {**(generate_kwargs or {}), **others}
+    for name in merged:
+        if near := difflib.get_close_matches(name, _OUR_NAMES, 1, 0.8):
+            raise InvalidInputError(f"there is no {name}=; did you mean {near[0]}=?")
     if max_new_tokens is not None:
         if "max_new_tokens" in merged:
             raise InvalidInputError("max_new_tokens is given twice: directly and in generate_kwargs; give it once")

@@ -47,11 +47,14 @@ def open_knowledge(knowledge: Any, encoder: Encoder | None, **options: Any) -> R
     """
     from ..retrieval import KnowledgeBase, RavlmRetriever  # FAISS and pyarrow come only when needed
 
+    is_path = isinstance(knowledge, (str, os.PathLike))
+    if options and not (is_path and Path(knowledge).expanduser().exists() and not is_stored(Path(knowledge))):
+        raise InvalidInputError(f"{reading_words(options)}, and {knowledge} is a knowledge base already; leave it out")
     if hasattr(knowledge, "retrieve"):
         return knowledge
     if isinstance(knowledge, KnowledgeBase):
         return RavlmRetriever.build(knowledge, _needed(encoder, "a KnowledgeBase"))
-    if not isinstance(knowledge, (str, os.PathLike)):
+    if not is_path:
         raise InvalidInputError(
             f"knowledge= came as {type(knowledge).__name__}: expected a folder of images and texts, a table, a PDF "
             "file, the folder of a stored knowledge base, a KnowledgeBase or a retriever"
@@ -64,6 +67,16 @@ def open_knowledge(knowledge: Any, encoder: Encoder | None, **options: Any) -> R
     check_place(knowledge)
     kind = "model" if encoder is None else "dataset"
     return RavlmRetriever.from_pretrained(os.fspath(knowledge), encoder, repo_type=kind)
+
+
+def reading_words(options: Mapping[str, Any]) -> str:
+    """What tells how a source is read, for a message that refuses it.
+
+    >>> reading_words({"text_column": "caption", "on_error": "skip"})
+    '`text_column=...` and `on_error="skip"` say how a source is read'
+    """
+    named = [f"`{name}=...`" if "_column" in name else f'`{name}="{value}"`' for name, value in options.items()]
+    return f"{' and '.join(named)} {'says' if len(named) == 1 else 'say'} how a source is read"
 
 
 def check_place(knowledge: str | os.PathLike[str]) -> None:

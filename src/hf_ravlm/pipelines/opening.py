@@ -19,7 +19,7 @@ from ..model.parts.adapters import adapter_base
 from ..saving.reaching import OFFLINE, check_spelling, hub_or_cache
 from ..servers import Server
 from .image_to_text import RavlmImageToTextPipeline
-from .knowledge import check_encoded, check_place, open_knowledge
+from .knowledge import check_encoded, check_place, open_knowledge, reading_words
 from .offline_reader import offline_reader
 from .parts import named_encoder
 from .remote.reader import RemoteReader
@@ -57,6 +57,8 @@ def open_pipeline(
             check_spelling(os.fspath(part))
     if isinstance(knowledge, (str, os.PathLike)):
         check_place(knowledge)
+    if knowledge is None and reading:
+        raise InvalidInputError(f"{reading_words(reading)}, and {model} brings its own knowledge base; leave it out")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     parts: dict[str, Any] = {"device": device, "reader_name": reader_name, "sees_images": sees_images}
     if is_address(model):

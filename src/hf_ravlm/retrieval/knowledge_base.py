@@ -343,9 +343,16 @@ def as_knowledge_base(passages: PassageSource) -> KnowledgeBase:
     """Passages as a user gives them, see `RavlmRetriever.add`."""
     if isinstance(passages, KnowledgeBase):
         return passages
-    given = framed_rows(passages)
+    given = framed_rows(_several(passages))
     rows: list[Any] = [_row_of(passage) if isinstance(passage, Passage) else passage for passage in given]
     return KnowledgeBase.from_dicts(rows) if rows else KnowledgeBase()
+
+
+def _several(passages: Any) -> Any:
+    """Refuses a dictionary, whose keys would be taken for passages."""
+    if isinstance(passages, Mapping):
+        raise InvalidInputError("one dictionary came: expected a list of dictionaries, one for each passage")
+    return passages
 
 
 def completed(passages: PassageSource, stored: Callable[[list[str]], Sequence[Passage | None]]) -> KnowledgeBase:
@@ -359,7 +366,7 @@ def completed(passages: PassageSource, stored: Callable[[list[str]], Sequence[Pa
     if isinstance(passages, KnowledgeBase):
         parts = [_completed_part(passages.table.slice(start, 256), stored) for start in range(0, len(passages), 256)]
         return KnowledgeBase(pa.concat_tables(parts), passages.skipped) if parts else passages
-    rows: list[Any] = list(passages)
+    rows: list[Any] = list(_several(passages))
     if any(isinstance(row, Passage) for row in rows):
         return completed(as_knowledge_base(rows), stored)
     ids = [str(row.get("id", "")) if isinstance(row, Mapping) else "" for row in rows]

@@ -228,6 +228,7 @@ def test_no_queries(world):
         ({"channels": ("dense", "dense")}, "channels"),
         ({"channels": ("dense", "colour")}, "colour"),
         ({"weights": {"bm25": 1}}, "weights"),
+        ({"weights": {"dense": float("nan")}}, "finite numbers"),
     ],
 )
 def test_wrong_options_are_refused(world, options, message):

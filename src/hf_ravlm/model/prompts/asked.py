@@ -75,6 +75,6 @@ def read_questions(text: Any, images: Sequence[Sequence[Any]], image_token: str)
             question = question.removeprefix(image_token)  # where chat templates and habit put it
         if not isinstance(question, str) or not clean_text(question):
             came = "empty" if isinstance(question, str) else f"of type {type(question).__name__}"
-            raise InvalidInputError(f"question {row} is {came}; give words, or text=None for a description")
+            raise InvalidInputError(f"question {row} is {came}; give words, or none at all for a description")
         questions[row] = clean_text(question)
     return questions

@@ -323,7 +323,9 @@ class MultimodalPrompt:
             if sum(image.width * image.height for image in row.images) == before:
                 answer = row.answer if reserved[i] else None
                 what = "let the generator's image processor make smaller images, " if row.images else ""
-                raise too_long(limit, limit - room, row.question, answer, "its image, the chat template", what)
+                raise too_long(
+                    limit, limit - room, row.question, answer, "its image, the chat template", what, row.system
+                )
             again[i] = len(row.passages)
         return again
 

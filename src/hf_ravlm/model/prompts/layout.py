@@ -94,7 +94,10 @@ def layout_prompt(
     target = [] if answer is None else [*answer, markers.eos]
     room = max_length - len(head) - len(asked) - 1 - (0 if answer_on_top else len(target))
     if room < 0:
-        raise too_long(max_length, max_length - room, question, None if answer_on_top else answer, "image")
+        parts = "image, system message" if system else "image"
+        raise too_long(
+            max_length, max_length - room, question, None if answer_on_top else answer, parts, system=system
+        )
     memory: list[int] = []
     for k, passage in enumerate(passages):
         if len(memory) + passage.evidence_tokens > room:
@@ -115,12 +118,17 @@ def layout_prompt(
 
 
 def too_long(
-    max_length: int, taken: int, question: Sequence[int], answer: Sequence[int] | None, parts: str, advice: str = ""
+    max_length: int,
+    taken: int,
+    question: Sequence[int],
+    answer: Sequence[int] | None,
+    parts: str,
+    advice: str = "",
+    system: Sequence[int] | None = None,
 ) -> InvalidInputError:
-    """The error for a prompt that has no room for what is never cut; it names the longer of question and answer."""
-    name, length = "question", len(question)
-    if answer is not None and len(answer) > length:
-        name, length = "answer", len(answer)
+    """The error for a prompt that has no room for what is never cut; it names what is longest."""
+    lengths = {"question": len(question), "answer": len(answer or ()), "system message": len(system or ())}
+    name, length = max(lengths.items(), key=lambda part: part[1])
     return InvalidInputError(
         f"the {name} is too long: {parts}, question and answer take {taken} tokens ({length} of them the {name}), "
         f"the context holds {max_length}; shorten the {name}, {advice}or raise the processor's max_length up to what "

@@ -110,10 +110,15 @@ def weighted_fusion(
     """
     if len(rankings) != len(weights) or not rankings:
         raise InvalidInputError(f"{len(rankings)} rankings came with {len(weights)} weights. Pass one for each.")
-    if not np.isfinite(weights).all() or min(weights) < 0 or max(weights) == 0:
-        raise InvalidInputError(f"weights={list(weights)}: expected finite numbers of at least 0, not all of them 0.")
+    check_weights(weights)
     pool = _pooled([ranking.rows for ranking in rankings])
     return _ranked(pool, _score_table(rankings, pool, normalise) @ np.asarray(weights, np.float64))
+
+
+def check_weights(weights: Sequence[float]) -> None:
+    """Raises `InvalidInputError` unless channels can be weighed so."""
+    if not np.isfinite(weights).all() or min(weights) < 0 or max(weights) == 0:
+        raise InvalidInputError(f"weights={list(weights)}: expected finite numbers of at least 0, not all of them 0.")
 
 
 def learn_weights(

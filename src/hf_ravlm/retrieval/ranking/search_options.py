@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import InvalidInputError
 from ...numbers_given import check_between, check_whole
 from .channels import QueryPart
-from .fusion import Normalisation
+from .fusion import Normalisation, check_weights
 from .rerank import Reranker
 
 
@@ -70,7 +70,8 @@ class SearchOptions:
             raise InvalidInputError(
                 f"weights are for {sorted(self.weights)}, channels are {sorted(self.channels)}. Give each channel one."
             )
-
+        if self.weights is not None:
+            check_weights(list(self.weights.values()))
         check_grouping(self.group_by, self.group_query)
 
     @property

@@ -113,6 +113,8 @@ def choose_columns(names: ColumnNames, seen: Sequence[str], source: str) -> Colu
         if found:
             columns[standard] = found
         elif name is not None and (name != standard or standard == "id"):
+            if not seen:
+                raise InvalidInputError(f"{source} is empty. Expected names of columns, and a row for each passage.")
             hint = " `id_column=None` numbers the rows." if standard == "id" else ""
             raise InvalidInputError(
                 f"There is no column {name!r} in {source}. Its columns are {list(seen)}. Name the right one with "

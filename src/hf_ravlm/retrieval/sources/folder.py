@@ -13,10 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ...errors import InvalidInputError, UnsafeInputError
-from ...images import HEIF_SUFFIXES, IMAGE_FORMATS
+from ...images import IMAGE_SUFFIXES
 from ...saving.safe_paths import at_home
 from ...text import clean_text, plain_text, without_controls
 from .checked_rows import SourceFault, SourceItem, SourceNote, SourceRow
@@ -29,8 +27,6 @@ from .pdf.rows import Pages, check_pages, rows_from_pdf
 from .tables import TABLE_SUFFIXES, table_records
 
 
-_OF_PILLOW = frozenset(name for name, kind in Image.registered_extensions().items() if kind in IMAGE_FORMATS)
-IMAGE_SUFFIXES = _OF_PILLOW | HEIF_SUFFIXES
 _TEXT_SUFFIXES = {".txt", ".md"}
 PDF_SUFFIX = ".pdf"
 _SIDECAR_SUFFIXES = (".txt", ".md", ".caption", ".json")
@@ -56,7 +52,8 @@ def rows_from_folder(
     """
     root = Path(at_home(folder))
     if not root.is_dir():
-        raise InvalidInputError(f"{root}: there is no such folder. Check the path.")
+        reason = "this is a file, and a folder was expected" if root.exists() else "there is no such folder"
+        raise InvalidInputError(f"{root}: {reason}. Check the path.")
     check_pages(pages)
     roots = image_roots(image_root)
     names, notes = visible_files(root)
