@@ -20,7 +20,8 @@ from ..model.heads.neighbors import NO_NEIGHBOR, JoinFit
 from ..model.loading import without_adapters
 from ..numbers_given import check_whole
 from .answer import passage_record
-from .image_to_text import RavlmPipelineMixin, opened
+from .asked import opened
+from .image_to_text import RavlmPipelineMixin
 from .looking import images_of_call, is_empty, look_at_sound, read_image, unread_image
 from .numbered_inputs import check_on_error
 from .parts import is_ours

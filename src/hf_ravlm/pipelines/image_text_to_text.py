@@ -14,8 +14,9 @@ from transformers.utils.chat_template_utils import Chat
 
 from ..errors import InvalidInputError
 from ..sequences import is_column, listed
+from .asked import Asked, opened
 from .conversations import read_conversation
-from .image_to_text import ANSWER_KEYS, Asked, RavlmPipelineMixin, opened
+from .image_to_text import ANSWER_KEYS, RavlmPipelineMixin
 from .numbered_inputs import check_on_error
 from .parts import brings_evidence
 

@@ -10,18 +10,15 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from types import NoneType
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, Pipeline
 
 from ..errors import InvalidInputError
-from ..images import IMAGE_SUFFIXES, fetch_image, is_address, safe_image
 from ..model.loading import without_adapters
 from ..model.prompts.settings import SETTINGS, split_settings
 from ..saving.folders import PublishMixin, check_base
@@ -29,6 +26,7 @@ from ..saving.safe_paths import at_home
 from ..sequences import is_column
 from .answer import Answer
 from .answering import answer_questions, check_parts
+from .asked import Asked, check_keys, open_image, opened
 from .knowledge import open_knowledge
 from .model_folder import find_policy, find_processor, find_retriever
 from .numbered_inputs import NumberedInputs, check_on_error, still_encoded
@@ -56,17 +54,6 @@ ANSWER_KEYS = (
     *PROMPT_KEYS,
 )
 _OUR_NAMES = ("question", "query", "timeout", "on_error", "knowledge", "encoder", *ANSWER_KEYS)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One question: its image, a list of several, or `None`; other words to search with; its own system message."""
-
-    question: str
-    images: Any = None
-    query: str | None = None
-    system: str | None = None
-    error: str | None = None  # why it cannot be asked
 
 
 class RavlmPipelineMixin(NumberedInputs):
@@ -422,50 +409,6 @@ class ImageCaptionPipeline(Pipeline):
     def postprocess(self, model_outputs):
         texts = self.tokenizer.batch_decode(model_outputs["sequences"], skip_special_tokens=True)
         return [{"generated_text": text} for text in texts]
-
-
-def check_keys(inputs: Mapping[str, Any]) -> None:
-    """Refuses an image under a name that is not looked for; other columns of a row may be anything.
-
-    Raises:
-        InvalidInputError: With the name.
-
-    >>> check_keys({"question": "What is this?", "img": "photo.jpg"})
-    Traceback (most recent call last):
-    hf_ravlm.errors.InvalidInputError: 'img' holds an image, and only 'image' and 'images' are looked at; ...
-    """
-    if not inputs.keys().isdisjoint(("image", "images")):
-        return
-    for name, value in inputs.items():
-        is_file = isinstance(value, str) and os.path.splitext(value)[1].lower() in IMAGE_SUFFIXES
-        if isinstance(value, Image.Image) or (is_file and name not in ("question", "text", "query")):
-            raise InvalidInputError(
-                f"{name!r} holds an image, and only 'image' and 'images' are looked at; rename it, or give "
-                "'image': None to ask without one"
-            )
-
-
-def opened(images: Any, timeout: float | None) -> Any:
-    """The image of a question, the list of its images, or `None`, each opened by `open_image`.
-
-    Raises:
-        UnsafeInputError: One cannot be used.
-    """
-    if images is None:
-        return None
-    if is_column(images):
-        return [open_image(image, timeout) for image in images] or None
-    return open_image(images, timeout)
-
-
-def open_image(source: Any, timeout: float | None = None) -> Any:
-    """An image, made safe; one that is named by its address is fetched, within bounds.
-
-    Raises:
-        InvalidInputError: The image could not be fetched.
-        UnsafeInputError: It cannot be used.
-    """
-    return fetch_image(source, timeout) if is_address(source) else safe_image(source)
 
 
 def _sorted_parameters(

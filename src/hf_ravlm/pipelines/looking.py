@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from ..images import safe_image
-from .image_to_text import opened
+from .asked import opened
 from .numbered_inputs import still_encoded
 
 

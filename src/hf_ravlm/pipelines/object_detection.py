@@ -23,8 +23,9 @@ from ..model.heads.object_detection import BoxFit
 from ..model.loading import loading_errors, origin_of, source_of, without_adapters
 from ..numbers_given import check_between, check_whole
 from .answer import passage_record
+from .asked import opened
 from .image_classification import LABEL_KEY, known_classes, labelled, neighbor_tensors
-from .image_to_text import RavlmPipelineMixin, opened
+from .image_to_text import RavlmPipelineMixin
 from .looking import images_of_call, is_empty, look_at_sound, read_image, unread_image
 from .numbered_inputs import check_on_error
 from .parts import is_ours
