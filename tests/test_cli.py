@@ -110,6 +110,11 @@ def test_what_was_built_is_what_the_library_builds(tmp_path, source, text_model,
     assert not (tmp_path / "out" / "knowledge_base" / "staging" / "build").exists()
 
 
+def test_a_build_says_why_few_passages_have_no_index(tmp_path, source, text_model, run):
+    _, told, _ = run("build", source, tmp_path / "out", "--model", text_model, "--index", "ivf_pq")
+    assert "flat index: few passages are searched exactly," in told
+
+
 def test_the_record_of_a_build(tmp_path, source, text_model, record_of):
     record = record_of("build", source, tmp_path / "out", "--model", text_model, "--index", "hnsw_sq8")
     assert (record["passages"], record["skipped"], record["dim"]) == (3, 0, 32)

@@ -52,8 +52,9 @@ def build(arguments: argparse.Namespace) -> Outcome:
     dim, spec = retriever.index.dim, {**retriever.index.spec}
     record |= {"passages": len(knowledge_base), "skipped": len(knowledge_base.skipped), "dim": dim, "index": spec}
     record["encoder"] = {"name": encoder.name, "fingerprint": fingerprint}
+    few = "" if arguments.index in ("auto", spec["kind"]) else ": few passages are searched exactly"
     text = (
-        f"{len(knowledge_base):,} passages in {arguments.out} ({dim} dimensions, {spec['kind']} index, encoder "
+        f"{len(knowledge_base):,} passages in {arguments.out} ({dim} dimensions, {spec['kind']} index{few}, encoder "
         f"{encoder.name!r})."
     )
     if num_processes == 1:
