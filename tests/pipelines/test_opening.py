@@ -9,6 +9,7 @@ from huggingface_hub import constants
 from hash_encoder import HashEncoder
 from hf_ravlm.cli import main
 from hf_ravlm.errors import HubUnavailableError, InvalidInputError, KnowledgeBaseNotFoundError
+from hf_ravlm.pipelines.knowledge import open_knowledge
 from hf_ravlm.pipelines.opening import open_pipeline
 from hf_ravlm.retrieval import load_encoder
 from tiny import picture
@@ -93,3 +94,15 @@ def test_a_missing_encoder_and_an_unknown_channel_are_told_before_models_are_loa
     with pytest.raises(SystemExit):
         main(["ask", str(mine), "what ?", "--model", "offline", "--encoder", "offline", "--channels", "smell"])
     assert "there is no smell; choose from dense, bm25" in capsys.readouterr().err
+
+
+def test_how_a_source_is_read_is_said_of_sources_alone(mine, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    encoder, options = HashEncoder(), {"on_error": "skip"}
+    retriever = open_knowledge(mine, encoder, **options)
+    retriever.save_pretrained(tmp_path / "kept")
+    for stored in (tmp_path / "kept", retriever, retriever.knowledge_base, "owner/name"):
+        with pytest.raises(InvalidInputError, match='`on_error="skip"` says how .* is a knowledge base already'):
+            open_knowledge(stored, encoder, **options)
+    with pytest.raises(KnowledgeBaseNotFoundError, match="there is no such file or folder"):
+        open_knowledge(tmp_path / "gone", encoder, **options)

@@ -420,7 +420,7 @@ def _sorted_parameters(
         InvalidInputError: For what is a slip of one of our own names, which `generate` would refuse at the first call.
     """
     merged = {**(generate_kwargs or {}), **others}
-    for name in merged:
+    for name in merged.keys() - set(_OUR_NAMES):
         if near := difflib.get_close_matches(name, _OUR_NAMES, 1, 0.8):
             raise InvalidInputError(f"there is no {name}=; did you mean {near[0]}=?")
     if max_new_tokens is not None:

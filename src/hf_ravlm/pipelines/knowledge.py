@@ -48,8 +48,8 @@ def open_knowledge(knowledge: Any, encoder: Encoder | None, **options: Any) -> R
     from ..retrieval import KnowledgeBase, RavlmRetriever  # FAISS and pyarrow come only when needed
 
     is_path = isinstance(knowledge, (str, os.PathLike))
-    if options and not (is_path and Path(knowledge).expanduser().exists() and not is_stored(Path(knowledge))):
-        raise InvalidInputError(f"{reading_words(options)}, and {knowledge} is a knowledge base already; leave it out")
+    if options:
+        _check_source(knowledge if is_path else None, options)
     if hasattr(knowledge, "retrieve"):
         return knowledge
     if isinstance(knowledge, KnowledgeBase):
@@ -77,6 +77,17 @@ def reading_words(options: Mapping[str, Any]) -> str:
     """
     named = [f"`{name}=...`" if "_column" in name else f'`{name}="{value}"`' for name, value in options.items()]
     return f"{' and '.join(named)} {'says' if len(named) == 1 else 'say'} how a source is read"
+
+
+def _check_source(place: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> None:
+    """Refuses options of reading for what is not read, but opened as it is; `None` is an object."""
+    if place is not None:
+        check_place(place)
+        path = Path(place).expanduser()
+        if path.exists() and not is_stored(path):
+            return
+    named = "this" if place is None else place
+    raise InvalidInputError(f"{reading_words(options)}, and {named} is a knowledge base already; leave it out")
 
 
 def check_place(knowledge: str | os.PathLike[str]) -> None:
