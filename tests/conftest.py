@@ -1,14 +1,17 @@
-"""Shared by all tests: no network, quiet progress bars, the tiny builders on the import path."""
+"""Shared by all tests: no network, nothing kept for the user, quiet progress bars, the path to the tiny builders."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_ASSETS_CACHE"] = tempfile.mkdtemp(prefix="hf_ravlm-")  # what is encoded of sources is kept there
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
@@ -16,6 +19,12 @@ from transformers.utils import logging
 
 
 logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_while_testing():
+    yield
+    shutil.rmtree(os.environ["HF_ASSETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -96,8 +96,7 @@ def test_a_missing_encoder_and_an_unknown_channel_are_told_before_models_are_loa
     assert "there is no smell; choose from dense, bm25" in capsys.readouterr().err
 
 
-def test_how_a_source_is_read_is_said_of_sources_alone(mine, tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+def test_how_a_source_is_read_is_said_of_sources_alone(mine, tmp_path):
     encoder, options = HashEncoder(), {"on_error": "skip"}
     retriever = open_knowledge(mine, encoder, **options)
     retriever.save_pretrained(tmp_path / "kept")
