@@ -21,9 +21,7 @@ from transformers.utils import logging
 logging.disable_progress_bar()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def kept_while_testing():
-    yield
+def pytest_unconfigure():
     shutil.rmtree(os.environ["HF_ASSETS_CACHE"], ignore_errors=True)
 
 

@@ -185,8 +185,9 @@ class ShuffledCountries:
             rng.shuffle(fields)
             texts["facts"] = facts_text(row["name"], fields[: rng.randint(1, len(fields))])
         if "background" in texts and rng.random() < 0.6:  # the longest passage, and no question needs it
-            sentences = texts["background"].split(". ")
-            texts["background"] = ". ".join(sentences[: rng.randint(1, 2)]).rstrip(".") + "."
+            header, colon, told = texts["background"].partition(": ")  # a name may hold a full stop ("St. Lucia")
+            kept = ". ".join(told.split(". ")[: rng.randint(1, 2)]).rstrip(".")
+            texts["background"] = f"{header}{colon}{kept}."
         return [Shown(kind, row, text) for kind, text in texts.items()]
 
     def _closed_book(self) -> Example:

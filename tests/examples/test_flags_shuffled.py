@@ -49,7 +49,7 @@ def read_back(passage: str) -> tuple[str, str, str]:
     if passage.startswith(NAME_HEADER):
         name = passage.removeprefix(NAME_HEADER).removesuffix(".")
         return "name", name, name
-    title, _, said = passage.partition(": ")  # a background cut short may end in "St." of the name
+    title, _, said = passage.partition(": ")
     ((kind, header),) = [(kind, h) for kind, headers in HEADERS.items() for h in headers if title.startswith(h)]
     return kind, title.removeprefix(header), said.removesuffix(".")
 

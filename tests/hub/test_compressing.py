@@ -149,7 +149,7 @@ def test_a_reader_too_narrow_for_four_bits_is_refused_quantized(folder, tmp_path
         ({"prune": "1:4"}, "or '2:4'"),
         ({"quantize": "int3"}, "expected one of int8, int4"),
         ({"drop_duplicates": 2.0}, "expected a cosine above 0"),
-        ({"quantize": "int8", "recover": Recovery("nowhere.jsonl")}, "recover is of pruned weights"),
+        ({"quantize": "int8", "recover": Recovery("nowhere.jsonl")}, "`recover=` is of pruned weights"),
         ({"prune": 0.3, "recover": Recovery("nowhere.jsonl")}, "nowhere.jsonl"),
         ({"questions": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],

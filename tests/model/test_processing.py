@@ -86,7 +86,7 @@ def test_padding_is_left_for_prompts_and_right_for_training():
     [
         ({"text": "  \u200b "}, "question 0 is empty"),
         ({"text": ["red", ""]}, "question 1 is empty"),
-        ({"text": ["red", None]}, "question 1 is of type NoneType; give words, or text=None"),
+        ({"text": ["red", None]}, "question 1 is of type NoneType; give words, or none at all"),
         ({"images": [picture(), picture()], "text": ["red"]}, "got 2 images and 1 questions"),
         ({"text": ["red", "white"], "evidence": [[]]}, "evidence for 1 questions and 2 questions"),
         ({"text": ["red"], "evidence": [[3.5]]}, "evidence of type float"),
